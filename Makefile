@@ -1,0 +1,19 @@
+# `make quickstart`: install into .venv if need be, then run the small experiment.
+# `make test`: install into .venv if need be, then run the tests.
+PYTHON ?= python3
+VENV := .venv
+# Written last, so that an interrupted installation is taken up again.
+STAMP := $(VENV)/.installed
+
+.PHONY: quickstart test
+
+quickstart: $(STAMP)
+	$(VENV)/bin/patterning run configs/quickstart.yaml
+
+test: $(STAMP)
+	$(VENV)/bin/python -m pytest
+
+$(STAMP): pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(VENV)/bin/python -m pip install -c constraints.txt -e ".[test]"
+	touch $@

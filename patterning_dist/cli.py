@@ -1,0 +1,142 @@
+"""The `patterning` command. torch and ray are imported by the stages, so that help and checks are quick."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from patterning_dist.config import Config, config_schema, load_config
+from patterning_dist.errors import PatterningError
+from patterning_dist.rundir import STAGES, read_manifest
+
+HELP = {
+    "prepare": "Train the tokenizer and cut the corpus into sequences.",
+    "train": "Train the baseline and anneal it to the checkpoint that is sampled around.",
+    "sample": "Run the posterior chains of every component.",
+    "solve": "Turn the susceptibilities into sample weights that reach the targets.",
+    "retrain": "Train again on the weighted data, every arm with every seed.",
+    "report": "Write report.html and summary.json.",
+}
+
+app = typer.Typer(
+    help="Susceptibilities of a network to its training data, and data weights that steer its training.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+config_app = typer.Typer(help="The experiment file.", no_args_is_help=True, rich_markup_mode=None)
+app.add_typer(config_app, name="config")
+
+ConfigArgument = Annotated[
+    Path, typer.Argument(metavar="CONFIG", help="Experiment file, or a run directory to take up again.")
+]
+SetOption = Annotated[
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Change one key: sampling.num_chains=8."),
+]
+RunDirOption = Annotated[
+    Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run is kept.", show_default=False)
+]
+
+
+@contextlib.contextmanager
+def _reported() -> Iterator[None]:
+    try:
+        yield
+    except PatterningError as error:
+        typer.secho(f"error: {error}", fg="red", err=True)
+        raise typer.Exit(2) from None
+    except KeyboardInterrupt:
+        typer.secho("interrupted; run the same command to resume", err=True)
+        raise typer.Exit(130) from None
+
+
+def _open(config: Path, overrides: Sequence[str] | None, run_dir: Path | None) -> tuple[Config, Path]:
+    """The experiment and its run directory; a run directory is its own unless another is asked for."""
+    if config.is_dir():
+        if not (config / "config.yaml").is_file():
+            raise PatterningError(
+                f"{config}: not a run directory, there is no config.yaml; give an experiment file"
+            )
+        loaded = load_config(config / "config.yaml", overrides or ())
+        return loaded, run_dir or config
+    loaded = load_config(config, overrides or ())
+    return loaded, run_dir or loaded.run_directory
+
+
+@app.command(help="Run every stage that is not done yet, from the corpus to the report.")
+def run(config: ConfigArgument, overrides: SetOption = None, run_dir: RunDirOption = None) -> None:
+    with _reported():
+        loaded, directory = _open(config, overrides, run_dir)
+        _run_stages(loaded, list(STAGES), directory)
+
+
+def _run_stages(config: Config, stages: list[str], directory: Path) -> None:
+    from patterning_dist.driver import run_stages
+
+    run_stages(config, stages, directory)
+
+
+def _stage_command(stage: str) -> Callable[..., None]:
+    def command(config: ConfigArgument, overrides: SetOption = None, run_dir: RunDirOption = None) -> None:
+        with _reported():
+            loaded, directory = _open(config, overrides, run_dir)
+            done = read_manifest(directory).get("stages", {})
+            for earlier in STAGES[: STAGES.index(stage)]:
+                if done.get(earlier, {}).get("status") != "finished":
+                    raise PatterningError(
+                        f"{directory}: stage {stage} needs stage {earlier}, which is not done; "
+                        f"run `patterning {earlier} {config}` first"
+                    )
+            _run_stages(loaded, [stage], directory)
+
+    return command
+
+
+for _stage in STAGES:
+    app.command(name=_stage, help=HELP[_stage])(_stage_command(_stage))
+
+
+@config_app.command(help="Print the JSON schema of the experiment file, for editors.")
+def schema() -> None:
+    typer.echo(json.dumps(config_schema(), indent=2))
+
+
+@config_app.command(help="Check an experiment file without running anything.")
+def check(config: ConfigArgument, overrides: SetOption = None) -> None:
+    with _reported():
+        loaded, directory = _open(config, overrides, None)
+        for index, source in enumerate(loaded.data.sources):
+            if not source.path.exists():
+                raise PatterningError(
+                    f"{config}: data.sources.{index}.path: {source.path} is not there; correct it"
+                )
+        typer.echo(f"{config}: ok; the run is kept in {directory}")
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"patterning {version('patterning-dist')}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Options of the command itself."""
+
+
+def app_main() -> None:
+    """Entry point of the `patterning` script."""
+    app()

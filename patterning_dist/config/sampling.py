@@ -1,0 +1,109 @@
+"""Which posteriors are sampled, for how long, and what is observed on the way."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from patterning_dist.config.section import Section
+
+ObservableName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.\-]*$")]
+
+
+class ComponentLossConfig(Section):
+    kind: Literal["component_loss"] = Field(description="L(w) - L(w*) on the component's posterior [nats]")
+    name: ObservableName = Field(description="name of the observable")
+
+    @property
+    def observable_names(self) -> list[str]:
+        return [self.name]
+
+
+class SplitLossConfig(Section):
+    kind: Literal["split_loss"] = Field(description="mean loss on a part of the held-out sequences [nats]")
+    name: ObservableName = Field(description="name of the observable")
+    split: Annotated[
+        str,
+        Field(
+            pattern=r"^(overall|induction|rest|induction_minus_rest|repeated_sequence|domain:.+)$",
+            description="overall, induction, rest, induction_minus_rest, repeated_sequence or domain:<name>",
+        ),
+    ]
+
+    @property
+    def observable_names(self) -> list[str]:
+        return [self.name]
+
+
+class FunctionConfig(Section):
+    kind: Literal["function"] = Field(description="a function of the user's: model -> Tensor[len(names)]")
+    names: list[ObservableName] = Field(min_length=1, description="one name for each number it returns")
+    path: str = Field(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="where it is, as package.module:function"
+    )
+
+    @property
+    def observable_names(self) -> list[str]:
+        return list(self.names)
+
+
+ObservableConfig = Annotated[
+    ComponentLossConfig | SplitLossConfig | FunctionConfig, Field(discriminator="kind")
+]
+
+
+class ComponentConfig(Section):
+    name: str = Field(description="everything, attention, embedding, layer.1.head.3, or several joined by +")
+    num_chains: int | None = Field(None, ge=1, description="chains; default: sampling.num_chains")
+    num_draws: int | None = Field(None, ge=1, description="draws a chain; default: sampling.num_draws")
+    burn_in: int | None = Field(None, ge=0, description="SGLD steps; default: sampling.burn_in")
+    steps_between_draws: int | None = Field(None, ge=1, description="SGLD steps; default: of sampling")
+    inverse_temperature: float | None = Field(None, gt=0, description="n_beta; default: of sampling")
+    localization: float | None = Field(None, gt=0, description="gamma [1/weight^2]; default: of sampling")
+    step_size: float | None = Field(None, gt=0, description="eps [weight^2]; default: of sampling")
+
+
+class SamplingConfig(Section):
+    components: list[ComponentConfig] = Field(
+        min_length=1, description="parts of the model that are free in turn"
+    )
+    observables: list[ObservableConfig] = Field(
+        min_length=1, description="what is measured at every draw of every chain"
+    )
+    num_chains: int = Field(4, ge=1, description="independent chains [per component]")
+    num_draws: int = Field(ge=1, description="draws kept [per chain]")
+    burn_in: int = Field(ge=0, description="steps left out at the start of a chain [SGLD steps]")
+    steps_between_draws: int = Field(1, ge=1, description="distance between draws [SGLD steps]")
+    inverse_temperature: float = Field(gt=0, description="n_beta, the weight of the mean loss [1/nats]")
+    localization: float = Field(gt=0, description="gamma, the pull towards the checkpoint [1/weight^2]")
+    step_size: float = Field(gt=0, description="eps, the variance of the noise of one step [weight^2]")
+    batch_size: int = Field(8, ge=1, description="minibatch of one SGLD step [sequences]")
+    probe_sequences: int = Field(
+        64, ge=1, description="training sequences whose losses are recorded [sequences]"
+    )
+    probe: Path | None = Field(
+        None, description="Parquet token table to take the probe from; default: training data"
+    )
+    evaluation_sequences: int = Field(
+        256, ge=1, description="held-out sequences that the split losses are measured on [sequences]"
+    )
+    draws_per_push: int = Field(10, ge=1, description="draws a chain sends to the aggregator at once [draws]")
+    num_batches: int = Field(8, ge=2, description="batch means per chain, for the standard errors [batches]")
+    min_chains: int = Field(
+        2, ge=1, description="healthy chains without which a component is an error [chains]"
+    )
+    workers: int | None = Field(None, ge=1, description="chain actors at once [actors]; default: CPU count")
+    threads_per_worker: int = Field(1, ge=1, description="CPU threads of one actor [threads]")
+
+    @property
+    def observable_names(self) -> list[str]:
+        """Names of the observables in order, one for each number measured at a draw."""
+        return [name for observable in self.observables for name in observable.observable_names]
+
+    def resolve(self, component: str) -> ComponentConfig:
+        """The settings of one component, with the section's own wherever it overrides nothing."""
+        config = next(entry for entry in self.components if entry.name == component)
+        defaults = {key: getattr(self, key) for key in ComponentConfig.model_fields if key != "name"}
+        return ComponentConfig(**(defaults | config.model_dump(exclude_none=True)))

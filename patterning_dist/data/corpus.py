@@ -1,0 +1,154 @@
+"""Documents from the user's own files: plain text, JSON lines or Parquet."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.files import require_columns
+
+PLAIN_SUFFIXES = frozenset({".txt", ".md", ".rst", ".py"})
+SUFFIXES = PLAIN_SUFFIXES | {".jsonl", ".parquet"}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, or a folder searched to any depth; `text_column` is the column or key that holds the text.
+
+    `domain` names all its documents. Without it: the row's own `domain` column or key, else, inside a folder,
+    the first sub-folder, else the file's stem.
+    """
+
+    path: Path
+    domain: str | None = None
+    text_column: str = "text"
+
+
+@dataclass(frozen=True)
+class Document:
+    """One text; `origin` says where it came from (file, or file:line, or file:row)."""
+
+    domain: str
+    text: str
+    origin: str
+
+
+def read_documents(
+    sources: Iterable[Source], max_characters_per_domain: int | None = None
+) -> Iterator[Document]:
+    """Every document that is not blank, in the order of the sources; inside a folder, by sorted path.
+
+    `max_characters_per_domain` keeps the first so many characters of each domain (the last document is cut).
+    Raises PatterningError for a missing path, a folder without readable files, a missing column or key, a
+    JSON line that does not parse, bytes that are not UTF-8, and a corpus without any text.
+    """
+    num_characters: dict[str, int] = {}
+    paths = []
+    for source in sources:
+        paths.append(str(source.path))
+        for document in _read_source(source):
+            text, taken = document.text, num_characters.get(document.domain, 0)
+            if max_characters_per_domain is not None:
+                text = text[: max(0, max_characters_per_domain - taken)]
+            if text.strip():
+                num_characters[document.domain] = taken + len(text)
+                yield Document(document.domain, text, document.origin)
+    if not num_characters:
+        raise PatterningError(
+            f"corpus {', '.join(paths) or '(no sources)'}: no text in it; expected at least one document"
+        )
+
+
+def _read_source(source: Source) -> Iterator[Document]:
+    path = Path(source.path)
+    if not path.exists():
+        raise PatterningError(f"corpus {path}: no such file or folder; check the path in data.sources")
+    expected = ", ".join(sorted(SUFFIXES))
+    if path.is_file():
+        if path.suffix.lower() not in SUFFIXES:
+            raise PatterningError(f"corpus {path}: unknown kind of file; expected one of {expected}")
+        yield from _read_file(path, source, path.stem)
+        return
+    files = [file for file in sorted(path.rglob("*")) if _is_text(file, path)]
+    if not files:
+        raise PatterningError(f"corpus {path}: no readable files in this folder; expected one of {expected}")
+    for file in files:
+        inside = file.relative_to(path)
+        yield from _read_file(file, source, inside.parts[0] if len(inside.parts) > 1 else file.stem)
+
+
+def _is_text(file: Path, folder: Path) -> bool:
+    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
+    return file.is_file() and not hidden and file.suffix.lower() in SUFFIXES
+
+
+def _read_file(path: Path, source: Source, default_domain: str) -> Iterator[Document]:
+    if path.suffix.lower() == ".parquet":
+        yield from _read_parquet(path, source, default_domain)
+    elif path.suffix.lower() == ".jsonl":
+        yield from _read_json_lines(path, source, default_domain)
+    else:
+        yield Document(source.domain or default_domain, _decode(path.read_bytes(), path), str(path))
+
+
+def _decode(content: bytes, path: Path, offset: int = 0) -> str:
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        where = offset + error.start
+        raise PatterningError(
+            f"{path}: byte {where} is not UTF-8; convert the file to UTF-8 (e.g. with iconv)"
+        ) from None
+
+
+def _read_json_lines(path: Path, source: Source, default_domain: str) -> Iterator[Document]:
+    offset = 0
+    with path.open("rb") as file:
+        for number, line in enumerate(file, 1):
+            text = _decode(line, path, offset)
+            offset += len(line)
+            if not text.strip():
+                continue
+            try:
+                row = json.loads(text)
+            except json.JSONDecodeError as error:
+                raise PatterningError(
+                    f"{path}:{number}: not JSON ({error.msg}); expected one object a line"
+                ) from None
+            if not isinstance(row, dict):
+                raise PatterningError(f"{path}:{number}: not a JSON object; expected one object a line")
+            if not isinstance(row.get(source.text_column), str):
+                keys = ", ".join(row)
+                raise PatterningError(
+                    f"{path}:{number}: no text under key {source.text_column!r}; the keys there are {keys}"
+                )
+            domain = source.domain or str(row.get("domain") or default_domain)
+            yield Document(domain, row[source.text_column], f"{path}:{number}")
+
+
+def _read_parquet(path: Path, source: Source, default_domain: str) -> Iterator[Document]:
+    try:
+        file = pq.ParquetFile(path)
+    except (pa.ArrowException, OSError) as error:
+        raise PatterningError(f"{path}: not a readable Parquet file ({error})") from None
+    with file:
+        names = file.schema_arrow.names
+        require_columns(path, names, [source.text_column])
+        kind = file.schema_arrow.field(source.text_column).type
+        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
+            raise PatterningError(f"{path}: column {source.text_column!r} holds {kind}; expected strings")
+        columns = [source.text_column] + (
+            ["domain"] if "domain" in names and source.text_column != "domain" else []
+        )
+        row = 0
+        for batch in file.iter_batches(batch_size=256, columns=columns):
+            for values in batch.to_pylist():
+                domain = source.domain or str(values.get("domain") or default_domain)
+                yield Document(domain, values[source.text_column] or "", f"{path}:{row}")
+                row += 1

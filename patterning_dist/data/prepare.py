@@ -1,0 +1,184 @@
+"""From documents to token tables: split, tokenizer, blocks, shuffle.
+
+The split is made on whole documents, before anything is tokenized: no document has text on both sides. A
+domain whose documents are too few or too large for that gives the end of its largest document to validation,
+cut at a line; `corpus.json` names it under `documents_cut`. Blocks never cross from one side to the other.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from patterning_dist.data.corpus import Document
+from patterning_dist.data.sampler import permutation
+from patterning_dist.data.tokenizer import (
+    SEPARATOR,
+    encode_texts,
+    save_tokenizer,
+    tokenizer_sha256,
+    train_tokenizer,
+)
+from patterning_dist.data.tokens import write_token_table
+from patterning_dist.errors import PatterningError
+from patterning_dist.files import write_json
+
+MIN_TRAIN_BLOCKS, MIN_VALIDATION_BLOCKS = 64, 32
+# "split" and "block" in ASCII: apart from the epochs, which number their streams from 0.
+_SPLIT_STREAM, _BLOCK_STREAM = 0x73706C6974, 0x626C6F636B
+
+# (document id, domain, text)
+_Piece = tuple[int, str, str]
+
+
+def prepare_tokens(
+    documents: Iterable[Document],
+    folder: Path,
+    *,
+    context_length: int,
+    vocabulary_size: int,
+    validation_fraction: float,
+    seed: int,
+    max_train_sequences: int | None = None,
+    tokenizer: Tokenizer | None = None,
+) -> dict[str, Any]:
+    """Write tokenizer.json, {train,validation}.parquet and corpus.json into `folder`; returns corpus.json.
+
+    Without a `tokenizer` one is trained on the training side. Per domain and side, documents are joined with
+    the separator and cut into blocks of `context_length` tokens (the rest is dropped and counted); blocks are
+    shuffled by `seed`. `max_train_sequences` is shared evenly between domains; what a small domain leaves
+    goes to the others.
+    Raises PatterningError when there is too little text for 64 training and 32 validation blocks.
+    """
+    if not 0 < validation_fraction < 1:
+        raise PatterningError(
+            f"data.validation_fraction is {validation_fraction}; expected between 0 and 1, e.g. 0.1"
+        )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    pieces = [(number, document.domain, document.text) for number, document in enumerate(documents)]
+    train, validation, documents_cut = split_documents(pieces, validation_fraction, seed)
+    if tokenizer is None:
+        tokenizer = train_tokenizer((text for _, _, text in train), vocabulary_size)
+    save_tokenizer(tokenizer, folder / "tokenizer.json")
+    corpus: dict[str, Any] = {
+        "num_documents": len(pieces),
+        "num_characters": sum(len(text) for _, _, text in pieces),
+        "documents_cut": documents_cut,
+        "vocabulary_size": tokenizer.get_vocab_size(),
+        "context_length": context_length,
+        "seed": seed,
+    }
+    for split, side, minimum, cap in (
+        ("train", train, MIN_TRAIN_BLOCKS, max_train_sequences),
+        ("validation", validation, MIN_VALIDATION_BLOCKS, None),
+    ):
+        blocks, domains, owners, num_dropped = _blocks(side, tokenizer, context_length)
+        if len(blocks) < minimum:
+            raise PatterningError(
+                f"corpus: {len(blocks)} {split} blocks of {context_length} tokens in {len(side)} documents, "
+                f"expected at least {minimum}; add text or lower data.context_length"
+            )
+        order = permutation(seed, _BLOCK_STREAM, len(blocks))
+        if cap is not None:
+            order = order[_balanced(domains[order], cap)]
+        write_token_table(
+            folder / f"{split}.parquet",
+            blocks[order],
+            domains[order].tolist(),
+            owners[order],
+            vocabulary_size=tokenizer.get_vocab_size(),
+            tokenizer_sha256=tokenizer_sha256(tokenizer),
+            split=split,
+        )
+        corpus[split] = {
+            "num_sequences": len(order),
+            "num_tokens_dropped": num_dropped,
+            "sequences_per_domain": dict(sorted(Counter(domains[order].tolist()).items())),
+        }
+    write_json(folder / "corpus.json", corpus)
+    return corpus
+
+
+def split_documents(
+    pieces: list[_Piece], validation_fraction: float, seed: int
+) -> tuple[list[_Piece], list[_Piece], list[int]]:
+    """Training pieces, validation pieces, and the ids of documents cut in two (see the module).
+
+    Per domain, documents in a random order go to validation as long as that brings its characters nearer
+    to the fraction asked for.
+    """
+    train: list[_Piece] = []
+    validation: list[_Piece] = []
+    documents_cut: list[int] = []
+    order = permutation(seed, _SPLIT_STREAM, len(pieces))
+    for domain in sorted({domain for _, domain, _ in pieces}):
+        members = [pieces[index] for index in order if pieces[index][1] == domain]
+        wanted = missing = validation_fraction * sum(len(text) for _, _, text in members)
+        kept = []
+        for piece in members:
+            if len(piece[2]) / 2 <= missing:
+                validation.append(piece)
+                missing -= len(piece[2])
+            else:
+                kept.append(piece)
+        if missing > wanted / 2:
+            number, _, text = largest = max(kept, key=lambda piece: len(piece[2]))
+            kept.remove(largest)
+            at = text.rfind("\n", 0, len(text) - int(missing)) + 1 or len(text) - int(missing)
+            kept.append((number, domain, text[:at]))
+            validation.append((number, domain, text[at:]))
+            documents_cut.append(number)
+        train += kept
+    # Reading order inside each domain: neighbours stay neighbours, whatever the seed.
+    return sorted(train), sorted(validation), documents_cut
+
+
+def _blocks(
+    pieces: list[_Piece], tokenizer: Tokenizer, context_length: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
+    """Blocks [N, L], their domains and the documents they begin in [N], the number of tokens left over."""
+    separator = tokenizer.token_to_id(SEPARATOR)
+    if separator is None:
+        raise PatterningError(f"tokenizer: no token {SEPARATOR!r}; it is needed to separate documents")
+    streams: dict[str, list[np.ndarray]] = {}
+    owners: dict[str, list[np.ndarray]] = {}
+    encoded = encode_texts(tokenizer, [text for _, _, text in pieces])
+    for (number, domain, _), ids in zip(pieces, encoded, strict=True):
+        # 16 bits hold every id: a larger vocabulary is refused when the table is written.
+        streams.setdefault(domain, []).append(np.append(ids, separator).astype(np.uint32))
+        owners.setdefault(domain, []).append(np.full(len(ids) + 1, number, dtype=np.int64))
+    blocks, domains, documents, num_dropped = [], [], [], 0
+    for domain in sorted(streams):
+        stream, owner = np.concatenate(streams[domain]), np.concatenate(owners[domain])
+        num_blocks = len(stream) // context_length
+        blocks.append(stream[: num_blocks * context_length].reshape(num_blocks, context_length))
+        documents.append(owner[: num_blocks * context_length : context_length])
+        domains += [domain] * num_blocks
+        num_dropped += len(stream) - num_blocks * context_length
+    if not blocks:
+        return np.empty((0, context_length), np.uint32), np.array([], dtype=object), np.empty(0, np.int64), 0
+    return np.concatenate(blocks), np.array(domains, dtype=object), np.concatenate(documents), num_dropped
+
+
+def _balanced(domains: np.ndarray, cap: int) -> np.ndarray:
+    """Indices of at most `cap` blocks, in order: equal numbers from each domain as far as it has them."""
+    sizes = Counter(domains.tolist())
+    quota: dict[str, int] = {}
+    left = cap
+    # Smallest first: what it cannot give is shared among those after it.
+    for rank, (domain, size) in enumerate(sorted(sizes.items(), key=lambda item: (item[1], item[0]))):
+        quota[domain] = min(size, left // (len(sizes) - rank))
+        left -= quota[domain]
+    taken: Counter[str] = Counter()
+    chosen = []
+    for index, domain in enumerate(domains):
+        if taken[domain] < quota[domain]:
+            taken[domain] += 1
+            chosen.append(index)
+    return np.array(chosen, dtype=np.int64)

@@ -1,0 +1,142 @@
+"""Files that are either whole or not there: atomic writing, strict reading, and errors that name the file."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import math
+import os
+import uuid
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from patterning_dist.errors import PatterningError
+
+if TYPE_CHECKING:  # numpy and pyarrow are imported where they are used: the command line stays quick
+    import numpy
+    import pyarrow
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+METADATA_KEY = b"patterning"
+
+
+@contextlib.contextmanager
+def explained(path: Path) -> Iterator[None]:
+    """Turn an OSError met while writing into a PatterningError that names the path and the remedy."""
+    try:
+        yield
+    except OSError as error:
+        full = error.errno in NO_SPACE
+        remedy = "free some disk space" if full else "make it writable, or choose another with --run-dir"
+        raise PatterningError(
+            f"{path}: cannot be written ({error.strerror or error}); {remedy}, and run the same command again"
+        ) from error
+
+
+@contextlib.contextmanager
+def atomic_path(path: Path) -> Iterator[Path]:
+    """Yield a path to write to, which becomes `path` when the block ends well: whole, or not at all."""
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.tmp")
+    try:
+        with explained(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            yield temporary
+            with open(temporary, "rb+") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+            # The new name is itself an entry that a power cut can lose.
+            folder = os.open(path.parent, os.O_RDONLY)
+            try:
+                os.fsync(folder)
+            finally:
+                os.close(folder)
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink()
+
+
+def write_bytes(path: Path, content: bytes) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_bytes(content)
+
+
+def write_text(path: Path, content: str) -> None:
+    write_bytes(path, content.encode())
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Strict JSON: a NaN or infinity, which JSON has no word for, becomes null."""
+    write_text(path, json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def write_npz(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
+    import numpy
+
+    with atomic_path(path) as temporary, open(temporary, "wb") as file:
+        numpy.savez(file, **arrays)
+
+
+def plain(value: Any) -> Any:
+    """``value`` in the words that JSON has: numpy and torch become lists, NaN and infinity null."""
+    if isinstance(value, Mapping):
+        return {str(key): plain(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple | set):
+        return [plain(entry) for entry in value]
+    if hasattr(value, "tolist"):  # numpy and torch, scalars and arrays
+        return plain(value.tolist())
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value if value is None or isinstance(value, bool | int | float | str) else str(value)
+
+
+def file_sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_parquet(
+    path: Path, table: pyarrow.Table, metadata: Mapping[str, Any] | None = None, compression: str = "zstd"
+) -> None:
+    """Write `table`, with `metadata` as JSON in its schema."""
+    import pyarrow.parquet
+
+    header = {METADATA_KEY: json.dumps(plain(metadata or {}), sort_keys=True)}
+    dictionary = [name for name in table.column_names if name == "domain"]
+    with atomic_path(path) as temporary:
+        pyarrow.parquet.write_table(
+            table.replace_schema_metadata(header),
+            temporary,
+            compression=compression,
+            use_dictionary=dictionary,
+            version="2.6",
+        )
+
+
+def read_parquet(path: Path, columns: Iterable[str]) -> tuple[pyarrow.Table, dict[str, Any]]:
+    """The table and its JSON header ({} when there is none).
+
+    Raises PatterningError for a missing file, one that is not Parquet, and a missing column (naming all).
+    """
+    import pyarrow
+    import pyarrow.parquet
+
+    if not path.is_file():
+        raise PatterningError(f"{path}: no such file; expected a Parquet table")
+    try:
+        table = pyarrow.parquet.read_table(path, memory_map=True)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise PatterningError(f"{path}: not a readable Parquet file ({error}); write it again") from None
+    require_columns(path, table.column_names, columns)
+    header = (table.schema.metadata or {}).get(METADATA_KEY)
+    return table, json.loads(header) if header else {}
+
+
+def require_columns(path: Path, present: Iterable[str], required: Iterable[str]) -> None:
+    """Raises PatterningError for the first required column that is missing, naming those there."""
+    present = list(present)
+    for column in required:
+        if column not in present:
+            raise PatterningError(f"{path}: no column {column!r}; the columns there are {', '.join(present)}")

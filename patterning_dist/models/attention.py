@@ -1,0 +1,157 @@
+"""The two-layer attention-only transformer in which an induction circuit forms.
+
+    x_0 = E[tokens]
+    x_{l+1} = x_l + sum_h softmax( q_h k_h^T / sqrt(d_head) + b_h + causal ) v_h O_h ,   q, k, v = rmsnorm(x_l) (Q, K, V)_h
+    logits = rmsnorm(x_num_layers) U
+
+The frame is Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021). b_h is a learnable bias over the
+distance between query and key. It stands in the lowest layer only: there it lets a previous-token head form, and higher up
+it would pull heads towards their neighbourhood instead of towards content. With ``position_bias_init`` > 0 head h starts out
+preferring the token h + 1 back, as convolutional initialisations of attention do (d'Ascoli et al., "ConViT", 2021): the
+lower half of the induction circuit is then there from the start, and only the upper half has to be learnt.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from patterning_dist.config import ModelConfig
+
+
+class AttentionLayer(nn.Module):
+    """One residual attention layer: x <- x + Attention(rmsnorm(x)).
+
+    Weights are kept one matrix a head, so that a head is a slice along axis 0:
+    query, key, value [num_heads, d_model, d_head], output [num_heads, d_head, d_model],
+    position_bias [num_heads, context_length] (only if ``relative_position_bias``).
+    """
+
+    def __init__(
+        self, num_heads: int, d_model: int, d_head: int, context_length: int, relative_position_bias: bool
+    ) -> None:
+        super().__init__()
+        self.query = nn.Parameter(torch.empty(num_heads, d_model, d_head))
+        self.key = nn.Parameter(torch.empty(num_heads, d_model, d_head))
+        self.value = nn.Parameter(torch.empty(num_heads, d_model, d_head))
+        self.output = nn.Parameter(torch.empty(num_heads, d_head, d_model))
+        position = torch.arange(context_length)
+        distance = position[:, None] - position[None, :]
+        causal_mask = torch.zeros(context_length, context_length).masked_fill(distance < 0, -torch.inf)
+        self.register_buffer("causal_mask", causal_mask, persistent=False)
+        self.register_buffer("distance", distance.clamp(min=0), persistent=False)
+        if relative_position_bias:
+            self.position_bias = nn.Parameter(torch.zeros(num_heads, context_length))
+
+    def attention_pattern(self, x: Tensor) -> Tensor:
+        """Attention probabilities [batch, head, query position, key position] for the residual stream x."""
+        return self._pattern(_rms_norm(x))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map the residual stream x [batch, position, d_model] to the next one, same shape."""
+        normed = _rms_norm(x)
+        value = torch.einsum("bld,hde->bhle", normed, self.value)
+        mixed = self._pattern(normed) @ value
+        return x + torch.einsum("bhle,hed->bld", mixed, self.output)
+
+    def _pattern(self, normed: Tensor) -> Tensor:
+        length = normed.shape[1]
+        query = torch.einsum("bld,hde->bhle", normed, self.query / math.sqrt(self.query.shape[-1]))
+        key = torch.einsum("bld,hde->bhle", normed, self.key)
+        mask = self.causal_mask[:length, :length]
+        if hasattr(self, "position_bias"):
+            mask = mask + self.position_bias[:, self.distance[:length, :length]]
+        return (query @ key.transpose(-1, -2) + mask).softmax(dim=-1)
+
+
+class AttentionOnlyTransformer(nn.Module):
+    """Attention-only language model over blocks of tokens.
+
+    ``embed`` -> ``layers[0..n)`` -> ``unembed`` are separate, so that layers below a component under study can be
+    computed once and kept (see ``sampling.prefix``).
+    """
+
+    def __init__(
+        self,
+        *,
+        vocabulary_size: int,
+        context_length: int,
+        num_layers: int = 2,
+        num_heads: int = 4,
+        d_model: int = 64,
+        d_head: int = 32,
+        embedding_std: float = 0.3,
+        relative_position_bias: tuple[int, ...] = (0,),
+        position_bias_init: float = 0.0,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        self.vocabulary_size = vocabulary_size
+        self.context_length = context_length
+        self.embedding = nn.Parameter(torch.empty(vocabulary_size, d_model))
+        self.layers = nn.ModuleList(
+            AttentionLayer(num_heads, d_model, d_head, context_length, layer in relative_position_bias)
+            for layer in range(num_layers)
+        )
+        self.unembedding = nn.Parameter(torch.empty(d_model, vocabulary_size))
+        self._initialise(embedding_std, position_bias_init, seed)
+
+    def _initialise(self, embedding_std: float, position_bias_init: float, seed: int) -> None:
+        """Gaussian weights of variance 1/fan-in (embedding: given std), from a generator of their own."""
+        generator = torch.Generator().manual_seed(seed)
+        with torch.no_grad():
+            self.embedding.normal_(0, embedding_std, generator=generator)
+            self.unembedding.normal_(0, self.unembedding.shape[0] ** -0.5, generator=generator)
+            for layer in self.layers:
+                for weight in (layer.query, layer.key, layer.value):
+                    weight.normal_(0, weight.shape[1] ** -0.5, generator=generator)
+                num_heads, d_head, _ = layer.output.shape
+                layer.output.normal_(0, (num_heads * d_head) ** -0.5, generator=generator)
+                if hasattr(layer, "position_bias"):
+                    for head in range(min(num_heads, self.context_length - 1)):
+                        layer.position_bias[head, head + 1] = position_bias_init
+
+    def embed(self, tokens: Tensor) -> Tensor:
+        """Residual stream [batch, position, d_model] of token ids [batch, position]."""
+        return nn.functional.embedding(tokens, self.embedding)
+
+    def unembed(self, x: Tensor) -> Tensor:
+        """Logits [batch, position, vocabulary] of the last residual stream."""
+        return _rms_norm(x) @ self.unembedding
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Logits [batch, position, vocabulary] of token ids [batch, position]."""
+        x = self.embed(tokens)
+        for layer in self.layers:
+            x = layer(x)
+        return self.unembed(x)
+
+    def attention_patterns(self, tokens: Tensor) -> list[Tensor]:
+        """Attention probabilities of every layer, each [batch, head, query position, key position]."""
+        x, patterns = self.embed(tokens), []
+        for layer in self.layers:
+            patterns.append(layer.attention_pattern(x))
+            x = layer(x)
+        return patterns
+
+
+def _rms_norm(x: Tensor) -> Tensor:
+    return nn.functional.rms_norm(x, x.shape[-1:], eps=1e-6)
+
+
+def build_model(config: ModelConfig, vocabulary_size: int, context_length: int, seed: int = 0) -> AttentionOnlyTransformer:
+    """The model of a configuration, freshly initialised from ``seed``."""
+    return AttentionOnlyTransformer(
+        vocabulary_size=vocabulary_size,
+        context_length=context_length,
+        num_layers=config.num_layers,
+        num_heads=config.num_heads,
+        d_model=config.d_model,
+        d_head=config.d_head,
+        embedding_std=config.embedding_std,
+        relative_position_bias=tuple(config.relative_position_bias),
+        position_bias_init=config.position_bias_init,
+        seed=seed,
+    )

@@ -1,0 +1,111 @@
+"""Assemble the page: read the run, build its sections, write one file."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.report import arms, chains, headline, record, susceptibilities, weighting
+from patterning_dist.report.blocks import FLAG, Section
+from patterning_dist.report.figures import arm_style
+from patterning_dist.report.reading import Run
+from patterning_dist.report.text import open_text
+
+
+def _guarded(run: Run, name: str, title: str, build: Callable[[], Section]) -> Section:
+    """One section; a file of an unexpected shape costs that section alone, and is told at the top."""
+    try:
+        return build()
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
+        run.problems.append(f"“{title}” cannot be drawn: {type(error).__name__}: {error}")
+        return Section(
+            name,
+            title,
+            missing="A file of this section has an unexpected shape; see the warnings at the top.",
+        )
+
+
+def _sections(run: Run) -> list[Section]:
+    summary, solution = run.json("summary.json"), run.json("weights/solution.json")
+    diagnostics, texts = run.json("response/diagnostics.json"), open_text(run)
+    builders: list[tuple[str, str, Callable[[], Section]]] = [
+        ("headline", "What was asked, what came out", lambda: headline.headline(summary, solution)),
+        ("arms", "The arms, step by step", lambda: arms.arms(run, summary)),
+        ("response", "Predicted and realised response", lambda: arms.response(summary, solution)),
+        ("weights", "The weights", lambda: weighting.weights(run, solution, texts)),
+        (
+            "susceptibilities",
+            "Susceptibilities",
+            lambda: susceptibilities.susceptibilities(run, diagnostics, texts),
+        ),
+        ("chains", "Chains", lambda: chains.chains(run, diagnostics)),
+        ("baseline", "The baseline checkpoint", lambda: record.baseline(run)),
+        ("record", "Cost and record", lambda: record.record(run, summary)),
+    ]
+    return [_guarded(run, name, title, build) for name, title, build in builders]
+
+
+def _when(created: Any) -> str:
+    """The time of the summary as a reader writes it; anything else as it stands."""
+    try:
+        return datetime.fromisoformat(created).strftime("%-d %B %Y, %H:%M %Z").strip()
+    except (TypeError, ValueError):
+        return str(created or "")
+
+
+def _write(path: Path, text: str) -> None:
+    """Replace `path` in one step, so that a reader sees the old page or the new one, never half of one."""
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".html")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp makes it private
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+
+
+def build_report(run_directory: Path) -> Path:
+    """Write `report.html` into a finished or partly finished run directory and return its path.
+
+    The page holds everything it shows: no network, no other file. Stages that have not been run are named.
+
+    Raises PatterningError when the directory does not exist.
+    """
+    run_directory = Path(run_directory)
+    if not run_directory.is_dir():
+        raise PatterningError(
+            f"{run_directory} is not a run directory; give the folder that holds config.yaml of a run."
+        )
+    run = Run(run_directory)
+    sections = _sections(run)
+    summary = run.json("summary.json") or {}
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.globals |= {"arm_style": arm_style, "FLAG": FLAG}
+    page = environment.get_template("template.html").render(
+        name=summary.get("name") or run_directory.resolve().name,
+        created=_when(summary.get("created")),
+        finished=all(not section.missing for section in sections),
+        warnings=[str(warning) for warning in summary.get("warnings") or []]
+        + list(dict.fromkeys(run.problems)),
+        sections=sections,
+    )
+    path = run_directory / "report.html"
+    _write(path, page)
+    return path

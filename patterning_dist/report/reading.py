@@ -1,0 +1,123 @@
+"""The files of a run, read leniently: a missing file is None, a broken one is None and a problem to show."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+ARM_ORDER = ("base", "plus", "minus", "permuted")
+COMPONENT_ORDER = ("everything", "attention", "embedding")
+
+
+def _rank(order: tuple[str, ...], name: str) -> tuple[int, list[tuple[int, str]]]:
+    natural = [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
+    return (order.index(name) if name in order else len(order), natural)
+
+
+def in_order(names: Any, order: tuple[str, ...]) -> list[str]:
+    """Names with the known ones first, in the given order, then the others (layer.2 before layer.10)."""
+    return sorted(names, key=lambda name: _rank(order, name))
+
+
+def schema_json(table: pa.Table) -> dict[str, Any]:
+    """What the table's schema metadata says under `patterning`; empty where there is none."""
+    raw = (table.schema.metadata or {}).get(b"patterning")
+    return json.loads(raw) if raw else {}
+
+
+def column(table: pa.Table, name: str) -> np.ndarray:
+    """One column as a numpy array, nulls as NaN."""
+    return table.column(name).to_numpy(zero_copy_only=False)
+
+
+@dataclass
+class Run:
+    """A run directory and what went wrong while it was read."""
+
+    directory: Path
+    problems: list[str] = field(default_factory=list)
+
+    def _problem(self, path: str, error: Exception) -> None:
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        self.problems.append(f"{path} cannot be read ({reason}); run its stage again.")
+
+    def text(self, path: str) -> str | None:
+        """A text file as it stands."""
+        try:
+            return (self.directory / path).read_text(encoding="utf-8")
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError) as error:
+            self._problem(path, error)
+            return None
+
+    def _json(self, path: str, kind: type) -> Any:
+        text = self.text(path)
+        if text is None:
+            return None
+        try:
+            value = json.loads(text)
+            if not isinstance(value, kind):
+                raise ValueError(f"expected a JSON {'object' if kind is dict else 'list'}")
+            return value
+        except ValueError as error:
+            self._problem(path, error)
+            return None
+
+    def json(self, path: str) -> dict[str, Any] | None:
+        """A JSON object."""
+        return self._json(path, dict)
+
+    def json_list(self, path: str) -> list[dict[str, Any]]:
+        """A JSON list of objects; empty where there is none."""
+        return self._json(path, list) or []
+
+    def table(self, path: str, columns: list[str] | None = None) -> pa.Table | None:
+        """A Parquet table (memory-mapped), all columns or those named."""
+        full = self.directory / path
+        if not full.is_file():
+            return None
+        try:
+            table = pq.read_table(full, columns=columns, memory_map=True)
+            missing = sorted(set(columns or ()) - set(table.column_names))
+            if missing:
+                raise ValueError(f"no column {', '.join(missing)}")
+            return table
+        except (OSError, ValueError, pa.ArrowException) as error:
+            self._problem(path, error)
+            return None
+
+    def components(self, folder: str, pattern: str) -> dict[str, str]:
+        """Component name -> path of its file; `pattern` has one `*` where the name stands."""
+        head, tail = pattern.split("*")
+        found = {}
+        for path in (self.directory / folder).glob(pattern):
+            relative = path.relative_to(self.directory / folder).as_posix()
+            found[relative[len(head) : len(relative) - len(tail)]] = f"{folder}/{relative}"
+        return {name: found[name] for name in in_order(found, COMPONENT_ORDER)}
+
+    def retrained(self) -> dict[str, dict[int, pa.Table]]:
+        """Arm -> seed -> the metrics of that retraining, for those which have begun."""
+        arms: dict[str, dict[int, pa.Table]] = {}
+        for path in sorted((self.directory / "retrain").glob("*/seed-*/metrics.parquet")):
+            seed = path.parent.name.removeprefix("seed-")
+            table = self.table(path.relative_to(self.directory).as_posix())
+            if table is not None and table.num_rows and seed.isdigit():
+                arms.setdefault(path.parent.parent.name, {})[int(seed)] = table
+        return {arm: dict(sorted(arms[arm].items())) for arm in in_order(arms, ARM_ORDER)}
+
+
+def interval_of(estimate: dict[str, Any] | None) -> tuple[float, float] | None:
+    """The interval of an estimate, or None when there is none (one seed) or it is not finite."""
+    interval = (estimate or {}).get("interval")
+    if not interval or any(end is None or not math.isfinite(end) for end in interval):
+        return None
+    return float(interval[0]), float(interval[1])

@@ -1,0 +1,111 @@
+"""The baseline's training and the record of the run: cost, versions, seeds, configuration."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+import numpy as np
+
+from patterning_dist.report.blocks import Figures, Note, Section, Table
+from patterning_dist.report.figures import bars, curves, figure, grid
+from patterning_dist.report.reading import Run, column
+from patterning_dist.report.words import METRICS, duration, label, number, unit
+
+HEAD_COLUMN = re.compile(r"(previous_token|prefix_matching)_(\d+)_(\d+)")
+
+
+def baseline(run: Run) -> Section:
+    """Section 7: training curves and where the heads look."""
+    section = Section("baseline", "The baseline checkpoint")
+    table = run.table("baseline/metrics.parquet")
+    if table is None or not table.num_rows:
+        section.missing = "No baseline has been trained yet."
+        return section
+    drawn = []
+    for metric in ("validation_loss", "train_loss", "induction_gap", "prefix_matching"):
+        if metric in table.column_names:
+            last = float(column(table, metric)[-1])
+            title = f"{label(metric)} ends at {number(last)}{' nats' if unit(metric) == 'nats' else ''}"
+            drawn += figure(title, curves({"base": [table]}, metric), METRICS[metric][2].capitalize() + ".")
+    section.blocks.append(Figures(drawn))
+    section.blocks.append(Figures(_heads(table)))
+    evaluation = _flat(run.json("baseline/evaluation.json") or {})
+    if evaluation:
+        section.blocks.append(Table(["measure", "value"], evaluation, folded="Evaluation of the checkpoint"))
+    return section
+
+
+def _heads(table: Any) -> list[Any]:
+    """Attention scores of every head at the last evaluation, layer by head."""
+    drawn: list[Any] = []
+    for kind, words in (("previous_token", "previous-token"), ("prefix_matching", "prefix-matching")):
+        found = [
+            match
+            for name in table.column_names
+            if (match := HEAD_COLUMN.fullmatch(name)) and match[1] == kind
+        ]
+        if not found:
+            continue
+        layers, heads = max(int(m[2]) for m in found) + 1, max(int(m[3]) for m in found) + 1
+        scores = np.full((layers, heads), np.nan)
+        for match in found:
+            scores[int(match[2]), int(match[3])] = column(table, match[0])[-1]
+        layer, head = (
+            np.unravel_index(int(np.nanargmax(scores)), scores.shape) if np.isfinite(scores).any() else (0, 0)
+        )
+        title = (
+            f"Strongest {words} head: layer {layer}, head {head} ({number(float(scores[layer, head]), 2)})"
+        )
+        svg = grid(
+            scores,
+            [f"layer {i}" for i in range(layers)],
+            [str(i) for i in range(heads)],
+            f"{words} score of every head",
+            x_label="head",
+        )
+        drawn += figure(title, svg, "Share of attention, at the last evaluation.")
+    return drawn
+
+
+def _flat(value: dict[str, Any], prefix: str = "") -> list[list[str]]:
+    """Nested entries as rows of (dotted name, words)."""
+    rows: list[list[str]] = []
+    for key, entry in value.items():
+        name = f"{prefix}{key}"
+        if isinstance(entry, dict):
+            rows += _flat(entry, f"{name}.")
+        elif isinstance(entry, list):
+            rows.append([name, ", ".join(str(item) for item in entry)])
+        else:
+            rows.append([name, number(entry, 5) if isinstance(entry, float) else str(entry)])
+    return rows
+
+
+def record(run: Run, summary: dict[str, Any] | None) -> Section:
+    """Section 8: seconds of every stage, manifest, configuration."""
+    section = Section("record", "Cost and record")
+    seconds = {
+        stage: float(s) for stage, s in ((summary or {}).get("seconds") or {}).items() if s is not None
+    }
+    if seconds:
+        total = sum(seconds.values())
+        dearest = max(seconds, key=lambda stage: seconds[stage])
+        title = f"{duration(total)} in all; {dearest} took {100 * seconds[dearest] / (total or 1):.0f} %"
+        svg = bars(
+            list(seconds),
+            list(seconds.values()),
+            "wall-clock seconds",
+            "Seconds of every stage",
+            seconds=True,
+        )
+        section.blocks.append(Figures(figure(title, svg)))
+    manifest = run.json("manifest.json")
+    if manifest:
+        section.blocks.append(Table(["entry", "value"], _flat(manifest), "Versions, seeds, commit"))
+    config = run.text("config.yaml")
+    if config:
+        section.blocks.append(Note(config, "code"))
+    if not section.blocks:
+        section.missing = "Neither costs nor a manifest have been written yet."
+    return section

@@ -1,0 +1,182 @@
+"""A small plot in SVG, coloured by the page's style sheet (so it follows light and dark)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from markupsafe import Markup, escape
+
+from patterning_dist.report.words import number
+
+WIDTH = 440  # user units: near one CSS pixel in a column of the page, and still legible on a narrow screen
+
+
+def nice_ticks(low: float, high: float, count: int = 5) -> list[float]:
+    """Round values inside [low, high], about `count` of them."""
+    rough = (high - low) / max(1, count)
+    power = 10.0 ** math.floor(math.log10(rough))
+    step = next(power * m for m in (1, 2, 2.5, 5, 10) if power * m >= rough * 0.999)
+    first = math.ceil(low / step - 1e-9)
+    return [0.0 if k == 0 else k * step for k in range(first, math.floor(high / step + 1e-9) + 1)]
+
+
+def tick_words(ticks: Sequence[float]) -> list[str]:
+    """Labels with the decimals that the spacing needs."""
+    step = min(np.diff(ticks)) if len(ticks) > 1 else abs(ticks[0]) if len(ticks) else 1.0
+    if step and step < 1e-4:
+        return [number(tick, 2) for tick in ticks]
+    decimals = next((d for d in range(7) if abs(round(step, d) - step) < 1e-9 * max(1, step)), 6)
+    return [number(tick, decimals=decimals) for tick in ticks]
+
+
+def padded(
+    values: Sequence[float] | np.ndarray, share: float = 0.06, include: Sequence[float] = ()
+) -> tuple[float, float]:
+    """A range that holds the finite values and `include`, with air on both sides."""
+    array = np.concatenate(
+        [np.asarray(values, dtype=np.float64).ravel(), np.asarray(include, dtype=np.float64)]
+    )
+    array = array[np.isfinite(array)]
+    low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 1.0)
+    air = (high - low) * share or abs(high) * 0.1 or 1.0
+    return low - air, high + air
+
+
+class Plot:
+    """Axes of `x_range` by `y_range` data units; each method draws one more thing on them."""
+
+    def __init__(
+        self,
+        x_range: tuple[float, float],
+        y_range: tuple[float, float],
+        *,
+        height: int = 232,
+        x_label: str = "",
+        y_label: str = "",
+        left: int = 48,
+        right: int = 18,
+        rows: Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+        y_ticks: Sequence[tuple[float, str]] | None = None,
+    ) -> None:
+        self.x_range, self.y_range, self.height = x_range, y_range, height
+        self.left, self.right, self.top, self.bottom = left, WIDTH - right, 26 if y_label else 10, height - 38
+        self.parts: list[Markup] = []
+        if columns is None:
+            ticks = nice_ticks(*x_range, count=5)
+            for value, words in zip(ticks, tick_words(ticks), strict=True):
+                self._line(self.x(value), self.top, self.x(value), self.bottom, "grid" if rows else "tick")
+                self._text(self.x(value), self.bottom + 15, words, "tick-label", "middle")
+        else:
+            for index, words in enumerate(columns):
+                self._text(self.x(index + 0.5), self.bottom + 15, words, "tick-label", "middle")
+        if rows is None:
+            ticks = nice_ticks(*y_range, count=4)
+            for value, words in y_ticks or zip(ticks, tick_words(ticks), strict=True):
+                self._line(self.left, self.y(value), self.right, self.y(value), "grid")
+                self._text(self.left - 7, self.y(value) + 4, words, "tick-label", "end")
+        else:
+            for index, words in enumerate(rows):
+                self._text(self.left - 10, self.y(index + 0.5) + 4, words, "row-label", "end")
+        if x_label:
+            self._text((self.left + self.right) / 2, height - 5, x_label, "axis-label", "middle")
+        if y_label:
+            self._text(2, 13, y_label, "axis-label", "start")
+
+    def x(self, value: float) -> float:
+        """Horizontal place of a data value."""
+        low, high = self.x_range
+        return self.left + (value - low) / (high - low) * (self.right - self.left)
+
+    def y(self, value: float) -> float:
+        """Vertical place of a data value."""
+        low, high = self.y_range
+        return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
+
+    def _line(self, x1: float, y1: float, x2: float, y2: float, style: str) -> None:
+        self.parts.append(
+            Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(
+                x1, y1, x2, y2, style
+            )
+        )
+
+    def _text(self, x: float, y: float, words: str, style: str, anchor: str) -> None:
+        self.parts.append(
+            Markup('<text x="{:.1f}" y="{:.1f}" class="{}" text-anchor="{}">{}</text>').format(
+                x, y, style, anchor, words
+            )
+        )
+
+    def curve(self, xs: np.ndarray, ys: np.ndarray, style: str) -> None:
+        """A line through the points; where a value is not finite it is broken."""
+        path, pen = [], "M"
+        for x, y in zip(xs, ys, strict=True):
+            if math.isfinite(y):
+                path.append(f"{pen}{self.x(x):.1f} {self.y(y):.1f}")
+                pen = "L"
+            else:
+                pen = "M"
+        self.parts.append(Markup('<path d="{}" class="curve {}"/>').format("".join(path), style))
+
+    def dot(self, x: float, y: float, style: str, radius: float = 4, tip: str = "") -> None:
+        """A filled point; `tip` is told by the pointer."""
+        if math.isfinite(x) and math.isfinite(y):
+            mark = Markup(' data-tip="{}"').format(tip) if tip else ""
+            self.parts.append(
+                Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{}" class="dot {}"{}/>').format(
+                    self.x(x), self.y(y), radius, style, mark
+                )
+            )
+
+    def diamond(self, x: float, y: float, style: str, tip: str = "") -> None:
+        """A diamond, for what was predicted."""
+        cx, cy = self.x(x), self.y(y)
+        self.parts.append(
+            Markup(
+                '<path d="M{:.1f} {:.1f}l5.5 5.5l-5.5 5.5l-5.5 -5.5z" class="dot {}" data-tip="{}"/>'
+            ).format(cx, cy - 5.5, style, tip)
+        )
+
+    def span(self, x1: float, x2: float, y: float, style: str) -> None:
+        """A horizontal interval with small ends."""
+        self._line(self.x(x1), self.y(y), self.x(x2), self.y(y), f"span {style}")
+        for x in (x1, x2):
+            self._line(self.x(x), self.y(y) - 4, self.x(x), self.y(y) + 4, f"span {style}")
+
+    def box(
+        self, x: tuple[float, float], y: tuple[float, float], style: str, shade: float = 1.0, tip: str = ""
+    ) -> None:
+        """A filled rectangle in data units, `shade` of its colour in 0..1."""
+        left, right = sorted((self.x(x[0]), self.x(x[1])))
+        top, bottom = sorted((self.y(y[0]), self.y(y[1])))
+        self.parts.append(
+            Markup(
+                '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" class="box {}" '
+                'fill-opacity="{:.2f}" data-tip="{}"/>'
+            ).format(left, top, max(right - left, 0), max(bottom - top, 0), style, shade, tip)
+        )
+
+    def rule(
+        self, *, x: float | None = None, y: float | None = None, style: str = "rule", words: str = ""
+    ) -> None:
+        """A straight line across the plot at a data value."""
+        if x is not None:
+            self._line(self.x(x), self.top, self.x(x), self.bottom, style)
+        if y is not None:
+            self._line(self.left, self.y(y), self.right, self.y(y), style)
+            if words:
+                self._text(self.left + 4, self.y(y) - 5, words, "rule-label", "start")
+
+    def words(
+        self, x: float, y: float, text: str, style: str = "value", anchor: str = "start", shift: float = 0
+    ) -> None:
+        """Text at a data place."""
+        self._text(self.x(x) + shift, self.y(y) + 4, text, style, anchor)
+
+    def svg(self, description: str) -> Markup:
+        """The drawing; `description` is read out where it cannot be seen."""
+        return Markup('<svg viewBox="0 0 {} {}" role="img" aria-label="{}">{}</svg>').format(
+            WIDTH, self.height, escape(description), Markup("").join(self.parts)
+        )

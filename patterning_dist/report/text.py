@@ -1,0 +1,160 @@
+"""Tokens as readable text: in context, and whole blocks shaded by weight. The template escapes them."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import numpy as np
+from tokenizers import Tokenizer
+
+from patterning_dist.report.blocks import Line, Passage, Piece
+from patterning_dist.report.reading import Run
+from patterning_dist.report.words import number
+
+TOKENS_BEFORE, TOKENS_AFTER = 12, 4
+
+
+@cache
+def _byte_of_character() -> dict[str, int]:
+    """Character of a byte-level vocabulary -> its byte: printable ones themselves, the rest from 256 on."""
+    plain = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in plain]
+    return {chr(byte): byte for byte in plain} | {chr(256 + index): byte for index, byte in enumerate(others)}
+
+
+class TokenText:
+    """The blocks of one split (`train` or `validation`) and how their tokens look."""
+
+    def __init__(self, run: Run, split: str, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.table = run.table(f"data/{split}.parquet", ["sequence_id", "domain", "tokens"])
+        self._shown: dict[int, str] = {}
+
+    def block(self, sequence_id: int) -> np.ndarray:
+        """Token ids of one block (position)."""
+        return np.frombuffer(self.table["tokens"][sequence_id].as_py(), dtype="<u2")
+
+    def domain(self, sequence_id: int) -> str:
+        """Where the block is from."""
+        return str(self.table["domain"][sequence_id].as_py())
+
+    def has(self, sequence_id: int, position: int, token: int) -> bool:
+        """Whether this split holds `token` there: how the split of a table that does not name it is found."""
+        if self.table is None or sequence_id >= self.table.num_rows:
+            return False
+        block = self.block(sequence_id)
+        return position < block.size and int(block[position]) == token
+
+    def shown(self, token: int) -> str:
+        """The token's text; bytes that are not text as ⟨e2 80⟩, control characters as their pictures."""
+        if token not in self._shown:
+            text = self.tokenizer.decode([token], skip_special_tokens=False)
+            if "\ufffd" in text or not text:
+                name = self.tokenizer.id_to_token(token) or f"#{token}"
+                raw = [_byte_of_character().get(character) for character in name]
+                text = name if None in raw else f"⟨{' '.join(f'{byte:02x}' for byte in raw)}⟩"
+            self._shown[token] = "".join(
+                character if character in "\n\t" or ord(character) >= 32 else chr(0x2400 + ord(character))
+                for character in text
+            )
+        return self._shown[token]
+
+    def visible(self, token: int) -> str:
+        """The token's text with every space, tab and new line marked."""
+        return self.shown(token).replace(" ", "·").replace("\t", "⇥").replace("\n", "↵")
+
+    def running(self, tokens: np.ndarray) -> str:
+        """Tokens as one line of running text: spaces stay spaces, new lines are marked."""
+        return "".join(self.shown(int(token)) for token in tokens).replace("\t", "⇥").replace("\n", "↵")
+
+    def line(self, sequence_id: int, position: int, value: str, side: str, shade: float) -> Line:
+        """The token at `position` of a block between its neighbours."""
+        block = self.block(sequence_id)
+        return Line(
+            value=value,
+            before=self.running(block[max(0, position - TOKENS_BEFORE) : position]),
+            token=Piece(
+                self.visible(int(block[position])),
+                side,
+                shade,
+                f"sequence {sequence_id}, position {position}",
+            ),
+            after=self.running(block[position + 1 : position + 1 + TOKENS_AFTER]),
+            domain=self.domain(sequence_id),
+        )
+
+
+class Shading:
+    """How strongly a weight is coloured: 1 is blank, the arm's extremes are full."""
+
+    def __init__(self, weights: np.ndarray) -> None:
+        self.low, self.high = float(weights.min()), float(weights.max())
+
+    def __call__(self, weight: float) -> tuple[str, float]:
+        """Side and shade in 0..1 of one weight."""
+        if weight > 1:
+            return "up", min(1.0, (weight - 1) / max(self.high - 1, 1e-9))
+        return ("down", min(1.0, (1 - weight) / max(1 - self.low, 1e-9))) if weight < 1 else ("", 0.0)
+
+
+def open_text(run: Run) -> dict[str, TokenText]:
+    """Split -> its text, for the splits whose blocks and tokenizer are there."""
+    raw = run.text("data/tokenizer.json")
+    if raw is None:
+        return {}
+    try:
+        tokenizer = Tokenizer.from_str(raw)
+    except Exception as error:  # the tokenizers library raises plain Exception
+        run.problems.append(f"data/tokenizer.json cannot be read ({error}); run the data stage again.")
+        return {}
+    texts = {split: TokenText(run, split, tokenizer) for split in ("train", "validation")}
+    return {split: text for split, text in texts.items() if text.table is not None}
+
+
+def strongest(weights: np.ndarray, count: int, largest: bool) -> np.ndarray:
+    """Indices of the `count` largest (or smallest) values, best first; among equals a fixed random choice."""
+    values = weights if largest else -weights
+    count = min(count, values.size)
+    if not count:
+        return np.empty(0, dtype=np.int64)
+    edge = np.partition(values, values.size - count)[values.size - count]
+    above, ties = np.flatnonzero(values > edge), np.flatnonzero(values == edge)
+    above = above[np.argsort(-values[above], kind="stable")]
+    ties = np.random.default_rng(0).permutation(ties)[: count - above.size]
+    return np.concatenate([above, ties])
+
+
+def varied(
+    text: TokenText, sequence_ids: np.ndarray, positions: np.ndarray, order: np.ndarray, count: int
+) -> list[int]:
+    """The first `count` indices of `order` with no sequence twice and no token more than twice."""
+    chosen: list[int] = []
+    seen_sequences: set[int] = set()
+    seen_tokens: dict[int, int] = {}
+    for index in order:
+        sequence_id = int(sequence_ids[index])
+        token = int(text.block(sequence_id)[positions[index]])
+        if sequence_id not in seen_sequences and seen_tokens.get(token, 0) < 2:
+            chosen.append(int(index))
+            seen_sequences.add(sequence_id)
+            seen_tokens[token] = seen_tokens.get(token, 0) + 1
+        if len(chosen) == count:
+            break
+    return chosen
+
+
+def passage(
+    text: TokenText, sequence_id: int, weights: dict[int, float], shading: Shading, title: str
+) -> Passage:
+    """A whole block with every token shaded by its weight; a token without one (the first) is blank."""
+    pieces = []
+    for position, token in enumerate(text.block(sequence_id)):
+        weight = weights.get(position, 1.0)
+        side, shade = shading(weight)
+        shown = text.shown(int(token))
+        words = shown.replace("\t", "⇥").replace("\n", "↵")
+        tip = (
+            f"{text.visible(int(token))} weight {number(weight)}" if position in weights else "not predicted"
+        )
+        pieces.append(Piece(words, side, shade, tip, breaks="\n" in shown))
+    return Passage(title, pieces, (number(shading.low), "1", number(shading.high)))

@@ -1,0 +1,97 @@
+"""Can this estimate be trusted: convergence of observables and probe entries; the LLC and its error."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from arviz_stats.base import array_stats
+from numpy.typing import ArrayLike, NDArray
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.response.moments import CoMoments
+
+
+def healthy_chains(chains: Sequence[CoMoments]) -> tuple[list[CoMoments], dict[int, str]]:
+    """Chains with all their planned draws and finite moments, and chain -> reason for the others."""
+    healthy, excluded = [], {}
+    for moments in chains:
+        arrays = (moments.mean_phi, moments.mean_loss, moments.m2_phi, moments.m2_loss, moments.comoment)
+        if moments.num_recorded != moments.num_draws:
+            excluded[moments.chain] = f"{moments.num_recorded} of {moments.num_draws} draws recorded"
+        elif not all(np.isfinite(array).all() for array in arrays):
+            excluded[moments.chain] = "moments are not finite"
+        else:
+            healthy.append(moments)
+    return healthy, excluded
+
+
+def observable_diagnostics(traces: Mapping[str, ArrayLike]) -> dict[str, dict[str, float]]:
+    """Rank-normalised split R-hat, bulk ESS and the Monte-Carlo error of the mean, Vehtari et al. (2021).
+
+    traces: observable -> [chain, draw]. R-hat is NaN with one chain; R-hat and ESS are NaN for a constant
+    trace. Raises PatterningError for a trace with fewer than 4 draws or an entry that is not finite.
+    """
+    result = {}
+    for name, values in traces.items():
+        trace = _trace(name, values)
+        varies = np.ptp(trace) > 0
+        result[name] = {
+            "mean": float(trace.mean()),
+            "standard_deviation": float(trace.std(ddof=1)),
+            "rhat": float(array_stats.rhat(trace, method="rank")) if varies and len(trace) > 1 else np.nan,
+            "ess_bulk": float(array_stats.ess(trace, method="bulk")) if varies else np.nan,
+            "mcse": float(array_stats.mcse(trace, method="mean")) if varies else 0.0,
+        }
+    return result
+
+
+def split_rhat(chains: Sequence[CoMoments]) -> NDArray[np.float64]:
+    """Classic split R-hat of each probe loss, sqrt((B / W + n - 1) / n), Gelman et al. (2013), from half
+    chains. [probe]
+
+    n draws in a half chain, B = n Var(means of the halves), W = mean variance inside the halves. Not
+    rank-normalised: ranks would need the draws. NaN for a loss that does not vary. Odd chains: n is the mean
+    length.
+    """
+    halves = [half for moments in chains for half in moments.halves()]
+    if min(half.count for half in halves) < 2:
+        raise PatterningError("split R-hat: a half chain has fewer than 2 draws, expected at least 4 draws a chain")
+    count = np.mean([half.count for half in halves])
+    within = np.mean([half.m2_loss / (half.count - 1) for half in halves], axis=0)
+    between = count * np.var([half.mean_loss for half in halves], axis=0, ddof=1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return np.sqrt((between / within + count - 1) / count)
+
+
+class LocalLearningCoefficient(NamedTuple):
+    """lambda and its Monte-Carlo standard error."""
+
+    value: float
+    standard_error: float
+
+
+def llc(losses: ArrayLike, inverse_temperature: float, burn_in: int = 0) -> LocalLearningCoefficient:
+    """lambda = n_beta E[L(w) - L(w*)], Lau et al. 2308.12108.
+
+    losses: [chain, draw] of L(w) - L(w*) in nats; the first `burn_in` draws of each chain are left out. The
+    standard error is the larger of the one inside chains (effective sample size) and the spread between
+    chains / sqrt(chains).
+    """
+    trace = _trace("losses", np.asarray(losses, np.float64)[..., burn_in:])
+    inside = [float(array_stats.mcse(chain[None], method="mean")) if np.ptp(chain) else 0.0 for chain in trace]
+    error = np.sqrt(np.sum(np.square(inside))) / len(trace)
+    if len(trace) > 1:
+        error = max(error, trace.mean(axis=1).std(ddof=1) / np.sqrt(len(trace)))
+    return LocalLearningCoefficient(float(inverse_temperature * trace.mean()), float(inverse_temperature * error))
+
+
+def _trace(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    trace = np.asarray(values, np.float64)
+    if trace.ndim != 2 or trace.shape[1] < 4:
+        raise PatterningError(f"{name}: trace of shape {trace.shape}, expected [chain, draw] with at least 4 draws")
+    if not np.isfinite(trace).all():
+        chain, draw = np.argwhere(~np.isfinite(trace))[0]
+        raise PatterningError(f"{name}: row {chain}, draw {draw} is {trace[chain, draw]}; leave that chain out")
+    return trace

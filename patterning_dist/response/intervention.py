@@ -1,0 +1,154 @@
+"""The inverse of chi: which directions of response are asked for, and the unbounded intervention.
+
+chi is [observable, sample], as one array or as a list of column shards; dmu = (n_beta / n) chi h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+from numpy.typing import ArrayLike
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.response.bounded import chunks
+from patterning_dist.response.modes import leading_signs
+from patterning_dist.response.moments import Floats
+
+Chi = np.ndarray | Sequence[np.ndarray]
+Method = Literal["minimum_norm", "ridge", "truncated", "mode"]
+DEPENDENT = 1e-10  # rows of chi are linearly dependent if their correlations have an eigenvalue below this
+INCONSISTENT = 1e-6  # relative part of a target along dependent rows that is more than rounding
+
+
+@dataclass(frozen=True)
+class Inverse:
+    """How chi is inverted; see `unbounded_intervention`."""
+
+    method: Method = "minimum_norm"
+    ridge: float | None = None
+    rank: int | None = None
+    mode: int | None = None
+
+    def __post_init__(self) -> None:
+        options = {"ridge": self.ridge, "truncated": self.rank, "mode": self.mode}
+        if self.method not in ("minimum_norm", *options):
+            raise PatterningError(f"method: got {self.method!r}, expected minimum_norm, ridge, truncated or mode")
+        given = [name for name, value in options.items() if value is not None]
+        if given != ([] if self.method == "minimum_norm" else [self.method]):
+            raise PatterningError(
+                f"method {self.method!r}: expected its own option only; ridge takes ridge, "
+                "truncated takes rank, mode takes mode, minimum_norm takes none"
+            )
+        if self.ridge is not None and not self.ridge > 0:
+            raise PatterningError(f"ridge: got {self.ridge}, expected a number above 0")
+
+    def directions(
+        self, gram: Floats, target: Floats, observables: Sequence[str] | None = None
+    ) -> tuple[Floats, Floats]:
+        """Rows v, orthogonal in `gram`, and v gram v^T: the directions in which a response is asked for."""
+        size = np.sqrt(np.diag(gram))
+        if not size.any():
+            raise PatterningError("chi: no row varies over samples, so no weights change the response")
+        if self.method == "minimum_norm":
+            return _independent_directions(gram, size, target, observables)
+        for name, value, low, high in (
+            ("rank", self.rank, 1, len(gram)),
+            ("mode", self.mode, 0, len(gram) - 1),
+        ):
+            if value is not None and not low <= value <= high:
+                raise PatterningError(f"{name}: got {value}, expected {low} to {high}")
+        squares, vectors = np.linalg.eigh(gram)
+        squares, rows = squares[::-1], vectors[:, ::-1].T
+        keep = squares > 1e-13 * squares[0]
+        if self.rank is not None:
+            keep &= np.arange(len(keep)) < self.rank
+        if self.mode is not None:
+            keep &= np.arange(len(keep)) == self.mode
+        if not keep.any():
+            raise PatterningError(f"mode {self.mode}: its singular value is zero; choose a stronger mode")
+        return rows[keep], squares[keep]
+
+
+def _independent_directions(
+    gram: Floats, size: Floats, target: Floats, observables: Sequence[str] | None
+) -> tuple[Floats, Floats]:
+    # Correlations, so that what counts as dependent does not hang on the observables' units.
+    scale = np.where(size > 0, size, 1.0)
+    squares, vectors = np.linalg.eigh(gram / np.outer(scale, scale))
+    rows, wanted = vectors.T, target / scale
+    null = squares <= DEPENDENT
+    miss = np.abs(rows[null] @ wanted)
+    if null.any() and miss.max() > INCONSISTENT * np.abs(wanted).max():
+        names = observables or [f"row {index}" for index in range(len(target))]
+        involved = np.abs(rows[null][np.argmax(miss)]) > 1e-4
+        listed = ", ".join(name for name, is_in in zip(names, involved, strict=True) if is_in)
+        raise PatterningError(
+            f"observables {listed}: their chi rows are linearly dependent (or zero) and the target "
+            "contradicts that; drop one of them, change the target or use method 'ridge' or 'truncated'"
+        )
+    return rows[~null] / scale[None], squares[~null]
+
+
+def unbounded_intervention(
+    chi: Chi,
+    target: ArrayLike,
+    *,
+    inverse_temperature: float,
+    method: Method = "minimum_norm",
+    ridge: float | None = None,
+    rank: int | None = None,
+    mode: int | None = None,
+) -> Floats:
+    """h = (n / n_beta) chi^T (chi chi^T + tau I)^-1 target, Wang & Murfet 2601.13548.
+
+    target: [observable], the wanted dmu in the observables' units. `minimum_norm`: tau = 0, and dmu = target
+    exactly. `ridge`: tau = `ridge`, in units of chi chi^T. `truncated`: the pseudo-inverse on the `rank`
+    leading singular directions. `mode`: only left singular vector `mode` of the target, so that h is along
+    v_mode. Weights 1 + h may be negative. Rows of chi are taken as they are: they should sum to zero, or h
+    will not. Raises PatterningError for linearly dependent rows that the target contradicts (minimum_norm),
+    and bad options.
+    """
+    inverse = Inverse(method, ridge, rank, mode)
+    shards, target = check_inputs(chi, target, inverse_temperature)
+    directions, squares = inverse.directions(_gram(shards), target)
+    amounts = (directions @ target) / (squares + (ridge or 0.0))
+    num_samples = sum(shard.shape[1] for shard in shards)
+    coefficients = num_samples / inverse_temperature * (directions.T @ amounts)
+    return np.concatenate([coefficients @ shard for shard in shards])
+
+
+def mode_target(chi: Chi, mode: int) -> Floats:
+    """Left singular vector `mode` of chi, unit length, largest entry positive. [observable]"""
+    _, vectors = np.linalg.eigh(_gram(_shards(chi)))
+    if not 0 <= mode < len(vectors):
+        raise PatterningError(f"mode: got {mode}, expected 0 to {len(vectors) - 1}, one for each observable")
+    vector = vectors[:, ::-1][:, mode]
+    return vector * leading_signs(vector[:, None])[0]
+
+
+def _gram(shards: Sequence[np.ndarray]) -> Floats:
+    return np.sum([chunk @ chunk.T for chunk in chunks(shards)], axis=0)
+
+
+def _shards(chi: Chi) -> list[np.ndarray]:
+    shards = [chi] if isinstance(chi, np.ndarray) else list(chi)
+    if not shards or any(shard.ndim != 2 or len(shard) != len(shards[0]) for shard in shards):
+        raise PatterningError("chi: expected [observable, sample] or column shards of it with the same observables")
+    return shards
+
+
+def check_inputs(chi: Chi, target: ArrayLike, inverse_temperature: float) -> tuple[list[np.ndarray], Floats]:
+    """Column shards and a float64 target; PatterningError for unlike shapes or infinite entries."""
+    shards, target = _shards(chi), np.asarray(target, np.float64)
+    if target.shape != (len(shards[0]),) or not np.isfinite(target).all():
+        raise PatterningError(
+            f"target: got {target.tolist()}, expected {len(shards[0])} finite numbers, one for each observable"
+        )
+    if not all(np.isfinite(shard).all() for shard in shards):
+        raise PatterningError("chi: has an entry that is not finite; leave out the chains or samples it comes from")
+    if not 0 < inverse_temperature < np.inf:
+        raise PatterningError(f"inverse_temperature: got {inverse_temperature}, expected a number above 0")
+    return shards, target

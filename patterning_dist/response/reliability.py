@@ -1,0 +1,117 @@
+"""How repeatable a row of chi is, and intervals for correlations."""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+from scipy.stats import norm
+
+from patterning_dist.errors import PatterningError
+
+NUM_RANDOM_SPLITS = 50  # of more than 6 chains, where all splits would be hundreds
+
+
+class Correlation(NamedTuple):
+    """A correlation and its interval; NaN where it is not defined."""
+
+    value: float
+    low: float
+    high: float
+
+
+def split_half_reliability(chi_per_chain: ArrayLike) -> NDArray[np.float64]:
+    """Correlation over the probe of chi rows from disjoint halves of the chains, mean over splits.
+    [observable]
+
+    chi_per_chain: [chain, observable, probe]. All splits of up to 6 chains, else 50 random ones (fixed seed);
+    an odd number of chains splits into unequal parts. The value is that of *half* the chains: no
+    Spearman-Brown correction, so the whole is more reliable. NaN with one chain, and for a row that is
+    constant over the probe.
+    """
+    chi = np.asarray(chi_per_chain, np.float64)
+    num_chains = len(chi)
+    if num_chains < 2:
+        return np.full(chi.shape[1], np.nan)
+    chains, size = range(num_chains), num_chains // 2
+    if num_chains <= 6:
+        halves = [half for half in combinations(chains, size) if 2 * size < num_chains or 0 in half]
+    else:
+        rng = np.random.default_rng(0)
+        halves = [tuple(rng.permutation(num_chains)[:size]) for _ in range(NUM_RANDOM_SPLITS)]
+    correlations = []
+    for half in halves:
+        rest = [chain for chain in chains if chain not in half]
+        correlations.append(_row_correlation(chi[list(half)].mean(axis=0), chi[rest].mean(axis=0)))
+    return np.mean(correlations, axis=0)
+
+
+def _row_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    a, b = a - a.mean(axis=-1, keepdims=True), b - b.mean(axis=-1, keepdims=True)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        return (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
+
+
+def fisher_correlation(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Correlation:
+    """Pearson correlation with the interval tanh(atanh r +- z / sqrt(n - 3)), Fisher (1921).
+
+    a, b: [sample], and the samples are independent; for tokens of shared sequences use
+    `bootstrap_correlation`.
+    """
+    a, b = _paired(a, b)
+    value = float(_row_correlation(a, b))
+    if len(a) < 4:
+        return Correlation(value, np.nan, np.nan)
+    center = np.arctanh(np.clip(value, -1 + 1e-15, 1 - 1e-15))
+    width = norm.ppf((1 + level) / 2) / np.sqrt(len(a) - 3)
+    return Correlation(value, float(np.tanh(center - width)), float(np.tanh(center + width)))
+
+
+def bootstrap_correlation(
+    a: ArrayLike,
+    b: ArrayLike,
+    groups: ArrayLike,
+    seed: int,
+    *,
+    num_resamples: int = 1000,
+    level: float = 0.95,
+) -> Correlation:
+    """Pearson correlation with a percentile interval from resampling whole groups (block bootstrap, Efron
+    1979).
+
+    a, b, groups: [sample]. Groups are sequence ids: tokens of one sequence are not independent, so an
+    interval that counts each token is too narrow. NaN limits with fewer than 2 groups.
+    """
+    a, b = _paired(a, b)
+    groups = np.asarray(groups)
+    if groups.shape != a.shape:
+        raise PatterningError(f"correlation: {groups.shape} groups for {a.shape} samples, expected one for each")
+    value = float(_row_correlation(a, b))
+    labels = np.unique(groups, return_inverse=True)[1]
+    num_groups = int(labels.max()) + 1
+    if num_groups < 2 or not np.isfinite(value):
+        return Correlation(value, np.nan, np.nan)
+    # A resample is fixed by its group sums; centring first keeps the differences of squares exact.
+    a, b = a - a.mean(), b - b.mean()
+    sums = np.stack([np.bincount(labels, part) for part in (np.ones_like(a), a, b, a * a, b * b, a * b)])
+    rng = np.random.default_rng(seed)
+    resampled = np.empty((num_resamples, len(sums)))
+    for index in range(num_resamples):
+        chosen = np.bincount(rng.integers(num_groups, size=num_groups), minlength=num_groups)
+        resampled[index] = sums @ chosen
+    count, mean_a, mean_b, aa, bb, ab = resampled.T
+    mean_a, mean_b = mean_a / count, mean_b / count
+    with np.errstate(invalid="ignore", divide="ignore"):
+        variances = (aa / count - mean_a**2) * (bb / count - mean_b**2)
+        values = (ab / count - mean_a * mean_b) / np.sqrt(variances)
+    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    return Correlation(value, float(low), float(high))
+
+
+def _paired(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    if a.ndim != 1 or a.shape != b.shape or len(a) < 2:
+        raise PatterningError(f"correlation: got {a.shape} and {b.shape}, expected two vectors of one length >= 2")
+    return a, b

@@ -1,0 +1,193 @@
+"""The directory of one run: lock, atomic files, manifest, events, and which stages are done."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.files import explained, plain, write_json, write_text
+
+STAGES = ("prepare", "train", "sample", "solve", "retrain", "report")
+PACKAGES = ("patterning-dist", "torch", "ray", "deepspeed", "numpy", "pyarrow")
+
+
+def stage_fingerprint(stage: str, config_sections: Mapping[str, Any], upstream: Sequence[str] = ()) -> str:
+    """What a stage's outputs follow from: its name, its sections of the config (JSON), the stages before it.
+
+    A change anywhere changes this fingerprint and, through `upstream`, those of all the later stages.
+    """
+    inputs = [stage, plain(config_sections), list(upstream)]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """The manifest of the run at `path` (a run directory), which is empty before its first stage."""
+    file = Path(path) / "manifest.json"
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        raise PatterningError(f"{file}: cannot be read ({error}); delete it to start the run again") from None
+
+
+class RunDirectory:
+    """A run directory, made if it is not there. Whoever writes to it holds `locked()`."""
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path).absolute()  # workers are started elsewhere
+        with explained(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return read_manifest(self.path)
+
+    def update_manifest(self, **fields: Any) -> None:
+        """Set top-level fields of the manifest (`data={"train.parquet": sha256}`), keeping the others."""
+        write_json(self.path / "manifest.json", self.manifest | fields)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[RunDirectory]:
+        """Keep every other driver out; the kernel lets go if this process dies, however it dies."""
+        with explained(self.path / ".lock"):
+            descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(descriptor, 200).decode(errors="replace").strip() or "unknown"
+                raise PatterningError(
+                    f"{self.path}: in use by another driver (pid {holder}); wait for it or stop it, "
+                    "or choose another directory with --run-dir"
+                ) from None
+            with explained(self.path / ".lock"):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            for leftover in self.path.rglob(".*.tmp"):  # of a driver that was killed while writing
+                leftover.unlink(missing_ok=True)
+            yield self
+        finally:
+            os.close(descriptor)
+
+    def store_config(self, text: str) -> list[str]:
+        """Write config.yaml (from `dump_config`), versions and git commit; return the sections that changed.
+
+        Changed sections are said in an event; the fingerprints decide which stages run again.
+        """
+        file = self.path / "config.yaml"
+        try:
+            before = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+        except FileNotFoundError:
+            before = None
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise PatterningError(f"{file}: cannot be read ({error}); delete it and run again") from None
+        after, changed = yaml.safe_load(text), []
+        if before is not None:
+            keys = dict.fromkeys([*after, *before])
+            changed = [key for key in keys if after.get(key) != before.get(key)]
+        write_text(file, text)
+        self.update_manifest(
+            config_sha256=hashlib.sha256(text.encode()).hexdigest(),
+            versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+            git_commit=_git_commit(),
+        )
+        if changed:
+            self.event("config", "changed", sections=changed)
+        return changed
+
+    def event(self, stage: str, kind: str, **fields: Any) -> None:
+        """Append one line to events.jsonl: time (UTC), stage, kind and whatever else there is to say."""
+        record = {"time": _now(), "stage": stage, "kind": kind, **plain(fields)}
+        path = self.path / "events.jsonl"
+        with explained(path), open(path, "ab+") as file:
+            # A driver killed while writing leaves half a line: it must not spoil the next one.
+            torn = file.tell() > 0 and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+            line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+            file.write(b"\n" * torn + line.encode())
+
+    def is_done(self, stage: str, fingerprint: str) -> bool:
+        """Whether the stage finished with these inputs and all its outputs still have their sizes."""
+        entry = self.manifest.get("stages", {}).get(stage, {})
+        if entry.get("status") != "finished" or entry.get("fingerprint") != fingerprint:
+            return False
+        return all(_size(self.path / name) == size for name, size in entry["outputs"].items())
+
+    @contextlib.contextmanager
+    def stage(self, stage: str, fingerprint: str) -> Iterator[list[Path]]:
+        """Mark a stage started and then finished, failed or interrupted.
+
+        Yields a list for the paths of the stage's outputs (under the run directory): while one of them is
+        missing or has another size, the stage counts as not done.
+        """
+        before = self.manifest.get("stages", {}).get(stage)
+        if before and before["fingerprint"] != fingerprint:
+            self.event(stage, "inputs_changed", reason="the config or an earlier stage changed: run again")
+        started, clock, outputs = _now(), time.monotonic(), []
+        self._mark(stage, status="started", fingerprint=fingerprint, started=started)
+        self.event(stage, "started")
+        entry = {"fingerprint": fingerprint, "started": started}
+        try:
+            yield outputs
+            sizes = {}
+            for path in outputs:
+                name = str(Path(path).resolve().relative_to(self.path.resolve()))
+                if (size := _size(self.path / name)) is None:
+                    raise PatterningError(f"{self.path / name}: stage {stage} did not write it; run it again")
+                sizes[name] = size
+        except BaseException as error:
+            status = "failed" if isinstance(error, Exception) else "interrupted"
+            seconds = time.monotonic() - clock
+            # A full disk is what may have failed the stage: its own error is the one to be seen.
+            with contextlib.suppress(PatterningError):
+                self.event(stage, status, error=f"{type(error).__name__}: {error}", seconds=seconds)
+                self._mark(stage, status=status, finished=_now(), seconds=seconds, error=str(error), **entry)
+            raise
+        seconds = time.monotonic() - clock
+        self._mark(stage, status="finished", finished=_now(), seconds=seconds, outputs=sizes, **entry)
+        self.event(stage, "finished", seconds=seconds)
+
+    def _mark(self, stage: str, **entry: Any) -> None:
+        self.update_manifest(stages=self.manifest.get("stages", {}) | {stage: entry})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _size(path: Path) -> int | None:
+    try:
+        return path.stat().st_size
+    except OSError:
+        return None
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

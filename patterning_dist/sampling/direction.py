@@ -1,0 +1,133 @@
+"""The response-direction estimator: susceptibilities of a whole data pool for two forward passes an observable.
+
+To first order in w, and for a Gaussian posterior (Stein's lemma),
+
+    chi_i(phi) = -Cov(phi, l_i - L) ~ - grad (l_i - L)(w_bar) . c_phi ,     c_phi = Cov(w, phi) = Sigma E[grad phi]
+    Sigma = ( n_beta H + gamma I )^-1
+
+E[grad phi] is averaged over the draws of a chain, Sigma is applied by conjugate gradients with Hessian-vector products,
+and the directional derivative is a central difference along u = c_phi / |c_phi|:
+
+    - [ l_i(w_bar + s u) - l_i(w_bar - s u) ] / (2 s) * |c_phi|
+
+Averages of gradients are far less noisy than covariances, but second-order parts of the covariance are missing: it is
+always to be read beside the plain estimator on the same probe.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from patterning_dist.sampling.posterior import Posterior
+from patterning_dist.sampling.restricted import FrozenBatch, RestrictedModel, Vector
+
+
+@dataclass(frozen=True)
+class Solution:
+    """What conjugate gradients found: A x = b up to ``relative_residual`` = |A x - b| / |b|.
+
+    ``negative_curvature`` says that a direction with p . A p <= 0 was met and the iteration stopped before it: the
+    localisation is then too weak for the loss to have a Gaussian posterior there.
+    """
+
+    vector: Vector
+    num_iterations: int
+    relative_residual: float
+    negative_curvature: bool
+
+
+def conjugate_gradients(
+    product: Callable[[Vector], Vector], right_side: Vector, *, max_iterations: int, tolerance: float
+) -> Solution:
+    """Solve A x = b for a symmetric A given by its products (Hestenes & Stiefel, 1952).
+
+    Args:
+        product: v -> A v.
+        right_side: b, parameter name -> tensor.
+        max_iterations: bound on the number of products.
+        tolerance: stop at |A x - b| <= tolerance * |b|.
+    """
+    x = {name: torch.zeros_like(b) for name, b in right_side.items()}
+    residual = {name: b.clone() for name, b in right_side.items()}
+    direction = dict(residual)
+    squared = target = _dot(residual, residual)
+    iteration, negative = 0, False
+    while iteration < max_iterations and squared > tolerance**2 * target:
+        image = product(direction)
+        curvature = _dot(direction, image)
+        iteration += 1
+        if curvature <= 0:
+            negative = True
+            break
+        length = squared / curvature
+        x = _axpy(length, direction, x)
+        residual = _axpy(-length, image, residual)
+        squared, previous = _dot(residual, residual), squared
+        direction = _axpy(squared / previous, direction, residual)
+    return Solution(x, iteration, math.sqrt(squared / target) if target else 0.0, negative)
+
+
+def response_direction(
+    model: RestrictedModel,
+    posterior: Posterior,
+    mean_gradient: Vector,
+    batch: FrozenBatch,
+    *,
+    max_iterations: int,
+    tolerance: float,
+) -> Solution:
+    """c_phi = ( n_beta H + gamma I )^-1 E[grad phi] at the model's present position.
+
+    Args:
+        model: placed at the mean w_bar of the draws.
+        posterior: n_beta and gamma.
+        mean_gradient: E[grad phi] over the draws, nats per unit of weight.
+        batch: training sequences on which the Hessian H of the mean loss is taken.
+        max_iterations, tolerance: of conjugate gradients.
+    """
+
+    def product(vector: Vector) -> Vector:
+        curved = model.hessian_product(batch, vector)
+        return {
+            name: posterior.inverse_temperature * curved[name] + posterior.localization * v for name, v in vector.items()
+        }
+
+    return conjugate_gradients(product, mean_gradient, max_iterations=max_iterations, tolerance=tolerance)
+
+
+def directional_losses(
+    model: RestrictedModel, batch: FrozenBatch, position: Vector, direction: Vector, *, step: float
+) -> Tensor:
+    """-grad l_i(w_bar) . c_phi for every token of a batch [sequence, position], by a central difference.
+
+    The caller subtracts the mean over the pool, which turns l_i into l_i - L.
+
+    Args:
+        model: placed anywhere; left at ``position``.
+        batch: tokens of the pool.
+        position: w_bar.
+        direction: c_phi, same shapes.
+        step: s, the length of the displacement in weight space.
+    """
+    norm = math.sqrt(_dot(direction, direction))
+    if norm == 0.0:
+        return torch.zeros(batch.tokens[:, 1:].shape, dtype=torch.float64)
+    sides = []
+    for sign in (1.0, -1.0):
+        model.place(_axpy(sign * step / norm, direction, position))
+        sides.append(model.losses(batch).double().cpu())
+    model.place(position)
+    return -(sides[0] - sides[1]) * (norm / (2 * step))
+
+
+def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
+    return sum((a[name].double() * b[name].double()).sum().item() for name in a)
+
+
+def _axpy(scale: float, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Vector:
+    return {name: scale * x[name] + y[name] for name in y}

@@ -1,0 +1,35 @@
+"""Stage ``prepare``: text -> data/{tokenizer.json, train.parquet, validation.parquet, corpus.json}."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patterning_dist.config import Config
+from patterning_dist.data.corpus import Source, read_documents
+from patterning_dist.data.prepare import prepare_tokens
+from patterning_dist.files import file_sha256
+from patterning_dist.progress import Progress
+from patterning_dist.rundir import RunDirectory
+
+
+def prepare(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
+    """Read the corpus, train the tokenizer and write the token tables; returns the files written.
+
+    Raises:
+        PatterningError: a source is missing, empty or unreadable, or there is too little text.
+    """
+    data = config.data
+    progress.start("tokenizing the corpus", None)
+    sources = [Source(s.path, s.domain, s.text_column) for s in data.sources]
+    prepare_tokens(
+        read_documents(sources, max_characters_per_domain=data.max_characters_per_domain),
+        run.path / "data",
+        context_length=data.context_length,
+        vocabulary_size=data.vocabulary_size,
+        validation_fraction=data.validation_fraction,
+        seed=config.seed,
+        max_train_sequences=data.max_train_sequences,
+    )
+    outputs = [run.path / "data" / n for n in ("tokenizer.json", "train.parquet", "validation.parquet", "corpus.json")]
+    run.update_manifest(data={file.name: file_sha256(file) for file in outputs})
+    return outputs

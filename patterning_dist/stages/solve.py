@@ -1,0 +1,145 @@
+"""Stage ``solve``: susceptibilities of the pool -> sample weights of every arm, with what is predicted of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from patterning_dist.config import Config
+from patterning_dist.data.sampler import permutation
+from patterning_dist.data.weights import write_sample_weights
+from patterning_dist.files import write_json, write_parquet
+from patterning_dist.progress import Progress
+from patterning_dist.response.prediction import (
+    PredictedResponse,
+    cross_fitted_response,
+    predicted_response_with_error,
+)
+from patterning_dist.response.solver import WeightSolution, solve_for_effective_sample_share, solve_weights
+from patterning_dist.rundir import RunDirectory
+from patterning_dist.runtime.environment import resolve_device
+from patterning_dist.sampling.study import Study
+from patterning_dist.stages.scores import Scores, direction_scores, regression_scores
+from patterning_dist.stages.susceptibilities import SIGN
+
+_PERMUTED_STREAM = 0x7065726D
+_HISTOGRAM_BINS = 48
+
+
+def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
+    """Score the pool, solve for the weights of the plus and minus arms, permute for the control; returns the files written.
+
+    Raises:
+        PatterningError: an infeasible strength (the largest feasible one is named), or contradicting targets.
+    """
+    study = Study(config, run.path, resolve_device(config.device))
+    observables = list(config.solve.targets) or list(study.splits.names)
+    score = direction_scores if config.solve.scores == "response_direction" else regression_scores
+    scores = score(study, run, progress, observables)
+    pool_file = _write_pool(study, run, scores)
+    diagnostics_file = run.path / "response" / "diagnostics.json"
+    diagnostics = json.loads(diagnostics_file.read_text())
+    write_json(diagnostics_file, diagnostics | {k: v for k, v in scores.report.items() if k != "estimator"})
+
+    progress.start("solving for the weights", 2)
+    report: dict[str, Any] = {**scores.report, "observables": observables, "num_samples": scores.per_half.shape[2], "arms": {}}
+    outputs = [pool_file]
+    solutions: dict[str, np.ndarray] = {}
+    for done, (arm, sign) in enumerate((("plus", 1.0), ("minus", -1.0)), start=1):
+        solution, entry = _solve_arm(study, scores, sign)
+        solutions[arm], report["arms"][arm] = solution.weights, entry
+        progress.update(done)
+    plus = solutions["plus"]
+    solutions["permuted"] = plus[permutation(config.seed, _PERMUTED_STREAM, len(plus))]
+    report["arms"]["permuted"] = {
+        "effective_sample_share": report["arms"]["plus"]["effective_sample_share"],
+        "histogram": report["arms"]["plus"]["histogram"],
+    }
+    sequence_id, position = _keys(study)
+    for arm, weights in solutions.items():
+        path = run.path / "weights" / f"{arm}.parquet"
+        write_sample_weights(path, sequence_id, position, weights, {"arm": arm, "component": config.solve.component})
+        outputs.append(path)
+    write_json(run.path / "weights" / "solution.json", report)
+    return [*outputs, run.path / "weights" / "solution.json"]
+
+
+def _keys(study: Study) -> tuple[np.ndarray, np.ndarray]:
+    num_sequences, num_positions = study.pool.num_sequences, study.pool.context_length - 1
+    return (
+        np.repeat(np.arange(num_sequences), num_positions),
+        np.tile(np.arange(1, num_positions + 1, dtype=np.int16), num_sequences),
+    )
+
+
+def _write_pool(study: Study, run: RunDirectory, scores: Scores) -> Path:
+    sequence_id, position = _keys(study)
+    columns = {"sequence_id": sequence_id, "position": position}
+    first, second = scores.per_half
+    for k, name in enumerate(scores.observables):
+        columns[f"chi_{name}"] = (first[k] + second[k]) / 2
+        columns[f"se_{name}"] = np.abs(first[k] - second[k]) / 2
+    posterior = study.posterior(study.config.solve.component)
+    metadata = {
+        "component": study.config.solve.component,
+        "estimator": scores.report["estimator"],
+        "sign": SIGN,
+        "units": "chi and se: nats squared",
+        "standard_error": "half the difference between the two halves of the chains: one degree of freedom a token",
+        "inverse_temperature": posterior.inverse_temperature,
+        "localization": posterior.localization,
+        "num_pool_tokens": study.num_pool_tokens,
+    }
+    path = run.path / "response" / "pool.parquet"
+    write_parquet(path, pa.table(columns), metadata)
+    return path
+
+
+def _solve_arm(study: Study, scores: Scores, sign: float) -> tuple[WeightSolution, dict[str, Any]]:
+    settings = study.config.solve
+    target = sign * np.array([settings.targets.get(name, 0.0) for name in scores.observables])
+    temperature = study.posterior(settings.component).inverse_temperature
+    options = {
+        "inverse_temperature": temperature,
+        "weight_min": settings.weight_min,
+        "weight_max": settings.weight_max,
+        "method": settings.method,
+        "ridge": settings.ridge,
+        "rank": settings.rank,
+        "mode": settings.mode,
+        "observables": scores.observables,
+    }
+
+    def solved(chi: np.ndarray) -> WeightSolution:
+        if settings.strength is not None:
+            return solve_weights(chi, target, strength=settings.strength, **options)
+        return solve_for_effective_sample_share(chi, target, settings.effective_sample_share, **options)
+
+    solution = solved(scores.per_half.mean(axis=0))
+    predicted = predicted_response_with_error(scores.per_half, solution.weights, temperature)
+    cross_fitted = cross_fitted_response(scores.per_half, lambda chi: solved(chi).weights, temperature)
+    counts, edges = np.histogram(solution.weights, bins=_HISTOGRAM_BINS, range=(0.0, max(settings.weight_max, 1.0)))
+    entry = {
+        "target": dict(zip(scores.observables, target, strict=True)),
+        "predicted_response": _by_observable(predicted, scores.observables),
+        "cross_fitted_response": _by_observable(cross_fitted, scores.observables),
+        "histogram": {"edges": edges, "counts": counts},
+    }
+    plain = ("strength", "largest_feasible_strength", "effective_sample_size", "effective_sample_share",
+             "top_percent_share", "num_at_minimum", "num_at_maximum", "num_iterations", "residual")  # fmt: skip
+    return solution, entry | {name: getattr(solution, name) for name in plain}
+
+
+def _by_observable(response: PredictedResponse, observables: list[str]) -> dict[str, Any]:
+    return {
+        name: {
+            "value": response.value[k],
+            "standard_error": response.standard_error[k],
+            "interval": response.interval[k],
+        }
+        for k, name in enumerate(observables)
+    }

@@ -1,0 +1,90 @@
+"""One training run: the baseline, or one arm of the retraining with one seed."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from patterning_dist.config import Config
+from patterning_dist.data.sampler import epoch_batch
+from patterning_dist.data.tokens import TokenDataset
+from patterning_dist.data.weights import JoinedWeights, SampleWeights
+from patterning_dist.files import file_sha256
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What to train, from where, on which weights, for how long.
+
+    Attributes:
+        name: shown in the progress display, e.g. ``plus seed 1``.
+        folder: receives metrics.parquet, evaluation.json and model.safetensors.
+        seed: initialisation and data order; arms that share it differ in nothing but the weights.
+        num_steps: optimizer steps at the full learning rate (after the warm-up).
+        anneal_steps: further steps in which the rate falls to zero.
+        evaluate_every: optimizer steps between two rows of metrics.
+        weights: table of sample weights; None: every sample has weight 1.
+        start: safetensors to start from; None: a fresh initialisation from ``seed``.
+        deepspeed: DeepSpeed JSON; None: ZeRO stage 0.
+        num_workers: data-parallel ranks.
+    """
+
+    name: str
+    folder: Path
+    seed: int
+    num_steps: int
+    anneal_steps: int
+    evaluate_every: int
+    weights: Path | None
+    start: Path | None
+    deepspeed: Path | None
+    num_workers: int
+
+    def fingerprint(self, config: Config) -> str:
+        """Hash of everything that the result depends on, file contents included."""
+        files = {key: file_sha256(path) for key in ("weights", "start", "deepspeed") if (path := getattr(self, key))}
+        spec = {k: v for k, v in asdict(self).items() if k not in ("folder", *files)}
+        sections = {name: getattr(config, name).model_dump(mode="json") for name in ("data", "model", "training")}
+        return hashlib.sha256(json.dumps([spec, files, sections], sort_keys=True, default=str).encode()).hexdigest()
+
+    def is_finished(self, config: Config) -> bool:
+        """Whether the folder holds the result of this very job."""
+        report = self.folder / "evaluation.json"
+        return report.exists() and json.loads(report.read_text()).get("fingerprint") == self.fingerprint(config)
+
+
+class WeightedBatches:
+    """The global batches of a job: token ids with the weights of their predicted tokens.
+
+    Batches are passes without replacement in an order that depends on the seed alone, so all arms see the same data in the
+    same order. During annealing the batches are ``anneal_batch_size`` large.
+
+    Args:
+        job: names seed and weights.
+        config: batch sizes.
+        dataset: the training pool.
+    """
+
+    def __init__(self, job: TrainingJob, config: Config, dataset: TokenDataset) -> None:
+        self.job, self.training, self.dataset = job, config.training, dataset
+        self.joined = JoinedWeights(np.ones((0, 0), np.float32), 0, 0)
+        if job.weights is not None:
+            self.joined = SampleWeights.load(job.weights).join(dataset.num_sequences, dataset.context_length)
+
+    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens [sequence, position] and weights [sequence, position - 1] of the global batch of a step."""
+        annealing = step - self.job.num_steps
+        if annealing < 0:
+            ids = epoch_batch(self.job.seed, step, self.training.batch_size, self.dataset.num_sequences)
+        else:
+            # Another key than the main order: seeds are below 2^63, so no other seed has it.
+            seed = self.job.seed + 2**63
+            ids = epoch_batch(seed, annealing, self.training.anneal_batch_size, self.dataset.num_sequences)
+        tokens = self.dataset.tokens(ids)
+        if self.job.weights is None:
+            return tokens, np.ones((len(ids), tokens.shape[1] - 1), np.float32)
+        return tokens, self.joined.weights[ids]

@@ -1,0 +1,110 @@
+"""Weights land on the token they name, missing ones are counted, and bad rows are refused by number."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from patterning_dist.data.weights import SampleWeights, write_sample_weights
+from patterning_dist.errors import PatterningError
+
+
+def test_token_weights_join_by_key_whatever_their_order(tmp_path: Path) -> None:
+    rho = np.random.default_rng(0).random((6, 9)).astype(np.float32)
+    sequence_id, column = np.divmod(np.random.default_rng(1).permutation(rho.size)[:40], 9)
+    path = tmp_path / "plus.parquet"
+    write_sample_weights(
+        path, sequence_id, column + 1, rho[sequence_id, column], {"arm": "plus", "strength": 0.5}
+    )
+    loaded = SampleWeights.load(path)
+    joined = loaded.join(num_sequences=6, context_length=10)
+    expected = np.ones_like(rho)
+    expected[sequence_id, column] = rho[sequence_id, column]
+    np.testing.assert_array_equal(joined.weights, expected)
+    assert joined.weights.dtype == np.float32
+    assert (joined.num_joined, joined.num_missing) == (40, 14)
+    assert loaded.metadata == {"arm": "plus", "strength": 0.5}
+    schema = pq.read_schema(path)
+    assert {field.name: str(field.type) for field in schema} == {
+        "sequence_id": "int64",
+        "position": "int16",
+        "weight": "float",
+    }
+
+
+def test_sequence_weights_hold_for_all_their_tokens(tmp_path: Path) -> None:
+    write_sample_weights(tmp_path / "w.parquet", np.array([2, 0]), None, np.array([0.0, 3.0]), {})
+    joined = SampleWeights.load(tmp_path / "w.parquet").join(3, 5)
+    np.testing.assert_array_equal(joined.weights, np.array([[3.0], [1.0], [0.0]]) * np.ones((3, 4)))
+    assert (joined.num_joined, joined.num_missing) == (8, 4)
+
+
+def test_a_users_own_table_needs_no_header(tmp_path: Path) -> None:
+    table = pa.table(
+        {"sequence_id": pa.array([1], pa.int32()), "position": [2], "weight": [2], "note": ["mine"]}
+    )
+    pq.write_table(table, tmp_path / "w.parquet")
+    loaded = SampleWeights.load(tmp_path / "w.parquet")
+    assert loaded.join(2, 4).weights.tolist() == [[1, 1, 1], [1, 2, 1]]
+    assert loaded.metadata == {}
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        (
+            {"sequence_id": [0, 1], "position": [1, 1], "weight": [1.0, -0.5]},
+            r"row 1: weight is -0\.5; expected a finite",
+        ),
+        (
+            {"sequence_id": [0, 1], "position": [1, 1], "weight": [float("nan"), 1.0]},
+            r"row 0: weight is nan; expected",
+        ),
+        ({"sequence_id": [0, 1], "weight": [float("inf"), 1.0]}, r"row 0: weight is inf; expected"),
+        ({"sequence_id": [0, 1], "weight": [1.0, None]}, r"row 1: weight is null; give a value"),
+        ({"sequence_id": [0, -1], "weight": [1.0, 1.0]}, r"row 1: sequence_id is -1; expected 0 or more"),
+        (
+            {"sequence_id": [0, 1], "position": [0, 1], "weight": [1.0, 1.0]},
+            r"row 0: position is 0; expected 1 to",
+        ),
+        (
+            {"sequence_id": [3, 1, 3], "position": [2, 2, 2], "weight": [1.0, 1.0, 1.0]},
+            r"row 2: sequence_id 3, position 2 was given before; expected one row for each",
+        ),
+        ({"sequence_id": [3, 3], "weight": [1.0, 1.0]}, r"row 1: sequence_id 3 was given before"),
+        (
+            {"sequence": [0], "weight": [1.0]},
+            r"no column 'sequence_id'; the columns there are sequence, weight",
+        ),
+        (
+            {"sequence_id": [0.0], "weight": [1.0]},
+            r"column 'sequence_id' holds double; expected whole numbers",
+        ),
+        ({"sequence_id": [0], "weight": ["1"]}, r"column 'weight' holds string; expected numbers"),
+    ],
+)
+def test_bad_rows_are_refused_by_file_and_row(tmp_path: Path, columns: dict, message: str) -> None:
+    pq.write_table(pa.table(columns), tmp_path / "w.parquet")
+    with pytest.raises(PatterningError, match=r"w\.parquet.*" + message):
+        SampleWeights.load(tmp_path / "w.parquet")
+
+
+def test_rows_about_another_dataset_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "w.parquet"
+    write_sample_weights(path, np.array([0, 7]), np.array([1, 9]), np.ones(2), {})
+    weights = SampleWeights.load(path)
+    with pytest.raises(PatterningError, match=r"row 1: sequence_id is 7; the dataset has sequences 0 to 6"):
+        weights.join(7, 10)
+    with pytest.raises(PatterningError, match=r"row 1: position is 9; the dataset predicts positions 1 to 8"):
+        weights.join(8, 9)
+    assert weights.join(8, 10).num_joined == 2
+
+
+def test_bad_weights_are_not_written(tmp_path: Path) -> None:
+    with pytest.raises(PatterningError, match=r"w\.parquet row 0: weight is nan"):
+        write_sample_weights(tmp_path / "w.parquet", np.array([0]), None, np.array([np.nan]), {})
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,280 @@
+"""The report says what its numbers bear, survives a half-finished run and replaces its file in one step."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import re
+import shutil
+import sys
+from html.parser import HTMLParser
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.report import build_report
+
+sys.path.append(str(Path(__file__).parent))  # whatever the import mode of the tests
+write_run = importlib.import_module("report_fixture").write_run
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return write_run(tmp_path_factory.mktemp("runs") / "finished")
+
+
+@pytest.fixture
+def run(finished, tmp_path):
+    return Path(shutil.copytree(finished, tmp_path / "run"))
+
+
+def page(run: Path) -> str:
+    return build_report(run).read_text(encoding="utf-8")
+
+
+def warnings_of(html: str) -> str:
+    found = re.search(r'<aside class="warnings">(.*?)</aside>', html, re.S)
+    return found[1] if found else ""
+
+
+class Reader(HTMLParser):
+    """Tags that were opened, with their addresses, and the text of every element of a class."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.addresses: list[str] = []
+
+    def handle_starttag(self, tag, attrs):
+        self.tags.append(tag)
+        self.addresses += [value for name, value in attrs if name in ("src", "href")]
+
+
+def test_a_finished_run_shows_every_section_and_no_problem(run):
+    html = page(run)
+    assert "Not run yet" not in html
+    assert "all stages run" in html
+    assert warnings_of(html).count("<li>") == 1  # the one that the summary itself gives
+    assert html.count("<section id=") == 8
+    assert html.count("<figure>") > 25
+
+
+def test_the_page_needs_no_network_and_is_light(run):
+    path = build_report(run)
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    assert all(address.startswith("#") or address == "data:," for address in reader.addresses)
+    assert "url(" not in path.read_text() and "@import" not in path.read_text()
+    assert path.stat().st_size < 2_000_000
+
+
+def test_tokens_are_text_never_markup(run):
+    html = page(run)
+    reader = Reader()
+    reader.feed(html)
+    assert reader.tags.count("script") == 1  # the page's own; the corpus is full of <script>
+    assert "b" not in reader.tags  # so it is of <b>bold</b>
+    assert "&lt;markup&gt;" in html and "&gt;" in html
+
+
+@pytest.mark.parametrize("what", ["summary.name", "config", "reason", "warning", "observable"])
+def test_names_from_files_are_escaped(run, what):
+    bad = "<img src=x onerror=alert(1)>"
+    if what in ("summary.name", "warning"):
+        summary = json.loads((run / "summary.json").read_text())
+        summary |= {"name": bad} if what == "summary.name" else {"warnings": [bad]}
+        (run / "summary.json").write_text(json.dumps(summary))
+    elif what == "config":
+        (run / "config.yaml").write_text(bad)
+    elif what == "reason":
+        (run / "sampling/everything/chains.json").write_text(
+            json.dumps([{"chain": 0, "healthy": False, "reason": bad}])
+        )
+    else:
+        diagnostics = json.loads((run / "response/diagnostics.json").read_text())
+        observables = diagnostics["components"]["everything"]["observables"]
+        observables[bad] = observables.pop("rest_loss")
+        (run / "response/diagnostics.json").write_text(json.dumps(diagnostics))
+    html = page(run)
+    assert "<img" not in html.lower()
+    assert "onerror=alert(1)&gt;" in html
+
+
+STAGES = {
+    "headline": ["summary.json", "weights"],
+    "arms": ["retrain"],
+    "response": ["weights"],
+    "weights": ["weights"],
+    "susceptibilities": ["response"],
+    "chains": ["sampling", "response"],
+    "baseline": ["baseline"],
+    "record": ["summary.json", "manifest.json", "config.yaml"],
+}
+
+
+@pytest.mark.parametrize("section", STAGES)
+def test_a_missing_stage_is_one_line(run, section):
+    for name in STAGES[section]:
+        shutil.rmtree(run / name) if (run / name).is_dir() else (run / name).unlink()
+    html = page(run)
+    body = re.search(rf'<section id="{section}">(.*?)</section>', html, re.S)[1]
+    assert "Not run yet." in body and "<figure>" not in body
+    assert "partly finished" in html
+    assert "cannot be" not in warnings_of(html)
+
+
+def test_an_empty_run_directory_makes_a_page(tmp_path):
+    html = page(tmp_path)
+    assert html.count("Not run yet.") == 8 and warnings_of(html) == ""
+
+
+@pytest.mark.parametrize(
+    "missing",
+    [
+        f.relative_to("x").as_posix()
+        for f in map(
+            Path,
+            (
+                "x/data/tokenizer.json",
+                "x/data/train.parquet",
+                "x/response/pool.parquet",
+                "x/response/modes.parquet",
+                "x/response/mode-tokens.parquet",
+                "x/response/diagnostics.json",
+                "x/weights/plus.parquet",
+                "x/weights/solution.json",
+                "x/baseline/evaluation.json",
+                "x/summary.json",
+                "x/retrain/plus/seed-1/metrics.parquet",
+                "x/sampling/everything/traces.parquet",
+                "x/sampling/everything/chains.json",
+            ),
+        )
+    ],
+)
+def test_any_single_file_may_be_missing(run, missing):
+    (run / missing).unlink()
+    assert "cannot be" not in warnings_of(page(run))
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "summary.json",
+        "weights/plus.parquet",
+        "response/diagnostics.json",
+        "data/tokenizer.json",
+        "sampling/everything/chains.json",
+    ],
+)
+def test_a_broken_file_is_named_at_the_top(run, path):
+    (run / path).write_bytes(b'{"half": ')
+    assert re.search(rf"{re.escape(path)} cannot be read .*run .* again\.", warnings_of(page(run)))
+
+
+def test_a_file_of_an_unexpected_shape_costs_its_section_only(run):
+    solution = json.loads((run / "weights/solution.json").read_text())
+    solution["arms"]["plus"]["histogram"] = {"edges": "none", "counts": 3}
+    (run / "weights/solution.json").write_text(json.dumps(solution))
+    html = page(run)
+    assert "“The weights” cannot be drawn" in warnings_of(html)
+    assert '<section id="arms">' in html and "Prefix-matching score passes 0.1" in html
+
+
+def contrast(run: Path, low: float, high: float, other: tuple[float, float] = (-0.4, -0.2)) -> str:
+    """The lead sentence when plus-base has the interval given."""
+    summary = json.loads((run / "summary.json").read_text())
+    for name, (a, b) in {"plus-base": (low, high), "plus-permuted": other}.items():
+        summary["contrasts"][name]["induction_gap"] = {
+            "value": (a + b) / 2,
+            "interval": [a, b],
+            "per_seed": [],
+        }
+    summary["contrasts"].pop("minus-base", None)
+    (run / "summary.json").write_text(json.dumps(summary))
+    return re.search(r'<p class="lead">(.*?)</p>', page(run), re.S)[1].replace("\u00a0", " ")
+
+
+def test_the_sentence_follows_the_interval(run):
+    assert (
+        "lowered the induction gap (−0.30 [−0.40, −0.20] nats) compared with plain training, as asked"
+        in contrast(run, -0.4, -0.2)
+    )
+    assert (
+        "raised the induction gap" in (opposite := contrast(run, 0.2, 0.4))
+        and "opposite of what was asked" in opposite
+    )
+    assert (
+        "had no clear effect on the induction gap" in (nothing := contrast(run, -0.1, 0.2))
+        and "as asked" not in nothing
+    )
+    assert "but there is no clear difference against the same weights permuted" in contrast(
+        run, -0.4, -0.2, other=(-0.2, 0.1)
+    )
+
+
+def test_transition_steps_are_those_of_the_summary_or_else_of_the_curves(run):
+    summary = json.loads((run / "summary.json").read_text())
+    summary["transition_steps"] = {"plus": [1234, None], "base": [None, None]}
+    (run / "summary.json").write_text(json.dumps(summary))
+    html = page(run)
+    assert "<td>1,234</td><td>not reached</td>" in html
+    assert "passes 0.1 in 0 of 2 base and 1 of 2 plus runs" in html
+    (run / "summary.json").unlink()
+    table = pq.read_table(run / "retrain/plus/seed-0/metrics.parquet").to_pydict()
+    first = next(s for s, v in zip(table["step"], table["prefix_matching"], strict=True) if v > 0.1)
+    assert f"<td>plus</td><td>{first:,}</td>" in page(run)
+
+
+def test_rhat_and_ess_are_flagged_with_what_to_turn(run):
+    html = page(run)
+    assert "⚑ 1.080" in html and "⚑ 84" in html and "⚑ 1.020" not in html
+    assert (
+        "R-hat above 1.05 in layer.0.head.1, layer.1.head.0 and layer.1.head.1" in html and "burn_in" in html
+    )
+    assert "loss became NaN at step 212" in html
+
+
+def test_nothing_is_said_of_chains_whose_state_is_unknown(run):
+    for path in [*run.glob("sampling/*/chains.json"), run / "response/diagnostics.json"]:
+        path.unlink()
+    html = page(run)
+    assert "everything: loss" in html
+    assert "No chain was left out" not in html and "Every observable has" not in html
+
+
+def test_probe_tokens_of_another_split_are_not_matched_by_their_ids(run):
+    def scatter(html: str) -> int:
+        return html.count("the estimators agree with r =")
+
+    assert scatter(page(run)) == 2
+    train, validation = run / "data/train.parquet", run / "data/validation.parquet"
+    train.rename(run / "data/swap"), validation.rename(train), (run / "data/swap").rename(validation)
+    html = page(run)
+    assert scatter(html) == 0
+    assert "Mode 0: tokens" in html  # their text is found in the other split
+
+
+def test_the_page_replaces_the_old_one_in_one_step(run, monkeypatch):
+    path = build_report(run)
+    assert path == run / "report.html"
+    before = path.read_bytes()
+
+    def refuse(*_):
+        raise OSError("disk full")
+
+    monkeypatch.setattr(os, "replace", refuse)
+    with pytest.raises(OSError, match="disk full"):
+        build_report(run)
+    assert path.read_bytes() == before
+    assert not list(run.glob(".report-*"))
+
+
+def test_a_directory_that_is_not_there_is_an_error(tmp_path):
+    with pytest.raises(
+        PatterningError, match=r"nowhere is not a run directory; give the folder that holds config\.yaml"
+    ):
+        build_report(tmp_path / "nowhere")

@@ -1,0 +1,98 @@
+"""Correlations and their intervals, against SciPy and against data that repeat."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from scipy.stats import pearsonr
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.response.reliability import (
+    bootstrap_correlation,
+    fisher_correlation,
+    split_half_reliability,
+)
+
+
+def noisy_chi(num_chains, noise, seed=0):
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=(2, 4000)) + noise * rng.normal(size=(num_chains, 2, 4000))
+
+
+def test_two_chains_give_their_correlation():
+    chi = noisy_chi(2, 1.0)
+    wanted = [np.corrcoef(chi[0, row], chi[1, row])[0, 1] for row in range(2)]
+    np.testing.assert_allclose(split_half_reliability(chi), wanted, rtol=1e-12)
+
+
+def test_four_chains_average_their_three_splits():
+    chi = noisy_chi(4, 2.0)
+    wanted = []
+    for pair, rest in (((0, 1), (2, 3)), ((0, 2), (1, 3)), ((0, 3), (1, 2))):
+        wanted.append(np.corrcoef(chi[list(pair), 0].mean(0), chi[list(rest), 0].mean(0))[0, 1])
+    assert split_half_reliability(chi)[0] == pytest.approx(np.mean(wanted), rel=1e-12)
+
+
+@pytest.mark.parametrize(("num_chains", "sizes"), [(5, (2, 3)), (8, (4, 4))])
+def test_reliability_is_signal_over_signal_and_noise_of_a_half(num_chains, sizes):
+    chi = noisy_chi(num_chains, 2.0)
+    expected = 1 / np.sqrt((1 + 4 / sizes[0]) * (1 + 4 / sizes[1]))
+    np.testing.assert_allclose(split_half_reliability(chi), expected, atol=0.04)
+    np.testing.assert_array_equal(split_half_reliability(chi), split_half_reliability(chi))
+
+
+def test_reliability_is_undefined_for_one_chain_and_for_constant_rows():
+    assert np.isnan(split_half_reliability(noisy_chi(1, 1.0))).all()
+    chi = noisy_chi(4, 1.0)
+    chi[:, 1] = 3.0
+    result = split_half_reliability(chi)
+    assert np.isfinite(result[0])
+    assert np.isnan(result[1])
+
+
+def test_fisher_interval_equals_scipy():
+    rng = np.random.default_rng(3)
+    a = rng.normal(size=50)
+    b = a + rng.normal(size=50)
+    got, wanted = fisher_correlation(a, b, 0.9), pearsonr(a, b)
+    interval = wanted.confidence_interval(0.9)
+    np.testing.assert_allclose(got, (wanted.statistic, interval.low, interval.high), rtol=1e-12)
+    exact = fisher_correlation(a, 2 * a)
+    assert exact.value == pytest.approx(1)
+    assert exact.low > 0.999
+    assert np.isnan(fisher_correlation(a[:3], b[:3]).low)
+
+
+def test_bootstrap_over_groups_widens_by_the_group_size():
+    rng = np.random.default_rng(4)
+    size, num_groups = 25, 80
+    a, b = rng.normal(size=(2, num_groups))
+    a, b = np.repeat(a, size), np.repeat(a + b, size)  # every token of a sequence says the same
+    groups = np.repeat(np.arange(num_groups) * 7 + 3, size)
+    got = bootstrap_correlation(a, b, groups, seed=1)
+    assert got == bootstrap_correlation(a, b, groups, seed=1)
+    assert got.low < got.value < got.high
+    truth = fisher_correlation(a[::size], b[::size])
+    assert got.value == pytest.approx(truth.value, rel=1e-12)
+    assert (got.high - got.low) / (truth.high - truth.low) == pytest.approx(1, abs=0.25)
+    as_if_independent = bootstrap_correlation(a, b, np.arange(len(a)), seed=1)
+    assert (got.high - got.low) / (as_if_independent.high - as_if_independent.low) > 3.5
+
+
+def test_bootstrap_resample_is_a_correlation_of_the_resampled_rows():
+    rng = np.random.default_rng(5)
+    a, b = rng.normal(size=(2, 40)) + 1e4
+    groups = np.arange(40) // 4
+    chosen = np.random.default_rng(0).integers(10, size=10)
+    rows = np.concatenate([np.flatnonzero(groups == group) for group in chosen])
+    got = bootstrap_correlation(a, b, groups, seed=0, num_resamples=1)
+    assert got.low == pytest.approx(np.corrcoef(a[rows], b[rows])[0, 1], rel=1e-9)
+
+
+def test_unusable_input_is_named_or_undefined():
+    assert np.isnan(bootstrap_correlation([1.0, 2, 4], [1.0, 3, 2], [5, 5, 5], seed=0).low)
+    assert np.isnan(bootstrap_correlation([1.0, 1, 1], [1.0, 3, 2], [5, 6, 7], seed=0).value)
+    with pytest.raises(PatterningError, match=r"\(2,\) groups for \(3,\) samples"):
+        bootstrap_correlation([1.0, 2, 4], [1.0, 3, 2], [5, 5], seed=0)
+    with pytest.raises(PatterningError, match="expected two vectors of one length"):
+        fisher_correlation([1.0, 2], [1.0, 2, 3])

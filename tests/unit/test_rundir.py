@@ -1,0 +1,206 @@
+"""A run directory: one driver at a time, files whole or absent, stages done once for the same inputs."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.files import atomic_path, write_json, write_npz, write_parquet, write_text
+from patterning_dist.rundir import RunDirectory, read_manifest, stage_fingerprint
+
+
+def events(run: RunDirectory) -> list[dict[str, object]]:
+    return [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
+
+
+def test_second_driver_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
+    script = (
+        "import sys; from patterning_dist.rundir import RunDirectory\n"
+        "with RunDirectory(sys.argv[1]).locked(): print('held', flush=True); sys.stdin.read()"
+    )
+    command = [sys.executable, "-c", script, str(tmp_path)]
+    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline() == b"held\n"
+        with (
+            pytest.raises(
+                PatterningError, match=rf"in use by another driver \(pid {holder.pid} on .*--run-dir"
+            ),
+            RunDirectory(tmp_path).locked(),
+        ):
+            raise AssertionError("two drivers hold the same run directory")
+        holder.kill()
+        holder.wait()
+    with RunDirectory(tmp_path).locked():  # a killed driver holds nothing
+        assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} on ")
+
+
+def test_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    file = tmp_path / "deep" / "file.txt"
+    write_text(file, "old")
+    with pytest.raises(ZeroDivisionError), atomic_path(file) as temporary:
+        temporary.write_text("half of the n")
+        raise ZeroDivisionError
+    assert file.read_text() == "old"
+    assert list(file.parent.iterdir()) == [file]
+
+
+def test_leftovers_of_a_killed_driver_are_removed(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    write_text(tmp_path / "data" / "kept.txt", "kept")
+    (tmp_path / "data" / ".train.parquet.0123456789ab.tmp").write_text("half")
+    with run.locked():
+        assert [file.name for file in (tmp_path / "data").iterdir()] == ["kept.txt"]
+
+
+@pytest.mark.parametrize(
+    ("code", "remedy"),
+    [(errno.ENOSPC, "free some disk space"), (errno.EROFS, "choose another with --run-dir")],
+)
+def test_write_that_fails_names_the_path_and_the_remedy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, code: int, remedy: str
+) -> None:
+    file = tmp_path / "file.json"
+    write_json(file, {"old": 1})
+
+    def fail(descriptor: int) -> None:
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr(os, "fsync", fail)
+    with pytest.raises(PatterningError) as caught:
+        write_json(file, {"new": 2})
+    assert str(caught.value).startswith(f"{file}: cannot be written ({os.strerror(code)}); ")
+    assert remedy in str(caught.value)
+    assert json.loads(file.read_text()) == {"old": 1}
+    assert list(tmp_path.iterdir()) == [file]
+
+
+def test_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(PatterningError, match=r"file/run: cannot be written \(Not a directory\)"):
+        RunDirectory(tmp_path / "file" / "run")
+
+
+def test_json_is_strict(tmp_path: Path) -> None:
+    content = {
+        "nan": math.nan,
+        "array": np.array([1.5, np.inf]),
+        "int": np.int64(3),
+        "path": Path("a"),
+        1: True,
+    }
+    write_json(tmp_path / "a.json", content)
+    assert json.loads((tmp_path / "a.json").read_text()) == {
+        "nan": None, "array": [1.5, None], "int": 3, "path": "a", "1": True,
+    }  # fmt: skip
+
+
+def test_tables_and_arrays_come_back(tmp_path: Path) -> None:
+    table = pa.table({"chi": [0.5, -1.0]}).replace_schema_metadata({b"patterning": b"{}"})
+    write_parquet(tmp_path / "a.parquet", table)
+    assert pq.read_table(tmp_path / "a.parquet").equals(table, check_metadata=True)
+    write_npz(tmp_path / "a.npz", {"x": np.arange(3)})
+    with np.load(tmp_path / "a.npz") as arrays:
+        assert arrays["x"].tolist() == [0, 1, 2]
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["a.npz", "a.parquet"]
+
+
+def test_stage_is_done_once_for_the_same_inputs(tmp_path: Path) -> None:
+    run, fingerprint = RunDirectory(tmp_path), stage_fingerprint("train", {"training": {"num_steps": 3}})
+    assert not run.is_done("train", fingerprint)
+    with run.stage("train", fingerprint) as outputs:
+        assert run.manifest["stages"]["train"]["status"] == "started"
+        assert not run.is_done("train", fingerprint)
+        outputs.append(tmp_path / "model.safetensors")
+        write_text(outputs[0], "weights")
+    assert RunDirectory(tmp_path).is_done("train", fingerprint)
+    entry = run.manifest["stages"]["train"]
+    assert entry["outputs"] == {"model.safetensors": 7}
+    assert entry["seconds"] >= 0
+    assert not run.is_done("train", stage_fingerprint("train", {"training": {"num_steps": 4}}))
+    write_text(tmp_path / "model.safetensors", "cut")
+    assert not run.is_done("train", fingerprint)
+    (tmp_path / "model.safetensors").unlink()
+    assert not run.is_done("train", fingerprint)
+
+
+def test_change_of_an_early_stage_reaches_the_late_ones() -> None:
+    def chain(seed: int, strength: float) -> list[str]:
+        prepare = stage_fingerprint("prepare", {"seed": seed})
+        train = stage_fingerprint("train", {"num_steps": 5}, [prepare])
+        return [prepare, train, stage_fingerprint("solve", {"strength": strength}, [train])]
+
+    base = chain(0, 0.5)
+    assert chain(0, 0.5) == base
+    assert [a == b for a, b in zip(base, chain(1, 0.5), strict=True)] == [False, False, False]
+    assert [a == b for a, b in zip(base, chain(0, 0.6), strict=True)] == [True, True, False]
+    assert stage_fingerprint("a", {"x": 1, "y": 2}) == stage_fingerprint("a", {"y": 2, "x": 1})
+    assert stage_fingerprint("a", {}) != stage_fingerprint("b", {})
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [(ValueError("why"), "failed"), (KeyboardInterrupt(), "interrupted")]
+)
+def test_stage_that_ends_badly_is_not_done(tmp_path: Path, error: BaseException, status: str) -> None:
+    run = RunDirectory(tmp_path)
+    with pytest.raises(type(error)), run.stage("solve", "f"):
+        raise error
+    assert run.manifest["stages"]["solve"]["status"] == status
+    assert not run.is_done("solve", "f")
+    assert [event["kind"] for event in events(run)] == ["started", status]
+    with run.stage("solve", "g"):
+        pass
+    assert run.is_done("solve", "g")
+    assert [event["kind"] for event in events(run)][2:] == ["inputs_changed", "started", "finished"]
+
+
+def test_stage_that_does_not_write_what_it_says(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    with (
+        pytest.raises(PatterningError, match="stage solve did not write it"),
+        run.stage("solve", "f") as outputs,
+    ):
+        outputs.append(tmp_path / "absent.json")
+    assert not run.is_done("solve", "f")
+
+
+def test_changed_sections_are_said(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.store_config("seed: 1\ndata: {a: 1}\n") == []
+    run.update_manifest(data={"train.parquet": "abc"})
+    assert run.store_config("seed: 1\ndata: {a: 1}\n") == []
+    assert not (tmp_path / "events.jsonl").exists()
+    assert run.store_config("seed: 1\ndata: {a: 2}\nmodel: {}\n") == ["data", "model"]
+    assert events(run)[0]["sections"] == ["data", "model"]
+    manifest = run.manifest
+    assert manifest["data"] == {"train.parquet": "abc"}
+    assert manifest["versions"]["numpy"] == np.__version__
+    assert len(manifest["config_sha256"]) == 64
+
+
+def test_event_after_half_a_line_is_whole(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    run.event("sample", "chain", chain=0, loss=math.nan)
+    with open(tmp_path / "events.jsonl", "a") as file:
+        file.write('{"time": "20')
+    run.event("sample", "chain", chain=1)
+    lines = (tmp_path / "events.jsonl").read_text().splitlines()
+    assert [json.loads(lines[0])[key] for key in ("chain", "loss")] == [0, None]
+    assert json.loads(lines[2])["chain"] == 1
+
+
+def test_spoilt_manifest_is_an_error(tmp_path: Path) -> None:
+    assert read_manifest(tmp_path / "absent") == {}
+    (tmp_path / "manifest.json").write_text("{")
+    with pytest.raises(PatterningError, match=r"manifest\.json: cannot be read .*delete it"):
+        read_manifest(tmp_path)
