@@ -52,9 +52,7 @@ class _HtmlText(HTMLParser):
 
     SKIPPED_TAGS = frozenset({"head", "script", "style", "svg", "title"})
     SKIPPED_CLASSES = frozenset({"nosearch", "navheader", "navfooter", "toc", "headerlink"})
-    BLOCKS = frozenset(
-        ["p", "div", "pre", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "blockquote"]
-    )
+    BLOCKS = frozenset(["p", "div", "pre", "h1", "h2", "h3", "h4", "h5", "h6", "ul", "ol", "dl", "table", "blockquote"])
     LINES = frozenset(["li", "br", "tr", "dt", "dd"])
 
     def __init__(self) -> None:

@@ -100,9 +100,7 @@ LARGE = (
         "GPL-2+",
     ),
     Source("git_documentation", ("git-doc",), "**/*.txt*", plain, "GPL-2", ("/RelNotes",)),
-    Source(
-        "linux_manuals", ("manpages", "manpages-dev"), "usr/share/man/man*/*.gz", manual, "GPL-2+ and BSD"
-    ),
+    Source("linux_manuals", ("manpages", "manpages-dev"), "usr/share/man/man*/*.gz", manual, "GPL-2+ and BSD"),
     Source("vim_documentation", ("vim-runtime",), "**/doc/*.txt*", plain, "OPL-1.0+, no options"),
 )
 SETS = {"quickstart": (QUICKSTART, 1_450_000), "large": (LARGE, 3_000_000)}
@@ -196,9 +194,7 @@ def build(name: str, out: Path) -> None:
         with tempfile.TemporaryDirectory(prefix="corpora-") as folder:
             fetched = [fetch(package, Path(folder)) for package in source.packages]
             pairs = select(documents(source, [tree for tree, _ in fetched]), num_characters)
-        versions = [
-            f"{package} {version}" for package, (_, version) in zip(source.packages, fetched, strict=True)
-        ]
+        versions = [f"{package} {version}" for package, (_, version) in zip(source.packages, fetched, strict=True)]
         if not pairs:
             raise CorpusError(
                 f"domain {source.domain}: no text matched {source.pattern} in {', '.join(versions)}; "

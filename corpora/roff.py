@@ -104,9 +104,7 @@ def _macro(macro: str, words: list[str], name: str) -> str:
     if macro in _ITEMS:
         return _inline(words[:-1] if macro == "IP" and len(words) > 1 else words, name)
     if macro in _FONTS:
-        return _CLOSING.sub(
-            r"\1", " ".join(word for word in words if word not in {"-nosplit", "-split", "Aq", "Mt"})
-        )
+        return _CLOSING.sub(r"\1", " ".join(word for word in words if word not in {"-nosplit", "-split", "Aq", "Mt"}))
     if macro in _ALTERNATING:
         return "".join(words)
     if macro == "Xr" and len(words) >= 2:

@@ -61,9 +61,7 @@ def _open(config: Path, overrides: Sequence[str] | None, run_dir: Path | None) -
     """The experiment and its run directory; a run directory is its own unless another is asked for."""
     if config.is_dir():
         if not (config / "config.yaml").is_file():
-            raise PatterningError(
-                f"{config}: not a run directory, there is no config.yaml; give an experiment file"
-            )
+            raise PatterningError(f"{config}: not a run directory, there is no config.yaml; give an experiment file")
         loaded = load_config(config / "config.yaml", overrides or ())
         return loaded, run_dir or config
     loaded = load_config(config, overrides or ())
@@ -114,9 +112,7 @@ def check(config: ConfigArgument, overrides: SetOption = None) -> None:
         loaded, directory = _open(config, overrides, None)
         for index, source in enumerate(loaded.data.sources):
             if not source.path.exists():
-                raise PatterningError(
-                    f"{config}: data.sources.{index}.path: {source.path} is not there; correct it"
-                )
+                raise PatterningError(f"{config}: data.sources.{index}.path: {source.path} is not there; correct it")
         typer.echo(f"{config}: ok; the run is kept in {directory}")
 
 

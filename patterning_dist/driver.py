@@ -16,9 +16,7 @@ from patterning_dist.stages.solve import solve
 from patterning_dist.stages.train import retrain, train
 
 Stage = Callable[[Config, RunDirectory, Progress], list[Path]]
-_STAGES: dict[str, Stage] = dict(
-    zip(STAGES, (prepare, train, sample, solve, retrain, report), strict=True)
-)
+_STAGES: dict[str, Stage] = dict(zip(STAGES, (prepare, train, sample, solve, retrain, report), strict=True))
 # What a stage depends on besides the stages before it.
 _SECTIONS = {
     "prepare": ("seed", "data"),
@@ -72,6 +70,8 @@ def _corpus_hash(config: Config) -> str:
     files = [
         file
         for source in config.data.sources
-        for file in (sorted(p for p in source.path.rglob("*") if p.is_file()) if source.path.is_dir() else [source.path])
+        for file in (
+            sorted(p for p in source.path.rglob("*") if p.is_file()) if source.path.is_dir() else [source.path]
+        )
     ]
     return stage_fingerprint("corpus", {str(f): file_sha256(f) if f.is_file() else "" for f in files})

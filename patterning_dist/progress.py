@@ -58,9 +58,7 @@ class Progress:
         """One line that stays."""
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
-    def update_line(
-        self, key: str, *, done: int, total: int, loss: float | None = None, healthy: bool = True
-    ) -> None:
+    def update_line(self, key: str, *, done: int, total: int, loss: float | None = None, healthy: bool = True) -> None:
         """The state of one chain or arm; loss in nats."""
         self._lines[key] = {"done": done, "total": total, "loss": loss, "healthy": healthy}
         self._print()

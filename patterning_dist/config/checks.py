@@ -90,9 +90,7 @@ def _training(config: Config) -> Iterator[str]:
         if layer not in range(model.num_layers):
             yield f"model.relative_position_bias: no layer {layer}; expected 0 to {model.num_layers - 1}"
     for key in ("batch_size", "anneal_batch_size"):
-        yield from _divides(
-            f"training.{key}", getattr(training, key), "training.num_workers", training.num_workers
-        )
+        yield from _divides(f"training.{key}", getattr(training, key), "training.num_workers", training.num_workers)
     yield from _zero_stage("training.deepspeed", training.deepspeed, training.optimizer)
 
 
@@ -124,9 +122,7 @@ def _sampling(config: Config) -> Iterator[str]:
     for index, component in enumerate(sampling.components):
         settings = sampling.resolve(component.name)
 
-        def key(
-            name: str, index: int = index, own: frozenset[str] = frozenset(component.model_fields_set)
-        ) -> str:
+        def key(name: str, index: int = index, own: frozenset[str] = frozenset(component.model_fields_set)) -> str:
             return f"sampling.components.{index}.{name}" if name in own else f"sampling.{name}"
 
         if settings.num_chains < sampling.min_chains:
@@ -204,7 +200,5 @@ def _retrain(config: Config) -> Iterator[str]:
             yield f"retrain.{key}: {value} is listed twice; remove one"
     if any(seed < 0 for seed in retrain.seeds):
         yield f"retrain.seeds: expected numbers from 0 up, got {min(retrain.seeds)}"
-    yield from _divides(
-        "training.batch_size", config.training.batch_size, "retrain.num_workers", retrain.num_workers
-    )
+    yield from _divides("training.batch_size", config.training.batch_size, "retrain.num_workers", retrain.num_workers)
     yield from _zero_stage("retrain.deepspeed", retrain.deepspeed, config.training.optimizer)

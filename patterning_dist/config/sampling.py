@@ -40,18 +40,14 @@ class SplitLossConfig(Section):
 class FunctionConfig(Section):
     kind: Literal["function"] = Field(description="a function of the user's: model -> Tensor[len(names)]")
     names: list[ObservableName] = Field(min_length=1, description="one name for each number it returns")
-    path: str = Field(
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="where it is, as package.module:function"
-    )
+    path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="where it is, as package.module:function")
 
     @property
     def observable_names(self) -> list[str]:
         return list(self.names)
 
 
-ObservableConfig = Annotated[
-    ComponentLossConfig | SplitLossConfig | FunctionConfig, Field(discriminator="kind")
-]
+ObservableConfig = Annotated[ComponentLossConfig | SplitLossConfig | FunctionConfig, Field(discriminator="kind")]
 
 
 class ComponentConfig(Section):
@@ -66,9 +62,7 @@ class ComponentConfig(Section):
 
 
 class SamplingConfig(Section):
-    components: list[ComponentConfig] = Field(
-        min_length=1, description="parts of the model that are free in turn"
-    )
+    components: list[ComponentConfig] = Field(min_length=1, description="parts of the model that are free in turn")
     observables: list[ObservableConfig] = Field(
         min_length=1, description="what is measured at every draw of every chain"
     )
@@ -80,20 +74,14 @@ class SamplingConfig(Section):
     localization: float = Field(gt=0, description="gamma, the pull towards the checkpoint [1/weight^2]")
     step_size: float = Field(gt=0, description="eps, the variance of the noise of one step [weight^2]")
     batch_size: int = Field(8, ge=1, description="minibatch of one SGLD step [sequences]")
-    probe_sequences: int = Field(
-        64, ge=1, description="training sequences whose losses are recorded [sequences]"
-    )
-    probe: Path | None = Field(
-        None, description="Parquet token table to take the probe from; default: training data"
-    )
+    probe_sequences: int = Field(64, ge=1, description="training sequences whose losses are recorded [sequences]")
+    probe: Path | None = Field(None, description="Parquet token table to take the probe from; default: training data")
     evaluation_sequences: int = Field(
         256, ge=1, description="held-out sequences that the split losses are measured on [sequences]"
     )
     draws_per_push: int = Field(10, ge=1, description="draws a chain sends to the aggregator at once [draws]")
     num_batches: int = Field(8, ge=2, description="batch means per chain, for the standard errors [batches]")
-    min_chains: int = Field(
-        2, ge=1, description="healthy chains without which a component is an error [chains]"
-    )
+    min_chains: int = Field(2, ge=1, description="healthy chains without which a component is an error [chains]")
     workers: int | None = Field(None, ge=1, description="chain actors at once [actors]; default: CPU count")
     threads_per_worker: int = Field(1, ge=1, description="CPU threads of one actor [threads]")
 

@@ -37,9 +37,7 @@ class ModelConfig(Section):
     num_heads: int = Field(4, ge=1, description="attention heads [heads per layer]")
     d_model: int = Field(64, ge=1, description="width of the residual stream [1]")
     d_head: int = Field(32, ge=1, description="width of one head [1]")
-    embedding_std: float = Field(
-        0.3, gt=0, description="standard deviation of the initial embedding [weight]"
-    )
+    embedding_std: float = Field(0.3, gt=0, description="standard deviation of the initial embedding [weight]")
     relative_position_bias: list[int] = Field(
         [0], description="layers with a learnable relative-position bias [layer numbers from 0]"
     )
@@ -120,16 +118,12 @@ class RetrainConfig(Section):
     )
     deepspeed: Path | None = Field(None, description="DeepSpeed JSON; default: ZeRO stage 0")
     num_workers: int = Field(1, ge=1, description="data-parallel workers of one arm [ranks]")
-    concurrent_arms: int | None = Field(
-        None, ge=1, description="retrainings at once; default: what fits [runs]"
-    )
+    concurrent_arms: int | None = Field(None, ge=1, description="retrainings at once; default: what fits [runs]")
     max_failures: int = Field(1, ge=0, description="restarts of a retraining whose worker died [restarts]")
 
 
 class Config(Section):
-    name: str = Field(
-        pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", description="name of the run, and of its directory"
-    )
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", description="name of the run, and of its directory")
     seed: int = Field(ge=0, lt=2**63, description="every random number of the run follows from it")
     device: Device = Field("auto", description="cpu, cuda, or auto: cuda if there is one")
     run_dir: Path | None = Field(None, description="where the run is kept; default: runs/<name>")

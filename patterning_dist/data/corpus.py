@@ -39,9 +39,7 @@ class Document:
     origin: str
 
 
-def read_documents(
-    sources: Iterable[Source], max_characters_per_domain: int | None = None
-) -> Iterator[Document]:
+def read_documents(sources: Iterable[Source], max_characters_per_domain: int | None = None) -> Iterator[Document]:
     """Every document that is not blank, in the order of the sources; inside a folder, by sorted path.
 
     `max_characters_per_domain` keeps the first so many characters of each domain (the last document is cut).
@@ -118,9 +116,7 @@ def _read_json_lines(path: Path, source: Source, default_domain: str) -> Iterato
             try:
                 row = json.loads(text)
             except json.JSONDecodeError as error:
-                raise PatterningError(
-                    f"{path}:{number}: not JSON ({error.msg}); expected one object a line"
-                ) from None
+                raise PatterningError(f"{path}:{number}: not JSON ({error.msg}); expected one object a line") from None
             if not isinstance(row, dict):
                 raise PatterningError(f"{path}:{number}: not a JSON object; expected one object a line")
             if not isinstance(row.get(source.text_column), str):
@@ -143,9 +139,7 @@ def _read_parquet(path: Path, source: Source, default_domain: str) -> Iterator[D
         kind = file.schema_arrow.field(source.text_column).type
         if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
             raise PatterningError(f"{path}: column {source.text_column!r} holds {kind}; expected strings")
-        columns = [source.text_column] + (
-            ["domain"] if "domain" in names and source.text_column != "domain" else []
-        )
+        columns = [source.text_column] + (["domain"] if "domain" in names and source.text_column != "domain" else [])
         row = 0
         for batch in file.iter_batches(batch_size=256, columns=columns):
             for values in batch.to_pylist():

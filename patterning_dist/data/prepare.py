@@ -56,9 +56,7 @@ def prepare_tokens(
     Raises PatterningError when there is too little text for 64 training and 32 validation blocks.
     """
     if not 0 < validation_fraction < 1:
-        raise PatterningError(
-            f"data.validation_fraction is {validation_fraction}; expected between 0 and 1, e.g. 0.1"
-        )
+        raise PatterningError(f"data.validation_fraction is {validation_fraction}; expected between 0 and 1, e.g. 0.1")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     pieces = [(number, document.domain, document.text) for number, document in enumerate(documents)]

@@ -69,9 +69,7 @@ def tokenizer_sha256(tokenizer: Tokenizer) -> str:
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 256) -> Iterator[np.ndarray]:
     """Token ids (int64) of each text, one batch of texts in memory at a time; no separators are put in."""
     for start in range(0, len(texts), batch_size):
-        for encoding in tokenizer.encode_batch_fast(
-            list(texts[start : start + batch_size]), add_special_tokens=False
-        ):
+        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + batch_size]), add_special_tokens=False):
             yield np.asarray(encoding.ids, dtype=np.int64)
 
 
@@ -102,9 +100,7 @@ def _byte_symbols() -> dict[str, int]:
     """Byte-level BPE writes printable Latin-1 bytes as themselves, the 68 others as U+0100 and after."""
     printable = {*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)}
     others = [byte for byte in range(256) if byte not in printable]
-    return {chr(byte): byte for byte in printable} | {
-        chr(256 + rank): byte for rank, byte in enumerate(others)
-    }
+    return {chr(byte): byte for byte in printable} | {chr(256 + rank): byte for rank, byte in enumerate(others)}
 
 
 _BYTES = _byte_symbols()

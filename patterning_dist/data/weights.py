@@ -118,9 +118,7 @@ def _check(path: Path, sequence_id: np.ndarray, position: np.ndarray | None, wei
     lengths = {len(values) for values in (sequence_id, position, weight) if values is not None}
     if len(lengths) > 1:
         raise ValueError(f"{path}: columns of different lengths {sorted(lengths)}")
-    _refuse(
-        path, "weight", weight, ~(np.isfinite(weight) & (weight >= 0)), "expected a finite number, 0 or more"
-    )
+    _refuse(path, "weight", weight, ~(np.isfinite(weight) & (weight >= 0)), "expected a finite number, 0 or more")
     _refuse(path, "sequence_id", sequence_id, sequence_id < 0, "expected 0 or more")
     keys = sequence_id[:, None]
     if position is not None:
@@ -132,7 +130,5 @@ def _check(path: Path, sequence_id: np.ndarray, position: np.ndarray | None, wei
     if len(same):
         # lexsort is stable: the later of two equal rows stands second.
         row = int(order[same + 1].min())
-        key = ", ".join(
-            f"{name} {value}" for name, value in zip(("sequence_id", "position"), keys[row], strict=False)
-        )
+        key = ", ".join(f"{name} {value}" for name, value in zip(("sequence_id", "position"), keys[row], strict=False))
         raise PatterningError(f"{path} row {row}: {key} was given before; expected one row for each")

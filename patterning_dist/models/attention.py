@@ -141,7 +141,9 @@ def _rms_norm(x: Tensor) -> Tensor:
     return nn.functional.rms_norm(x, x.shape[-1:], eps=1e-6)
 
 
-def build_model(config: ModelConfig, vocabulary_size: int, context_length: int, seed: int = 0) -> AttentionOnlyTransformer:
+def build_model(
+    config: ModelConfig, vocabulary_size: int, context_length: int, seed: int = 0
+) -> AttentionOnlyTransformer:
     """The model of a configuration, freshly initialised from ``seed``."""
     return AttentionOnlyTransformer(
         vocabulary_size=vocabulary_size,

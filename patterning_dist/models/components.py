@@ -39,8 +39,7 @@ class Component:
     def free(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """The free coordinates of ``parameters`` (views where a whole parameter is free, else copies)."""
         return {
-            name: parameters[name] if rows is None else parameters[name][list(rows)]
-            for name, rows in self.rows.items()
+            name: parameters[name] if rows is None else parameters[name][list(rows)] for name, rows in self.rows.items()
         }
 
     def assign(self, parameters: Mapping[str, Tensor], free: Mapping[str, Tensor]) -> None:

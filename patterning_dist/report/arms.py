@@ -16,9 +16,7 @@ THRESHOLD = 0.1  # a prefix-matching score above it counts as a formed induction
 
 def first_passing(table: pa.Table) -> int | None:
     """First step with prefix_matching above the threshold, None if there is none."""
-    for step, value in zip(
-        column(table, "step").tolist(), column(table, "prefix_matching").tolist(), strict=True
-    ):
+    for step, value in zip(column(table, "step").tolist(), column(table, "prefix_matching").tolist(), strict=True):
         if value > THRESHOLD:
             return int(step)
     return None
@@ -47,9 +45,7 @@ def arms(run: Run, summary: dict[str, Any] | None) -> Section:
     section.blocks.append(
         Figures(
             drawn,
-            legend=[
-                (arm, f"{arm} ({len(found)} seed{'s' * (len(found) != 1)})") for arm, found in groups.items()
-            ],
+            legend=[(arm, f"{arm} ({len(found)} seed{'s' * (len(found) != 1)})") for arm, found in groups.items()],
         )
     )
     section.blocks.append(
@@ -65,8 +61,7 @@ def arms(run: Run, summary: dict[str, Any] | None) -> Section:
     width = max([len(names), *(len(steps[arm]) for arm in ordered)])
     headers = ["arm", *[f"seed {names[i]}" if i < len(names) else f"run {i + 1}" for i in range(width)]]
     rows = [
-        [arm, *["not reached" if step is None else number(step, decimals=0) for step in steps[arm]]]
-        for arm in ordered
+        [arm, *["not reached" if step is None else number(step, decimals=0) for step in steps[arm]]] for arm in ordered
     ]
     section.blocks.append(
         Table(
@@ -80,8 +75,7 @@ def arms(run: Run, summary: dict[str, Any] | None) -> Section:
 
 def _passed(steps: dict[str, list[int | None]]) -> str:
     counts = [
-        f"{sum(s is not None for s in steps[arm])} of {len(steps[arm])} {arm}"
-        for arm in in_order(steps, ARM_ORDER)
+        f"{sum(s is not None for s in steps[arm])} of {len(steps[arm])} {arm}" for arm in in_order(steps, ARM_ORDER)
     ]
     return f"Prefix-matching score passes 0.1 in {listed(counts)} runs"
 
@@ -119,9 +113,7 @@ def response(summary: dict[str, Any] | None, solution: dict[str, Any] | None) ->
                 if value and value.get("value") is not None
             ]
             target = (entry.get("target") or {}).get(name)
-            rows.append(
-                [name, arm, number(target, sign=True), *[estimate(value, sign=True) for _, _, value in kinds]]
-            )
+            rows.append([name, arm, number(target, sign=True), *[estimate(value, sign=True) for _, _, value in kinds]])
         if lines:
             svg = intervals(lines, "change from base (nats)", f"Predicted and realised change of {name}")
             drawn += figure(_agreement(name, solved, summary), svg)
@@ -168,11 +160,7 @@ def _agreement(name: str, solved: dict[str, Any], summary: dict[str, Any] | None
         elif not clear(predicted):
             words = f"{side} though no clear change was predicted"
         else:
-            words = (
-                f"{side} as predicted"
-                if clear(predicted) == clear(realised)
-                else f"{side} against the prediction"
-            )
+            words = f"{side} as predicted" if clear(predicted) == clear(realised) else f"{side} against the prediction"
         arms_with.setdefault(words, []).append(arm)
     found = [f"{listed(arms)} {words}" for words, arms in arms_with.items()]
     return f"{label(name)}: {', '.join(found)}" if found else label(name)

@@ -34,9 +34,7 @@ def chains(run: Run, diagnostics: dict[str, Any] | None) -> Section:
         for entry in run.json_list(path)
         if not entry.get("healthy", True)
     }
-    excluded |= {
-        (name, e["chain"]): e["reason"] for name in components for e in components[name].get("excluded") or []
-    }
+    excluded |= {(name, e["chain"]): e["reason"] for name in components for e in components[name].get("excluded") or []}
     if excluded:
         section.blocks.append(
             Table(
@@ -50,9 +48,7 @@ def chains(run: Run, diagnostics: dict[str, Any] | None) -> Section:
     for index, (name, path) in enumerate(traces.items()):
         table = run.table(path)
         if table is not None and table.num_rows:
-            section.blocks.append(
-                Figures(_traces(name, table), folded="" if index == 0 else f"Traces of {name}")
-            )
+            section.blocks.append(Figures(_traces(name, table), folded="" if index == 0 else f"Traces of {name}"))
     return section
 
 
@@ -110,9 +106,7 @@ def _diagnostics_table(components: dict[str, Any]) -> list[Any]:
         )
     if not slow and not short and not unknown:
         blocks.append(
-            Note(
-                f"Every observable has R-hat at most {LARGEST_RHAT} and bulk ESS of at least {SMALLEST_ESS}."
-            )
+            Note(f"Every observable has R-hat at most {LARGEST_RHAT} and bulk ESS of at least {SMALLEST_ESS}.")
         )
     return [*blocks, Table(headers, rows, "Convergence of every observable")]
 
@@ -135,7 +129,5 @@ def _traces(name: str, table: pa.Table) -> list[Any]:
             rows = np.flatnonzero(chain == number_)
             rows = rows[np.argsort(draw[rows])][:: max(1, -(-rows.size // TRACE_POINTS))]
             plot.curve(draw[rows], values[rows], f"trace trace-{index % 6}")
-        drawn += figure(
-            f"{name}: {quantity.replace('_', ' ')}", plot.svg(f"Traces of {quantity}, component {name}")
-        )
+        drawn += figure(f"{name}: {quantity.replace('_', ' ')}", plot.svg(f"Traces of {quantity}, component {name}"))
     return drawn

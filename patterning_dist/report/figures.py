@@ -66,9 +66,7 @@ def intervals(rows: Sequence[tuple[str, str, str, dict[str, Any]]], x_label: str
 
 def mean_curve(tables: Sequence[pa.Table], metric: str) -> tuple[np.ndarray, np.ndarray]:
     """Mean over seeds at the steps which every seed has: a seed that is behind does not bend the line."""
-    per_seed = [
-        dict(zip(column(t, "step").tolist(), column(t, metric).tolist(), strict=True)) for t in tables
-    ]
+    per_seed = [dict(zip(column(t, "step").tolist(), column(t, metric).tolist(), strict=True)) for t in tables]
     steps = sorted(set.intersection(*(set(seed) for seed in per_seed)))
     return np.array(steps), np.array([np.mean([seed[step] for seed in per_seed]) for step in steps])
 
@@ -101,9 +99,7 @@ def curves(
     for name, tables in groups.items():
         if len(tables) > 1:
             for table in tables:
-                plot.curve(
-                    column(table, "step"), _below(column(table, metric), ceiling), f"{arm_style(name)} thin"
-                )
+                plot.curve(column(table, "step"), _below(column(table, metric), ceiling), f"{arm_style(name)} thin")
     for name, tables in groups.items():
         steps, mean = mean_curve(tables, metric)
         mean = _below(mean, ceiling)

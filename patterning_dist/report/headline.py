@@ -34,25 +34,19 @@ def _asked(solution: dict[str, Any] | None) -> list[tuple[str, str]]:
             for name, value in target.items()
         ]
         if wanted:
-            rows.append(
-                (arm, f"{arm.capitalize()} weights were solved for {listed(wanted)} (to first order).")
-            )
+            rows.append((arm, f"{arm.capitalize()} weights were solved for {listed(wanted)} (to first order)."))
     return rows
 
 
 def _verdict(contrasts: dict[str, Any], solution: dict[str, Any] | None) -> str:
     """A sentence or two on the targeted metric (else the prefix-matching score), from the numbers alone."""
     target = (((solution or {}).get("arms") or {}).get("plus") or {}).get("target") or {}
-    aimed = {
-        name: value for name, value in target.items() if value and name in contrasts.get("plus-base", {})
-    }
+    aimed = {name: value for name, value in target.items() if value and name in contrasts.get("plus-base", {})}
     metric = max(aimed, key=lambda name: abs(aimed[name])) if aimed else "prefix_matching"
     against = {other: contrasts.get(f"plus-{other}", {}).get(metric) for other in ("base", "permuted")}
     if against["base"] is None:
         return ""
-    parts = [
-        f"Training with the plus weights {_change(metric, against['base'])} compared with plain training"
-    ]
+    parts = [f"Training with the plus weights {_change(metric, against['base'])} compared with plain training"]
     wanted = aimed.get(metric, 0.0)
     if clear(against["base"]) and wanted:
         parts.append(
@@ -66,8 +60,7 @@ def _verdict(contrasts: dict[str, Any], solution: dict[str, Any] | None) -> str:
         if not clear(against["permuted"]):
             tail = "but there is no clear difference"
         parts.append(
-            f"{tail} against the same weights permuted over tokens "
-            f"({estimate(against['permuted'], sign=True)})"
+            f"{tail} against the same weights permuted over tokens ({estimate(against['permuted'], sign=True)})"
         )
     sentence = ", ".join(parts) + "."
     minus = contrasts.get("minus-base", {}).get(metric)

@@ -102,8 +102,7 @@ def build_report(run_directory: Path) -> Path:
         name=summary.get("name") or run_directory.resolve().name,
         created=_when(summary.get("created")),
         finished=all(not section.missing for section in sections),
-        warnings=[str(warning) for warning in summary.get("warnings") or []]
-        + list(dict.fromkeys(run.problems)),
+        warnings=[str(warning) for warning in summary.get("warnings") or []] + list(dict.fromkeys(run.problems)),
         sections=sections,
     )
     path = run_directory / "report.html"

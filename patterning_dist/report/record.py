@@ -40,23 +40,15 @@ def _heads(table: Any) -> list[Any]:
     """Attention scores of every head at the last evaluation, layer by head."""
     drawn: list[Any] = []
     for kind, words in (("previous_token", "previous-token"), ("prefix_matching", "prefix-matching")):
-        found = [
-            match
-            for name in table.column_names
-            if (match := HEAD_COLUMN.fullmatch(name)) and match[1] == kind
-        ]
+        found = [match for name in table.column_names if (match := HEAD_COLUMN.fullmatch(name)) and match[1] == kind]
         if not found:
             continue
         layers, heads = max(int(m[2]) for m in found) + 1, max(int(m[3]) for m in found) + 1
         scores = np.full((layers, heads), np.nan)
         for match in found:
             scores[int(match[2]), int(match[3])] = column(table, match[0])[-1]
-        layer, head = (
-            np.unravel_index(int(np.nanargmax(scores)), scores.shape) if np.isfinite(scores).any() else (0, 0)
-        )
-        title = (
-            f"Strongest {words} head: layer {layer}, head {head} ({number(float(scores[layer, head]), 2)})"
-        )
+        layer, head = np.unravel_index(int(np.nanargmax(scores)), scores.shape) if np.isfinite(scores).any() else (0, 0)
+        title = f"Strongest {words} head: layer {layer}, head {head} ({number(float(scores[layer, head]), 2)})"
         svg = grid(
             scores,
             [f"layer {i}" for i in range(layers)],
@@ -85,9 +77,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> list[list[str]]:
 def record(run: Run, summary: dict[str, Any] | None) -> Section:
     """Section 8: seconds of every stage, manifest, configuration."""
     section = Section("record", "Cost and record")
-    seconds = {
-        stage: float(s) for stage, s in ((summary or {}).get("seconds") or {}).items() if s is not None
-    }
+    seconds = {stage: float(s) for stage, s in ((summary or {}).get("seconds") or {}).items() if s is not None}
     if seconds:
         total = sum(seconds.values())
         dearest = max(seconds, key=lambda stage: seconds[stage])

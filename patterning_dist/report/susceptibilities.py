@@ -39,9 +39,7 @@ def susceptibilities(run: Run, diagnostics: dict[str, Any] | None, texts: dict[s
     if modes is None:
         section.blocks.append(Note("The modes over heads have not been computed yet.", "small"))
         return section
-    section.blocks.append(
-        Figures(_modes(modes, ((diagnostics or {}).get("modes") or {}).get("explained_variance")))
-    )
+    section.blocks.append(Figures(_modes(modes, ((diagnostics or {}).get("modes") or {}).get("explained_variance"))))
     return _mode_tokens(run, section, probes, texts)
 
 
@@ -52,9 +50,7 @@ def _paired(run: Run, texts: dict[str, TokenText]) -> tuple[str, dict[str, list[
     """
     pool = run.table("response/pool.parquet")
     probes = {
-        n: p
-        for n, p in run.components("response", "susceptibility-*.parquet").items()
-        if not n.endswith("-sequences")
+        n: p for n, p in run.components("response", "susceptibility-*.parquet").items() if not n.endswith("-sequences")
     }
     if pool is None or not probes or "train" not in texts:
         return None
@@ -97,15 +93,9 @@ def _agreement(run: Run, agreement: dict[str, Any], texts: dict[str, TokenText])
     drawn: list[Any] = []
     for name, (plain, direction) in (paired[1] if paired else {}).items():
         given = agreement.get(name) or {}
-        note = (
-            f"Means over the shared tokens of {plain.size} sequences, component {paired[0]}. "
-            if paired
-            else ""
-        )
+        note = f"Means over the shared tokens of {plain.size} sequences, component {paired[0]}. " if paired else ""
         note += f"Per token r = {_correlation(given, 'tokens')}."
-        title = (
-            f"{label(name)}: the estimators agree with r = {_correlation(given, 'sequences')} over sequences"
-        )
+        title = f"{label(name)}: the estimators agree with r = {_correlation(given, 'sequences')} over sequences"
         units = "χ, nats²"
         svg = scatter(
             plain,
@@ -134,8 +124,7 @@ def _reliability(components: dict[str, Any]) -> list[Any]:
     if not rows:
         return []
     names = [
-        f"{component} · {name}" if len({row[1] for row in rows}) > 1 else component
-        for component, name, _, _ in rows
+        f"{component} · {name}" if len({row[1] for row in rows}) > 1 else component for component, name, _, _ in rows
     ]
     both = [value for row in rows for value in row[2:] if value is not None]
     plot = Plot(
@@ -155,23 +144,15 @@ def _reliability(components: dict[str, Any]) -> list[Any]:
             if value is not None:
                 plot.dot(value, index + 0.5, style, 5, f"{component}, {name}, {words}: {number(value)}")
     medians = [
-        number(float(np.median(v)), decimals=2)
-        for v in ([r[k] for r in rows if r[k] is not None] for k in (2, 3))
-        if v
+        number(float(np.median(v)), decimals=2) for v in ([r[k] for r in rows if r[k] is not None] for k in (2, 3)) if v
     ]
-    title = (
-        f"Reliability: median {' per token, '.join(medians)}{' per sequence' if len(medians) == 2 else ''}"
-    )
-    return figure(
-        title, plot.svg("Split-half reliability of every row"), "Hollow: per token; filled: per sequence."
-    )
+    title = f"Reliability: median {' per token, '.join(medians)}{' per sequence' if len(medians) == 2 else ''}"
+    return figure(title, plot.svg("Split-half reliability of every row"), "Hollow: per token; filled: per sequence.")
 
 
 def _modes(modes: pa.Table, explained: list[float] | None) -> list[Any]:
     values = column(modes, "singular_value").astype(float)
-    shares = (
-        np.array(explained, dtype=float) if explained else values**2 / max(float((values**2).sum()), 1e-300)
-    )
+    shares = np.array(explained, dtype=float) if explained else values**2 / max(float((values**2).sum()), 1e-300)
     heads = in_order([c for c in modes.column_names if c not in ("mode", "singular_value")], COMPONENT_ORDER)
     plot = Plot(
         (0, values.size),
@@ -203,9 +184,7 @@ def _modes(modes: pa.Table, explained: list[float] | None) -> list[Any]:
 
 
 def _mode_tokens(run: Run, section: Section, probes: dict[str, str], texts: dict[str, TokenText]) -> Section:
-    table = run.table(
-        "response/mode-tokens.parquet", ["mode", "sign", "rank", "sequence_id", "position", "score"]
-    )
+    table = run.table("response/mode-tokens.parquet", ["mode", "sign", "rank", "sequence_id", "position", "score"])
     probe = run.table(next(iter(probes.values()))) if probes else None
     split = _split(probe, texts) if probe is not None and probe.num_rows else None
     if table is None or split is None:
@@ -230,7 +209,5 @@ def _mode_tokens(run: Run, section: Section, probes: dict[str, str], texts: dict
             )
             for row in [*chosen[0], *reversed(chosen[1])]
         ]
-        section.blocks.append(
-            Lines(f"Mode {mode}: tokens with the highest and the lowest scores", "score", lines)
-        )
+        section.blocks.append(Lines(f"Mode {mode}: tokens with the highest and the lowest scores", "score", lines))
     return section

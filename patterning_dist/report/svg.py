@@ -35,9 +35,7 @@ def padded(
     values: Sequence[float] | np.ndarray, share: float = 0.06, include: Sequence[float] = ()
 ) -> tuple[float, float]:
     """A range that holds the finite values and `include`, with air on both sides."""
-    array = np.concatenate(
-        [np.asarray(values, dtype=np.float64).ravel(), np.asarray(include, dtype=np.float64)]
-    )
+    array = np.concatenate([np.asarray(values, dtype=np.float64).ravel(), np.asarray(include, dtype=np.float64)])
     array = array[np.isfinite(array)]
     low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 1.0)
     air = (high - low) * share or abs(high) * 0.1 or 1.0
@@ -97,9 +95,7 @@ class Plot:
 
     def _line(self, x1: float, y1: float, x2: float, y2: float, style: str) -> None:
         self.parts.append(
-            Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(
-                x1, y1, x2, y2, style
-            )
+            Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(x1, y1, x2, y2, style)
         )
 
     def _text(self, x: float, y: float, words: str, style: str, anchor: str) -> None:
@@ -134,9 +130,9 @@ class Plot:
         """A diamond, for what was predicted."""
         cx, cy = self.x(x), self.y(y)
         self.parts.append(
-            Markup(
-                '<path d="M{:.1f} {:.1f}l5.5 5.5l-5.5 5.5l-5.5 -5.5z" class="dot {}" data-tip="{}"/>'
-            ).format(cx, cy - 5.5, style, tip)
+            Markup('<path d="M{:.1f} {:.1f}l5.5 5.5l-5.5 5.5l-5.5 -5.5z" class="dot {}" data-tip="{}"/>').format(
+                cx, cy - 5.5, style, tip
+            )
         )
 
     def span(self, x1: float, x2: float, y: float, style: str) -> None:
@@ -158,9 +154,7 @@ class Plot:
             ).format(left, top, max(right - left, 0), max(bottom - top, 0), style, shade, tip)
         )
 
-    def rule(
-        self, *, x: float | None = None, y: float | None = None, style: str = "rule", words: str = ""
-    ) -> None:
+    def rule(self, *, x: float | None = None, y: float | None = None, style: str = "rule", words: str = "") -> None:
         """A straight line across the plot at a data value."""
         if x is not None:
             self._line(self.x(x), self.top, self.x(x), self.bottom, style)

@@ -143,9 +143,7 @@ def varied(
     return chosen
 
 
-def passage(
-    text: TokenText, sequence_id: int, weights: dict[int, float], shading: Shading, title: str
-) -> Passage:
+def passage(text: TokenText, sequence_id: int, weights: dict[int, float], shading: Shading, title: str) -> Passage:
     """A whole block with every token shaded by its weight; a token without one (the first) is blank."""
     pieces = []
     for position, token in enumerate(text.block(sequence_id)):
@@ -153,8 +151,6 @@ def passage(
         side, shade = shading(weight)
         shown = text.shown(int(token))
         words = shown.replace("\t", "⇥").replace("\n", "↵")
-        tip = (
-            f"{text.visible(int(token))} weight {number(weight)}" if position in weights else "not predicted"
-        )
+        tip = f"{text.visible(int(token))} weight {number(weight)}" if position in weights else "not predicted"
         pieces.append(Piece(words, side, shade, tip, breaks="\n" in shown))
     return Passage(title, pieces, (number(shading.low), "1", number(shading.high)))

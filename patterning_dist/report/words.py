@@ -89,9 +89,7 @@ def clear(value: dict[str, Any] | None) -> int:
 def effect(metric: str, value: dict[str, Any]) -> str:
     """What happened to a metric, claimed no further than its interval goes."""
     amount = (
-        f"{estimate(value, sign=True)} {unit(metric)}".strip()
-        if unit(metric) == "nats"
-        else estimate(value, sign=True)
+        f"{estimate(value, sign=True)} {unit(metric)}".strip() if unit(metric) == "nats" else estimate(value, sign=True)
     )
     if interval_of(value) is None:
         return f"{in_sentence(metric)} moved by {amount} (no interval, so it cannot be told from chance)"

@@ -65,9 +65,7 @@ class Ledger:
 
     def open(self, chain: int) -> None:
         """Begin a chain, or begin it again from its first draw: what an earlier attempt left is dropped."""
-        moments = CoMoments.empty(
-            chain, self.num_draws, len(self.observables), self.num_columns, self.num_batches
-        )
+        moments = CoMoments.empty(chain, self.num_draws, len(self.observables), self.num_columns, self.num_batches)
         self._chains[chain] = _Chain(moments, ChainRecord(chain))
 
     def push(
@@ -120,9 +118,7 @@ class Ledger:
             for name, column in zip(("loss", *self.observables), rows.T, strict=True):
                 columns[name].append(column)
         write_parquet(folder / "traces.parquet", pa.table({k: np.concatenate(v) for k, v in columns.items()}))
-        write_npz(
-            folder / "arrays.npz", {f"{e.record.chain}/{k}": v for e in entries for k, v in e.arrays.items()}
-        )
+        write_npz(folder / "arrays.npz", {f"{e.record.chain}/{k}": v for e in entries for k, v in e.arrays.items()})
         write_json(folder / "chains.json", [asdict(e.record) for e in entries])
 
 

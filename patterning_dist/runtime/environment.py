@@ -48,7 +48,9 @@ def resolve_device(name: str) -> str:
     if name == "auto":
         return "cuda" if torch.cuda.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise PatterningError("device: cuda was asked for, but torch finds no CUDA device; set device=cpu or device=auto")
+        raise PatterningError(
+            "device: cuda was asked for, but torch finds no CUDA device; set device=cpu or device=auto"
+        )
     return name
 
 

@@ -88,9 +88,7 @@ def _train(config: Config, directory: Path, job: TrainingJob, board: ActorHandle
     recorder.finish(final, config, batches)
 
 
-def _step(
-    engine: Any, tokens: np.ndarray, weights: np.ndarray, rank: int, num_ranks: int, device: str
-) -> float:
+def _step(engine: Any, tokens: np.ndarray, weights: np.ndarray, rank: int, num_ranks: int, device: str) -> float:
     """One optimizer step on the global batch; this rank's share of the loss, nats."""
     global_weight = max(float(weights.sum(dtype=np.float64)), 1e-12)
     mine = slice(rank * len(tokens) // num_ranks, (rank + 1) * len(tokens) // num_ranks)
@@ -152,7 +150,9 @@ class _Recorder:
 
 
 @ray.remote(num_cpus=0)
-def run_lane(config: Config, directory: Path, jobs: list[TrainingJob], board: ActorHandle, lane: str, max_failures: int) -> None:
+def run_lane(
+    config: Config, directory: Path, jobs: list[TrainingJob], board: ActorHandle, lane: str, max_failures: int
+) -> None:
     """Train jobs one after another with a ``TorchTrainer``; a worker that dies is replaced up to ``max_failures`` times."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer

@@ -72,9 +72,7 @@ class ModelWorker:
         ray.get(aggregator.close.remote(component, record, arrays))
         return record
 
-    def _push_draws(
-        self, chain: Chain, component: str, aggregator: ActorHandle, board: ActorHandle, key: str
-    ) -> None:
+    def _push_draws(self, chain: Chain, component: str, aggregator: ActorHandle, board: ActorHandle, key: str) -> None:
         noted, unacknowledged = 0.0, None
         total = chain.settings.num_draws
         for sequence_number, draws in enumerate(_batched(chain.draws(), self.config.sampling.draws_per_push)):

@@ -130,7 +130,12 @@ class Chain:
 
     def state_dict(self) -> dict[str, object]:
         """All that ``load_state_dict`` needs to go on, bit for bit."""
-        return {"position": self.state.position, "step": self.state.step, "num_draws": self.num_draws, "sums": self.sums}
+        return {
+            "position": self.state.position,
+            "step": self.state.step,
+            "num_draws": self.num_draws,
+            "sums": self.sums,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Go on from ``state_dict()`` of a chain built with the same arguments."""
@@ -144,7 +149,9 @@ class Chain:
         self.model.place(self.state.position)
         loss, gradient = self.model.mean_loss_gradient(torch.from_numpy(self.training_tokens(ids)).to(self.device))
         if not math.isfinite(loss):
-            raise ChainFailure(f"the loss became {loss} at step {step}; lower sampling.step_size ({settings.step_size:g})")
+            raise ChainFailure(
+                f"the loss became {loss} at step {step}; lower sampling.step_size ({settings.step_size:g})"
+            )
         self.state = sgld.step(
             self.state,
             gradient,

@@ -94,7 +94,8 @@ def response_direction(
     def product(vector: Vector) -> Vector:
         curved = model.hessian_product(batch, vector)
         return {
-            name: posterior.inverse_temperature * curved[name] + posterior.localization * v for name, v in vector.items()
+            name: posterior.inverse_temperature * curved[name] + posterior.localization * v
+            for name, v in vector.items()
         }
 
     return conjugate_gradients(product, mean_gradient, max_iterations=max_iterations, tolerance=tolerance)

@@ -83,7 +83,9 @@ def split_losses(
                 )
             held_out = mean((domains == split.removeprefix("domain:"))[:, None] & masks["overall"], name, split)
         else:
-            raise PatterningError(f"observable {name}: unknown split {split!r}; there are: {', '.join(SPLITS)}, domain:NAME")
+            raise PatterningError(
+                f"observable {name}: unknown split {split!r}; there are: {', '.join(SPLITS)}, domain:NAME"
+            )
         rows.append(np.concatenate([held_out, second_copy]))
     all_tokens = torch.from_numpy(np.concatenate([tokens, repeated]))
     coefficients = np.stack(rows) if rows else np.zeros((0, len(all_tokens), tokens.shape[1] - 1))
@@ -100,5 +102,7 @@ def load_function(path: str) -> Callable[[torch.nn.Module], Tensor]:
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise PatterningError(f"observable function {path!r} cannot be loaded ({error}); expected package.module:function") from None
+        raise PatterningError(
+            f"observable function {path!r} cannot be loaded ({error}); expected package.module:function"
+        ) from None
     return function

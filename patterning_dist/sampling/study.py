@@ -69,7 +69,9 @@ class Study:
                 f"{self.pool.context_length} (data.context_length); cut the probe or retrain with a longer context"
             )
         if probe.metadata["tokenizer_sha256"] != self.pool.metadata["tokenizer_sha256"]:
-            raise PatterningError(f"sampling.probe: {path} was made with another tokenizer than data/train.parquet of this run")
+            raise PatterningError(
+                f"sampling.probe: {path} was made with another tokenizer than data/train.parquet of this run"
+            )
         return probe
 
     @cached_property
@@ -84,7 +86,9 @@ class Study:
         num_held_out = min(config.evaluation_sequences, self.validation.num_sequences)
         ids = permutation(self.config.seed, _HELD_OUT_STREAM, self.validation.num_sequences)[:num_held_out]
         wanted = {o.name: o.split for o in config.observables if isinstance(o, SplitLossConfig)}
-        return split_losses(wanted, self.validation.tokens(ids), self.validation.domains[ids], self.pool.vocabulary_size)
+        return split_losses(
+            wanted, self.validation.tokens(ids), self.validation.domains[ids], self.pool.vocabulary_size
+        )
 
     @property
     def observable_names(self) -> list[str]:

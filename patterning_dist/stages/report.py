@@ -2,14 +2,179 @@
 
 from __future__ import annotations
 
+import json
+from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+from safetensors.torch import load_file
+from scipy.stats import t as student_t
 
 from patterning_dist.config import Config
+from patterning_dist.files import write_json
+from patterning_dist.models.attention import build_model
 from patterning_dist.progress import Progress
 from patterning_dist.report import build_report
-from patterning_dist.rundir import RunDirectory
+from patterning_dist.rundir import STAGES, RunDirectory
+from patterning_dist.sampling.study import Study
+from patterning_dist.training.metrics import batched_losses
+
+# Metrics of an arm in the summary, with their unit.
+METRICS = {
+    "prefix_matching": "probability",
+    "induction_gap": "nats",
+    "repeated_gap": "nats",
+    "in_context_gap": "nats",
+    "induction_loss": "nats",
+    "validation_loss": "nats",
+}
+# An induction head is there once the largest prefix-matching score has passed this.
+TRANSITION = 0.1
+_CONTRASTS = (("plus", "base"), ("plus", "permuted"), ("minus", "base"), ("minus", "permuted"), ("permuted", "base"))
 
 
 def report(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     """Write summary.json and report.html; returns both."""
-    return [build_report(run.path)]
+    arms = config.retrain.arms
+    progress.start("reading the arms", len(arms))
+    finals: dict[str, dict[str, np.ndarray]] = {}
+    transitions: dict[str, list[int | None]] = {}
+    for done, arm in enumerate(arms, start=1):
+        curves = [
+            pq.read_table(run.path / "retrain" / arm / f"seed-{seed}" / "metrics.parquet").to_pandas()
+            for seed in config.retrain.seeds
+        ]
+        finals[arm] = {metric: np.array([c[metric].iloc[-1] for c in curves]) for metric in METRICS}
+        finals[arm] |= _observables(config, run, arm)
+        transitions[arm] = [_transition(c["step"].to_numpy(), c["prefix_matching"].to_numpy()) for c in curves]
+        progress.update(done)
+    summary = _summarise(config, run, finals, transitions)
+    write_json(run.path / "summary.json", summary)
+    return [run.path / "summary.json", build_report(run.path)]
+
+
+def interval(values: np.ndarray) -> list[float] | None:
+    """95 % interval of the mean over seeds, Student t with seeds - 1 degrees of freedom; None with one seed."""
+    if len(values) < 2:
+        return None
+    width = student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return [float(values.mean() - width), float(values.mean() + width)]
+
+
+def _transition(steps: np.ndarray, scores: np.ndarray) -> int | None:
+    passed = np.flatnonzero(scores > TRANSITION)
+    return int(steps[passed[0]]) if len(passed) else None
+
+
+def _observables(config: Config, run: RunDirectory, arm: str) -> dict[str, np.ndarray]:
+    """The split losses themselves, on every seed's final weights: what the prediction was about."""
+    study = Study(config, run.path, "cpu")
+    values = []
+    for seed in config.retrain.seeds:
+        model = build_model(config.model, study.pool.vocabulary_size, study.pool.context_length)
+        model.load_state_dict(load_file(run.path / "retrain" / arm / f"seed-{seed}" / "model.safetensors"))
+        losses = batched_losses(model, study.splits.tokens).double()
+        values.append((study.splits.coefficients.double() * losses).sum(dim=(1, 2)).numpy())
+    return {f"observable:{name}": row for name, row in zip(study.splits.names, np.array(values).T, strict=True)}
+
+
+def _entry(values: np.ndarray) -> dict[str, Any]:
+    return {"value": values.mean(), "interval": interval(values), "per_seed": values}
+
+
+def _summarise(
+    config: Config,
+    run: RunDirectory,
+    finals: dict[str, dict[str, np.ndarray]],
+    transitions: dict[str, list[int | None]],
+) -> dict[str, Any]:
+    solution = json.loads((run.path / "weights" / "solution.json").read_text())
+    diagnostics = json.loads((run.path / "response" / "diagnostics.json").read_text())
+    contrasts = {
+        f"{a}-{b}": {metric: _entry(finals[a][metric] - finals[b][metric]) for metric in finals[a]}
+        for a, b in _CONTRASTS
+        if a in finals and b in finals
+    }
+    realised = {
+        arm: {
+            name.removeprefix("observable:"): entry
+            for name, entry in contrasts[f"{arm}-base"].items()
+            if name.startswith("observable:")
+        }
+        for arm in finals
+        if f"{arm}-base" in contrasts
+    }
+    weighted = {arm: entry for arm, entry in solution["arms"].items() if "predicted_response" in entry}
+    stages = run.manifest["stages"]
+    return {
+        "name": config.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": {stage: stages[stage]["seconds"] for stage in STAGES if "seconds" in stages.get(stage, {})},
+        "headline": _headline(contrasts, weighted, diagnostics),
+        "arms": {
+            arm: {"seeds": config.retrain.seeds} | {m: _entry(v) for m, v in values.items() if m in METRICS}
+            for arm, values in finals.items()
+        },
+        "contrasts": {pair: {m: e for m, e in entries.items() if m in METRICS} for pair, entries in contrasts.items()},
+        "predicted": {arm: entry["predicted_response"] for arm, entry in weighted.items()},
+        "realised": realised,
+        "weights": {
+            arm: {k: entry[k] for k in ("strength", "effective_sample_share")} for arm, entry in weighted.items()
+        },
+        "transition_steps": transitions,
+        "warnings": _warnings(diagnostics, solution, config),
+    }
+
+
+def _headline(
+    contrasts: dict[str, dict[str, Any]], weighted: dict[str, Any], diagnostics: dict[str, Any]
+) -> list[dict[str, Any]]:
+    rows = []
+    for pair, entries in contrasts.items():
+        for metric, unit in METRICS.items():
+            entry = entries[metric]
+            what = f"{metric} at the last step, {pair.replace('-', ' minus ')}, mean over seeds paired by seed"
+            rows.append({"name": f"{pair} {metric}", "value": entry["value"], "interval": entry["interval"],
+                         "unit": unit, "what": what})  # fmt: skip
+    for arm, entry in weighted.items():
+        for kind in ("predicted_response", "cross_fitted_response"):
+            for name, response in entry[kind].items():
+                rows.append({"name": f"{arm} {kind} {name}", "value": response["value"], "interval": response["interval"],
+                             "unit": "nats", "what": "linear response at the checkpoint, error over chains"})  # fmt: skip
+    for name, agreement in diagnostics.get("estimator_agreement", {}).items():
+        for level in ("tokens", "sequences"):
+            rows.append({"name": f"estimator agreement {name} {level}", "value": agreement[f"correlation_{level}"],
+                         "interval": agreement[f"interval_{level}"], "unit": "correlation",
+                         "what": "plain covariance against response direction on the probe"})  # fmt: skip
+    return rows
+
+
+def _warnings(diagnostics: dict[str, Any], solution: dict[str, Any], config: Config) -> list[str]:
+    """What a reader should know before believing the numbers."""
+    found = []
+    for component, entry in diagnostics["components"].items():
+        found += [f"{component}: chain {e['chain']} was left out: {e['reason']}" for e in entry["excluded"]]
+        for name, numbers in entry["observables"].items():
+            if numbers["rhat"] is not None and numbers["rhat"] > 1.05:
+                found.append(f"{component}: R-hat of {name} is {numbers['rhat']:.2f}: chains have not mixed; raise "
+                             "sampling.burn_in or num_draws, or lower inverse_temperature")  # fmt: skip
+            if numbers["ess_bulk"] is not None and numbers["ess_bulk"] < 100:
+                found.append(f"{component}: only {numbers['ess_bulk']:.0f} effective draws of {name}; raise "
+                             "sampling.num_draws or steps_between_draws")  # fmt: skip
+    solves = solution.get("conjugate_gradients", [])
+    negative = sum(solve["negative_curvature"] for solve in solves)
+    if negative:
+        found.append(f"the loss curves downwards in {negative} of {len(solves)} response-direction solves, which stopped "
+                     "early; raise sampling.localization")  # fmt: skip
+    tolerance = config.response.direction.tolerance
+    loose = [
+        s["relative_residual"] for s in solves if s["relative_residual"] > tolerance and not s["negative_curvature"]
+    ]
+    if loose:
+        found.append(f"{len(loose)} of {len(solves)} response-direction solves stopped at a relative residual up to "
+                     f"{max(loose):.2g} (wanted {tolerance:g}); raise response.direction.conjugate_gradient_iterations")  # fmt: skip
+    if len(config.retrain.seeds) < 3:
+        found.append(f"{len(config.retrain.seeds)} retraining seed(s): intervals over seeds are wide or missing")
+    return found

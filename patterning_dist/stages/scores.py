@@ -1,4 +1,4 @@
-"""Susceptibilities of every token of the training pool, from two disjoint halves of the chains."""
+"""Susceptibilities of every token of the training pool, and their spread over chains on a part of it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import pyarrow.parquet as pq
 import ray
 
 from patterning_dist.data.induction import token_features
+from patterning_dist.data.sampler import permutation
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
-from patterning_dist.response.extrapolate import extrapolate
+from patterning_dist.response.extrapolate import Extrapolation, extrapolate
 from patterning_dist.response.ledger import read_chains
 from patterning_dist.response.reliability import bootstrap_correlation
 from patterning_dist.response.susceptibility import susceptibility
@@ -21,15 +22,30 @@ from patterning_dist.rundir import RunDirectory
 from patterning_dist.runtime.environment import ray_session
 from patterning_dist.runtime.workers import model_workers, run_tasks
 from patterning_dist.sampling.study import Study
+from patterning_dist.stages.susceptibilities import token_columns
 
 _SHARD = 256  # pool sequences a task: seconds of work, so that the last tasks do not leave workers idle
+# Pool sequences that are scored chain by chain. Errors of sums over the pool come from the spread between chains; that 1,024
+# sequences stand for the pool adds under 1 % to them.
+_SEQUENCES_BY_CHAIN = 1024
+_SUBSET_STREAM = 0x737562
 
 
 @dataclass(frozen=True)
 class Scores:
-    """chi of the pool from either half of the chains [half, observable, sample], and how it was come by."""
+    """chi of the pool, and how it was come by.
 
-    per_half: np.ndarray
+    Attributes:
+        chi: [observable, sample], nats squared, mean over chains; every row has mean zero.
+        subset: sequence ids of the part of the pool that was also scored chain by chain, ascending.
+        per_chain: chi of that part from each chain alone [chain, observable, sample of the subset], rows with mean zero.
+        observables: names of the rows.
+        report: how well it went, for solution.json.
+    """
+
+    chi: np.ndarray
+    subset: np.ndarray
+    per_chain: np.ndarray
     observables: list[str]
     report: dict[str, Any]
 
@@ -37,8 +53,8 @@ class Scores:
 def direction_scores(study: Study, run: RunDirectory, progress: Progress, observables: list[str]) -> Scores:
     """The response-direction estimator (see ``sampling.direction``) over the whole pool.
 
-    Every healthy chain gives a direction of its own, which is used on the probe for the comparison with the plain
-    covariance; the pool is scored along the mean directions of the two halves of the chains.
+    Every healthy chain gives a direction of its own. The pool is scored along their mean, two forward passes an observable;
+    the probe, for the comparison with the plain covariance, and a part of the pool, for the errors, chain by chain.
 
     Raises:
         PatterningError: an observable is not a split loss, so no gradients of it were taken.
@@ -58,7 +74,7 @@ def direction_scores(study: Study, run: RunDirectory, progress: Progress, observ
     position = sums[:, 0].mean(axis=0)
     rows = [1 + splits.index(name) for name in observables]
     num_chains, num_observables = len(healthy), len(observables)
-    ids = np.arange(study.pool.num_sequences)
+    ids, subset = np.arange(study.pool.num_sequences), _subset(study)
     shards = [ids[start : start + _SHARD] for start in range(0, len(ids), _SHARD)]
     with ray_session(config.sampling.threads_per_worker):
         workers = model_workers(config, run.path, len(shards))
@@ -76,25 +92,23 @@ def direction_scores(study: Study, run: RunDirectory, progress: Progress, observ
             ],
         )
         directions = np.stack([flat for flat, _ in solved]).reshape(num_chains, num_observables, -1)
-        halves = np.concatenate([directions[0::2].mean(axis=0), directions[1::2].mean(axis=0)])
-        shared = ray.put(halves)
-        parts = together(
-            "scoring the pool",
-            [lambda worker, part=part: worker.score.remote(component, position, shared, part) for part in shards],
-        )
-        every = directions.reshape(num_chains * num_observables, -1)
-        (probe,) = together(
-            "scoring the probe",
-            [lambda worker: worker.score.remote(component, position, every, study.probe_ids, probe=True)],
-        )
-    chi = np.concatenate(parts, axis=1).reshape(2, num_observables, -1)
+        mean, every = ray.put(directions.mean(axis=0)), ray.put(directions.reshape(num_chains * num_observables, -1))
+        calls = [lambda worker: worker.score.remote(component, position, every, study.probe_ids, probe=True)]
+        calls += [
+            lambda worker, part=part: worker.score.remote(component, position, every, part)
+            for part in np.array_split(subset, 4)
+        ]
+        calls += [lambda worker, part=part: worker.score.remote(component, position, mean, part) for part in shards]
+        probe, *parts = together("scoring the pool", calls)
+    per_chain = np.concatenate(parts[:4], axis=1).reshape(num_chains, num_observables, -1)
+    chi = np.concatenate(parts[4:], axis=1).reshape(num_observables, -1)
     probe = probe.reshape(num_chains, num_observables, *probe.shape[1:])
     report = {
         "estimator": "response_direction",
         "conjugate_gradients": [r for _, r in solved],
         "estimator_agreement": _agreement(study, run, probe.mean(axis=0), observables),
     }
-    return Scores(_centred(chi), observables, report)
+    return Scores(_centred(chi), subset, _centred(per_chain), observables, report)
 
 
 def regression_scores(study: Study, run: RunDirectory, progress: Progress, observables: list[str]) -> Scores:
@@ -104,7 +118,7 @@ def regression_scores(study: Study, run: RunDirectory, progress: Progress, obser
         PatterningError: too few chains or probe sequences.
     """
     config = study.config
-    progress.start("extrapolating from the probe", 2 * len(observables))
+    progress.start("extrapolating from the probe", len(observables))
     healthy, excluded = read_chains(run.path / "sampling" / config.solve.component)
     rows = [study.observable_names.index(name) for name in observables]
     num_tokens = study.probe_tokens[:, 1:].size
@@ -113,19 +127,31 @@ def regression_scores(study: Study, run: RunDirectory, progress: Progress, obser
     # Pool and probe together: bigram counts are then the same for both.
     features, _ = token_features(np.concatenate([study.probe_tokens, tokens]), counts)
     groups = np.repeat(study.probe_ids, study.probe_tokens.shape[1] - 1)
-    halves, correlations = [], {name: [] for name in observables}
-    for half in (healthy[0::2], healthy[1::2]):
-        measured = susceptibility(half, min_chains=1, excluded=excluded)
-        predicted = []
-        for name, row in zip(observables, rows, strict=True):
-            chi = measured.chi[row, :num_tokens]
-            found = extrapolate(features[:num_tokens], chi, groups, features[num_tokens:], seed=config.seed)
-            predicted.append(found.predictions)
-            correlations[name].append(found.correlation._asdict())
-            progress.update(len(halves) * len(observables) + len(predicted))
-        halves.append(predicted)
+    measured = susceptibility(
+        healthy, loss_weights=token_columns(study), min_chains=config.sampling.min_chains, excluded=excluded
+    )
+    subset = _subset(study)
+    in_subset = features[num_tokens:].reshape(len(tokens), -1, features.shape[1])[subset].reshape(-1, features.shape[1])
+    chi, correlations = [], {}
+    per_chain = np.empty((len(healthy), len(observables), len(in_subset)), np.float32)
+    for k, (name, row) in enumerate(zip(observables, rows, strict=True)):
+
+        def reach(scores: np.ndarray, pool_features: np.ndarray) -> Extrapolation:
+            return extrapolate(features[:num_tokens], scores, groups, pool_features, seed=config.seed)
+
+        found = reach(measured.chi[row, :num_tokens], features[num_tokens:])
+        chi.append(found.predictions)
+        correlations[name] = found.correlation._asdict()
+        for c in range(len(healthy)):
+            per_chain[c, k] = reach(measured.chi_per_chain[c, row, :num_tokens], in_subset).predictions
+        progress.update(k + 1)
     report = {"estimator": "regression", "held_out_correlation": correlations}
-    return Scores(_centred(np.array(halves, np.float32)), observables, report)
+    return Scores(_centred(np.array(chi, np.float32)), subset, _centred(per_chain), observables, report)
+
+
+def _subset(study: Study) -> np.ndarray:
+    order = permutation(study.config.seed, _SUBSET_STREAM, study.pool.num_sequences)
+    return np.sort(order[:_SEQUENCES_BY_CHAIN])
 
 
 def _centred(chi: np.ndarray) -> np.ndarray:

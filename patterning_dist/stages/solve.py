@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -46,7 +47,12 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     write_json(diagnostics_file, diagnostics | {k: v for k, v in scores.report.items() if k != "estimator"})
 
     progress.start("solving for the weights", 2)
-    report: dict[str, Any] = {**scores.report, "observables": observables, "num_samples": scores.per_half.shape[2], "arms": {}}
+    report: dict[str, Any] = {
+        **scores.report,
+        "observables": observables,
+        "num_samples": scores.chi.shape[1],
+        "arms": {},
+    }
     outputs = [pool_file]
     solutions: dict[str, np.ndarray] = {}
     for done, (arm, sign) in enumerate((("plus", 1.0), ("minus", -1.0)), start=1):
@@ -79,17 +85,21 @@ def _keys(study: Study) -> tuple[np.ndarray, np.ndarray]:
 def _write_pool(study: Study, run: RunDirectory, scores: Scores) -> Path:
     sequence_id, position = _keys(study)
     columns = {"sequence_id": sequence_id, "position": position}
-    first, second = scores.per_half
+    num_chains = len(scores.per_chain)
+    measured = np.isin(sequence_id, scores.subset)
     for k, name in enumerate(scores.observables):
-        columns[f"chi_{name}"] = (first[k] + second[k]) / 2
-        columns[f"se_{name}"] = np.abs(first[k] - second[k]) / 2
+        error = np.full(len(sequence_id), np.nan, np.float32)
+        if num_chains > 1:
+            error[measured] = scores.per_chain[:, k].std(axis=0, ddof=1) / num_chains**0.5
+        columns[f"chi_{name}"] = scores.chi[k]
+        columns[f"se_{name}"] = pa.array(error, mask=~measured)
     posterior = study.posterior(study.config.solve.component)
     metadata = {
         "component": study.config.solve.component,
         "estimator": scores.report["estimator"],
         "sign": SIGN,
         "units": "chi and se: nats squared",
-        "standard_error": "half the difference between the two halves of the chains: one degree of freedom a token",
+        "standard_error": f"spread between chains; measured on {len(scores.subset)} sequences, null elsewhere",
         "inverse_temperature": posterior.inverse_temperature,
         "localization": posterior.localization,
         "num_pool_tokens": study.num_pool_tokens,
@@ -119,9 +129,16 @@ def _solve_arm(study: Study, scores: Scores, sign: float) -> tuple[WeightSolutio
             return solve_weights(chi, target, strength=settings.strength, **options)
         return solve_for_effective_sample_share(chi, target, settings.effective_sample_share, **options)
 
-    solution = solved(scores.per_half.mean(axis=0))
-    predicted = predicted_response_with_error(scores.per_half, solution.weights, temperature)
-    cross_fitted = cross_fitted_response(scores.per_half, lambda chi: solved(chi).weights, temperature)
+    solution = solved(scores.chi)
+    in_subset = solution.weights.reshape(study.pool.num_sequences, -1)[scores.subset].ravel()
+    predicted = predicted_response_with_error(scores.per_chain, in_subset, temperature)
+    # The whole pool gives the value, the part that was scored chain by chain its error.
+    predicted = replace(
+        predicted,
+        value=solution.predicted_response,
+        interval=predicted.interval + (solution.predicted_response - predicted.value)[:, None],
+    )
+    cross_fitted = cross_fitted_response(scores.per_chain, lambda chi: solved(chi).weights, temperature)
     counts, edges = np.histogram(solution.weights, bins=_HISTOGRAM_BINS, range=(0.0, max(settings.weight_max, 1.0)))
     entry = {
         "target": dict(zip(scores.observables, target, strict=True)),

@@ -39,7 +39,7 @@ def write_susceptibilities(study: Study, run: RunDirectory) -> list[Path]:
         chains, excluded = read_chains(run.path / "sampling" / component.name)
         measured = susceptibility(
             chains,
-            loss_weights=_token_columns(study),
+            loss_weights=token_columns(study),
             baseline=config.response.baseline,
             full=full,
             min_chains=config.sampling.min_chains,
@@ -55,7 +55,7 @@ def write_susceptibilities(study: Study, run: RunDirectory) -> list[Path]:
     return [*outputs, *mode_files, folder / "diagnostics.json"]
 
 
-def _token_columns(study: Study) -> np.ndarray:
+def token_columns(study: Study) -> np.ndarray:
     """Weights of the probe columns in L: all tokens alike, sequence means not at all."""
     num_sequences, length = study.probe_tokens.shape
     return np.concatenate([np.ones(num_sequences * (length - 1)), np.zeros(num_sequences)])
@@ -68,7 +68,7 @@ def _diagnose(study: Study, run: RunDirectory, component: str, measured: Suscept
     def by_chain(name: str) -> np.ndarray:
         return np.stack([traces.loc[traces.chain == chain, name].to_numpy() for chain in measured.chains])
 
-    num_tokens = int(_token_columns(study).sum())
+    num_tokens = int(token_columns(study).sum())
     tokens = split_half_reliability(measured.chi_per_chain[:, :, :num_tokens])
     sequences = split_half_reliability(measured.chi_per_chain[:, :, num_tokens:])
     observables = observable_diagnostics({name: by_chain(name) for name in ("loss", *study.observable_names)})
@@ -144,7 +144,11 @@ def _write_modes(
     kept = min(study.config.response.num_modes, len(heads))
     table = {"mode": np.arange(kept, dtype=np.int32), "singular_value": modes.singular_values[:kept]}
     table |= {head: modes.left[i, :kept] for i, head in enumerate(heads)}
-    metadata = {"observable": study.observable_names[0], "rows": "heads, centred and standardised over tokens", "sign": SIGN}
+    metadata = {
+        "observable": study.observable_names[0],
+        "rows": "heads, centred and standardised over tokens",
+        "sign": SIGN,
+    }
     mode_file, token_file = (run.path / "response" / name for name in ("modes.parquet", "mode-tokens.parquet"))
     write_parquet(mode_file, pa.table(table), metadata)
     rows = []

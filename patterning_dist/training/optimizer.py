@@ -42,7 +42,10 @@ class PerHeadMuon(torch.optim.Optimizer):
     """
 
     def __init__(self, groups: Iterable[dict]) -> None:
-        super().__init__(list(groups), {"lr": 1e-3, "muon": False, "momentum": 0.95, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.0})
+        super().__init__(
+            list(groups),
+            {"lr": 1e-3, "muon": False, "momentum": 0.95, "betas": (0.9, 0.98), "eps": 1e-8, "weight_decay": 0.0},
+        )
 
     @torch.no_grad()
     def step(self, closure=None):

@@ -46,9 +46,7 @@ def _data(run: Path, sequences: int, length: int, rng: np.random.Generator) -> n
     for split, rows in (("train", blocks), ("validation", blocks[::-1])):
         columns = {
             "sequence_id": np.arange(sequences),
-            "domain": pa.array(
-                [DOMAINS[k] for k in (kinds if split == "train" else kinds[::-1])]
-            ).dictionary_encode(),
+            "domain": pa.array([DOMAINS[k] for k in (kinds if split == "train" else kinds[::-1])]).dictionary_encode(),
             "document": np.arange(sequences),
             "tokens": pa.array([row.astype("<u2").tobytes() for row in rows], pa.binary(2 * length)),
         }
@@ -106,8 +104,7 @@ def _estimate(value: float, error: float, **more: Any) -> dict[str, Any]:
 
 def _weights(run: Path, blocks: np.ndarray, rng: np.random.Generator) -> None:
     ids, positions = (
-        axis.ravel()
-        for axis in np.meshgrid(np.arange(blocks.shape[0]), np.arange(1, blocks.shape[1]), indexing="ij")
+        axis.ravel() for axis in np.meshgrid(np.arange(blocks.shape[0]), np.arange(1, blocks.shape[1]), indexing="ij")
     )
     score = rng.standard_normal(ids.size) + 0.4 * rng.standard_normal(blocks.shape[0])[ids]
     solved = {}
@@ -158,11 +155,7 @@ def _retraining(run: Path, seeds: int, rng: np.random.Generator) -> None:
             _metrics(path, lean, 4000, rng)
             table = pq.read_table(path).to_pydict()
             finals.setdefault(arm, []).append({metric: table[metric][-1] for metric in METRICS})
-            passed = [
-                step
-                for step, value in zip(table["step"], table["prefix_matching"], strict=True)
-                if value > 0.1
-            ]
+            passed = [step for step, value in zip(table["step"], table["prefix_matching"], strict=True) if value > 0.1]
             transitions.setdefault(arm, []).append(passed[0] if passed else None)
     contrasts = {}
     for pair in ("plus-base", "plus-permuted", "minus-base", "permuted-base"):
@@ -232,9 +225,7 @@ def write_run(run: Path, *, sequences: int = 40, length: int = 32, seeds: int = 
     )
     blocks = _data(run, sequences, length, rng)
     _metrics(run / "baseline/metrics.parquet", 0.0, 2250, rng)
-    write_json(
-        run / "baseline/evaluation.json", {"validation_loss": 4.31, "heads": {"best": "layer.1.head.1"}}
-    )
+    write_json(run / "baseline/evaluation.json", {"validation_loss": 4.31, "heads": {"best": "layer.1.head.1"}})
     write_posterior(run, blocks, rng)
     _weights(run, blocks, rng)
     _retraining(run, seeds, rng)

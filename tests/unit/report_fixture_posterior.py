@@ -37,12 +37,10 @@ def _walk(rng: np.random.Generator) -> np.ndarray:
 def write_posterior(run: Path, blocks: np.ndarray, rng: np.random.Generator) -> None:
     """The files of the sampling and response stages; `blocks` are the token ids (sample position)."""
     ids, positions = (
-        axis.ravel()
-        for axis in np.meshgrid(np.arange(blocks.shape[0]), np.arange(1, blocks.shape[1]), indexing="ij")
+        axis.ravel() for axis in np.meshgrid(np.arange(blocks.shape[0]), np.arange(1, blocks.shape[1]), indexing="ij")
     )
     truth = {
-        o: rng.standard_normal(ids.size) * 0.02 + 0.03 * rng.standard_normal(blocks.shape[0])[ids]
-        for o in OBSERVABLES
+        o: rng.standard_normal(ids.size) * 0.02 + 0.03 * rng.standard_normal(blocks.shape[0])[ids] for o in OBSERVABLES
     }
     pool = {"sequence_id": ids, "position": positions.astype(np.int16)}
     for o in OBSERVABLES:
@@ -76,8 +74,7 @@ def write_posterior(run: Path, blocks: np.ndarray, rng: np.random.Generator) -> 
             "seconds": 4.0,
         }
         states = [
-            {"chain": c, "healthy": True, "reason": None, "draws": 60, "steps": 240, "seconds": 9.5}
-            for c in range(3)
+            {"chain": c, "healthy": True, "reason": None, "draws": 60, "steps": 240, "seconds": 9.5} for c in range(3)
         ]
         write_json(
             run / f"sampling/{component}/chains.json",
@@ -125,9 +122,7 @@ def write_posterior(run: Path, blocks: np.ndarray, rng: np.random.Generator) -> 
             strict=True,
         )
     )
-    write_table(
-        run / "response/mode-tokens.parquet", {**columns, "score": [0.3 * p[1] / (1 + p[2]) for p in picks]}
-    )
+    write_table(run / "response/mode-tokens.parquet", {**columns, "score": [0.3 * p[1] / (1 + p[2]) for p in picks]})
     diagnostics = {
         component: {
             "num_chains": 4 - (component == "layer.1.head.1"),

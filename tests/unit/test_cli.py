@@ -74,9 +74,7 @@ def finish(directory: Path, *stages: str) -> None:
 
 
 def test_run_passes_every_stage(calls: list[tuple]) -> None:
-    assert (
-        invoke("run", "x.yaml", "--set", "seed=5", "--set", "retrain.seeds=[4]", "--run-dir", "there")[0] == 0
-    )
+    assert invoke("run", "x.yaml", "--set", "seed=5", "--set", "retrain.seeds=[4]", "--run-dir", "there")[0] == 0
     config, stages, directory = calls[0]
     assert (config.seed, config.retrain.seeds) == (5, [4])
     assert (stages, directory) == (list(STAGES), Path("there"))

@@ -39,9 +39,7 @@ def test_folder_is_read_in_sorted_order_with_domains_from_subfolders(tmp_path: P
 
 def test_json_lines_use_the_named_key_and_the_row_domain(tmp_path: Path) -> None:
     path = tmp_path / "notes.jsonl"
-    path.write_text(
-        json.dumps({"body": "héllo"}) + "\n\n" + json.dumps({"body": "b", "domain": "other"}) + "\n"
-    )
+    path.write_text(json.dumps({"body": "héllo"}) + "\n\n" + json.dumps({"body": "b", "domain": "other"}) + "\n")
     documents = read(Source(path, text_column="body"))
     assert documents == [Document("notes", "héllo", f"{path}:1"), Document("other", "b", f"{path}:3")]
 
@@ -105,9 +103,7 @@ def test_missing_things_are_named(tmp_path: Path) -> None:
     with pytest.raises(PatterningError, match=r"\(no sources\): no text in it"):
         read()
     write_parquet(tmp_path / "t.parquet")
-    with pytest.raises(
-        PatterningError, match=r"t\.parquet: no column 'text'; the columns there are body, language"
-    ):
+    with pytest.raises(PatterningError, match=r"t\.parquet: no column 'text'; the columns there are body, language"):
         read(Source(tmp_path / "t.parquet"))
     pq.write_table(pa.table({"text": [1, 2]}), tmp_path / "n.parquet")
     with pytest.raises(PatterningError, match=r"n\.parquet: column 'text' holds int64; expected strings"):

@@ -18,9 +18,7 @@ def test_induction_tokens_match_the_definition(vocabulary: int) -> None:
     expected = np.zeros((30, 23), dtype=bool)
     for row, block in enumerate(tokens):
         for p in range(1, 24):
-            expected[row, p - 1] = any(
-                block[q - 1] == block[p - 1] and block[q] == block[p] for q in range(1, p)
-            )
+            expected[row, p - 1] = any(block[q - 1] == block[p - 1] and block[q] == block[p] for q in range(1, p))
     np.testing.assert_array_equal(induction_tokens(tokens), expected)
     np.testing.assert_array_equal(induction_tokens(tokens.astype(np.uint16)), expected)
 
@@ -88,7 +86,5 @@ def test_features_match_their_definitions() -> None:
 def test_features_do_not_depend_on_how_blocks_are_chunked() -> None:
     tokens = np.random.default_rng(3).integers(0, 20, (1500, 16))
     features, _ = token_features(tokens, np.ones(20))
-    alone = np.concatenate(
-        [token_features(tokens[rows], np.ones(20))[0] for rows in (slice(0, 700), slice(700, None))]
-    )
+    alone = np.concatenate([token_features(tokens[rows], np.ones(20))[0] for rows in (slice(0, 700), slice(700, None))])
     np.testing.assert_array_equal(features[:, :8], alone[:, :8])

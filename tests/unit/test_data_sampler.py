@@ -43,16 +43,12 @@ def test_minibatches_are_uniform() -> None:
 @pytest.mark.parametrize(("batch_size", "population"), [(4, 12), (5, 12), (30, 12)])
 def test_every_epoch_covers_everything_once(batch_size: int, population: int) -> None:
     stream = np.concatenate([epoch_batch(9, step, batch_size, population) for step in range(60)])
-    epochs = [
-        stream[start : start + population] for start in range(0, len(stream) - population + 1, population)
-    ]
+    epochs = [stream[start : start + population] for start in range(0, len(stream) - population + 1, population)]
     assert len(epochs) >= 20
     for epoch in epochs:
         np.testing.assert_array_equal(np.sort(epoch), np.arange(population))
     assert len({tuple(epoch) for epoch in epochs}) == len(epochs)
-    np.testing.assert_array_equal(
-        epoch_batch(9, 17, batch_size, population), stream[17 * batch_size :][:batch_size]
-    )
+    np.testing.assert_array_equal(epoch_batch(9, 17, batch_size, population), stream[17 * batch_size :][:batch_size])
 
 
 def test_permutations_are_uniform() -> None:

@@ -18,14 +18,10 @@ from patterning_dist.errors import PatterningError
 HEADER = {"vocabulary_size": 50_000, "tokenizer_sha256": "abc", "split": "train"}
 
 
-def corpus(
-    num_documents: int = 60, domains: tuple[str, ...] = ("x", "y"), length: int = 40
-) -> list[Document]:
+def corpus(num_documents: int = 60, domains: tuple[str, ...] = ("x", "y"), length: int = 40) -> list[Document]:
     words = np.random.default_rng(0).integers(0, 200, (num_documents, length))
     return [
-        Document(
-            domains[n % len(domains)], f"document-{n}\n" + "\n".join(f"w{w} doc{n}" for w in row), str(n)
-        )
+        Document(domains[n % len(domains)], f"document-{n}\n" + "\n".join(f"w{w} doc{n}" for w in row), str(n))
         for n, row in enumerate(words)
     ]
 
@@ -52,17 +48,13 @@ def test_table_round_trip_by_id(tmp_path: Path) -> None:
     assert len(pickle.dumps(dataset)) < 1000
     assert [file.name for file in tmp_path.iterdir()] == ["train.parquet"]
     for bad in (-1, 50):
-        with pytest.raises(
-            PatterningError, match=rf"train\.parquet: no sequence {bad}; expected ids from 0 to 49"
-        ):
+        with pytest.raises(PatterningError, match=rf"train\.parquet: no sequence {bad}; expected ids from 0 to 49"):
             dataset.tokens(np.array([0, bad]))
 
 
 def test_tables_that_cannot_be_stored_or_read_are_refused(tmp_path: Path) -> None:
     path, tokens = tmp_path / "t.parquet", np.full((2, 4), 9)
-    with pytest.raises(
-        PatterningError, match=r"t\.parquet: vocabulary of 65536 tokens; expected at most 65535"
-    ):
+    with pytest.raises(PatterningError, match=r"t\.parquet: vocabulary of 65536 tokens; expected at most 65535"):
         write_token_table(path, tokens, ["a"] * 2, np.zeros(2), **HEADER | {"vocabulary_size": 65_536})
     with pytest.raises(PatterningError, match=r"t\.parquet: token ids 9 to 9; expected 0 to 8"):
         write_token_table(path, tokens, ["a"] * 2, np.zeros(2), **HEADER | {"vocabulary_size": 9})

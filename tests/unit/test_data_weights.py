@@ -17,9 +17,7 @@ def test_token_weights_join_by_key_whatever_their_order(tmp_path: Path) -> None:
     rho = np.random.default_rng(0).random((6, 9)).astype(np.float32)
     sequence_id, column = np.divmod(np.random.default_rng(1).permutation(rho.size)[:40], 9)
     path = tmp_path / "plus.parquet"
-    write_sample_weights(
-        path, sequence_id, column + 1, rho[sequence_id, column], {"arm": "plus", "strength": 0.5}
-    )
+    write_sample_weights(path, sequence_id, column + 1, rho[sequence_id, column], {"arm": "plus", "strength": 0.5})
     loaded = SampleWeights.load(path)
     joined = loaded.join(num_sequences=6, context_length=10)
     expected = np.ones_like(rho)
@@ -44,9 +42,7 @@ def test_sequence_weights_hold_for_all_their_tokens(tmp_path: Path) -> None:
 
 
 def test_a_users_own_table_needs_no_header(tmp_path: Path) -> None:
-    table = pa.table(
-        {"sequence_id": pa.array([1], pa.int32()), "position": [2], "weight": [2], "note": ["mine"]}
-    )
+    table = pa.table({"sequence_id": pa.array([1], pa.int32()), "position": [2], "weight": [2], "note": ["mine"]})
     pq.write_table(table, tmp_path / "w.parquet")
     loaded = SampleWeights.load(tmp_path / "w.parquet")
     assert loaded.join(2, 4).weights.tolist() == [[1, 1, 1], [1, 2, 1]]

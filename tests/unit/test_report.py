@@ -199,13 +199,11 @@ def contrast(run: Path, low: float, high: float, other: tuple[float, float] = (-
 
 
 def test_the_sentence_follows_the_interval(run):
-    assert (
-        "lowered the induction gap (−0.30 [−0.40, −0.20] nats) compared with plain training, as asked"
-        in contrast(run, -0.4, -0.2)
+    assert "lowered the induction gap (−0.30 [−0.40, −0.20] nats) compared with plain training, as asked" in contrast(
+        run, -0.4, -0.2
     )
     assert (
-        "raised the induction gap" in (opposite := contrast(run, 0.2, 0.4))
-        and "opposite of what was asked" in opposite
+        "raised the induction gap" in (opposite := contrast(run, 0.2, 0.4)) and "opposite of what was asked" in opposite
     )
     assert (
         "had no clear effect on the induction gap" in (nothing := contrast(run, -0.1, 0.2))
@@ -232,9 +230,7 @@ def test_transition_steps_are_those_of_the_summary_or_else_of_the_curves(run):
 def test_rhat_and_ess_are_flagged_with_what_to_turn(run):
     html = page(run)
     assert "⚑ 1.080" in html and "⚑ 84" in html and "⚑ 1.020" not in html
-    assert (
-        "R-hat above 1.05 in layer.0.head.1, layer.1.head.0 and layer.1.head.1" in html and "burn_in" in html
-    )
+    assert "R-hat above 1.05 in layer.0.head.1, layer.1.head.0 and layer.1.head.1" in html and "burn_in" in html
     assert "loss became NaN at step 212" in html
 
 

@@ -33,9 +33,7 @@ def test_second_driver_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> N
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) as holder:
         assert holder.stdout.readline() == b"held\n"
         with (
-            pytest.raises(
-                PatterningError, match=rf"in use by another driver \(pid {holder.pid} on .*--run-dir"
-            ),
+            pytest.raises(PatterningError, match=rf"in use by another driver \(pid {holder.pid} on .*--run-dir"),
             RunDirectory(tmp_path).locked(),
         ):
             raise AssertionError("two drivers hold the same run directory")
@@ -148,9 +146,7 @@ def test_change_of_an_early_stage_reaches_the_late_ones() -> None:
     assert stage_fingerprint("a", {}) != stage_fingerprint("b", {})
 
 
-@pytest.mark.parametrize(
-    ("error", "status"), [(ValueError("why"), "failed"), (KeyboardInterrupt(), "interrupted")]
-)
+@pytest.mark.parametrize(("error", "status"), [(ValueError("why"), "failed"), (KeyboardInterrupt(), "interrupted")])
 def test_stage_that_ends_badly_is_not_done(tmp_path: Path, error: BaseException, status: str) -> None:
     run = RunDirectory(tmp_path)
     with pytest.raises(type(error)), run.stage("solve", "f"):
