@@ -5,13 +5,17 @@ VENV := .venv
 # Written last, so that an interrupted installation is taken up again.
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test
+.PHONY: quickstart test corpus
 
 quickstart: $(STAMP)
 	$(VENV)/bin/patterning run configs/quickstart.yaml
 
 test: $(STAMP)
 	$(VENV)/bin/python -m pytest
+
+# The 40 MB corpus of configs/induction-large.yaml, out of Debian packages.
+corpus: $(STAMP)
+	$(VENV)/bin/python corpora/from_debian.py --set large corpora/large
 
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)

@@ -1,0 +1,49 @@
+"""Susceptibilities of a network to its training data, and data weights that steer its training.
+
+The names below are loaded when they are first used, so that ``import patterning_dist`` needs neither torch nor Ray.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+# name -> where it is
+_MODULES = {
+    "CoMoments": "response.moments",
+    "Config": "config",
+    "PatterningError": "errors",
+    "Susceptibility": "response.susceptibility",
+    "WeightSolution": "response.solver",
+    "cross_fitted_response": "response.prediction",
+    "largest_feasible_strength": "response.solver",
+    "llc": "response.diagnostics",
+    "load_config": "config",
+    "predicted_response_with_error": "response.prediction",
+    "run_stages": "driver",
+    "solve_for_effective_sample_share": "response.solver",
+    "solve_weights": "response.solver",
+    "split_half_reliability": "response.reliability",
+    "split_rhat": "response.diagnostics",
+    "susceptibility": "response.susceptibility",
+    "susceptibility_modes": "response.modes",
+}
+
+__all__ = ["__version__", *_MODULES]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        from importlib.metadata import version
+
+        value: Any = version("patterning-dist")
+    elif name in _MODULES:
+        value = getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    else:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    globals()[name] = value  # found without this function from now on
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from pathlib import Path
 
 from patterning_dist.config import Config, dump_config
+from patterning_dist.data.tokens import TokenDataset
+from patterning_dist.errors import PatterningError
 from patterning_dist.files import file_sha256
 from patterning_dist.progress import Progress
 from patterning_dist.rundir import STAGES, RunDirectory, stage_fingerprint
+from patterning_dist.runtime.environment import ray_session, resolve_device
+from patterning_dist.sampling.observables import load_function
+from patterning_dist.sampling.study import refuse_long_probe
 from patterning_dist.stages.prepare import prepare
 from patterning_dist.stages.report import report
 from patterning_dist.stages.sample import sample
@@ -17,6 +23,7 @@ from patterning_dist.stages.train import retrain, train
 
 Stage = Callable[[Config, RunDirectory, Progress], list[Path]]
 _STAGES: dict[str, Stage] = dict(zip(STAGES, (prepare, train, sample, solve, retrain, report), strict=True))
+_ON_RAY = ("train", "sample", "solve", "retrain")
 # What a stage depends on besides the stages before it.
 _SECTIONS = {
     "prepare": ("seed", "data"),
@@ -39,10 +46,16 @@ def run_stages(config: Config, stages: list[str], directory: Path) -> None:
     Raises:
         PatterningError: whatever the user can put right.
     """
+    _preflight(config)
     with RunDirectory(directory).locked() as run:
+        fingerprints = _fingerprints(config, _corpus_hash(config, run))
+        _refuse_stale(run, stages[0], fingerprints)
         run.store_config(dump_config(config))
-        fingerprints = _fingerprints(config)
-        with Progress() as progress:
+        with contextlib.ExitStack() as resources:
+            progress = resources.enter_context(Progress())
+            if any(stage in _ON_RAY and not run.is_done(stage, fingerprints[stage]) for stage in stages):
+                # One Ray for all stages of this call: starting it takes seconds.
+                resources.enter_context(ray_session(config.sampling.threads_per_worker))
             for stage in stages:
                 if run.is_done(stage, fingerprints[stage]):
                     progress.say(f"{stage}: done before, inputs unchanged")
@@ -53,10 +66,31 @@ def run_stages(config: Config, stages: list[str], directory: Path) -> None:
                 progress.say(f"{stage}: {run.manifest['stages'][stage]['seconds']:.0f} s")
 
 
-def _fingerprints(config: Config) -> dict[str, str]:
+def _preflight(config: Config) -> None:
+    """Refuse now what would otherwise fail after hours: no GPU, an unfit probe, a function that is not there."""
+    resolve_device(config.device)
+    if config.sampling.probe is not None:
+        context_length = TokenDataset(config.sampling.probe).context_length
+        refuse_long_probe(config.sampling.probe, context_length, config.data.context_length)
+    for observable in config.sampling.observables:
+        if observable.kind == "function":
+            load_function(observable.path)
+
+
+def _refuse_stale(run: RunDirectory, stage: str, fingerprints: dict[str, str]) -> None:
+    """A stage on its own must not be built on results of another configuration."""
+    for earlier in STAGES[: STAGES.index(stage)]:
+        if not run.is_done(earlier, fingerprints[earlier]):
+            raise PatterningError(
+                f"{run.path}: stage {stage} needs stage {earlier}, which is not done with this configuration; "
+                f"run `patterning {earlier}` (or `patterning run`) with the same arguments first"
+            )
+
+
+def _fingerprints(config: Config, corpus: str) -> dict[str, str]:
     """A hash a stage: its own sections of the configuration, and the hash of the stage before."""
     fingerprints: dict[str, str] = {}
-    upstream: list[str] = [_corpus_hash(config)]
+    upstream = [corpus]
     dumped = config.model_dump(mode="json")
     for stage in STAGES:
         sections = {name: dumped[name] for name in _SECTIONS[stage]}
@@ -65,13 +99,28 @@ def _fingerprints(config: Config) -> dict[str, str]:
     return fingerprints
 
 
-def _corpus_hash(config: Config) -> str:
-    """Hash of the text itself, so that an edited corpus is noticed; of the paths alone where the text is gone."""
+def _corpus_hash(config: Config, run: RunDirectory) -> str:
+    """Hash of the text itself, so that an edited corpus is noticed.
+
+    Where the text is gone, a run that was made from these very paths stands as it is.
+
+    Raises:
+        PatterningError: a source is missing and there is no such run.
+    """
+    paths = [str(source.path) for source in config.data.sources]
+    stored = run.manifest.get("corpus", {})
+    missing = [(i, source.path) for i, source in enumerate(config.data.sources) if not source.path.exists()]
+    if missing:
+        if stored.get("paths") == paths:
+            return stored["sha256"]
+        raise PatterningError(f"data.sources.{missing[0][0]}.path: {missing[0][1]} is not there; correct the path")
     files = [
         file
         for source in config.data.sources
         for file in (
-            sorted(p for p in source.path.rglob("*") if p.is_file()) if source.path.is_dir() else [source.path]
+            [source.path] if source.path.is_file() else sorted(p for p in source.path.rglob("*") if p.is_file())
         )
     ]
-    return stage_fingerprint("corpus", {str(f): file_sha256(f) if f.is_file() else "" for f in files})
+    sha256 = stage_fingerprint("corpus", {str(file): file_sha256(file) for file in files})
+    run.update_manifest(corpus={"paths": paths, "sha256": sha256})
+    return sha256

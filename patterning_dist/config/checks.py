@@ -175,6 +175,14 @@ def _solve(config: Config) -> Iterator[str]:
     for name in solve.targets:
         if name not in names:
             yield f"solve.targets.{name}: no such observable; sampling.observables has {_list(names)}"
+    splits = [o.name for o in config.sampling.observables if o.kind == "split_loss"]
+    if solve.scores == "response_direction":
+        for name in solve.targets:
+            if name in names and name not in splits:
+                yield (
+                    f"solve.targets.{name}: the response direction needs an observable with a gradient, a split_loss "
+                    f"({_list(splits)}); choose one, or solve.scores: regression"
+                )
     if solve.method != "mode" and not any(solve.targets.values()):
         yield "solve.targets: no change is asked for; give an observable a number other than 0"
     for method, key in (("ridge", "ridge"), ("truncated", "rank"), ("mode", "mode")):

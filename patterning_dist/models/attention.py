@@ -1,14 +1,16 @@
 """The two-layer attention-only transformer in which an induction circuit forms.
 
     x_0 = E[tokens]
-    x_{l+1} = x_l + sum_h softmax( q_h k_h^T / sqrt(d_head) + b_h + causal ) v_h O_h ,   q, k, v = rmsnorm(x_l) (Q, K, V)_h
+    x_{l+1} = x_l + sum_h softmax( q_h k_h^T / sqrt(d_head) + b_h + causal ) v_h O_h
+    q_h, k_h, v_h = rmsnorm(x_l) (Q, K, V)_h
     logits = rmsnorm(x_num_layers) U
 
-The frame is Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021). b_h is a learnable bias over the
-distance between query and key. It stands in the lowest layer only: there it lets a previous-token head form, and higher up
-it would pull heads towards their neighbourhood instead of towards content. With ``position_bias_init`` > 0 head h starts out
-preferring the token h + 1 back, as convolutional initialisations of attention do (d'Ascoli et al., "ConViT", 2021): the
-lower half of the induction circuit is then there from the start, and only the upper half has to be learnt.
+The frame is Elhage et al., "A Mathematical Framework for Transformer Circuits" (2021). b_h is a learnable bias over
+the distance between query and key. It stands in the lowest layer only: there it lets a previous-token head form, and
+higher up it would pull heads towards their neighbourhood instead of towards content. With ``position_bias_init`` > 0
+head h starts out preferring the token h + 1 back, as convolutional initialisations of attention do (d'Ascoli et al.,
+"ConViT", 2021): the lower half of the induction circuit is then there from the start, and only the upper half has to
+be learnt.
 """
 
 from __future__ import annotations
@@ -70,7 +72,7 @@ class AttentionOnlyTransformer(nn.Module):
     """Attention-only language model over blocks of tokens.
 
     ``embed`` -> ``layers[0..n)`` -> ``unembed`` are separate, so that layers below a component under study can be
-    computed once and kept (see ``sampling.prefix``).
+    computed once and kept (see ``sampling.restricted``).
     """
 
     def __init__(

@@ -101,6 +101,6 @@ def _select_one(
         rows = None if match[2] is None else (int(match[2]),)
         return {p: rows for p in parameters if p.startswith(f"layers.{layer}.")}, layer
     raise PatterningError(
-        f"component {part!r} does not exist in this model; there are: {', '.join(component_names(num_layers, num_heads))} "
-        "(join several with '+')"
+        f"component {part!r} does not exist in this model; there are: "
+        f"{', '.join(component_names(num_layers, num_heads))} (join several with '+')"
     )

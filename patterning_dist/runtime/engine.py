@@ -36,8 +36,8 @@ def deepspeed_config(path: Path | None, batch_size: int, num_ranks: int) -> dict
 def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], device: str) -> Any:
     """A DeepSpeed engine over the process group that Ray Train has set up.
 
-    On the CPU the shared-memory communication operator is declared absent: it would be compiled for minutes at every first
-    start, and a killed compilation leaves a lock that hangs the next.
+    On the CPU the shared-memory communication operator is declared absent: it would be compiled for minutes at every
+    first start, and a killed compilation leaves a lock that hangs the next.
     """
     if device == "cpu":
         os.environ["DS_ACCELERATOR"] = "cpu"

@@ -32,8 +32,8 @@ def worker_environment(num_threads: int) -> dict[str, str]:
 def prepare_process(num_threads: int) -> None:
     """Set up torch in a worker.
 
-    Denormal numbers are flushed to zero: log-probabilities far below zero make softmax gradients denormal, and those cost
-    several times a normal multiplication on the CPU.
+    Denormal numbers are flushed to zero: log-probabilities far below zero make softmax gradients denormal, and those
+    cost several times a normal multiplication on the CPU.
     """
     torch.set_num_threads(num_threads)
     torch.set_flush_denormal(True)
@@ -75,5 +75,16 @@ def ray_session(num_threads: int) -> Iterator[None]:
     )
     try:
         yield
+    except ray.exceptions.RayTaskError as error:
+        raise _users_error(error) or error from None
     finally:
         ray.shutdown()
+
+
+def _users_error(error: BaseException) -> PatterningError | None:
+    """The error meant for the user that a worker raised, out of the layers that Ray and Ray Train wrap it in."""
+    if type(error) is PatterningError:
+        return error
+    inner = [getattr(error, "cause", None), getattr(error, "_base_exc", None)]
+    inner += getattr(error, "worker_failures", {}).values()
+    return next((found for e in inner if e is not None and (found := _users_error(e))), None)

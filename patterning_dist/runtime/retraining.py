@@ -153,7 +153,7 @@ class _Recorder:
 def run_lane(
     config: Config, directory: Path, jobs: list[TrainingJob], board: ActorHandle, lane: str, max_failures: int
 ) -> None:
-    """Train jobs one after another with a ``TorchTrainer``; a worker that dies is replaced up to ``max_failures`` times."""
+    """Train jobs one after another with a ``TorchTrainer``; dead workers are replaced up to ``max_failures`` times."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 

@@ -54,8 +54,8 @@ class ChainSettings:
 class Draw:
     """What one draw measured: deviations from the centre w*, in nats.
 
-    ``observables`` [observable] float64; ``losses`` [probe column] float64: every probe token, then the mean of every probe
-    sequence; ``mean_loss`` L(w) - L(w*) over the probe tokens.
+    ``observables`` [observable] float64; ``losses`` [probe column] float64: every probe token, then the mean of every
+    probe sequence; ``mean_loss`` L(w) - L(w*) over the probe tokens.
     """
 
     number: int
@@ -134,7 +134,7 @@ class Chain:
             "position": self.state.position,
             "step": self.state.step,
             "num_draws": self.num_draws,
-            "sums": self.sums,
+            "sums": None if self.sums is None else self.sums.clone(),  # summed up in place
         }
 
     def load_state_dict(self, state: dict) -> None:
@@ -184,9 +184,9 @@ class Chain:
         radii_squared = self.settings.posterior.localization * distance / num_coordinates
         if not radii_squared < _MAX_PRIOR_RADII_SQUARED:  # catches NaN as well
             raise ChainFailure(
-                f"the weights left the neighbourhood of the checkpoint by step {self.state.step} (gamma |w - w*|^2 / d = "
-                f"{radii_squared:.3g}, expected about 1 or less); lower sampling.step_size ({self.settings.step_size:g}) or "
-                "raise sampling.localization"
+                f"the weights left the neighbourhood of the checkpoint by step {self.state.step} "
+                f"(gamma |w - w*|^2 / d = {radii_squared:.3g}, expected about 1 or less); "
+                f"lower sampling.step_size ({self.settings.step_size:g}) or raise sampling.localization"
             )
 
     def _evaluate(self) -> tuple[Tensor, Tensor]:

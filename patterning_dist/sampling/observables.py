@@ -1,8 +1,8 @@
 """Observables phi(w): the numbers whose response to the data is wanted.
 
-Three kinds. A *component loss* is the mean probe loss, phi_C = L(w) - L(w*), on a posterior restricted to C. A *split loss*
-is a linear functional of held-out per-token losses, phi(w) = sum_{s,p} c_{s,p} l_{s,p}(w), so any number of them costs one
-evaluation of the held-out tokens. A *function* is the user's own phi(model).
+Three kinds. A *component loss* is the mean probe loss, phi_C = L(w) - L(w*), on a posterior restricted to C. A *split
+loss* is a linear functional of held-out per-token losses, phi(w) = sum_{s,p} c_{s,p} l_{s,p}(w), so any number of them
+costs one evaluation of the held-out tokens. A *function* is the user's own phi(model).
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     w <- w - eps/2 ( n_beta grad L_batch(w) + gamma (w - w*) ) + sqrt(eps) xi ,     xi ~ N(0, 1)
 
-Its stationary law is ``Posterior`` up to a bias of order eps (and of the minibatch noise). blackjax and posteriors put eps
-where eps/2 stands here: their step size is half of this one.
+Its stationary law is ``Posterior`` up to a bias of order eps (and of the minibatch noise). blackjax and posteriors put
+eps where eps/2 stands here: their step size is half of this one.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""A study: from the files of a run to any of its chains. Every process that holds the run directory can build them all."""
+"""A study: from the files of a run to any of its chains, in whatever process sees the run directory."""
 
 from __future__ import annotations
 
@@ -63,11 +63,7 @@ class Study:
         if path is None:
             return self.pool
         probe = TokenDataset(path)
-        if probe.context_length > self.pool.context_length:
-            raise PatterningError(
-                f"sampling.probe: {path} has sequences of {probe.context_length} tokens, but the model's context is "
-                f"{self.pool.context_length} (data.context_length); cut the probe or retrain with a longer context"
-            )
+        refuse_long_probe(path, probe.context_length, self.pool.context_length)
         if probe.metadata["tokenizer_sha256"] != self.pool.metadata["tokenizer_sha256"]:
             raise PatterningError(
                 f"sampling.probe: {path} was made with another tokenizer than data/train.parquet of this run"
@@ -148,4 +144,13 @@ class Study:
             num_component_losses=sum(isinstance(o, ComponentLossConfig) for o in config.observables),
             functions=tuple(load_function(o.path) for o in config.observables if isinstance(o, FunctionConfig)),
             accumulate_gradients=component == self.config.response.direction.component,
+        )
+
+
+def refuse_long_probe(path: Path, probe_length: int, context_length: int) -> None:
+    """Raise PatterningError if the user's probe is longer than the model's context."""
+    if probe_length > context_length:
+        raise PatterningError(
+            f"sampling.probe: {path} has sequences of {probe_length} tokens, but the model's context is "
+            f"{context_length} (data.context_length); cut the probe or train with a longer context"
         )

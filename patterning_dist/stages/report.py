@@ -19,6 +19,7 @@ from patterning_dist.progress import Progress
 from patterning_dist.report import build_report
 from patterning_dist.rundir import STAGES, RunDirectory
 from patterning_dist.sampling.study import Study
+from patterning_dist.stages.warnings import find_warnings
 from patterning_dist.training.metrics import batched_losses
 
 # Metrics of an arm in the summary, with their unit.
@@ -43,10 +44,10 @@ def report(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     transitions: dict[str, list[int | None]] = {}
     for done, arm in enumerate(arms, start=1):
         curves = [
-            pq.read_table(run.path / "retrain" / arm / f"seed-{seed}" / "metrics.parquet").to_pandas()
+            pq.read_table(run.path / "retrain" / arm / f"seed-{seed}" / "metrics.parquet")
             for seed in config.retrain.seeds
         ]
-        finals[arm] = {metric: np.array([c[metric].iloc[-1] for c in curves]) for metric in METRICS}
+        finals[arm] = {metric: np.array([c[metric][-1].as_py() for c in curves]) for metric in METRICS}
         finals[arm] |= _observables(config, run, arm)
         transitions[arm] = [_transition(c["step"].to_numpy(), c["prefix_matching"].to_numpy()) for c in curves]
         progress.update(done)
@@ -124,7 +125,7 @@ def _summarise(
             arm: {k: entry[k] for k in ("strength", "effective_sample_share")} for arm, entry in weighted.items()
         },
         "transition_steps": transitions,
-        "warnings": _warnings(diagnostics, solution, config),
+        "warnings": find_warnings(diagnostics, solution, config),
     }
 
 
@@ -132,49 +133,22 @@ def _headline(
     contrasts: dict[str, dict[str, Any]], weighted: dict[str, Any], diagnostics: dict[str, Any]
 ) -> list[dict[str, Any]]:
     rows = []
+
+    def add(name: str, value: float, interval: list[float] | None, unit: str, what: str) -> None:
+        rows.append({"name": name, "value": value, "interval": interval, "unit": unit, "what": what})
+
     for pair, entries in contrasts.items():
+        what = f"at the last step, {pair.replace('-', ' minus ')}, mean over seeds paired by seed"
         for metric, unit in METRICS.items():
-            entry = entries[metric]
-            what = f"{metric} at the last step, {pair.replace('-', ' minus ')}, mean over seeds paired by seed"
-            rows.append({"name": f"{pair} {metric}", "value": entry["value"], "interval": entry["interval"],
-                         "unit": unit, "what": what})  # fmt: skip
+            add(f"{pair} {metric}", entries[metric]["value"], entries[metric]["interval"], unit, what)
     for arm, entry in weighted.items():
         for kind in ("predicted_response", "cross_fitted_response"):
+            what = "linear response at the checkpoint, error over chains"
             for name, response in entry[kind].items():
-                rows.append({"name": f"{arm} {kind} {name}", "value": response["value"], "interval": response["interval"],
-                             "unit": "nats", "what": "linear response at the checkpoint, error over chains"})  # fmt: skip
+                add(f"{arm} {kind} {name}", response["value"], response["interval"], "nats", what)
     for name, agreement in diagnostics.get("estimator_agreement", {}).items():
+        what = "plain covariance against response direction on the probe"
         for level in ("tokens", "sequences"):
-            rows.append({"name": f"estimator agreement {name} {level}", "value": agreement[f"correlation_{level}"],
-                         "interval": agreement[f"interval_{level}"], "unit": "correlation",
-                         "what": "plain covariance against response direction on the probe"})  # fmt: skip
+            value, limits = agreement[f"correlation_{level}"], agreement[f"interval_{level}"]
+            add(f"estimator agreement {name} {level}", value, limits, "correlation", what)
     return rows
-
-
-def _warnings(diagnostics: dict[str, Any], solution: dict[str, Any], config: Config) -> list[str]:
-    """What a reader should know before believing the numbers."""
-    found = []
-    for component, entry in diagnostics["components"].items():
-        found += [f"{component}: chain {e['chain']} was left out: {e['reason']}" for e in entry["excluded"]]
-        for name, numbers in entry["observables"].items():
-            if numbers["rhat"] is not None and numbers["rhat"] > 1.05:
-                found.append(f"{component}: R-hat of {name} is {numbers['rhat']:.2f}: chains have not mixed; raise "
-                             "sampling.burn_in or num_draws, or lower inverse_temperature")  # fmt: skip
-            if numbers["ess_bulk"] is not None and numbers["ess_bulk"] < 100:
-                found.append(f"{component}: only {numbers['ess_bulk']:.0f} effective draws of {name}; raise "
-                             "sampling.num_draws or steps_between_draws")  # fmt: skip
-    solves = solution.get("conjugate_gradients", [])
-    negative = sum(solve["negative_curvature"] for solve in solves)
-    if negative:
-        found.append(f"the loss curves downwards in {negative} of {len(solves)} response-direction solves, which stopped "
-                     "early; raise sampling.localization")  # fmt: skip
-    tolerance = config.response.direction.tolerance
-    loose = [
-        s["relative_residual"] for s in solves if s["relative_residual"] > tolerance and not s["negative_curvature"]
-    ]
-    if loose:
-        found.append(f"{len(loose)} of {len(solves)} response-direction solves stopped at a relative residual up to "
-                     f"{max(loose):.2g} (wanted {tolerance:g}); raise response.direction.conjugate_gradient_iterations")  # fmt: skip
-    if len(config.retrain.seeds) < 3:
-        found.append(f"{len(config.retrain.seeds)} retraining seed(s): intervals over seeds are wide or missing")
-    return found

@@ -25,8 +25,8 @@ from patterning_dist.sampling.study import Study
 from patterning_dist.stages.susceptibilities import token_columns
 
 _SHARD = 256  # pool sequences a task: seconds of work, so that the last tasks do not leave workers idle
-# Pool sequences that are scored chain by chain. Errors of sums over the pool come from the spread between chains; that 1,024
-# sequences stand for the pool adds under 1 % to them.
+# Pool sequences that are scored chain by chain: errors of sums over the pool come from the spread between chains, and a
+# part of the pool shows that as well as all of it.
 _SEQUENCES_BY_CHAIN = 1024
 _SUBSET_STREAM = 0x737562
 
@@ -38,7 +38,7 @@ class Scores:
     Attributes:
         chi: [observable, sample], nats squared, mean over chains; every row has mean zero.
         subset: sequence ids of the part of the pool that was also scored chain by chain, ascending.
-        per_chain: chi of that part from each chain alone [chain, observable, sample of the subset], rows with mean zero.
+        per_chain: chi of that part from each chain alone [chain, observable, sample of the subset], rows with mean 0.
         observables: names of the rows.
         report: how well it went, for solution.json.
     """
@@ -53,8 +53,8 @@ class Scores:
 def direction_scores(study: Study, run: RunDirectory, progress: Progress, observables: list[str]) -> Scores:
     """The response-direction estimator (see ``sampling.direction``) over the whole pool.
 
-    Every healthy chain gives a direction of its own. The pool is scored along their mean, two forward passes an observable;
-    the probe, for the comparison with the plain covariance, and a part of the pool, for the errors, chain by chain.
+    Every healthy chain gives a direction of its own. The pool is scored along their mean, two forward passes an
+    observable; the probe, for the comparison with the plain covariance, and a part of the pool, for the errors, chain by chain.
 
     Raises:
         PatterningError: an observable is not a split loss, so no gradients of it were taken.

@@ -32,7 +32,7 @@ _HISTOGRAM_BINS = 48
 
 
 def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
-    """Score the pool, solve for the weights of the plus and minus arms, permute for the control; returns the files written.
+    """Score the pool, solve for the weights of plus and minus, permute for the control; returns the files written.
 
     Raises:
         PatterningError: an infeasible strength (the largest feasible one is named), or contradicting targets.

@@ -62,11 +62,12 @@ def token_columns(study: Study) -> np.ndarray:
 
 
 def _diagnose(study: Study, run: RunDirectory, component: str, measured: Susceptibility) -> dict[str, Any]:
-    traces = pq.read_table(run.path / "sampling" / component / "traces.parquet").to_pandas()
-    traces = traces[traces.chain.isin(measured.chains)]
+    traces = pq.read_table(run.path / "sampling" / component / "traces.parquet")
+    chain_of_row = traces["chain"].to_numpy()
 
     def by_chain(name: str) -> np.ndarray:
-        return np.stack([traces.loc[traces.chain == chain, name].to_numpy() for chain in measured.chains])
+        column = traces[name].to_numpy()
+        return np.stack([column[chain_of_row == chain] for chain in measured.chains])
 
     num_tokens = int(token_columns(study).sum())
     tokens = split_half_reliability(measured.chi_per_chain[:, :, :num_tokens])

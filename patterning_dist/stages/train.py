@@ -105,6 +105,7 @@ def _num_fitting(config: Config, num_workers: int) -> int:
         asked = ", ".join(f"{amount} {resource}" for resource, amount in need.items())
         found = ", ".join(f"{there.get(resource, 0):g} {resource}" for resource in need)
         raise PatterningError(
-            f"one training needs {asked}, the Ray cluster has {found}; lower num_workers or threads_per_worker, or add nodes"
+            f"one training needs {asked}, the Ray cluster has {found}; "
+            "lower num_workers or threads_per_worker, or add nodes"
         )
     return fitting

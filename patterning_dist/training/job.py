@@ -60,8 +60,8 @@ class TrainingJob:
 class WeightedBatches:
     """The global batches of a job: token ids with the weights of their predicted tokens.
 
-    Batches are passes without replacement in an order that depends on the seed alone, so all arms see the same data in the
-    same order. During annealing the batches are ``anneal_batch_size`` large.
+    Batches are passes without replacement in an order that depends on the seed alone, so all arms see the same data in
+    the same order. During annealing the batches are ``anneal_batch_size`` large.
 
     Args:
         job: names seed and weights.

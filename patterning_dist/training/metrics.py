@@ -1,11 +1,12 @@
 """What is measured of a language model while it learns an induction circuit.
 
 previous-token score   mean attention from position i to i - 1
-prefix-matching score  on repeated random tokens r r: mean attention from position i of the second copy to the token that
-                       followed the same token in the first copy (Olsson et al., "In-context Learning and Induction
-                       Heads", 2022)
+prefix-matching score  on repeated random tokens r r: mean attention from position i of the second copy to the token
+                       that followed the same token in the first copy (Olsson et al., "In-context Learning and
+                       Induction Heads", 2022)
 repeated_gap           mean loss on the second copy minus mean loss on the first, nats
-induction_gap          mean loss on induction tokens (they complete a bigram seen earlier in the block) minus the rest, nats
+induction_gap          mean loss on induction tokens (they complete a bigram seen earlier in the block) minus the rest,
+                       nats
 in_context_gap         mean loss on the last quarter of the context minus mean loss on the second eighth, nats
 """
 

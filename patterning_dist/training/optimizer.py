@@ -4,8 +4,8 @@ Muon (Jordan et al., 2024) steps along the nearest orthogonal matrix of the mome
 
     m <- mu m + g ;   w <- w - lr * sqrt(max(1, rows / columns)) * NewtonSchulz5( g + mu m )
 
-``torch.optim.Muon`` takes 2-D parameters only and would orthogonalise all heads of a layer as one matrix; here every head
-is a matrix of its own, and all heads of the model go through one batched iteration.
+``torch.optim.Muon`` takes 2-D parameters only and would orthogonalise all heads of a layer as one matrix; here every
+head is a matrix of its own, and all heads of the model go through one batched iteration.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from patterning_dist.config import TrainingConfig
 
-# Quintic coefficients of Jordan et al.: steepest at zero, so that five iterations bring singular values into [0.7, 1.2].
+# Quintic coefficients of Jordan et al.: steepest at zero, so that five iterations bring singular values into
+# [0.7, 1.2].
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
@@ -92,8 +93,8 @@ class PerHeadMuon(torch.optim.Optimizer):
 def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
     """The optimizer that a configuration asks for.
 
-    ``muon``: ``PerHeadMuon`` with one matrix a head. ``adamw``: plain AdamW on everything, which is what ZeRO stages 1-3 can
-    partition (they hand the optimizer flat pieces, in which no head is a matrix any more).
+    ``muon``: ``PerHeadMuon`` with one matrix a head. ``adamw``: plain AdamW on everything, which is what ZeRO stages
+    1-3 can partition (they hand the optimizer flat pieces, in which no head is a matrix any more).
     """
     groups = {"matrices": [], "embeddings": [], "biases": []}
     for name, parameter in model.named_parameters():

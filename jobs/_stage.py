@@ -1,0 +1,23 @@
+"""What the entry points of this folder share: a command of `patterning` under the name of the script."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+import typer
+
+from patterning_dist.cli import app
+
+
+def main(command: str) -> None:
+    """Run a command of `patterning` with this process's arguments: same options, errors and exit codes."""
+    submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
+    if submitted and not any(argument.startswith("--run-dir") for argument in sys.argv[1:]):
+        typer.echo(
+            "note: without --run-dir a submitted job may write into its uploaded copy of the working directory, which "
+            "Ray deletes; give a folder on storage that all nodes share",
+            err=True,
+        )
+    typer.main.get_command(app).commands[command](prog_name=Path(sys.argv[0]).name)

@@ -1,0 +1,64 @@
+"""What a reader should know before believing a run's numbers, each with the knob to turn."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from patterning_dist.config import Config
+
+# Vehtari et al. (2021) ask for 1.01; with tens of draws R-hat itself scatters by a few percent.
+MAX_RHAT = 1.05
+MIN_EFFECTIVE_DRAWS = 100
+
+
+def find_warnings(diagnostics: dict[str, Any], solution: dict[str, Any], config: Config) -> list[str]:
+    """One line a weakness of the chains, the response directions or the retraining.
+
+    Args:
+        diagnostics: content of response/diagnostics.json.
+        solution: content of weights/solution.json.
+        config: of the run.
+    """
+    found = []
+    for component, entry in diagnostics["components"].items():
+        found += _chains(component, entry)
+    found += _directions(solution.get("conjugate_gradients", []), config.response.direction.tolerance)
+    if len(config.retrain.seeds) < 3:
+        found.append(
+            f"{len(config.retrain.seeds)} retraining seed(s): intervals over seeds are very wide or missing; "
+            "add retrain.seeds"
+        )
+    return found
+
+
+def _chains(component: str, entry: dict[str, Any]) -> list[str]:
+    found = [f"{component}: chain {e['chain']} was left out: {e['reason']}" for e in entry["excluded"]]
+    numbers = entry["observables"].values()
+    rhat = max((n["rhat"] for n in numbers if n["rhat"] is not None), default=0.0)
+    draws = min((n["ess_bulk"] for n in numbers if n["ess_bulk"] is not None), default=float("inf"))
+    remedies = []
+    if rhat > MAX_RHAT:
+        remedies.append(
+            f"R-hat up to {rhat:.2f} (chains have not mixed: raise sampling.burn_in or steps_between_draws)"
+        )
+    if draws < MIN_EFFECTIVE_DRAWS:
+        remedies.append(f"as few as {draws:.0f} effective draws of an observable (raise sampling.num_draws)")
+    return [*found, *([f"{component}: {'; '.join(remedies)}"] if remedies else [])]
+
+
+def _directions(solves: list[dict[str, Any]], tolerance: float) -> list[str]:
+    found = []
+    negative = [solve for solve in solves if solve["negative_curvature"]]
+    if negative:
+        found.append(
+            f"the loss curves downwards in {len(negative)} of {len(solves)} response-direction solves, which stopped "
+            "early; raise sampling.localization or lower inverse_temperature"
+        )
+    residuals = [s["relative_residual"] for s in solves if not s["negative_curvature"]]
+    loose = [residual for residual in residuals if residual > tolerance]
+    if loose:
+        found.append(
+            f"{len(loose)} of {len(solves)} response-direction solves stopped at a relative residual up to "
+            f"{max(loose):.2g}, wanted {tolerance:g}; raise response.direction.conjugate_gradient_iterations"
+        )
+    return found

@@ -1,0 +1,230 @@
+"""Training on Ray Train and DeepSpeed: the same weights however the work is shared out, interrupted or written down."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import json
+import signal
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import psutil
+import pyarrow.parquet as pq
+import pytest
+import torch
+from safetensors.torch import load_file
+from tiny_run import copy_run, quiet, tiny_config
+
+from patterning_dist.data.tokens import TokenDataset
+from patterning_dist.data.weights import write_sample_weights
+from patterning_dist.stages.train import JOB_FILES, _run_jobs, retrain
+from patterning_dist.training.job import TrainingJob
+
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]
+
+ZERO = Path(__file__).parents[2] / "configs" / "deepspeed"
+NUM_UNWEIGHTED = 40
+
+
+@pytest.fixture(scope="module")
+def run(tiny_run, tmp_path_factory):
+    """A run with two weight tables: all ones, and unequal ones with 40 tokens left out."""
+    run = copy_run(tiny_run, tmp_path_factory.mktemp("retraining"))
+    pool = TokenDataset(run.path / "data" / "train.parquet")
+    sequence, position = np.meshgrid(np.arange(len(pool)), np.arange(1, pool.context_length), indexing="ij")
+    sequence, position = sequence.ravel(), position.ravel()
+    rng = np.random.default_rng(0)
+    weight = rng.choice([0.0, 0.5, 4.0], size=len(sequence)) * rng.random(len(sequence))
+    (run.path / "weights").mkdir()
+    write_sample_weights(run.path / "weights" / "ones.parquet", sequence, position, np.ones(len(sequence)), {})
+    kept = slice(NUM_UNWEIGHTED, None)
+    for name in ("uneven", "plus"):
+        path = run.path / "weights" / f"{name}.parquet"
+        write_sample_weights(path, sequence[kept], position[kept], weight[kept], {})
+    return run
+
+
+def make_job(run, name, *, weights=None, num_workers=1, zero=None, **changes):
+    job = TrainingJob(
+        name=name,
+        folder=run.path / "jobs" / name,
+        seed=4,
+        num_steps=6,
+        anneal_steps=0,
+        evaluate_every=4,
+        weights=None if weights is None else run.path / "weights" / f"{weights}.parquet",
+        start=run.path / "baseline" / "model.safetensors",
+        deepspeed=None if zero is None else ZERO / f"zero{zero}.json",
+        num_workers=num_workers,
+    )
+    return dataclasses.replace(job, **changes)
+
+
+def run_jobs(config, run, jobs, max_failures=0):
+    outputs = _run_jobs(config, run, quiet(), "training", jobs, 1, max_failures)
+    for path in outputs:
+        assert path.is_file(), path
+    return [load_file(job.folder / "model.safetensors") for job in jobs]
+
+
+def distance(a, b):
+    assert a.keys() == b.keys()
+    return max((a[name] - b[name]).abs().max().item() for name in a)
+
+
+def read_report(job):
+    return json.loads((job.folder / "evaluation.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def one_rank(run):
+    """Jobs of one rank in one lane: name -> (job, weights)."""
+    jobs = [
+        make_job(run, "plain"),
+        make_job(run, "ones", weights="ones"),
+        make_job(run, "uneven", weights="uneven"),
+        make_job(run, "annealed", weights="uneven", anneal_steps=4),
+        make_job(run, "long", weights="uneven", num_steps=400, evaluate_every=200),
+    ]
+    results = run_jobs(tiny_config(run.path), run, jobs)
+    return {job.name: (job, weights) for job, weights in zip(jobs, results, strict=True)}
+
+
+def test_weights_of_one_change_nothing_and_others_do(one_rank, run):
+    plain, ones, uneven = (one_rank[name][1] for name in ("plain", "ones", "uneven"))
+    assert all(torch.equal(plain[name], ones[name]) for name in plain)
+    assert distance(plain, uneven) > 1e-3
+    start = load_file(run.path / "baseline" / "model.safetensors")
+    assert distance(plain, start) > 1e-2
+    assert all(
+        torch.equal(start[n], w) for n, w in load_file(one_rank["plain"][0].folder / "initial.safetensors").items()
+    )
+
+
+def test_tokens_without_a_weight_are_counted(one_rank, run):
+    num_tokens = pq.read_metadata(run.path / "data" / "train.parquet").num_rows * 15
+    counts = {
+        name: (read_report(job)["num_missing_weights"], read_report(job)["num_joined_weights"])
+        for name, (job, _) in one_rank.items()
+    }
+    assert counts["plain"] == (0, 0)
+    assert counts["ones"] == (0, num_tokens)
+    assert counts["uneven"] == (NUM_UNWEIGHTED, num_tokens - NUM_UNWEIGHTED)
+
+
+def test_metrics_are_those_of_the_steps(one_rank):
+    job, _ = one_rank["annealed"]
+    metrics = pq.read_table(job.folder / "metrics.parquet").to_pydict()
+    assert metrics["step"] == [0, 4, 6, 8, 10]
+    assert np.isnan(metrics["train_loss"][0])
+    assert np.isfinite(metrics["train_loss"][1:]).all()
+    plain = pq.read_table(one_rank["uneven"][0].folder / "metrics.parquet").to_pydict()
+    assert plain["step"] == [0, 4, 6]
+    assert metrics["validation_loss"][:3] == plain["validation_loss"]
+    # Before the annealing the two jobs are one; the end is the mean of its last two checkpoints.
+    raw, uneven = load_file(job.folder / "raw.safetensors"), one_rank["uneven"][1]
+    assert all(torch.equal(raw[name], uneven[name]) for name in raw)
+    assert distance(raw, one_rank["annealed"][1]) > 1e-4
+
+
+def test_two_ranks_train_the_same_model(one_rank, run):
+    jobs = [make_job(run, f"{name}-2", weights=w, num_workers=2) for name, w in (("plain", None), ("uneven", "uneven"))]
+    plain, uneven = run_jobs(tiny_config(run.path), run, jobs)
+    assert distance(plain, one_rank["plain"][1]) < 1e-5
+    assert distance(uneven, one_rank["uneven"][1]) < 1e-5
+
+
+def test_zero_stages_agree(run):
+    config = tiny_config(run.path, "training.optimizer=adamw", "training.matrix_learning_rate=0.01")
+    jobs = [
+        make_job(run, f"zero{zero}", weights="uneven", num_workers=2, zero=zero, anneal_steps=2) for zero in range(4)
+    ]
+    results = run_jobs(config, run, jobs)
+    start = load_file(run.path / "baseline" / "model.safetensors")
+    assert distance(results[0], start) > 1e-2
+    whole = read_report(jobs[0])
+    for zero in (1, 2, 3):
+        assert distance(results[0], results[zero]) < 1e-5, zero
+        report = read_report(jobs[zero])
+        for name in ("validation_loss", "induction_gap", "prefix_matching"):
+            assert report[name] == pytest.approx(whole[name], abs=1e-4), (zero, name)
+        metrics = [pq.read_table(job.folder / "metrics.parquet").to_pydict() for job in (jobs[0], jobs[zero])]
+        assert metrics[0]["validation_loss"] == pytest.approx(metrics[1]["validation_loss"], abs=1e-4)
+
+
+def workers_of_ray_train():
+    """Processes of Ray Train workers among this process's own descendants."""
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with contextlib.suppress(psutil.Error):
+            if "RayTrainWorker" in " ".join(process.cmdline()):
+                found.append(process)
+    return found
+
+
+def kill_once(file, killed):
+    """Kill the training worker (SIGKILL) soon after ``file`` has appeared."""
+    deadline = time.monotonic() + 120
+    while time.monotonic() < deadline:
+        if file.exists():
+            time.sleep(0.2)
+            for process in workers_of_ray_train():
+                process.send_signal(signal.SIGKILL)
+                killed.append(process.pid)
+            return
+        time.sleep(0.02)
+
+
+def test_a_killed_worker_is_replaced_and_the_result_is_the_undisturbed_one(one_rank, run):
+    config = tiny_config(run.path)
+    first = make_job(run, "before", weights="uneven")
+    disturbed = make_job(run, "disturbed", weights="uneven", num_steps=400, evaluate_every=200)
+    killed = []
+    killer = threading.Thread(target=kill_once, args=(disturbed.folder / "initial.safetensors", killed))
+    killer.start()
+    before, result = run_jobs(config, run, [first, disturbed], max_failures=1)
+    killer.join()
+    assert len(killed) == 1
+    assert all(torch.equal(result[name], w) for name, w in one_rank["long"][1].items())
+    assert all(torch.equal(before[name], w) for name, w in one_rank["uneven"][1].items())
+    # What was finished before the death was not done again.
+    assert (first.folder / "evaluation.json").stat().st_mtime < (
+        disturbed.folder / "initial.safetensors"
+    ).stat().st_mtime
+
+
+def test_finished_retrainings_are_kept_and_changed_ones_done_again(run):
+    config = tiny_config(run.path, "retrain.arms=[base,plus]", "retrain.start=baseline")
+    outputs = retrain(config, run, quiet())
+    assert len(outputs) == 2 * len(JOB_FILES)
+    base, plus = (run.path / "retrain" / arm / "seed-0" for arm in ("base", "plus"))
+    times = {path: path.stat().st_mtime_ns for path in outputs}
+    assert retrain(config, run, quiet()) == outputs
+    assert {path: path.stat().st_mtime_ns for path in outputs} == times
+    events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
+    assert [e["job"] for e in events if e["kind"] == "job_kept"][-2:] == ["base seed 0", "plus seed 0"]
+    jobs = [
+        TrainingJob("base seed 0", base, 0, 6, 0, 5, None, run.path / "baseline" / "model.safetensors", None, 1),
+        TrainingJob(
+            "plus seed 0",
+            plus,
+            0,
+            6,
+            0,
+            5,
+            run.path / "weights" / "plus.parquet",
+            run.path / "baseline" / "model.safetensors",
+            None,
+            1,
+        ),
+    ]
+    assert [job.is_finished(config) for job in jobs] == [True, True]
+    # Other weights: that arm alone is another job.
+    ones = (run.path / "weights" / "ones.parquet").read_bytes()
+    (run.path / "weights" / "plus.parquet").write_bytes(ones)
+    assert [job.is_finished(config) for job in jobs] == [True, False]
+    assert not jobs[0].is_finished(tiny_config(run.path, "training.weight_decay=0.1"))
+    assert not dataclasses.replace(jobs[0], num_steps=7).is_finished(config)

@@ -1,0 +1,321 @@
+"""A chain is a function of (settings, number): addressed noise, exact resumption, frozen weights that stay frozen."""
+
+from __future__ import annotations
+
+import io
+
+import numpy as np
+import pytest
+import torch
+from torch.func import functional_call
+
+from patterning_dist.models.attention import AttentionOnlyTransformer
+from patterning_dist.models.components import component_names, select_component
+from patterning_dist.models.losses import token_losses
+from patterning_dist.sampling.chain import Chain, ChainFailure, ChainSettings
+from patterning_dist.sampling.noise import standard_normal
+from patterning_dist.sampling.observables import split_losses
+from patterning_dist.sampling.posterior import Posterior
+from patterning_dist.sampling.restricted import RestrictedModel
+
+torch.set_num_threads(1)
+
+VOCABULARY, CONTEXT = 31, 12
+SPLITS = {"induction": "induction_minus_rest", "second": "domain:b", "repeated": "repeated_sequence"}
+UNIONS = ["embedding+layer.1.head.0", "layer.0.head.1+layer.1.head.1", "layer.1+unembedding", "layer.0+layer.0.head.1"]
+COMPONENTS = [*component_names(2, 2), "layer.0.attention", *UNIONS]
+
+
+def make_model(seed=1):
+    return AttentionOnlyTransformer(
+        vocabulary_size=VOCABULARY,
+        context_length=CONTEXT,
+        num_layers=2,
+        num_heads=2,
+        d_model=8,
+        d_head=4,
+        position_bias_init=0.5,
+        seed=seed,
+    )
+
+
+def make_tokens(num, seed):
+    halves = np.random.default_rng(seed).integers(1, VOCABULARY, size=(num, CONTEXT // 2))
+    return np.tile(halves, 2)
+
+
+POOL, PROBE, HELD_OUT = make_tokens(40, 1), make_tokens(5, 2), make_tokens(19, 3)
+
+
+class Pool:
+    """Training tokens that remember which ids were asked for."""
+
+    def __init__(self):
+        self.asked = []
+
+    def __call__(self, ids):
+        self.asked.append(ids.tolist())
+        return POOL[ids]
+
+
+def row_sum(model):
+    return torch.stack([model.embedding.sum(), model.layers[1].query[1].square().sum()])
+
+
+def make_chain(component="layer.0.head.1", number=0, pool=None, **changes):
+    settings = {
+        "posterior": Posterior(inverse_temperature=40.0, localization=3.0),
+        "step_size": 1e-3,
+        "batch_size": 4,
+        "burn_in": 2,
+        "num_draws": 4,
+        "steps_between_draws": 3,
+        "seed": 5,
+    } | changes
+    model = make_model()
+    return Chain(
+        RestrictedModel(model, select_component(model, component)),
+        ChainSettings(**settings),
+        number,
+        population=len(POOL),
+        training_tokens=pool or Pool(),
+        probe=torch.from_numpy(PROBE),
+        splits=split_losses(SPLITS, HELD_OUT, np.array(["a", "b"] * 9 + ["a"], dtype=object), VOCABULARY, 3),
+        num_component_losses=1,
+        functions=(row_sum,),
+        accumulate_gradients=True,
+    )
+
+
+def assert_same_draw(a, b):
+    assert a.number == b.number
+    np.testing.assert_array_equal(a.observables, b.observables)
+    np.testing.assert_array_equal(a.losses, b.losses)
+    assert a.mean_loss == b.mean_loss
+
+
+# Noise
+
+
+LIKE = {"w": torch.zeros(60, 70), "v": torch.zeros(60, 70)}
+
+
+def test_noise_is_addressed():
+    a, again = standard_normal(3, 1, 8, LIKE), standard_normal(3, 1, 8, LIKE)
+    assert all(torch.equal(a[name], again[name]) for name in LIKE)
+    assert a["w"].dtype == torch.float32
+
+
+@pytest.mark.parametrize("other", [(4, 1, 8), (3, 2, 8), (3, 1, 9), (1, 3, 8), (3, 8, 1), "same address"])
+def test_noise_of_other_addresses_is_uncorrelated(other):
+    # At the same address two parameters must differ as well.
+    a = standard_normal(3, 1, 8, LIKE)["w"].flatten()
+    b = a if other == "same address" else standard_normal(*other, LIKE)["w"].flatten()
+    c = standard_normal(3, 1, 8, LIKE)["v"].flatten() if other == "same address" else b
+    correlation = torch.corrcoef(torch.stack([a, c]))[0, 1].item()
+    assert abs(correlation) < 4 / len(a) ** 0.5
+    for x in (a, c):
+        assert abs(x.mean().item()) < 4 / len(a) ** 0.5
+        assert abs(x.var().item() - 1) < 4 * (2 / len(a)) ** 0.5
+
+
+def test_noise_leaves_the_global_generator_alone():
+    before = torch.get_rng_state()
+    standard_normal(3, 1, 8, LIKE)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
+# Resuming
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3, 4])
+@pytest.mark.parametrize("component", ["layer.0.head.1", "everything"])
+def test_a_resumed_chain_is_the_undisturbed_one(component, taken):
+    whole = make_chain(component)
+    undisturbed = list(whole.draws())
+    first = make_chain(component)
+    stream = first.draws()
+    for _ in range(taken):
+        next(stream)
+    file = io.BytesIO()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    resumed = make_chain(component)
+    resumed.load_state_dict(torch.load(file))
+    rest = list(resumed.draws())
+    assert len(rest) == 4 - taken
+    for a, b in zip(rest, undisturbed[taken:], strict=True):
+        assert_same_draw(a, b)
+    assert torch.equal(resumed.sums, whole.sums)
+    assert resumed.state.step == whole.state.step == 2 + 3 * 3
+
+
+def test_a_saved_state_does_not_change_while_the_chain_goes_on():
+    chain = make_chain()
+    stream = chain.draws()
+    next(stream)
+    saved = chain.state_dict()
+    rest = list(stream)
+    resumed = make_chain()
+    resumed.load_state_dict(saved)
+    for a, b in zip(resumed.draws(), rest, strict=True):
+        assert_same_draw(a, b)
+    assert torch.equal(resumed.sums, chain.sums)
+
+
+# What moves and what does not
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_only_the_component_moves(component):
+    chain = make_chain(component, num_draws=1)
+    list(chain.draws())
+    rows = chain.model.component.rows
+    checkpoint = dict(make_model().named_parameters())
+    for name, now in chain.model.model.named_parameters():
+        same = (now == checkpoint[name]).flatten(1).all(dim=1)  # one entry a row of axis 0
+        free = range(len(now)) if rows.get(name, ()) is None else rows.get(name, ())
+        for row in range(len(now)):
+            assert same[row] == (row not in free), (name, row)
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_losses_from_the_frozen_prefix_equal_the_full_forward_pass(component):
+    model = make_model()
+    restricted = RestrictedModel(model, select_component(model, component))
+    tokens = torch.from_numpy(make_tokens(19, 8))
+    batch = restricted.freeze(tokens)  # before the component moves
+    noise = standard_normal(1, 1, 1, restricted.center)
+    restricted.place({name: w + 0.3 * noise[name] for name, w in restricted.center.items()})
+    with torch.no_grad():
+        whole = token_losses(model(tokens[:, :-1]), tokens)
+    torch.testing.assert_close(restricted.losses(batch), whole, rtol=1e-6, atol=1e-6)
+    untouched = make_model()
+    with torch.no_grad():
+        before = token_losses(untouched(tokens[:, :-1]), tokens)
+    assert (whole - before).abs().max() > 0.01
+
+
+def full_gradient(tokens, coefficients):
+    model = make_model()
+    (coefficients * token_losses(model(tokens[:, :-1]), tokens)).sum().backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("component", COMPONENTS)
+def test_restricted_gradients_are_slices_of_the_full_one(component):
+    model = make_model()
+    chosen = select_component(model, component)
+    restricted = RestrictedModel(model, chosen)
+    tokens = torch.from_numpy(HELD_OUT)
+    generator = torch.Generator().manual_seed(2)
+    coefficients = torch.randn(3, len(tokens), CONTEXT - 1, generator=generator)
+    coefficients[1, 16:] = 0  # the second chunk has nothing of this observable
+    coefficients[2] = 0
+    gradients = restricted.gradients(restricted.freeze(tokens), coefficients)
+    for k in range(3):
+        full = full_gradient(tokens, coefficients[k])
+        assert gradients[k].keys() == chosen.rows.keys()
+        for name, rows in chosen.rows.items():
+            wanted = full[name] if rows is None else full[name][list(rows)]
+            torch.testing.assert_close(gradients[k][name], wanted, rtol=1e-4, atol=1e-5)
+    loss, gradient = restricted.mean_loss_gradient(tokens)
+    full = full_gradient(tokens, torch.full((len(tokens), CONTEXT - 1), 1 / (len(tokens) * (CONTEXT - 1))))
+    for name, rows in chosen.rows.items():
+        wanted = full[name] if rows is None else full[name][list(rows)]
+        torch.testing.assert_close(gradient[name], wanted, rtol=1e-4, atol=1e-6)
+    with torch.no_grad():
+        assert loss == pytest.approx(token_losses(make_model()(tokens[:, :-1]), tokens).mean().item(), rel=1e-6)
+
+
+# Draws
+
+
+def test_deviations_vanish_at_the_center():
+    draw = next(make_chain(burn_in=0).draws())
+    assert not draw.observables.any()
+    assert not draw.losses.any()
+    assert draw.mean_loss == 0.0
+
+
+def test_a_draw_is_the_difference_of_two_full_evaluations():
+    chain = make_chain("everything")
+    *_, draw = chain.draws()
+    weights = {name: w.clone() for name, w in chain.state.position.items()}
+    model = make_model()
+
+    def evaluate(parameters):
+        with torch.no_grad():
+            probe = torch.from_numpy(PROBE)
+            losses = token_losses(functional_call(model, parameters, probe[:, :-1]), probe).double()
+            held = chain.splits.tokens
+            held_losses = token_losses(functional_call(model, parameters, held[:, :-1]), held).double()
+            split = [(c * held_losses).sum() for c in chain.splits.coefficients.double()]
+            function = [parameters["embedding"].sum(), parameters["layers.1.query"][1].square().sum()]
+        return torch.cat([losses.flatten(), losses.mean(dim=1)]), torch.stack([losses.mean(), *split, *function])
+
+    here, center = evaluate(weights), evaluate(dict(model.named_parameters()))
+    np.testing.assert_allclose(draw.losses, (here[0] - center[0]).numpy(), atol=2e-6)
+    np.testing.assert_allclose(draw.observables, (here[1] - center[1]).detach().numpy(), atol=2e-5)
+    assert draw.mean_loss == pytest.approx(draw.losses[: PROBE[:, 1:].size].mean(), abs=1e-12)
+    assert draw.observables[0] == pytest.approx(draw.mean_loss, abs=1e-12)
+    assert np.abs(draw.losses).max() > 1e-3
+    np.testing.assert_allclose(chain.center_losses, center[0].numpy(), atol=1e-6)
+
+
+def test_sums_hold_positions_and_gradients_of_the_splits():
+    chain = make_chain("layer.1.head.0")
+    wanted = torch.zeros_like(chain.sums)
+    for _ in chain.draws():
+        flat = [torch.cat([w.flatten() for w in chain.state.position.values()])]
+        gradients = chain.model.gradients(chain.held_out, chain.coefficients)
+        flat += [torch.cat([g.flatten() for g in gradient.values()]) for gradient in gradients]
+        wanted += torch.stack(flat).double()
+    assert wanted.shape == (1 + len(SPLITS), 4 * 8 * 4)
+    torch.testing.assert_close(chain.sums, wanted)
+    assert wanted[1:].abs().max(dim=1).values.min() > 1e-4
+
+
+def test_chains_and_components_share_neither_minibatches_nor_noise():
+    asked, first_words = [], []
+    for component, number in [("layer.1.head.0", 0), ("layer.1.head.0", 1), ("layer.1.head.1", 0), ("layer.1", 0)]:
+        pool = Pool()
+        chain = make_chain(component, number, pool)
+        list(chain.draws())
+        asked.append(pool.asked)
+        noise = standard_normal(chain.seed, number, 0, {"w": torch.zeros(64)})["w"]
+        first_words.append(noise)
+    for i in range(len(asked)):
+        assert len(asked[i]) == 2 + 3 * 3
+        assert all(len(ids) == 4 for ids in asked[i])
+        for j in range(i):
+            assert all(a != b for a, b in zip(asked[i], asked[j], strict=True))
+            assert abs(torch.corrcoef(torch.stack([first_words[i], first_words[j]]))[0, 1].item()) < 0.5
+    repeated = Pool()
+    list(make_chain("layer.1.head.0", 0, repeated).draws())
+    assert repeated.asked == asked[0]
+
+
+def test_seeds_give_other_chains():
+    a, b = (next(make_chain(seed=seed).draws()) for seed in (5, 6))
+    assert np.abs(a.losses - b.losses).max() > 1e-4
+
+
+# Failures
+
+
+def test_a_loss_that_is_not_finite_ends_the_chain():
+    with pytest.raises(ChainFailure, match=r"the loss became nan at step 1; lower sampling\.step_size \(1e\+38\)"):
+        next(make_chain(step_size=1e38).draws())
+
+
+def test_leaving_the_neighbourhood_ends_the_chain():
+    with pytest.raises(ChainFailure, match=r"by step 1 .*lower sampling\.step_size \(100\) or raise sampling\.local"):
+        next(make_chain(step_size=100.0, burn_in=1).draws())
+
+
+def test_an_observable_that_is_not_finite_ends_the_chain():
+    chain = make_chain()
+    chain.functions = (lambda model: torch.tensor([0.0, torch.nan]),)
+    with pytest.raises(ChainFailure, match=r"not finite at draw 0 \(step 2\); lower sampling\.step_size \(0\.001\)"):
+        next(chain.draws())
