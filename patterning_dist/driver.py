@@ -94,6 +94,8 @@ def _fingerprints(config: Config, corpus: str) -> dict[str, str]:
     dumped = config.model_dump(mode="json")
     for stage in STAGES:
         sections = {name: dumped[name] for name in _SECTIONS[stage]}
+        if "data" in sections:  # the text counts, not the place where it lies: that differs between machines
+            sections["data"] = {key: value for key, value in sections["data"].items() if key != "sources"}
         fingerprints[stage] = stage_fingerprint(stage, sections, upstream)
         upstream = [fingerprints[stage]]
     return fingerprints
@@ -114,13 +116,11 @@ def _corpus_hash(config: Config, run: RunDirectory) -> str:
         if stored.get("paths") == paths:
             return stored["sha256"]
         raise PatterningError(f"data.sources.{missing[0][0]}.path: {missing[0][1]} is not there; correct the path")
-    files = [
-        file
-        for source in config.data.sources
-        for file in (
-            [source.path] if source.path.is_file() else sorted(p for p in source.path.rglob("*") if p.is_file())
-        )
-    ]
-    sha256 = stage_fingerprint("corpus", {str(file): file_sha256(file) for file in files})
+    contents = []
+    for source in config.data.sources:
+        files = [source.path] if source.path.is_file() else sorted(p for p in source.path.rglob("*") if p.is_file())
+        hashes = {str(file.relative_to(source.path.parent)): file_sha256(file) for file in files}
+        contents.append([source.domain, source.text_column, hashes])
+    sha256 = stage_fingerprint("corpus", {"sources": contents})
     run.update_manifest(corpus={"paths": paths, "sha256": sha256})
     return sha256

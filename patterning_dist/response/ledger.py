@@ -106,7 +106,7 @@ class Ledger:
         entry.record, entry.arrays = record, arrays
 
     def write(self, folder: Path) -> None:
-        """Write moments.npz, traces.parquet, gradients.npz and chains.json, healthy and unhealthy chains alike."""
+        """Write moments.npz, traces.parquet, arrays.npz and chains.json, healthy and unhealthy chains alike."""
         entries = [self._chains[chain] for chain in sorted(self._chains)]
         moments = {f"{e.record.chain}/{k}": v for e in entries for k, v in e.moments.state_dict().items()}
         write_npz(folder / "moments.npz", moments)

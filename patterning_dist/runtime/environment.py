@@ -67,7 +67,7 @@ def ray_session(num_threads: int) -> Iterator[None]:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS")
     ray.init(
-        address=address,
+        address=address or "local",  # never a stranger's cluster that happens to run on this machine
         include_dashboard=None if address else False,
         runtime_env={"env_vars": environment} if address else None,
         logging_level=logging.ERROR,
@@ -77,6 +77,11 @@ def ray_session(num_threads: int) -> Iterator[None]:
         yield
     except ray.exceptions.RayTaskError as error:
         raise _users_error(error) or error from None
+    except ray.exceptions.RayActorError as error:
+        raise PatterningError(
+            f"a worker process died ({str(error).splitlines()[0]}); look for memory or node failures, and run the same "
+            "command again to resume"
+        ) from error
     finally:
         ray.shutdown()
 

@@ -46,7 +46,7 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
 def _train(config: Config, directory: Path, job: TrainingJob, board: ActorHandle) -> None:
     rank, num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     device = resolve_device(config.device)
-    pool = TokenDataset(directory / "data" / "train.parquet")
+    pool = TokenDataset(job.pool)
     validation = TokenDataset(directory / "data" / "validation.parquet")
     held_out = permutation(config.seed, _EVALUATION_STREAM, validation.num_sequences)
     evaluation = EvaluationSet.build(

@@ -71,5 +71,6 @@ def _refuse_hopeless(config: Config, tasks: list[tuple[str, int]], records: list
         if failed and len(mine) - len(failed) < config.sampling.min_chains:
             raise PatterningError(
                 f"component {component.name}: {len(failed)} of {len(mine)} chains failed, so fewer than "
-                f"sampling.min_chains = {config.sampling.min_chains} can be healthy; chain {failed[0].chain}: {failed[0].reason}"
+                f"sampling.min_chains = {config.sampling.min_chains} can be healthy; "
+                f"chain {failed[0].chain}: {failed[0].reason}"
             )

@@ -54,7 +54,7 @@ def direction_scores(study: Study, run: RunDirectory, progress: Progress, observ
     """The response-direction estimator (see ``sampling.direction``) over the whole pool.
 
     Every healthy chain gives a direction of its own. The pool is scored along their mean, two forward passes an
-    observable; the probe, for the comparison with the plain covariance, and a part of the pool, for the errors, chain by chain.
+    observable; the probe (to compare with the plain covariance) and a part of the pool (for the errors) chain by chain.
 
     Raises:
         PatterningError: an observable is not a split loss, so no gradients of it were taken.

@@ -23,6 +23,7 @@ def train(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     training = config.training
     job = TrainingJob(
         name="baseline",
+        pool=run.path / "data" / "train.parquet",
         folder=run.path / "baseline",
         seed=config.seed,
         num_steps=training.num_steps,
@@ -42,6 +43,7 @@ def retrain(config: Config, run: RunDirectory, progress: Progress) -> list[Path]
     jobs = [
         TrainingJob(
             name=f"{arm} seed {seed}",
+            pool=run.path / "data" / "train.parquet",
             folder=run.path / "retrain" / arm / f"seed-{seed}",
             seed=seed,
             num_steps=settings.num_steps,

@@ -22,6 +22,7 @@ class TrainingJob:
 
     Attributes:
         name: shown in the progress display, e.g. ``plus seed 1``.
+        pool: token table that it trains on.
         folder: receives metrics.parquet, evaluation.json and model.safetensors.
         seed: initialisation and data order; arms that share it differ in nothing but the weights.
         num_steps: optimizer steps at the full learning rate (after the warm-up).
@@ -34,6 +35,7 @@ class TrainingJob:
     """
 
     name: str
+    pool: Path
     folder: Path
     seed: int
     num_steps: int
@@ -46,10 +48,12 @@ class TrainingJob:
 
     def fingerprint(self, config: Config) -> str:
         """Hash of everything that the result depends on, file contents included."""
-        files = {key: file_sha256(path) for key in ("weights", "start", "deepspeed") if (path := getattr(self, key))}
+        keys = ("pool", "weights", "start", "deepspeed")
+        files = {key: file_sha256(path) for key in keys if (path := getattr(self, key))}
         spec = {k: v for k, v in asdict(self).items() if k not in ("folder", *files)}
-        sections = {name: getattr(config, name).model_dump(mode="json") for name in ("data", "model", "training")}
-        return hashlib.sha256(json.dumps([spec, files, sections], sort_keys=True, default=str).encode()).hexdigest()
+        sections = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "training")}
+        inputs = json.dumps([spec, files, sections, config.seed], sort_keys=True, default=str)
+        return hashlib.sha256(inputs.encode()).hexdigest()
 
     def is_finished(self, config: Config) -> bool:
         """Whether the folder holds the result of this very job."""

@@ -1,0 +1,156 @@
+"""The whole loop as a user runs it: interrupted by Ctrl-C, resumed by the same command, and solved again another way."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from tiny_run import copy_run
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+OVERRIDES = [
+    "training.anneal_steps=4",
+    "response.baseline=full",
+    "retrain.seeds=[0,1]",
+    "retrain.concurrent_arms=2",
+]
+
+
+def command(stage: str, config: Path, directory: Path, *overrides: str) -> list[str]:
+    options = [argument for override in (*OVERRIDES, *overrides) for argument in ("--set", override)]
+    script = "from patterning_dist.cli import app_main; app_main()"
+    return [sys.executable, "-c", script, stage, str(config), "--run-dir", str(directory), *options]
+
+
+def events(directory: Path) -> list[tuple[str, str]]:
+    lines = (directory / "events.jsonl").read_text().splitlines() if (directory / "events.jsonl").exists() else []
+    return [(event["stage"], event["kind"]) for event in map(json.loads, lines)]
+
+
+@pytest.fixture(scope="module")
+def finished(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that was stopped by Ctrl-C while it sampled, and then run again by the same command."""
+    directory = tmp_path_factory.mktemp("pipeline") / "run"
+    config = tiny_run / "config.yaml"
+    first = subprocess.Popen(command("run", config, directory), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while ("sample", "started") not in events(directory) and time.monotonic() < deadline and first.poll() is None:
+        time.sleep(0.05)
+    os.kill(first.pid, signal.SIGINT)
+    _, complaint = first.communicate(timeout=120)
+    assert first.returncode == 130, complaint
+    assert "run the same command to resume" in complaint
+    second = subprocess.run(command("run", config, directory), capture_output=True, text=True, timeout=400)
+    assert second.returncode == 0, second.stderr
+    return directory
+
+
+def test_resuming_keeps_the_stages_that_were_finished(finished: Path) -> None:
+    found = events(finished)
+    for stage in ("prepare", "train"):
+        assert found.count((stage, "started")) == 1
+        assert (stage, "kept") in found
+    assert ("sample", "interrupted") in found
+    assert found.count(("sample", "started")) == 2
+    assert found[-1] == ("report", "finished")
+
+
+def test_summary_has_every_arm_with_intervals(finished: Path) -> None:
+    summary = json.loads((finished / "summary.json").read_text())
+    assert set(summary["arms"]) == {"base", "plus", "minus", "permuted"}
+    contrast = summary["contrasts"]["plus-permuted"]["induction_gap"]
+    low, high = contrast["interval"]
+    assert low < contrast["value"] < high
+    assert np.mean(contrast["per_seed"]) == pytest.approx(contrast["value"])
+    assert set(summary["seconds"]) == {"prepare", "train", "sample", "solve", "retrain"}
+    assert summary["predicted"]["plus"]["induction"]["value"] < 0 < summary["predicted"]["minus"]["induction"]["value"]
+    assert "induction" in summary["realised"]["plus"]
+
+
+def test_weights_of_all_arms_have_mean_one_and_the_control_the_same_values(finished: Path) -> None:
+    tables = {arm: pq.read_table(finished / "weights" / f"{arm}.parquet") for arm in ("plus", "minus", "permuted")}
+    for table in tables.values():
+        assert table["weight"].to_numpy().astype(np.float64).mean() == pytest.approx(1, abs=1e-6)
+    plus, permuted = (tables[arm]["weight"].to_numpy() for arm in ("plus", "permuted"))
+    assert not np.array_equal(plus, permuted)
+    np.testing.assert_array_equal(np.sort(plus), np.sort(permuted))
+    share = plus.sum(dtype=np.float64) ** 2 / (plus.astype(np.float64) ** 2).sum() / len(plus)
+    assert share == pytest.approx(0.7, abs=1e-4)
+
+
+def test_arms_of_one_seed_start_from_the_same_weights(finished: Path) -> None:
+    initial = [(finished / "retrain" / arm / "seed-1" / "initial.safetensors").read_bytes() for arm in ("base", "plus")]
+    assert initial[0] == initial[1]
+    other = (finished / "retrain" / "base" / "seed-0" / "initial.safetensors").read_bytes()
+    assert other != initial[0]
+
+
+def test_base_arm_of_the_baseline_seed_repeats_the_baseline(finished: Path, tiny_run: Path) -> None:
+    """Same initialisation, data order and engine: before the annealing the two are one run."""
+    again = subprocess.run(
+        command("run", tiny_run / "config.yaml", finished, "retrain.seeds=[3]", "retrain.arms=[base,plus]"),
+        capture_output=True,
+        text=True,
+        timeout=400,
+    )
+    assert again.returncode == 0, again.stderr
+    baseline = pq.read_table(finished / "baseline" / "metrics.parquet").to_pylist()
+    arm = pq.read_table(finished / "retrain" / "base" / "seed-3" / "metrics.parquet").to_pylist()
+    for expected, row in zip(baseline, arm, strict=False):
+        assert row["step"] == expected["step"]
+        assert row["validation_loss"] == expected["validation_loss"]
+
+
+def test_solving_again_by_regression_keeps_the_chains(finished: Path, tiny_run: Path) -> None:
+    overrides = ("solve.scores=regression", "solve.targets={component: -1}")
+    again = subprocess.run(
+        command("solve", tiny_run / "config.yaml", finished, *overrides), capture_output=True, text=True, timeout=200
+    )
+    assert again.returncode == 0, again.stderr
+    solution = json.loads((finished / "weights" / "solution.json").read_text())
+    assert solution["estimator"] == "regression"
+    assert -1 <= solution["held_out_correlation"]["component"]["value"] <= 1
+    assert events(finished).count(("sample", "finished")) == 1
+
+
+def test_infeasible_strength_is_refused_with_the_largest_one_named(finished: Path, tiny_run: Path) -> None:
+    overrides = ("solve.effective_sample_share=null", "solve.strength=1e6")
+    refused = subprocess.run(
+        command("solve", tiny_run / "config.yaml", finished, *overrides), capture_output=True, text=True, timeout=200
+    )
+    assert refused.returncode == 2
+    assert "largest feasible strength" in refused.stderr
+    assert len(refused.stderr.strip().splitlines()) == 1
+
+
+def test_a_stage_alone_is_refused_on_results_of_another_configuration(finished: Path, tiny_run: Path) -> None:
+    refused = subprocess.run(
+        command("sample", tiny_run / "config.yaml", finished, "training.num_steps=7"),
+        capture_output=True,
+        text=True,
+        timeout=100,
+    )
+    assert refused.returncode == 2
+    assert "stage train, which is not done with this configuration" in refused.stderr
+
+
+def test_exploding_step_size_is_an_error_before_anything_is_written(tiny_run: Path, tmp_path: Path) -> None:
+    """All chains fail at once: one line that names the key, exit code 2, no response folder."""
+    run = copy_run(tiny_run, tmp_path / "run")
+    from patterning_dist.errors import PatterningError
+    from patterning_dist.stages.sample import sample
+    from tiny_run import quiet, tiny_config
+
+    config = tiny_config(tiny_run, "sampling.localization=1e-6", "sampling.step_size=1e6")
+    with pytest.raises(PatterningError, match=r"chains failed.*lower sampling\.step_size"):
+        sample(config, run, quiet())
+    assert not (run.path / "response").exists()
