@@ -7,14 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from patterning_dist.config import Config, dump_config
-from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.files import file_sha256
 from patterning_dist.progress import Progress
 from patterning_dist.rundir import STAGES, RunDirectory, stage_fingerprint
 from patterning_dist.runtime.environment import ray_session, resolve_device
 from patterning_dist.sampling.observables import load_function
-from patterning_dist.sampling.study import refuse_long_probe
 from patterning_dist.stages.prepare import prepare
 from patterning_dist.stages.report import report
 from patterning_dist.stages.sample import sample
@@ -67,11 +65,8 @@ def run_stages(config: Config, stages: list[str], directory: Path) -> None:
 
 
 def _preflight(config: Config) -> None:
-    """Refuse now what would otherwise fail after hours: no GPU, an unfit probe, a function that is not there."""
+    """Refuse now what would otherwise fail after hours: no GPU, an observable that cannot be imported."""
     resolve_device(config.device)
-    if config.sampling.probe is not None:
-        context_length = TokenDataset(config.sampling.probe).context_length
-        refuse_long_probe(config.sampling.probe, context_length, config.data.context_length)
     for observable in config.sampling.observables:
         if observable.kind == "function":
             load_function(observable.path)

@@ -15,7 +15,7 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 
 @pytest.fixture(scope="session")
 def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The directory of a run with data and a checkpoint; copy it (``tiny_run.copy_run``) before running stages in it."""
+    """The directory of a run with data and a checkpoint; ``tiny_run.copy_run`` copies it for stages to run in."""
     from tiny_run import make_tiny_run
 
     return make_tiny_run(tmp_path_factory.mktemp("tiny"))

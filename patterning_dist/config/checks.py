@@ -16,7 +16,8 @@ RESERVED_OBSERVABLES = ("chain", "draw", "loss")
 def check(config: Config) -> list[str]:
     """Every broken rule, one line each; an empty list if the experiment can be run."""
     rules = (_components, _observables, _training, _sampling, _solve, _retrain)
-    return [line for rule in rules for line in rule(config)]
+    # A value that several components inherit is one fault.
+    return list(dict.fromkeys(line for rule in rules for line in rule(config)))
 
 
 def _component_fault(name: str, model: ModelConfig) -> str | None:

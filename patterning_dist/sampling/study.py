@@ -63,7 +63,11 @@ class Study:
         if path is None:
             return self.pool
         probe = TokenDataset(path)
-        refuse_long_probe(path, probe.context_length, self.pool.context_length)
+        if probe.context_length > self.pool.context_length:
+            raise PatterningError(
+                f"sampling.probe: {path} has sequences of {probe.context_length} tokens, but the model's context is "
+                f"{self.pool.context_length} (data.context_length); cut the probe or train with a longer context"
+            )
         if probe.metadata["tokenizer_sha256"] != self.pool.metadata["tokenizer_sha256"]:
             raise PatterningError(
                 f"sampling.probe: {path} was made with another tokenizer than data/train.parquet of this run"
@@ -144,13 +148,4 @@ class Study:
             num_component_losses=sum(isinstance(o, ComponentLossConfig) for o in config.observables),
             functions=tuple(load_function(o.path) for o in config.observables if isinstance(o, FunctionConfig)),
             accumulate_gradients=component == self.config.response.direction.component,
-        )
-
-
-def refuse_long_probe(path: Path, probe_length: int, context_length: int) -> None:
-    """Raise PatterningError if the user's probe is longer than the model's context."""
-    if probe_length > context_length:
-        raise PatterningError(
-            f"sampling.probe: {path} has sequences of {probe_length} tokens, but the model's context is "
-            f"{context_length} (data.context_length); cut the probe or train with a longer context"
         )

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
-import ray
 
 from patterning_dist.data.induction import token_features
 from patterning_dist.data.sampler import permutation
@@ -19,12 +17,10 @@ from patterning_dist.response.ledger import read_chains
 from patterning_dist.response.reliability import bootstrap_correlation
 from patterning_dist.response.susceptibility import susceptibility
 from patterning_dist.rundir import RunDirectory
-from patterning_dist.runtime.environment import ray_session
-from patterning_dist.runtime.workers import model_workers, run_tasks
+from patterning_dist.runtime.pool import score_pool
 from patterning_dist.sampling.study import Study
 from patterning_dist.stages.susceptibilities import token_columns
 
-_SHARD = 256  # pool sequences a task: seconds of work, so that the last tasks do not leave workers idle
 # Pool sequences that are scored chain by chain: errors of sums over the pool come from the spread between chains, and a
 # part of the pool shows that as well as all of it.
 _SEQUENCES_BY_CHAIN = 1024
@@ -73,42 +69,14 @@ def direction_scores(study: Study, run: RunDirectory, progress: Progress, observ
         sums = np.stack([arrays[f"{moments.chain}/sums"] for moments in healthy])  # chain, 1 + split, coordinate
     position = sums[:, 0].mean(axis=0)
     rows = [1 + splits.index(name) for name in observables]
-    num_chains, num_observables = len(healthy), len(observables)
-    ids, subset = np.arange(study.pool.num_sequences), _subset(study)
-    shards = [ids[start : start + _SHARD] for start in range(0, len(ids), _SHARD)]
-    with ray_session(config.sampling.threads_per_worker):
-        workers = model_workers(config, run.path, len(shards))
-
-        def together(label: str, calls: list[Callable]) -> list[Any]:
-            progress.start(label, len(calls))
-            return run_tasks(workers, calls, lambda results: progress.update(sum(r is not None for r in results)))
-
-        solved = together(
-            "response directions",
-            [
-                lambda worker, gradient=sums[c, row]: worker.direction.remote(component, position, gradient)
-                for c in range(num_chains)
-                for row in rows
-            ],
-        )
-        directions = np.stack([flat for flat, _ in solved]).reshape(num_chains, num_observables, -1)
-        mean, every = ray.put(directions.mean(axis=0)), ray.put(directions.reshape(num_chains * num_observables, -1))
-        calls = [lambda worker: worker.score.remote(component, position, every, study.probe_ids, probe=True)]
-        calls += [
-            lambda worker, part=part: worker.score.remote(component, position, every, part)
-            for part in np.array_split(subset, 4)
-        ]
-        calls += [lambda worker, part=part: worker.score.remote(component, position, mean, part) for part in shards]
-        probe, *parts = together("scoring the pool", calls)
-    per_chain = np.concatenate(parts[:4], axis=1).reshape(num_chains, num_observables, -1)
-    chi = np.concatenate(parts[4:], axis=1).reshape(num_observables, -1)
-    probe = probe.reshape(num_chains, num_observables, *probe.shape[1:])
+    subset = _subset(study)
+    found = score_pool(study, run.path, component, position, sums[:, rows], subset, progress)
     report = {
         "estimator": "response_direction",
-        "conjugate_gradients": [r for _, r in solved],
-        "estimator_agreement": _agreement(study, run, probe.mean(axis=0), observables),
+        "conjugate_gradients": found.solves,
+        "estimator_agreement": _agreement(study, run, found.probe.mean(axis=0), observables),
     }
-    return Scores(_centred(chi), subset, _centred(per_chain), observables, report)
+    return Scores(_centred(found.pool), subset, _centred(found.subset), observables, report)
 
 
 def regression_scores(study: Study, run: RunDirectory, progress: Progress, observables: list[str]) -> Scores:

@@ -50,6 +50,7 @@ def run(tiny_run, tmp_path_factory):
 def make_job(run, name, *, weights=None, num_workers=1, zero=None, **changes):
     job = TrainingJob(
         name=name,
+        pool=run.path / "data" / "train.parquet",
         folder=run.path / "jobs" / name,
         seed=4,
         num_steps=6,
@@ -207,19 +208,8 @@ def test_finished_retrainings_are_kept_and_changed_ones_done_again(run):
     events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
     assert [e["job"] for e in events if e["kind"] == "job_kept"][-2:] == ["base seed 0", "plus seed 0"]
     jobs = [
-        TrainingJob("base seed 0", base, 0, 6, 0, 5, None, run.path / "baseline" / "model.safetensors", None, 1),
-        TrainingJob(
-            "plus seed 0",
-            plus,
-            0,
-            6,
-            0,
-            5,
-            run.path / "weights" / "plus.parquet",
-            run.path / "baseline" / "model.safetensors",
-            None,
-            1,
-        ),
+        make_job(run, f"{arm} seed 0", weights=weights, folder=folder, seed=0, evaluate_every=5)
+        for arm, weights, folder in (("base", None, base), ("plus", "plus", plus))
     ]
     assert [job.is_finished(config) for job in jobs] == [True, True]
     # Other weights: that arm alone is another job.
