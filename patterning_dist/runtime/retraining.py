@@ -51,7 +51,7 @@ def run_jobs(
 
 @ray.remote(num_cpus=0)
 def _run_lane(config: Config, directory: Path, jobs: list[TrainingJob], board: ActorHandle, lane: str) -> None:
-    """Train jobs one after another with a ``TorchTrainer``; workers that die are replaced ``retrain.max_failures`` times."""
+    """Train jobs one after another with a ``TorchTrainer``; one whose worker dies is restarted."""
     from ray.train import FailureConfig, RunConfig, ScalingConfig
     from ray.train.torch import TorchConfig, TorchTrainer
 
