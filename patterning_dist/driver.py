@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import os
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -67,6 +69,8 @@ def run_stages(config: Config, stages: list[str], directory: Path) -> None:
 def _preflight(config: Config) -> None:
     """Refuse now what would otherwise fail after hours: no GPU, an observable that cannot be imported."""
     resolve_device(config.device)
+    if os.getcwd() not in sys.path:  # as `python -m` has it: observables of the user's own lie there
+        sys.path.append(os.getcwd())
     for observable in config.sampling.observables:
         if observable.kind == "function":
             load_function(observable.path)

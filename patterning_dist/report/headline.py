@@ -98,6 +98,7 @@ def headline(summary: dict[str, Any] | None, solution: dict[str, Any] | None) ->
     cards = [
         (entry["name"], estimate(entry).split("\u00a0[")[0], _card_detail(entry), entry.get("what") or "")
         for entry in (summary or {}).get("headline") or []
+        if entry.get("featured", True)
     ]
     if cards:
         section.blocks.append(Cards(cards))

@@ -26,6 +26,8 @@ def worker_environment(num_threads: int) -> dict[str, str]:
         "MALLOC_TRIM_THRESHOLD_": str(1 << 30),
         "MALLOC_TOP_PAD_": str(64 << 20),
         "TOKENIZERS_PARALLELISM": "false",
+        # Observables of the user's own lie beside the experiment.
+        "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), os.environ.get("PYTHONPATH")])),
     }
 
 
@@ -57,22 +59,9 @@ def resolve_device(name: str) -> str:
 @contextlib.contextmanager
 def ray_session(num_threads: int) -> Iterator[None]:
     """Join the Ray cluster that RAY_ADDRESS names, or start one on this machine; leave it (or stop it) at the end."""
-    if ray.is_initialized():
-        yield
-        return
-    environment = worker_environment(num_threads)
-    # An embedded cluster inherits the environment of this process; a running one takes it through the runtime_env.
-    os.environ.update({k: v for k, v in environment.items() if k not in os.environ})
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    address = os.environ.get("RAY_ADDRESS")
-    ray.init(
-        address=address or "local",  # never a stranger's cluster that happens to run on this machine
-        include_dashboard=None if address else False,
-        runtime_env={"env_vars": environment} if address else None,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
+    started = not ray.is_initialized()
+    if started:
+        _start(num_threads)
     try:
         yield
     except ray.exceptions.RayTaskError as error:
@@ -83,7 +72,24 @@ def ray_session(num_threads: int) -> Iterator[None]:
             "command again to resume"
         ) from error
     finally:
-        ray.shutdown()
+        if started:
+            ray.shutdown()
+
+
+def _start(num_threads: int) -> None:
+    environment = worker_environment(num_threads)
+    # An embedded cluster inherits the environment of this process; a running one takes it through the runtime_env.
+    os.environ.update({k: v for k, v in environment.items() if k == "PYTHONPATH" or k not in os.environ})
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    address = os.environ.get("RAY_ADDRESS")
+    ray.init(
+        address=address or "local",  # never a stranger's cluster that happens to run on this machine
+        include_dashboard=None if address else False,
+        runtime_env={"env_vars": environment} if address else None,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
 
 
 def _users_error(error: BaseException) -> PatterningError | None:

@@ -61,8 +61,10 @@ class ModelWorker:
         try:
             chain = self.study.chain(component, number)
             arrays["center_losses"] = chain.center_losses
-            self._push_draws(chain, component, aggregator, board, key)
-            record.steps = chain.state.step
+            try:
+                self._push_draws(chain, component, aggregator, board, key)
+            finally:
+                record.steps = chain.state.step
             if chain.sums is not None:
                 arrays["sums"] = chain.sums.numpy() / chain.num_draws
         except ChainFailure as failure:

@@ -33,6 +33,7 @@ METRICS = {
 }
 # An induction head is there once the largest prefix-matching score has passed this.
 TRANSITION = 0.1
+_CONTRASTS_FEATURED = ("plus-base", "plus-permuted", "minus-base")
 _CONTRASTS = (("plus", "base"), ("plus", "permuted"), ("minus", "base"), ("minus", "permuted"), ("permuted", "base"))
 
 
@@ -41,6 +42,7 @@ def report(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     arms = config.retrain.arms
     progress.start("reading the arms", len(arms))
     finals: dict[str, dict[str, np.ndarray]] = {}
+    observables: dict[str, dict[str, np.ndarray]] = {}
     transitions: dict[str, list[int | None]] = {}
     for done, arm in enumerate(arms, start=1):
         curves = [
@@ -48,10 +50,10 @@ def report(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
             for seed in config.retrain.seeds
         ]
         finals[arm] = {metric: np.array([c[metric][-1].as_py() for c in curves]) for metric in METRICS}
-        finals[arm] |= _observables(config, run, arm)
+        observables[arm] = _observables(config, run, arm)
         transitions[arm] = [_transition(c["step"].to_numpy(), c["prefix_matching"].to_numpy()) for c in curves]
         progress.update(done)
-    summary = _summarise(config, run, finals, transitions)
+    summary = _summarise(config, run, finals, observables, transitions)
     write_json(run.path / "summary.json", summary)
     return [run.path / "summary.json", build_report(run.path)]
 
@@ -78,7 +80,11 @@ def _observables(config: Config, run: RunDirectory, arm: str) -> dict[str, np.nd
         model.load_state_dict(load_file(run.path / "retrain" / arm / f"seed-{seed}" / "model.safetensors"))
         losses = batched_losses(model, study.splits.tokens).double()
         values.append((study.splits.coefficients.double() * losses).sum(dim=(1, 2)).numpy())
-    return {f"observable:{name}": row for name, row in zip(study.splits.names, np.array(values).T, strict=True)}
+    return dict(zip(study.splits.names, np.array(values).T, strict=True))
+
+
+def _entries(a: dict[str, np.ndarray], b: dict[str, np.ndarray]) -> dict[str, Any]:
+    return {name: _entry(a[name] - b[name]) for name in a}
 
 
 def _entry(values: np.ndarray) -> dict[str, Any]:
@@ -89,24 +95,17 @@ def _summarise(
     config: Config,
     run: RunDirectory,
     finals: dict[str, dict[str, np.ndarray]],
+    observables: dict[str, dict[str, np.ndarray]],
     transitions: dict[str, list[int | None]],
 ) -> dict[str, Any]:
     solution = json.loads((run.path / "weights" / "solution.json").read_text())
     diagnostics = json.loads((run.path / "response" / "diagnostics.json").read_text())
-    contrasts = {
-        f"{a}-{b}": {metric: _entry(finals[a][metric] - finals[b][metric]) for metric in finals[a]}
-        for a, b in _CONTRASTS
-        if a in finals and b in finals
-    }
-    realised = {
-        arm: {
-            name.removeprefix("observable:"): entry
-            for name, entry in contrasts[f"{arm}-base"].items()
-            if name.startswith("observable:")
-        }
-        for arm in finals
-        if f"{arm}-base" in contrasts
-    }
+    pairs = [(a, b) for a, b in _CONTRASTS if a in finals and b in finals]
+    contrasts = {f"{a}-{b}": {m: _entry(finals[a][m] - finals[b][m]) for m in finals[a]} for a, b in pairs}
+    realised = {a: _entries(observables[a], observables["base"]) for a, b in pairs if b == "base"}
+    # A target that is no metric of training is compared all the same.
+    for a, b in pairs:
+        contrasts[f"{a}-{b}"] = _entries(observables[a], observables[b]) | contrasts[f"{a}-{b}"]
     weighted = {arm: entry for arm, entry in solution["arms"].items() if "predicted_response" in entry}
     stages = run.manifest["stages"]
     return {
@@ -115,10 +114,10 @@ def _summarise(
         "seconds": {stage: stages[stage]["seconds"] for stage in STAGES if "seconds" in stages.get(stage, {})},
         "headline": _headline(contrasts, weighted, diagnostics),
         "arms": {
-            arm: {"seeds": config.retrain.seeds} | {m: _entry(v) for m, v in values.items() if m in METRICS}
+            arm: {"seeds": config.retrain.seeds} | {m: _entry(v) for m, v in values.items()}
             for arm, values in finals.items()
         },
-        "contrasts": {pair: {m: e for m, e in entries.items() if m in METRICS} for pair, entries in contrasts.items()},
+        "contrasts": contrasts,
         "predicted": {arm: entry["predicted_response"] for arm, entry in weighted.items()},
         "realised": realised,
         "weights": {
@@ -134,21 +133,25 @@ def _headline(
 ) -> list[dict[str, Any]]:
     rows = []
 
-    def add(name: str, value: float, interval: list[float] | None, unit: str, what: str) -> None:
-        rows.append({"name": name, "value": value, "interval": interval, "unit": unit, "what": what})
+    def add(name: str, entry: dict[str, Any], unit: str, what: str, featured: bool) -> None:
+        row = {"name": name, "value": entry["value"], "interval": entry["interval"], "unit": unit, "what": what}
+        rows.append(row | {"featured": featured})
 
+    # Featured: what a reader looks for first, the targeted observables and the circuit itself.
+    targeted = {name for entry in weighted.values() for name, value in entry["target"].items() if value}
     for pair, entries in contrasts.items():
-        what = f"at the last step, {pair.replace('-', ' minus ')}, mean over seeds paired by seed"
-        for metric, unit in METRICS.items():
-            add(f"{pair} {metric}", entries[metric]["value"], entries[metric]["interval"], unit, what)
-    for arm, entry in weighted.items():
+        what = f"at the last step, {pair.replace('-', ' against ')}, mean over seeds paired by seed"
+        for metric, entry in entries.items():
+            featured = pair in _CONTRASTS_FEATURED and metric in targeted | {"prefix_matching"}
+            add(f"{pair} {metric}", entry, METRICS.get(metric, "nats"), what, featured)
+    for arm, solved in weighted.items():
         for kind in ("predicted_response", "cross_fitted_response"):
             what = "linear response at the checkpoint, error over chains"
-            for name, response in entry[kind].items():
-                add(f"{arm} {kind} {name}", response["value"], response["interval"], "nats", what)
+            for name, entry in solved[kind].items():
+                add(f"{arm} {kind} {name}", entry, "nats", what, kind.startswith("cross") and name in targeted)
     for name, agreement in diagnostics.get("estimator_agreement", {}).items():
         what = "plain covariance against response direction on the probe"
         for level in ("tokens", "sequences"):
-            value, limits = agreement[f"correlation_{level}"], agreement[f"interval_{level}"]
-            add(f"estimator agreement {name} {level}", value, limits, "correlation", what)
+            entry = {"value": agreement[f"correlation_{level}"], "interval": agreement[f"interval_{level}"]}
+            add(f"estimator agreement {name} {level}", entry, "correlation", what, False)
     return rows

@@ -146,9 +146,10 @@ def test_a_stage_alone_is_refused_on_results_of_another_configuration(finished: 
 def test_exploding_step_size_is_an_error_before_anything_is_written(tiny_run: Path, tmp_path: Path) -> None:
     """All chains fail at once: one line that names the key, exit code 2, no response folder."""
     run = copy_run(tiny_run, tmp_path / "run")
+    from tiny_run import quiet, tiny_config
+
     from patterning_dist.errors import PatterningError
     from patterning_dist.stages.sample import sample
-    from tiny_run import quiet, tiny_config
 
     config = tiny_config(tiny_run, "sampling.localization=1e-6", "sampling.step_size=1e6")
     with pytest.raises(PatterningError, match=r"chains failed.*lower sampling\.step_size"):

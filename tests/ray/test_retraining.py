@@ -20,7 +20,8 @@ from tiny_run import copy_run, quiet, tiny_config
 
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.data.weights import write_sample_weights
-from patterning_dist.stages.train import JOB_FILES, _run_jobs, retrain
+from patterning_dist.runtime.retraining import run_jobs
+from patterning_dist.stages.train import JOB_FILES, retrain
 from patterning_dist.training.job import TrainingJob
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]
@@ -64,10 +65,12 @@ def make_job(run, name, *, weights=None, num_workers=1, zero=None, **changes):
     return dataclasses.replace(job, **changes)
 
 
-def run_jobs(config, run, jobs, max_failures=0):
-    outputs = _run_jobs(config, run, quiet(), "training", jobs, 1, max_failures)
-    for path in outputs:
-        assert path.is_file(), path
+def train_all(config, run, jobs):
+    """Weights after each job, all of them in one lane."""
+    run_jobs(config, run.path, jobs, "training", quiet(), 1)
+    for job in jobs:
+        for name in JOB_FILES:
+            assert (job.folder / name).is_file(), (job.name, name)
     return [load_file(job.folder / "model.safetensors") for job in jobs]
 
 
@@ -90,7 +93,7 @@ def one_rank(run):
         make_job(run, "annealed", weights="uneven", anneal_steps=4),
         make_job(run, "long", weights="uneven", num_steps=400, evaluate_every=200),
     ]
-    results = run_jobs(tiny_config(run.path), run, jobs)
+    results = train_all(tiny_config(run.path, "retrain.max_failures=0"), run, jobs)
     return {job.name: (job, weights) for job, weights in zip(jobs, results, strict=True)}
 
 
@@ -133,17 +136,17 @@ def test_metrics_are_those_of_the_steps(one_rank):
 
 def test_two_ranks_train_the_same_model(one_rank, run):
     jobs = [make_job(run, f"{name}-2", weights=w, num_workers=2) for name, w in (("plain", None), ("uneven", "uneven"))]
-    plain, uneven = run_jobs(tiny_config(run.path), run, jobs)
+    plain, uneven = train_all(tiny_config(run.path, "retrain.max_failures=0"), run, jobs)
     assert distance(plain, one_rank["plain"][1]) < 1e-5
     assert distance(uneven, one_rank["uneven"][1]) < 1e-5
 
 
 def test_zero_stages_agree(run):
-    config = tiny_config(run.path, "training.optimizer=adamw", "training.matrix_learning_rate=0.01")
+    config = tiny_config(run.path, "training.optimizer=adamw", "retrain.max_failures=0")
     jobs = [
         make_job(run, f"zero{zero}", weights="uneven", num_workers=2, zero=zero, anneal_steps=2) for zero in range(4)
     ]
-    results = run_jobs(config, run, jobs)
+    results = train_all(config, run, jobs)
     start = load_file(run.path / "baseline" / "model.safetensors")
     assert distance(results[0], start) > 1e-2
     whole = read_report(jobs[0])
@@ -171,24 +174,25 @@ def kill_once(file, killed):
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if file.exists():
-            time.sleep(0.2)
+            time.sleep(0.1)
             for process in workers_of_ray_train():
                 process.send_signal(signal.SIGKILL)
-                killed.append(process.pid)
+                process.wait(10)
+                killed.append("done" if (file.parent / "evaluation.json").exists() else "in the middle")
             return
         time.sleep(0.02)
 
 
 def test_a_killed_worker_is_replaced_and_the_result_is_the_undisturbed_one(one_rank, run):
-    config = tiny_config(run.path)
+    config = tiny_config(run.path, "retrain.max_failures=1")
     first = make_job(run, "before", weights="uneven")
     disturbed = make_job(run, "disturbed", weights="uneven", num_steps=400, evaluate_every=200)
     killed = []
     killer = threading.Thread(target=kill_once, args=(disturbed.folder / "initial.safetensors", killed))
     killer.start()
-    before, result = run_jobs(config, run, [first, disturbed], max_failures=1)
+    before, result = train_all(config, run, [first, disturbed])
     killer.join()
-    assert len(killed) == 1
+    assert killed == ["in the middle"]
     assert all(torch.equal(result[name], w) for name, w in one_rank["long"][1].items())
     assert all(torch.equal(before[name], w) for name, w in one_rank["uneven"][1].items())
     # What was finished before the death was not done again.
