@@ -1,4 +1,4 @@
-"""The whole loop as a user runs it: interrupted by Ctrl-C, resumed by the same command, and solved again another way."""
+"""The whole loop as a user runs it: stopped by Ctrl-C, resumed by the same command, and solved again another way."""
 
 from __future__ import annotations
 
