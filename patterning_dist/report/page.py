@@ -43,7 +43,7 @@ def _sections(run: Run) -> list[Section]:
         (
             "susceptibilities",
             "Susceptibilities",
-            lambda: susceptibilities.susceptibilities(run, diagnostics, texts),
+            lambda: susceptibilities.susceptibilities(run, diagnostics, solution, texts),
         ),
         ("chains", "Chains", lambda: chains.chains(run, diagnostics)),
         ("baseline", "The baseline checkpoint", lambda: record.baseline(run)),

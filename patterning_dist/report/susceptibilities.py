@@ -17,7 +17,9 @@ from patterning_dist.report.words import label, number
 SHOWN_MODES, TOKENS_A_SIDE = 3, 6
 
 
-def susceptibilities(run: Run, diagnostics: dict[str, Any] | None, texts: dict[str, TokenText]) -> Section:
+def susceptibilities(
+    run: Run, diagnostics: dict[str, Any] | None, solution: dict[str, Any] | None, texts: dict[str, TokenText]
+) -> Section:
     """Section 5: agreement of the estimators, reliability, modes over heads."""
     section = Section("susceptibilities", "Susceptibilities")
     probes = run.components("response", "susceptibility-*.parquet")
@@ -32,7 +34,7 @@ def susceptibilities(run: Run, diagnostics: dict[str, Any] | None, texts: dict[s
             "localised posterior: where it is negative, more weight on the token lowers the observable."
         )
     )
-    drawn = _agreement(run, (diagnostics or {}).get("estimator_agreement") or {}, texts)
+    drawn = _agreement(run, (solution or {}).get("estimator_agreement") or {}, texts)
     drawn += _reliability((diagnostics or {}).get("components") or {})
     if drawn:
         section.blocks.append(Figures(drawn))

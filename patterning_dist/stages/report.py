@@ -112,7 +112,7 @@ def _summarise(
         "name": config.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": {stage: stages[stage]["seconds"] for stage in STAGES if "seconds" in stages.get(stage, {})},
-        "headline": _headline(contrasts, weighted, diagnostics),
+        "headline": _headline(contrasts, weighted, solution.get("estimator_agreement", {})),
         "arms": {
             arm: {"seeds": config.retrain.seeds} | {m: _entry(v) for m, v in values.items()}
             for arm, values in finals.items()
@@ -129,7 +129,7 @@ def _summarise(
 
 
 def _headline(
-    contrasts: dict[str, dict[str, Any]], weighted: dict[str, Any], diagnostics: dict[str, Any]
+    contrasts: dict[str, dict[str, Any]], weighted: dict[str, Any], agreements: dict[str, Any]
 ) -> list[dict[str, Any]]:
     rows = []
 
@@ -149,7 +149,7 @@ def _headline(
             what = "linear response at the checkpoint, error over chains"
             for name, entry in solved[kind].items():
                 add(f"{arm} {kind} {name}", entry, "nats", what, kind.startswith("cross") and name in targeted)
-    for name, agreement in diagnostics.get("estimator_agreement", {}).items():
+    for name, agreement in agreements.items():
         what = "plain covariance against response direction on the probe"
         for level in ("tokens", "sequences"):
             entry = {"value": agreement[f"correlation_{level}"], "interval": agreement[f"interval_{level}"]}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,9 +41,6 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     score = direction_scores if config.solve.scores == "response_direction" else regression_scores
     scores = score(study, run, progress, observables)
     pool_file = _write_pool(study, run, scores)
-    diagnostics_file = run.path / "response" / "diagnostics.json"
-    diagnostics = json.loads(diagnostics_file.read_text())
-    write_json(diagnostics_file, diagnostics | {k: v for k, v in scores.report.items() if k != "estimator"})
 
     progress.start("solving for the weights", 2)
     report: dict[str, Any] = {

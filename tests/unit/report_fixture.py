@@ -140,9 +140,23 @@ def _weights(run: Path, blocks: np.ndarray, rng: np.random.Generator) -> None:
                 "rest_loss": _estimate(0.004, 0.008),
             }
         solved[arm] = entry
+    agreement = {
+        o: {
+            "correlation_tokens": 0.41,
+            "interval_tokens": [0.37, 0.45],
+            "correlation_sequences": 0.88,
+            "interval_sequences": [0.79, 0.93],
+        }
+        for o in OBSERVABLES
+    }
     write_json(
         run / "weights/solution.json",
-        {"observables": list(OBSERVABLES), "estimator": "response_direction", "arms": solved},
+        {
+            "observables": list(OBSERVABLES),
+            "estimator": "response_direction",
+            "estimator_agreement": agreement,
+            "arms": solved,
+        },
     )
 
 

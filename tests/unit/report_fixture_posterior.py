@@ -145,21 +145,11 @@ def write_posterior(run: Path, blocks: np.ndarray, rng: np.random.Generator) -> 
         }
         for i, component in enumerate(COMPONENTS)
     }
-    agreement = {
-        o: {
-            "correlation_tokens": 0.41,
-            "interval_tokens": [0.37, 0.45],
-            "correlation_sequences": 0.88,
-            "interval_sequences": [0.79, 0.93],
-        }
-        for o in OBSERVABLES
-    }
     variance = (np.square(values) / np.square(values).sum()).tolist()
     write_json(
         run / "response/diagnostics.json",
         {
             "components": diagnostics,
-            "estimator_agreement": agreement,
             "modes": {"components": heads, "singular_values": values, "explained_variance": variance},
         },
     )
