@@ -9,6 +9,8 @@ from patterning_dist.config import Config
 # Vehtari et al. (2021) ask for 1.01; with tens of draws R-hat itself scatters by a few percent.
 MAX_RHAT = 1.05
 MIN_EFFECTIVE_DRAWS = 100
+# Below this more than half of the variance of a row of chi is noise, also in the mean over both halves.
+MIN_RELIABILITY = 1 / 3
 
 
 def find_warnings(diagnostics: dict[str, Any], solution: dict[str, Any], config: Config) -> list[str]:
@@ -22,6 +24,7 @@ def find_warnings(diagnostics: dict[str, Any], solution: dict[str, Any], config:
     found = []
     for component, entry in diagnostics["components"].items():
         found += _chains(component, entry)
+    found += _modes(diagnostics)
     found += _directions(solution.get("conjugate_gradients", []), config.response.direction.tolerance)
     if len(config.retrain.seeds) < 3:
         found.append(
@@ -44,6 +47,21 @@ def _chains(component: str, entry: dict[str, Any]) -> list[str]:
     if draws < MIN_EFFECTIVE_DRAWS:
         remedies.append(f"as few as {draws:.0f} effective draws of an observable (raise sampling.num_draws)")
     return [*found, *([f"{component}: {'; '.join(remedies)}"] if remedies else [])]
+
+
+def _modes(diagnostics: dict[str, Any]) -> list[str]:
+    """Singular vectors of noise look like any others: only the reliability of the rows tells."""
+    if "modes" not in diagnostics:
+        return []
+    observable = diagnostics["modes"]["observable"]
+    rows = [diagnostics["components"][c]["observables"][observable] for c in diagnostics["modes"]["components"]]
+    reliability = max((r["reliability"] for r in rows if r["reliability"] is not None), default=0.0)
+    if reliability >= MIN_RELIABILITY:
+        return []
+    return [
+        f"modes over heads: the split-half reliability of the heads' chi is {reliability:.2f} at best, so the modes are "
+        "mostly noise; raise num_draws and num_chains of the heads"
+    ]
 
 
 def _directions(solves: list[dict[str, Any]], tolerance: float) -> list[str]:
