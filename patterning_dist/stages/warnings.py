@@ -59,8 +59,8 @@ def _modes(diagnostics: dict[str, Any]) -> list[str]:
     if reliability >= MIN_RELIABILITY:
         return []
     return [
-        f"modes over heads: the split-half reliability of the heads' chi is {reliability:.2f} at best, so the modes are "
-        "mostly noise; raise num_draws and num_chains of the heads"
+        f"modes over heads: the split-half reliability of the heads' chi is {reliability:.2f} at best, so the modes "
+        "are mostly noise; raise num_draws and num_chains of the heads"
     ]
 
 
