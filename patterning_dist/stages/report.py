@@ -140,7 +140,8 @@ def _headline(
     # Featured: what a reader looks for first, the targeted observables and the circuit itself.
     targeted = {name for entry in weighted.values() for name, value in entry["target"].items() if value}
     for pair, entries in contrasts.items():
-        what = f"at the last step, {pair.replace('-', ' against ')}, mean and interval over seeds paired by seed, held-out sequences fixed"
+        arms = pair.replace("-", " against ")
+        what = f"{arms} at the last step; mean and interval over seeds, paired; held-out sequences fixed"
         for metric, entry in entries.items():
             featured = pair in _CONTRASTS_FEATURED and metric in targeted | {"prefix_matching"}
             add(f"{pair} {metric}", entry, METRICS.get(metric, "nats"), what, featured)
