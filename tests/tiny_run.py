@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
 from pathlib import Path
 
 import torch
@@ -113,3 +115,9 @@ def undefined_on_one_side(model: torch.nn.Module) -> torch.Tensor:
     """An observable that is NaN wherever one weight, zero in the checkpoint, lies above a threshold."""
     weight = model.unembedding[0, 0]
     return torch.where(weight > 0.15, torch.nan, weight)[None]
+
+
+def kill_the_worker(model: torch.nn.Module) -> torch.Tensor:
+    """An observable whose process is killed as by the kernel, for want of memory."""
+    os.kill(os.getpid(), signal.SIGKILL)
+    return torch.zeros(1)

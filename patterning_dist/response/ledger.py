@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 
 from patterning_dist.files import write_json, write_npz, write_parquet
+from patterning_dist.response.diagnostics import healthy_chains
 from patterning_dist.response.moments import CoMoments
 
 Answer = Literal["applied", "duplicate"]
@@ -123,14 +124,18 @@ class Ledger:
 
 
 def read_chains(folder: Path) -> tuple[list[CoMoments], dict[int, str]]:
-    """Co-moments of the healthy chains of a component, and the others as chain -> reason."""
+    """Co-moments of the healthy chains of a component, and the others as chain -> reason.
+
+    What a chain says of itself is checked: one that lacks draws, or whose moments are not finite, is left out as well.
+    """
     records = json.loads((folder / "chains.json").read_text())
     with np.load(folder / "moments.npz") as stored:
-        healthy = [
+        claimed = [
             CoMoments.from_state_dict(
                 {k.split("/", 1)[1]: stored[k] for k in stored.files if k.startswith(f"{r['chain']}/")}
             )
             for r in records
             if r["healthy"]
         ]
-    return healthy, {r["chain"]: r["reason"] for r in records if not r["healthy"]}
+    healthy, excluded = healthy_chains(claimed)
+    return healthy, {r["chain"]: r["reason"] for r in records if not r["healthy"]} | excluded

@@ -19,7 +19,7 @@ FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking "
     "--disable-component-update --disable-sync"
 )
-pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH")
+pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH; install it to have the page looked at")
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 write_run = importlib.import_module("report_fixture").write_run

@@ -138,3 +138,12 @@ def test_too_few_healthy_chains_are_an_error(tiny_run, tmp_path):
     assert text.startswith("component everything: 1 of 5 chains failed, so fewer than sampling.min_chains = 5 can be")
     assert "a loss or observable is not finite at draw" in text
     assert text.endswith("lower sampling.step_size (0.001)")
+
+
+def test_a_killed_worker_is_an_error_that_says_how_to_go_on(tiny_run, tmp_path):
+    run = copy_run(tiny_run, tmp_path / "run")
+    killer = "sampling.observables.0={kind: function, names: [edge], path: 'tiny_run:kill_the_worker'}"
+    with pytest.raises(PatterningError, match=r"a worker process died .* run the same command again to resume"):
+        sample(tiny_config(tiny_run, killer), run, quiet())
+    assert not (run.path / "response").exists()
+    assert not list(run.path.rglob("*.tmp"))

@@ -140,3 +140,13 @@ def test_unhealthy_chains_are_left_out_with_their_reason(tmp_path):
     assert records[1]["draws"] == 10
     traces = pq.read_table(tmp_path / "traces.parquet")
     assert (traces["chain"].to_numpy() == 1).sum() == 10
+
+
+def test_a_chain_that_lacks_draws_is_left_out_whatever_its_record_says(tmp_path):
+    ledger = make_ledger(0, 1)
+    push_all(ledger, 0, 1)
+    push_all(ledger, 1, 2, sizes=(10,))
+    ledger.close(ChainRecord(1, healthy=True), {})
+    chains, excluded = stored(ledger, tmp_path)
+    assert [moments.chain for moments in chains] == [0]
+    assert excluded == {1: "10 of 24 draws recorded"}
