@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -22,11 +21,12 @@ class Posterior:
     inverse_temperature: float
     localization: float
 
-    def negative_score(
-        self, position: Mapping[str, Tensor], center: Mapping[str, Tensor], gradient: Mapping[str, Tensor]
-    ) -> dict[str, Tensor]:
-        """-grad log p(w) = n_beta grad L(w) + gamma (w - w*), with the gradient of L given (full or minibatch)."""
-        return {
-            name: self.inverse_temperature * gradient[name] + self.localization * (w - center[name])
-            for name, w in position.items()
-        }
+    def negative_score(self, position: Tensor, center: Tensor, gradient: Tensor) -> Tensor:
+        """-grad log p(w) = n_beta grad L(w) + gamma (w - w*) of one piece, in a tensor of its own.
+
+        Args:
+            position: w.
+            center: w*.
+            gradient: grad L, full or minibatch, nats per unit of weight.
+        """
+        return (position - center).mul_(self.localization).add_(gradient, alpha=self.inverse_temperature)

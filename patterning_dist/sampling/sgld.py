@@ -2,8 +2,9 @@
 
     w <- w - eps/2 ( n_beta grad L_batch(w) + gamma (w - w*) ) + sqrt(eps) xi ,     xi ~ N(0, 1)
 
-Its stationary law is ``Posterior`` up to a bias of order eps (and of the minibatch noise). blackjax and posteriors put
-eps where eps/2 stands here: their step size is half of this one.
+Its stationary law is ``Posterior`` up to a bias of order eps. The minibatch adds its own noise: a gradient whose
+n_beta grad L_batch has variance v turns the noise eps into eps + eps^2 v / 4. blackjax and posteriors put eps where
+eps/2 stands here: their step size is half of this one.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from patterning_dist.models.components import Vector
 from patterning_dist.sampling.posterior import Posterior
 
 
@@ -21,17 +23,17 @@ class State(NamedTuple):
     """What the next step needs.
 
     Attributes:
-        position: w, parameter name -> free coordinates, float32.
+        position: w.
         step: number of steps taken; it addresses noise and minibatches.
     """
 
-    position: dict[str, Tensor]
+    position: Vector
     step: int
 
 
-def init(center: Mapping[str, Tensor]) -> State:
-    """A chain starts at the checkpoint w*."""
-    return State({name: tensor.detach().clone() for name, tensor in center.items()}, 0)
+def init(position: Vector) -> State:
+    """A chain at ``position``, whose tensors it holds as they are: ``step_`` overwrites them."""
+    return State(position, 0)
 
 
 def step(
@@ -48,14 +50,35 @@ def step(
     Args:
         state: before the step.
         gradient: of the minibatch loss at ``state.position``, nats per unit of weight.
-        noise: N(0, 1), shaped like the position.
+        noise: xi, shaped like the position.
         center: w*.
         posterior: n_beta and gamma.
         step_size: eps, (unit of weight)^2.
     """
-    score = posterior.negative_score(state.position, center, gradient)
     position = {
-        name: w - 0.5 * step_size * score[name] + math.sqrt(step_size) * noise[name]
+        name: _moved(w, gradient[name], noise[name], center[name], posterior, step_size)
         for name, w in state.position.items()
     }
     return State(position, state.step + 1)
+
+
+def step_(
+    state: State,
+    gradient: Mapping[str, Tensor],
+    noise: Mapping[str, Tensor],
+    *,
+    center: Mapping[str, Tensor],
+    posterior: Posterior,
+    step_size: float,
+) -> State:
+    """``step``, bit for bit, but over the tensors of ``state``, with temporaries of one piece at a time."""
+    for name, w in state.position.items():
+        w.copy_(_moved(w, gradient[name], noise[name], center[name], posterior, step_size))
+    return State(state.position, state.step + 1)
+
+
+def _moved(
+    w: Tensor, gradient: Tensor, noise: Tensor, center: Tensor, posterior: Posterior, step_size: float
+) -> Tensor:
+    score = posterior.negative_score(w, center, gradient)
+    return w.add(score, alpha=-0.5 * step_size).add_(noise, alpha=math.sqrt(step_size))

@@ -1,0 +1,143 @@
+"""SGLD preconditioned by RMSprop: pSGLD (Li et al., AAAI 2016, arXiv 1512.07666), in the convention of ``sgld``:
+
+    V <- V + a (g^2 - V) ,    a = (1 - decay) / (1 - decay^t) ,    G = 1 / ( sqrt(V) + stability )
+    w <- w - eps/2 ( G ( n_beta g + gamma (w - w*) ) - Gamma ) + sqrt(eps G) xi ,     xi ~ N(0, 1)
+
+element by element, g = grad L_batch(w) *not* scaled by n_beta, t the number of this step from 1, and
+
+    Gamma_i = dG_i / dw_i = -a G_i^2 g_i H_ii / sqrt(V_i) ,     H_ii = d g_i / d w_i .
+
+V is the mean of g^2 over the steps so far, weighted by decay^age: Li et al.'s recursion with Adam's correction of the
+start, so that after the first step V = g^2. With decay = 1, a = 1/t, all steps weigh the same.
+
+The stationary law is ``Posterior``, up to a bias of order eps, as far as G does not follow w. How far it does:
+- By default Gamma is left out (``correction=False``, as in Li et al.'s experiments and in devinterp): it is of order
+  1 - decay, and the diagonal of the Hessian costs gradients at every step. For decay = 0 the law is then p(w) / G(w)
+  instead of p(w); with Gamma it is p(w).
+- Gamma sees the present gradient alone, while V remembers 1 / (1 - decay) steps. Where V is mostly the variance of the
+  minibatch gradient, or the square of a mean gradient, it hardly depends on w: nothing is lost. Where the curvature
+  dominates (large batches at a minimum) and the chain needs longer than 1 / (1 - decay) steps to forget its place, V
+  follows w, and the law leans to p(w) / G(w) at every eps, with Gamma or without it. decay = 1 mends that: the
+  preconditioner comes to rest (diminishing adaptation, Roberts & Rosenthal 2007).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from patterning_dist.models.components import Vector
+from patterning_dist.sampling.posterior import Posterior
+
+
+class State(NamedTuple):
+    """What the next step needs.
+
+    Attributes:
+        position: w.
+        second_moment: V.
+        step: number of steps taken; it addresses noise and minibatches.
+    """
+
+    position: Vector
+    second_moment: Vector
+    step: int
+
+
+def init(position: Vector) -> State:
+    """A chain at ``position``, whose tensors it holds as they are: ``step_`` overwrites them."""
+    return State(position, {name: torch.zeros_like(w) for name, w in position.items()}, 0)
+
+
+def step(
+    state: State,
+    gradient: Mapping[str, Tensor],
+    noise: Mapping[str, Tensor],
+    *,
+    center: Mapping[str, Tensor],
+    posterior: Posterior,
+    step_size: float,
+    decay: float,
+    stability: float,
+    correction: bool = False,
+    curvature: Mapping[str, Tensor] | None = None,
+) -> State:
+    """One step of the equations above; pure: the state passed in is left as it was.
+
+    Args:
+        state: before the step.
+        gradient: g, of the minibatch loss at ``state.position``, nats per unit of weight.
+        noise: xi, shaped like the position.
+        center: w*.
+        posterior: n_beta and gamma.
+        step_size: eps, in (unit of weight)^2 times the unit of g: eps G is what eps is for ``sgld``.
+        decay: of the weights in V, in [0, 1].
+        stability: added to sqrt(V), > 0, in the unit of g: a coordinate without gradient has G = 1 / stability.
+        correction: whether Gamma is in the drift.
+        curvature: H_ii of the same loss at the same place, shaped like the position; needed for ``correction`` only.
+
+    Raises:
+        ValueError: ``correction`` without ``curvature``.
+    """
+    position, second_moment = {}, {}
+    curvature = _checked(correction, curvature)
+    for name, w, v in _moves(state, gradient, noise, center, posterior, step_size, decay, stability, curvature):
+        position[name], second_moment[name] = w, v
+    return State(position, second_moment, state.step + 1)
+
+
+def step_(
+    state: State,
+    gradient: Mapping[str, Tensor],
+    noise: Mapping[str, Tensor],
+    *,
+    center: Mapping[str, Tensor],
+    posterior: Posterior,
+    step_size: float,
+    decay: float,
+    stability: float,
+    correction: bool = False,
+    curvature: Mapping[str, Tensor] | None = None,
+) -> State:
+    """``step``, bit for bit, but over the tensors of ``state``, with temporaries of one piece at a time."""
+    curvature = _checked(correction, curvature)
+    for name, w, v in _moves(state, gradient, noise, center, posterior, step_size, decay, stability, curvature):
+        state.position[name].copy_(w)
+        state.second_moment[name].copy_(v)
+    return State(state.position, state.second_moment, state.step + 1)
+
+
+def _checked(correction: bool, curvature: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
+    if correction and curvature is None:
+        raise ValueError("correction=True needs curvature, the diagonal of the Hessian of the minibatch loss")
+    return curvature if correction else None
+
+
+def _moves(
+    state: State,
+    gradient: Mapping[str, Tensor],
+    noise: Mapping[str, Tensor],
+    center: Mapping[str, Tensor],
+    posterior: Posterior,
+    step_size: float,
+    decay: float,
+    stability: float,
+    curvature: Mapping[str, Tensor] | None,
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, new w and new V of one piece after another."""
+    fraction = (1 - decay) / (1 - decay ** (state.step + 1)) if decay < 1 else 1 / (state.step + 1)
+    for name, w in state.position.items():
+        g = gradient[name]
+        second_moment = state.second_moment[name].lerp(g.square(), fraction)
+        root = second_moment.sqrt()
+        scale = (root + stability).reciprocal_()
+        drift = posterior.negative_score(w, center[name], g).mul_(scale)
+        if curvature is not None:
+            # V = 0 only where g = 0: Gamma is zero there, not 0 / 0.
+            slope = g * curvature[name] / root.clamp_min_(torch.finfo(root.dtype).tiny)
+            drift.addcmul_(slope, scale.square(), value=fraction)
+        moved = w.add(drift, alpha=-0.5 * step_size)
+        yield name, moved.addcmul_(noise[name], scale.mul_(step_size).sqrt_()), second_moment

@@ -1,0 +1,33 @@
+"""The samplers by the names that experiments call them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from types import ModuleType
+
+from patterning_dist.sampling import rmsprop_sgld, sgld, sgnht
+
+SAMPLERS: dict[str, ModuleType] = {"sgld": sgld, "rmsprop_sgld": rmsprop_sgld, "sgnht": sgnht}
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A sampler with its own hyper-parameters.
+
+    Attributes:
+        kind: one of ``SAMPLERS``.
+        options: what its ``step`` takes besides what all take: decay, stability, correction; diffusion.
+    """
+
+    kind: str = "sgld"
+    options: dict[str, float | bool] = field(default_factory=dict)
+
+    @property
+    def module(self) -> ModuleType:
+        """``State``, ``init``, ``step`` and ``step_``."""
+        return SAMPLERS[self.kind]
+
+    @property
+    def needs_curvature(self) -> bool:
+        """Whether a step wants the diagonal of the Hessian."""
+        return bool(self.options.get("correction"))
