@@ -1,106 +1,243 @@
-"""Components: named sets of parameters whose coordinates a restricted posterior is free to move.
+"""Components: named parts of a model whose coordinates a restricted posterior is free to move.
 
-Grammar (names joined by ``+`` form their union):
+A component is a set of *pieces*, boxes of parameters: a head of a fused query-key-value matrix is three column ranges.
+Names joined by ``+`` form their union. Every model knows
 
-    everything | attention | embedding | unembedding | layer.N | layer.N.attention | layer.N.head.M
+    everything, and patterns of parameter names with optional slices: h.*.mlp.c_fc.weight[0:16,:]
 
-A head is the slice ``[M]`` along axis 0 of every parameter of its layer.
+The attention-only transformer also knows attention, embedding, unembedding, layer.N, layer.N.attention, layer.N.head.M;
+language models of ``transformers`` what ``models.anatomy`` finds in them.
 """
 
 from __future__ import annotations
 
+import fnmatch
+import math
 import re
-from collections.abc import Mapping
+import sys
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from patterning_dist.errors import PatterningError
+from patterning_dist.models.attention import AttentionOnlyTransformer
 
-_LAYER = re.compile(r"layer\.(\d+)(?:\.attention|\.head\.(\d+))?$")
+Vector = dict[str, Tensor]  # piece name -> free coordinates of a component
+Box = tuple[tuple[int, int], ...]  # (start, stop) along every axis
+
+_PATTERN = re.compile(r"(?P<names>[^\[\]]+)(?:\[(?P<slices>[^\[\]]*)\])?$")
+_SLICE = re.compile(r"(?:(\d+)|(\d*):(\d*))$")
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A box of one parameter.
+
+    Attributes:
+        parameter: its name in ``model.named_parameters()``.
+        shape: of the whole parameter.
+        box: (start, stop) along every axis.
+    """
+
+    parameter: str
+    shape: tuple[int, ...]
+    box: Box
+
+    @classmethod
+    def whole(cls, parameter: str, shape: Sequence[int]) -> Piece:
+        """All of a parameter."""
+        return cls(parameter, tuple(shape), tuple((0, size) for size in shape))
+
+    @classmethod
+    def along(cls, parameter: str, shape: Sequence[int], axis: int, start: int, stop: int) -> Piece:
+        """Rows ``start`` to ``stop`` along one axis."""
+        ranges = [(0, size) for size in shape]
+        ranges[axis] = (start, stop)
+        return cls(parameter, tuple(shape), tuple(ranges))
+
+    @property
+    def name(self) -> str:
+        """The parameter's name, with the ranges where it is not the whole: ``weight[:,0:16]``."""
+        if all(part == (0, size) for part, size in zip(self.box, self.shape, strict=True)):
+            return self.parameter
+        ranges = [":" if (a, b) == (0, size) else f"{a}:{b}" for (a, b), size in zip(self.box, self.shape, strict=True)]
+        return f"{self.parameter}[{','.join(ranges)}]"
+
+    @property
+    def num_coordinates(self) -> int:
+        """Elements in the box."""
+        return math.prod(stop - start for start, stop in self.box)
+
+    def view(self, tensor: Tensor) -> Tensor:
+        """The box of a tensor that has the parameter's shape; shares its memory."""
+        return tensor[tuple(slice(start, stop) for start, stop in self.box)]
+
+    def covers(self, other: Piece) -> bool:
+        """Whether all of ``other`` lies in this box."""
+        return self.parameter == other.parameter and all(
+            a <= c and d <= b for (a, b), (c, d) in zip(self.box, other.box, strict=True)
+        )
+
+    def overlaps(self, other: Piece) -> bool:
+        """Whether some element lies in both boxes."""
+        return self.parameter == other.parameter and all(
+            max(a, c) < min(b, d) for (a, b), (c, d) in zip(self.box, other.box, strict=True)
+        )
 
 
 @dataclass(frozen=True)
 class Component:
-    """A component of a model: for every parameter it touches, the free rows along axis 0 (None: all of them).
+    """A named set of pieces that do not overlap.
 
     Attributes:
-        name: as written in the configuration.
-        rows: parameter name -> sorted row numbers, or None for the whole parameter.
-        first_layer: the lowest layer whose output depends on the component; everything below it is frozen.
-            0 for the embedding, the number of layers for the unembedding.
+        name: as written in the experiment.
+        pieces: in the order of the model's parameters, then of the boxes.
+        first_layer: the lowest layer of an attention-only transformer whose output depends on the component: 0 for the
+            embedding, the number of layers for the unembedding. 0 for other models.
+        note: what a reader should know, such as which weights are shared.
     """
 
     name: str
-    rows: Mapping[str, tuple[int, ...] | None]
-    first_layer: int
+    pieces: tuple[Piece, ...]
+    first_layer: int = 0
+    note: str = ""
 
-    def free(self, parameters: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """The free coordinates of ``parameters`` (views where a whole parameter is free, else copies)."""
-        return {
-            name: parameters[name] if rows is None else parameters[name][list(rows)] for name, rows in self.rows.items()
-        }
+    @property
+    def parameters(self) -> tuple[str, ...]:
+        """Names of the parameters it touches."""
+        return tuple(dict.fromkeys(piece.parameter for piece in self.pieces))
+
+    @property
+    def num_coordinates(self) -> int:
+        """Number of free coordinates, d."""
+        return sum(piece.num_coordinates for piece in self.pieces)
+
+    def free(self, parameters: Mapping[str, Tensor]) -> Vector:
+        """The free coordinates of whole ``parameters``, as views."""
+        return {piece.name: piece.view(parameters[piece.parameter]) for piece in self.pieces}
 
     def assign(self, parameters: Mapping[str, Tensor], free: Mapping[str, Tensor]) -> None:
         """Write free coordinates into ``parameters``, in place."""
         with torch.no_grad():
-            for name, rows in self.rows.items():
-                target = parameters[name]
-                target.copy_(free[name]) if rows is None else target.__setitem__(list(rows), free[name])
-
-    def num_coordinates(self, parameters: Mapping[str, Tensor]) -> int:
-        """Number of free coordinates, d."""
-        return sum(tensor.numel() for tensor in self.free(parameters).values())
+            for name, view in self.free(parameters).items():
+                view.copy_(free[name])
 
 
-def component_names(num_layers: int, num_heads: int) -> list[str]:
-    """Every name that the grammar knows for a model of this size (without unions)."""
-    heads = [f"layer.{layer}.head.{head}" for layer in range(num_layers) for head in range(num_heads)]
-    return ["everything", "attention", "embedding", *[f"layer.{i}" for i in range(num_layers)], *heads, "unembedding"]
+def model_components(model: nn.Module) -> dict[str, Component]:
+    """Every component that has a name of its own in this model."""
+    if isinstance(model, AttentionOnlyTransformer):
+        return _attention_only(model)
+    if _is_language_model(model):
+        from patterning_dist.models.anatomy import language_model_components
+
+        return language_model_components(model)
+    return {"everything": Component("everything", _whole(_shapes(model)))}
 
 
 def select_component(model: nn.Module, name: str) -> Component:
-    """Find the parameters that a component name stands for.
-
-    Args:
-        model: an ``AttentionOnlyTransformer``.
-        name: see the grammar in the module docstring.
+    """The component that a name, a pattern of parameter names, or several of them joined by ``+`` stand for.
 
     Raises:
-        PatterningError: no such component; the names that exist are listed.
+        PatterningError: no such component (the names that exist are listed), a slice that does not fit, or parts that
+            share some of their coordinates but not all.
     """
-    parameters = dict(model.named_parameters())
-    num_layers, num_heads = len(model.layers), model.layers[0].query.shape[0]
-    merged: dict[str, tuple[int, ...] | None] = {}
-    first_layers = []
-    for part in name.split("+"):
-        rows, first_layer = _select_one(part, parameters, num_layers, num_heads)
-        first_layers.append(first_layer)
-        for parameter, new in rows.items():
-            old = merged.get(parameter, ())
-            merged[parameter] = None if new is None or old is None else tuple(sorted({*old, *new}))
-    ordered = {parameter: merged[parameter] for parameter in parameters if parameter in merged}
-    return Component(name, ordered, min(first_layers))
+    known, shapes = model_components(model), _shapes(model)
+    parts = [known.get(part) or _matching(model, part, shapes, known) for part in name.split("+")]
+    if len(parts) == 1:
+        return Component(name, parts[0].pieces, parts[0].first_layer, parts[0].note)
+    kept: list[Piece] = []
+    for piece in (piece for part in parts for piece in part.pieces):
+        if any(other.covers(piece) for other in kept):
+            continue
+        kept = [other for other in kept if not piece.covers(other)]
+        if clash := next((other for other in kept if other.overlaps(piece)), None):
+            raise PatterningError(
+                f"component {name!r}: {clash.name} and {piece.name} share a part of their coordinates; "
+                "choose slices of which one holds the other, or none of it"
+            )
+        kept.append(piece)
+    order = {parameter: i for i, parameter in enumerate(shapes)}
+    kept.sort(key=lambda piece: (order[piece.parameter], piece.box))
+    note = "; ".join(dict.fromkeys(part.note for part in parts if part.note))
+    return Component(name, tuple(kept), min(part.first_layer for part in parts), note)
 
 
-def _select_one(
-    part: str, parameters: Mapping[str, Tensor], num_layers: int, num_heads: int
-) -> tuple[dict[str, tuple[int, ...] | None], int]:
-    if part == "everything":
-        return dict.fromkeys(parameters), 0
-    if part == "attention":
-        return {p: None for p in parameters if p.startswith("layers.")}, 0
-    if part == "embedding":
-        return {"embedding": None}, 0
-    if part == "unembedding":
-        return {"unembedding": None}, num_layers
-    match = _LAYER.match(part)
-    if match and int(match[1]) < num_layers and (match[2] is None or int(match[2]) < num_heads):
-        layer = int(match[1])
-        rows = None if match[2] is None else (int(match[2]),)
-        return {p: rows for p in parameters if p.startswith(f"layers.{layer}.")}, layer
-    raise PatterningError(
-        f"component {part!r} does not exist in this model; there are: "
-        f"{', '.join(component_names(num_layers, num_heads))} (join several with '+')"
-    )
+def _matching(
+    model: nn.Module, part: str, shapes: Mapping[str, tuple[int, ...]], known: Mapping[str, Component]
+) -> Component:
+    """A pattern of parameter names, with the same slices for each."""
+    match = _PATTERN.match(part)
+    names = [parameter for parameter in shapes if match and fnmatch.fnmatchcase(parameter, match["names"])]
+    if not names:
+        shown = [*known] if len(known) <= 40 else [*list(known)[:40], f"... ({len(known)} in all)"]
+        raise PatterningError(
+            f"component {part!r} does not exist in this model; there are: {', '.join(shown)}, patterns of parameter "
+            f"names like {next(iter(shapes))!r} (join several with '+'){_reason(model, part)}"
+        )
+    slices = match["slices"]
+    if slices is None:
+        return Component(part, tuple(Piece.whole(parameter, shapes[parameter]) for parameter in names))
+    return Component(part, tuple(_sliced(part, slices, parameter, shapes[parameter]) for parameter in names))
+
+
+def _reason(model: nn.Module, part: str) -> str:
+    """Why a head that one would expect is not there, where that can be said."""
+    if not _is_language_model(model):
+        return ""
+    from patterning_dist.models.anatomy import missing_head
+
+    reason = missing_head(model, part)
+    return f"; {reason}" if reason else ""
+
+
+def _sliced(part: str, slices: str, parameter: str, shape: tuple[int, ...]) -> Piece:
+    wanted = [_SLICE.match(text.strip()) for text in slices.split(",")]
+    box = []
+    if all(wanted) and len(wanted) <= len(shape):
+        for match, size in zip(wanted, shape, strict=False):
+            if match[1] is not None:
+                box.append((int(match[1]), int(match[1]) + 1))
+            else:
+                box.append((int(match[2] or 0), int(match[3] or size)))
+        box += [(0, size) for size in shape[len(box) :]]
+    if not box or any(not 0 <= start < stop <= size for (start, stop), size in zip(box, shape, strict=True)):
+        raise PatterningError(
+            f"component {part!r}: [{slices}] does not fit {parameter}, whose shape is {list(shape)}; "
+            "write start:stop or a row for every axis, as in weight[0:16,:]"
+        )
+    return Piece(parameter, shape, tuple(box))
+
+
+def _attention_only(model: AttentionOnlyTransformer) -> dict[str, Component]:
+    """A head is the slice ``[M]`` along axis 0 of every parameter of its layer."""
+    shapes, num_layers = _shapes(model), len(model.layers)
+
+    def whole(name: str, prefix: str, first_layer: int) -> Component:
+        return Component(name, _whole({p: s for p, s in shapes.items() if p.startswith(prefix)}), first_layer)
+
+    found = [whole("everything", "", 0), whole("attention", "layers.", 0), whole("embedding", "embedding", 0)]
+    heads = []
+    for layer in range(num_layers):
+        prefix = f"layers.{layer}."
+        found += [whole(f"layer.{layer}", prefix, layer), whole(f"layer.{layer}.attention", prefix, layer)]
+        for head in range(model.layers[layer].query.shape[0]):
+            pieces = (Piece.along(p, s, 0, head, head + 1) for p, s in shapes.items() if p.startswith(prefix))
+            heads.append(Component(f"layer.{layer}.head.{head}", tuple(pieces), layer))
+    found += [*heads, whole("unembedding", "unembedding", num_layers)]
+    return {component.name: component for component in found}
+
+
+def _is_language_model(model: nn.Module) -> bool:
+    # transformers takes seconds to import: whoever has such a model has imported it.
+    transformers = sys.modules.get("transformers")
+    return transformers is not None and isinstance(model, transformers.PreTrainedModel)
+
+
+def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
+    return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
+
+
+def _whole(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Piece, ...]:
+    return tuple(Piece.whole(parameter, shape) for parameter, shape in shapes.items())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ import ray
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.environment import ray_session
 from patterning_dist.runtime.workers import model_workers, run_tasks
-from patterning_dist.sampling.study import Study
+from patterning_dist.sampling.study import Study, open_study
 
 _SHARD = 256  # pool sequences a task: seconds of work, so that the last tasks do not leave workers idle
 _SUBSET_TASKS = 4
@@ -60,7 +61,9 @@ def score_pool(
     ids = np.arange(study.pool.num_sequences)
     shards = [ids[start : start + _SHARD] for start in range(0, len(ids), _SHARD)]
     with ray_session(study.config.sampling.threads_per_worker):
-        workers = model_workers(study.config, directory, len(shards))
+        workers = model_workers(
+            partial(open_study, study.config, directory), study.config.sampling, study.device, len(shards)
+        )
 
         def together(label: str, calls: list[Callable]) -> list[Any]:
             progress.start(label, len(calls))

@@ -4,22 +4,21 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import ray
 import torch
 from ray.actor import ActorHandle
 
-from patterning_dist.config import Config
+from patterning_dist.config import SamplingConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.ledger import ChainRecord
-from patterning_dist.runtime.environment import prepare_process, resolve_device
+from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.sampling.chain import Chain, ChainFailure, Draw
 from patterning_dist.sampling.direction import directional_losses, response_direction
+from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.restricted import RestrictedModel, Vector
-from patterning_dist.sampling.study import Study
 
 # Seconds between two notes of a chain to the progress board.
 _NOTE_EVERY = 0.5
@@ -42,66 +41,93 @@ class ProgressBoard:
         return self._notes
 
 
+class ChainStudy(Protocol):
+    """What a worker needs of a study: any of its chains."""
+
+    def chain(self, unit: str, number: int, **changes: Any) -> Chain: ...
+
+
+MakeStudy = Callable[[str, Ranks], ChainStudy]  # (device, ranks) -> study, in the process that is to hold it
+
+
+def run_chain(
+    study: ChainStudy, unit: str, number: int, aggregator: ActorHandle, board: ActorHandle, draws_per_push: int
+) -> ChainRecord:
+    """Run one chain to its end, pushing its draws to the aggregator; a failed chain is a record, not an error.
+
+    Args:
+        study: held by this process.
+        unit: the set of chains that share a ledger: a component.
+        number: of the chain.
+        aggregator, board: actors that take in draws and notes of progress.
+        draws_per_push: draws sent at once.
+    """
+    started = time.monotonic()
+    key = f"{unit} chain {number}"
+    record = ChainRecord(number)
+    ray.get(aggregator.open.remote(unit, number))
+    arrays: dict[str, np.ndarray] = {}
+    try:
+        chain = study.chain(unit, number)
+        arrays["center_losses"] = chain.center_losses
+        try:
+            _push_draws(chain, unit, aggregator, board, key, draws_per_push)
+        finally:
+            record.steps = chain.state.step
+        if chain.sums is not None:
+            arrays["sums"] = chain.sums.numpy() / chain.num_draws
+    except ChainFailure as failure:
+        record.healthy, record.reason = False, str(failure)
+        board.note.remote(key, done=0, total=1, loss=None, healthy=False)
+    record.seconds = time.monotonic() - started
+    ray.get(aggregator.close.remote(unit, record, arrays))
+    return record
+
+
+def _push_draws(
+    chain: Chain, unit: str, aggregator: ActorHandle, board: ActorHandle, key: str, draws_per_push: int
+) -> None:
+    noted, unacknowledged = 0.0, None
+    total = chain.settings.num_draws
+    for sequence_number, draws in enumerate(_batched(chain.draws(), draws_per_push)):
+        block = []
+        for draw in draws:
+            block.append(draw)
+            if time.monotonic() - noted > _NOTE_EVERY or draw.number + 1 == total:
+                board.note.remote(key, done=draw.number + 1, total=total, loss=draw.mean_loss, healthy=True)
+                noted = time.monotonic()
+        # At most one push is under way: a slow aggregator slows the chain down instead of filling memory.
+        if unacknowledged is not None:
+            ray.get(unacknowledged)
+        unacknowledged = aggregator.push.remote(
+            unit,
+            chain.number,
+            sequence_number,
+            np.stack([d.observables for d in block]),
+            np.stack([d.losses for d in block]).astype(np.float32),
+            np.array([d.mean_loss for d in block]),
+        )
+    ray.get(unacknowledged)
+
+
 @ray.remote
 class ModelWorker:
-    """One process with the study loaded, for any number of tasks one after another."""
+    """One process with a study loaded, for any number of tasks one after another."""
 
-    def __init__(self, config: Config, directory: Path) -> None:
-        prepare_process(config.sampling.threads_per_worker)
-        self.config = config
-        self.study = Study(config, directory, resolve_device(config.device))
+    def __init__(self, make_study: MakeStudy, sampling: SamplingConfig, device: str) -> None:
+        prepare_process(sampling.threads_per_worker)
+        self.draws_per_push = sampling.draws_per_push
+        self.study = make_study(device, Ranks())
 
-    def chain(self, component: str, number: int, aggregator: ActorHandle, board: ActorHandle) -> ChainRecord:
-        """Run one chain to its end, pushing its draws to the aggregator; a failed chain is a record, not an error."""
-        started = time.monotonic()
-        key = f"{component} chain {number}"
-        record = ChainRecord(number)
-        ray.get(aggregator.open.remote(component, number))
-        arrays: dict[str, np.ndarray] = {}
-        try:
-            chain = self.study.chain(component, number)
-            arrays["center_losses"] = chain.center_losses
-            try:
-                self._push_draws(chain, component, aggregator, board, key)
-            finally:
-                record.steps = chain.state.step
-            if chain.sums is not None:
-                arrays["sums"] = chain.sums.numpy() / chain.num_draws
-        except ChainFailure as failure:
-            record.healthy, record.reason = False, str(failure)
-            board.note.remote(key, done=0, total=1, loss=None, healthy=False)
-        record.seconds = time.monotonic() - started
-        ray.get(aggregator.close.remote(component, record, arrays))
-        return record
-
-    def _push_draws(self, chain: Chain, component: str, aggregator: ActorHandle, board: ActorHandle, key: str) -> None:
-        noted, unacknowledged = 0.0, None
-        total = chain.settings.num_draws
-        for sequence_number, draws in enumerate(_batched(chain.draws(), self.config.sampling.draws_per_push)):
-            block = []
-            for draw in draws:
-                block.append(draw)
-                if time.monotonic() - noted > _NOTE_EVERY or draw.number + 1 == total:
-                    board.note.remote(key, done=draw.number + 1, total=total, loss=draw.mean_loss, healthy=True)
-                    noted = time.monotonic()
-            # At most one push is under way: a slow aggregator slows the chain down instead of filling memory.
-            if unacknowledged is not None:
-                ray.get(unacknowledged)
-            unacknowledged = aggregator.push.remote(
-                component,
-                chain.number,
-                sequence_number,
-                np.stack([d.observables for d in block]),
-                np.stack([d.losses for d in block]).astype(np.float32),
-                np.array([d.mean_loss for d in block]),
-            )
-        ray.get(unacknowledged)
+    def chain(self, unit: str, number: int, aggregator: ActorHandle, board: ActorHandle) -> ChainRecord:
+        """See ``run_chain``."""
+        return run_chain(self.study, unit, number, aggregator, board, self.draws_per_push)
 
     def direction(
         self, component: str, mean_position: np.ndarray, mean_gradient: np.ndarray
     ) -> tuple[np.ndarray, dict[str, Any]]:
         """c_phi = Sigma E[grad phi] as a flat vector, with how conjugate gradients ended."""
-        settings = self.config.response.direction
+        settings = self.study.config.response.direction
         model = self.study.restricted(component)
         model.place(_unflatten(mean_position, model))
         solution = response_direction(
@@ -135,7 +161,7 @@ class ModelWorker:
         """
         model = self.study.restricted(component)
         position = _unflatten(mean_position, model)
-        step = self.config.response.direction.step * float(np.linalg.norm(mean_position))
+        step = self.study.config.response.direction.step * float(np.linalg.norm(mean_position))
         source = self.study.probe_source if probe else self.study.pool
         parts = []
         for start in range(0, len(ids), 16 * _CHUNK):
@@ -172,7 +198,7 @@ def _unflatten(flat: np.ndarray, model: RestrictedModel) -> Vector:
     return pieces
 
 
-def model_workers(config: Config, directory: Path, num_tasks: int) -> list[ActorHandle]:
+def model_workers(make_study: MakeStudy, sampling: SamplingConfig, device: str, num_tasks: int) -> list[ActorHandle]:
     """As many workers as the configuration or the cluster allows, at most one a task.
 
     On cuda every worker takes a GPU, elsewhere ``sampling.threads_per_worker`` CPUs.
@@ -181,10 +207,10 @@ def model_workers(config: Config, directory: Path, num_tasks: int) -> list[Actor
         PatterningError: the cluster has not what one worker needs; says what is asked for and what is there.
     """
     there = ray.cluster_resources()
-    if resolve_device(config.device) == "cuda":
+    if device == "cuda":
         need, options = ("GPU", 1), {"num_gpus": 1, "num_cpus": 0}
     else:
-        need, options = ("CPU", config.sampling.threads_per_worker), {"num_cpus": config.sampling.threads_per_worker}
+        need, options = ("CPU", sampling.threads_per_worker), {"num_cpus": sampling.threads_per_worker}
     resource, amount = need
     fitting = int(there.get(resource, 0) // amount)
     if fitting < 1:
@@ -192,8 +218,8 @@ def model_workers(config: Config, directory: Path, num_tasks: int) -> list[Actor
             f"a chain worker needs {amount} {resource}, the Ray cluster has {there.get(resource, 0):g}; "
             "lower sampling.threads_per_worker or add nodes"
         )
-    wanted = min(config.sampling.workers or fitting, fitting, num_tasks)
-    return [ModelWorker.options(**options).remote(config, directory) for _ in range(wanted)]
+    wanted = min(sampling.workers or fitting, fitting, num_tasks)
+    return [ModelWorker.options(**options).remote(make_study, sampling, device) for _ in range(wanted)]
 
 
 def run_tasks(

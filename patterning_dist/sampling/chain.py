@@ -1,7 +1,7 @@
-"""One posterior chain: SGLD steps, and every so often a draw at which all losses of the probe are measured.
+"""One posterior chain: sampler steps, and every so often a draw at which all losses of the probe are measured.
 
 A chain is a deterministic function of (settings, chain number): its minibatches and noise are addressed by step, so the
-state below is all that a restart needs. There is no Ray here.
+state below is all that a restart needs, and the layout of the model over ranks does not matter. There is no Ray here.
 """
 
 from __future__ import annotations
@@ -9,18 +9,19 @@ from __future__ import annotations
 import math
 import zlib
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from patterning_dist.data.sampler import minibatch
-from patterning_dist.sampling import sgld
-from patterning_dist.sampling.noise import standard_normal
-from patterning_dist.sampling.observables import SplitLosses
+from patterning_dist.models.components import Vector
+from patterning_dist.sampling.noise import Noise
 from patterning_dist.sampling.posterior import Posterior
-from patterning_dist.sampling.restricted import RestrictedModel
+from patterning_dist.sampling.samplers import Sampler
+from patterning_dist.sampling.target import Target
 
 # A chain further from w* than this many prior radii has left the neighbourhood: under the localisation alone
 # gamma |w - w*|^2 is chi-squared with d degrees of freedom, mean d.
@@ -34,11 +35,12 @@ class ChainSettings:
     Attributes:
         posterior: n_beta and gamma.
         step_size: eps, (unit of weight)^2.
-        batch_size: sequences a minibatch.
-        burn_in: SGLD steps before the first draw.
+        batch_size: samples a minibatch.
+        burn_in: steps before the first draw.
         num_draws: draws recorded.
-        steps_between_draws: SGLD steps from one draw to the next.
+        steps_between_draws: steps from one draw to the next.
         seed: of the whole run; chains of different components differ all the same.
+        sampler: the update rule.
     """
 
     posterior: Posterior
@@ -48,14 +50,15 @@ class ChainSettings:
     num_draws: int
     steps_between_draws: int
     seed: int
+    sampler: Sampler = field(default_factory=Sampler)
 
 
 @dataclass(frozen=True)
 class Draw:
     """What one draw measured: deviations from the centre w*, in nats.
 
-    ``observables`` [observable] float64; ``losses`` [probe column] float64: every probe token, then the mean of every
-    probe sequence; ``mean_loss`` L(w) - L(w*) over the probe tokens.
+    ``observables`` [observable] float64; ``losses`` [probe column] float64: every probe entry, then the mean of every
+    probe sample that has several; ``mean_loss`` L(w) - L(w*) over the probe entries.
     """
 
     number: int
@@ -69,51 +72,42 @@ class ChainFailure(Exception):
 
 
 class Chain:
-    """A resumable chain on one component.
+    """A resumable chain on one component. On a chain group every rank runs one over its part of the model.
 
     Args:
-        model: restricted to the component, at w*.
+        target: restricted to the component, at w*.
         settings: see ``ChainSettings``.
         number: of the chain, from 0.
-        population: number of training sequences.
-        training_tokens: sequence ids -> token ids [sequence, position].
-        probe: token ids of the samples whose losses are recorded [sequence, position].
-        splits: split losses; ``component_losses`` of them come first in ``Draw.observables``.
-        num_component_losses: how many observables are the probe's mean loss itself.
-        functions: the user's observables.
+        population: number of training samples.
         accumulate_gradients: also sum w and grad phi of the split losses over the draws (for the response direction).
+        recorder: is handed every draw; keeps what is not to be reduced.
     """
 
     def __init__(
         self,
-        model: RestrictedModel,
+        target: Target,
         settings: ChainSettings,
         number: int,
         *,
         population: int,
-        training_tokens: Callable[[np.ndarray], np.ndarray],
-        probe: Tensor,
-        splits: SplitLosses,
-        num_component_losses: int = 0,
-        functions: tuple[Callable[[torch.nn.Module], Tensor], ...] = (),
         accumulate_gradients: bool = False,
+        recorder: Callable[[Draw], None] | None = None,
     ) -> None:
-        self.model, self.settings, self.number = model, settings, number
-        self.population, self.training_tokens = population, training_tokens
-        self.splits, self.num_component_losses, self.functions = splits, num_component_losses, functions
+        self.target, self.settings, self.number, self.population = target, settings, number, population
+        self.recorder = recorder
         # Chains of different components must not share noise or minibatches: that would correlate their errors.
-        self.seed = zlib.crc32(f"{settings.seed}/{model.component.name}".encode())
-        self.device = probe.device
-        self.probe = model.freeze(probe)
-        self.held_out = model.freeze(splits.tokens.to(self.device)) if len(splits.names) else None
-        self.coefficients = splits.coefficients.to(self.device)
-        self.state = sgld.init(model.center)
+        self.seed = zlib.crc32(f"{settings.seed}/{target.name}".encode())
+        self._sign_seed = zlib.crc32(f"{settings.seed}/{target.name}/signs".encode())
+        self.num_coordinates = sum(target.totals.values())
+        self._sampler = settings.sampler.module
+        self.state = self._sampler.init(target.live())
         self.num_draws = 0
-        self.sums = None
+        self._center = target.measure()
+        self.center_losses = self._center.losses.numpy()
+        self.sums: Tensor | None = None
         if accumulate_gradients:
-            self.sums = torch.zeros(1 + len(splits.names), self._flat(model.center).numel(), dtype=torch.float64)
-        self._center_observables, self._center_losses = self._evaluate()
-        self.center_losses = self._center_losses.numpy()
+            rows = 1 + len(target.split_gradients())
+            self.sums = torch.zeros(rows, self._flat(target.center).numel(), dtype=torch.float64)
 
     def draws(self) -> Iterator[Draw]:
         """Yield the draws that are still to come.
@@ -126,62 +120,100 @@ class Chain:
             wanted = settings.burn_in + self.num_draws * settings.steps_between_draws
             while self.state.step < wanted:
                 self._step()
-            yield self._draw()
+            draw = self._draw()
+            if self.recorder is not None:
+                self.recorder(draw)
+            yield draw
 
-    def state_dict(self) -> dict[str, object]:
-        """All that ``load_state_dict`` needs to go on, bit for bit."""
+    def state_dict(self) -> dict[str, Any]:
+        """All that ``load_state_dict`` needs to go on, bit for bit; of this rank."""
         return {
-            "position": self.state.position,
-            "step": self.state.step,
+            "sampler": {name: _copy(value) for name, value in self.state._asdict().items()},
             "num_draws": self.num_draws,
             "sums": None if self.sums is None else self.sums.clone(),  # summed up in place
         }
 
-    def load_state_dict(self, state: dict) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from ``state_dict()`` of a chain built with the same arguments."""
-        self.state = sgld.State({n: w.clone() for n, w in state["position"].items()}, state["step"])
+        live = self.state.position
+        for name, w in state["sampler"]["position"].items():
+            live[name].copy_(w)
+        self.state = self._sampler.State(**{n: _copy(v) for n, v in state["sampler"].items()} | {"position": live})
         self.num_draws = state["num_draws"]
         self.sums = None if state["sums"] is None else state["sums"].clone()
 
     def _step(self) -> None:
         settings, step = self.settings, self.state.step
         ids = minibatch(self.seed, self.number, step, settings.batch_size, self.population)
-        self.model.place(self.state.position)
-        loss, gradient = self.model.mean_loss_gradient(torch.from_numpy(self.training_tokens(ids)).to(self.device))
+        loss, gradient = self.target.gradient(ids)
         if not math.isfinite(loss):
             raise ChainFailure(
                 f"the loss became {loss} at step {step}; lower sampling.step_size ({settings.step_size:g})"
             )
-        self.state = sgld.step(
+        options: dict[str, Any] = dict(settings.sampler.options)
+        if settings.sampler.needs_curvature:
+            options["curvature"] = self._curvature(ids)
+        if settings.sampler.kind == "sgnht":
+            options |= {"num_coordinates": self.num_coordinates, "total": self._total}
+        self.state = self._sampler.step_(
             self.state,
             gradient,
-            standard_normal(self.seed, self.number, step, self.state.position),
-            center=self.model.center,
+            self._noise(self.seed, step),
+            center=self.target.center,
             posterior=settings.posterior,
             step_size=settings.step_size,
+            **options,
         )
+
+    def _noise(self, seed: int, step: int) -> Noise:
+        target = self.target
+        shapes = {name: tuple(w.shape) for name, w in target.center.items()}
+        return Noise(seed, self.number, step, target.extents, shapes, target.device)
+
+    def _total(self, value: float) -> float:
+        return self.target.ranks.sum(torch.tensor(value, dtype=torch.float64)).item()
+
+    def _curvature(self, ids: np.ndarray) -> Vector:
+        """Diagonal of the minibatch Hessian by one random sign vector z, z * (H z) (Hutchinson, 1990).
+
+        H z is a central difference of gradients over the length of one step of noise, sqrt(eps): it needs nothing of a
+        model but its gradient.
+        """
+        live, length = self.state.position, math.sqrt(self.settings.step_size)
+        signs = {name: torch.sign(z) for name, z in self._noise(self._sign_seed, self.state.step).items()}
+        kept, sides = {name: w.clone() for name, w in live.items()}, []
+        for side in (length, -length):
+            for name, w in live.items():
+                w.copy_(kept[name] + side * signs[name])
+            sides.append(self.target.gradient(ids)[1])
+        for name, w in live.items():
+            w.copy_(kept[name])
+        return {name: z * (sides[0][name] - sides[1][name]) / (2 * length) for name, z in signs.items()}
 
     def _draw(self) -> Draw:
         self._check_radius()
-        self.model.place(self.state.position)
-        observables, losses = self._evaluate()
-        observables, losses = observables - self._center_observables, losses - self._center_losses
+        measured = self.target.measure()
+        observables = measured.observables - self._center.observables
+        losses = measured.losses - self._center.losses
         if not (torch.isfinite(losses).all() and torch.isfinite(observables).all()):
             raise ChainFailure(
                 f"a loss or observable is not finite at draw {self.num_draws} (step {self.state.step}); "
                 f"lower sampling.step_size ({self.settings.step_size:g})"
             )
         if self.sums is not None:
-            gradients = self.model.gradients(self.held_out, self.coefficients)
+            gradients = self.target.split_gradients()
             self.sums += torch.stack([self._flat(v) for v in (self.state.position, *gradients)])
-        draw = Draw(self.num_draws, observables.numpy(), losses.numpy(), losses[: self._num_tokens].mean().item())
+        mean_loss = measured.mean_loss - self._center.mean_loss
+        draw = Draw(self.num_draws, observables.numpy(), losses.numpy(), mean_loss)
         self.num_draws += 1
         return draw
 
     def _check_radius(self) -> None:
-        distance = sum(((w - self.model.center[n]) ** 2).sum().item() for n, w in self.state.position.items())
-        num_coordinates = sum(w.numel() for w in self.state.position.values())
-        radii_squared = self.settings.posterior.localization * distance / num_coordinates
+        squared = sum(
+            torch.linalg.vector_norm(w - self.target.center[name], dtype=torch.float64).item() ** 2
+            for name, w in self.state.position.items()
+        )
+        radii_squared = self.settings.posterior.localization * self._total(squared) / self.num_coordinates
         if not radii_squared < _MAX_PRIOR_RADII_SQUARED:  # catches NaN as well
             raise ChainFailure(
                 f"the weights left the neighbourhood of the checkpoint by step {self.state.step} "
@@ -189,18 +221,10 @@ class Chain:
                 f"lower sampling.step_size ({self.settings.step_size:g}) or raise sampling.localization"
             )
 
-    def _evaluate(self) -> tuple[Tensor, Tensor]:
-        """(observables, probe losses: tokens then sequence means), absolute, float64 on the CPU."""
-        probe = self.model.losses(self.probe).double().cpu()
-        self._num_tokens = probe.numel()
-        columns = [probe.mean().expand(self.num_component_losses)]
-        if self.held_out is not None:
-            held_out = self.model.losses(self.held_out).double().cpu()
-            columns.append((self.splits.coefficients.double().cpu() * held_out).sum(dim=(1, 2)))
-        with torch.no_grad():
-            columns += [f(self.model.model).double().cpu().reshape(-1) for f in self.functions]
-        return torch.cat(columns), torch.cat([probe.flatten(), probe.mean(dim=1)])
-
     @staticmethod
-    def _flat(tensors: dict[str, Tensor]) -> Tensor:
+    def _flat(tensors: Vector) -> Tensor:
         return torch.cat([t.double().cpu().flatten() for t in tensors.values()])
+
+
+def _copy(value: Any) -> Any:
+    return {name: tensor.clone() for name, tensor in value.items()} if isinstance(value, dict) else value

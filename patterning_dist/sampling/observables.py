@@ -10,6 +10,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -92,8 +93,12 @@ def split_losses(
     return SplitLosses(tuple(splits), all_tokens, torch.from_numpy(coefficients.astype(np.float32)))
 
 
-def load_function(path: str) -> Callable[[torch.nn.Module], Tensor]:
-    """Import a user's observable ``package.module:function``; it maps the model to a Tensor [k].
+def load_function(path: str, what: str = "observable function") -> Callable[..., Any]:
+    """Import a user's function ``package.module:function``, such as an observable, model -> Tensor [k].
+
+    Args:
+        path: of the function.
+        what: it is, for the message.
 
     Raises:
         PatterningError: the path is malformed, the module cannot be imported or has no such function.
@@ -102,7 +107,5 @@ def load_function(path: str) -> Callable[[torch.nn.Module], Tensor]:
     try:
         function = getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
-        raise PatterningError(
-            f"observable function {path!r} cannot be loaded ({error}); expected package.module:function"
-        ) from None
+        raise PatterningError(f"{what} {path!r} cannot be loaded ({error}); expected package.module:function") from None
     return function

@@ -12,10 +12,8 @@ import torch
 from torch import Tensor
 
 from patterning_dist.models.attention import AttentionOnlyTransformer
-from patterning_dist.models.components import Component
+from patterning_dist.models.components import Component, Vector
 from patterning_dist.models.losses import token_losses
-
-Vector = dict[str, Tensor]  # parameter name -> free coordinates of the component
 
 
 class FrozenBatch:
@@ -43,11 +41,12 @@ class RestrictedModel:
         self.component = component
         self.parameters = dict(model.named_parameters())
         self.center = {name: w.clone() for name, w in component.free(self.parameters).items()}
-        for name in component.rows:
+        self._embedding_moves = "embedding" in component.parameters
+        for name in component.parameters:
             self.parameters[name].requires_grad_(True)
 
     def place(self, position: Mapping[str, Tensor]) -> None:
-        """Move the component to ``position`` (parameter name -> free coordinates)."""
+        """Move the component to ``position`` (piece name -> free coordinates)."""
         self.component.assign(self.parameters, position)
 
     def freeze(self, tokens: Tensor, chunk_size: int = 16) -> FrozenBatch:
@@ -100,19 +99,19 @@ class RestrictedModel:
         return total
 
     def _free_gradient(self, value: Tensor, **options: bool) -> Vector:
-        names = list(self.component.rows)
+        names = self.component.parameters
         full = torch.autograd.grad(value, [self.parameters[n] for n in names], **options)
         return self.component.free(dict(zip(names, full, strict=True)))
 
     def _below(self, inputs: Tensor) -> Tensor:
         """The residual stream that enters the component's first layer; token ids where the embedding moves."""
-        if "embedding" in self.component.rows:
+        if self._embedding_moves:
             return inputs
         with torch.no_grad():
             return self._through(self.model.embed(inputs), self.model.layers[: self.component.first_layer])
 
     def _chunk_losses(self, stream: Tensor, tokens: Tensor) -> Tensor:
-        x = self.model.embed(stream) if "embedding" in self.component.rows else stream
+        x = self.model.embed(stream) if self._embedding_moves else stream
         x = self._through(x, self.model.layers[self.component.first_layer :])
         return token_losses(self.model.unembed(x), tokens)
 

@@ -2,24 +2,29 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from safetensors.torch import load_file
 
 from patterning_dist.config import Config
-from patterning_dist.config.sampling import ComponentLossConfig, FunctionConfig, SplitLossConfig
+from patterning_dist.config.sampling import ComponentLossConfig, FunctionConfig, SamplingConfig, SplitLossConfig
 from patterning_dist.data.sampler import permutation
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.attention import AttentionOnlyTransformer, build_model
 from patterning_dist.models.components import select_component
 from patterning_dist.sampling.chain import Chain, ChainSettings
+from patterning_dist.sampling.layered import LayeredTarget
 from patterning_dist.sampling.observables import SplitLosses, load_function, split_losses
 from patterning_dist.sampling.posterior import Posterior
+from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.restricted import RestrictedModel
+from patterning_dist.sampling.samplers import Sampler
 
 # Streams of the counter-based sampler, apart from those of chains (small numbers) and epochs.
 _PROBE_STREAM, _HELD_OUT_STREAM, _HESSIAN_STREAM = 0x70726F6265, 0x68656C64, 0x68657373
@@ -116,36 +121,60 @@ class Study:
 
     def posterior(self, component: str) -> Posterior:
         """n_beta and gamma of a component's chains."""
-        settings = self.config.sampling.resolve(component)
-        return Posterior(settings.inverse_temperature, settings.localization)
+        return chain_settings(self.config.sampling, component, self.config.seed).posterior
 
     def restricted(self, component: str) -> RestrictedModel:
         """The checkpoint with one component free."""
         model = self.checkpoint()
         return RestrictedModel(model, select_component(model, component))
 
-    def chain(self, component: str, number: int) -> Chain:
-        """Chain ``number`` on ``component``, at its first step."""
-        config = self.config.sampling
-        resolved = config.resolve(component)
-        settings = ChainSettings(
-            posterior=self.posterior(component),
-            step_size=resolved.step_size,
-            batch_size=config.batch_size,
-            burn_in=resolved.burn_in,
-            num_draws=resolved.num_draws,
-            steps_between_draws=resolved.steps_between_draws,
-            seed=self.config.seed,
-        )
-        return Chain(
+    def target(self, component: str) -> LayeredTarget:
+        """What a chain on ``component`` walks on."""
+        observables = self.config.sampling.observables
+        return LayeredTarget(
             self.restricted(component),
-            settings,
-            number,
-            population=self.pool.num_sequences,
             training_tokens=self.pool.tokens,
             probe=torch.from_numpy(self.probe_tokens).to(self.device),
             splits=self.splits,
-            num_component_losses=sum(isinstance(o, ComponentLossConfig) for o in config.observables),
-            functions=tuple(load_function(o.path) for o in config.observables if isinstance(o, FunctionConfig)),
-            accumulate_gradients=component == self.config.response.direction.component,
+            num_component_losses=sum(isinstance(o, ComponentLossConfig) for o in observables),
+            functions=tuple(load_function(o.path) for o in observables if isinstance(o, FunctionConfig)),
         )
+
+    def chain(self, component: str, number: int, **changes: Any) -> Chain:
+        """Chain ``number`` on ``component``, at its first step; ``changes`` replace fields of its settings."""
+        return Chain(
+            self.target(component),
+            replace(chain_settings(self.config.sampling, component, self.config.seed), **changes),
+            number,
+            population=self.pool.num_sequences,
+            accumulate_gradients=component == self.config.response.direction.component and not changes,
+        )
+
+
+def open_study(config: Config, directory: Path, device: str, ranks: Ranks) -> Study:
+    """The study of a run in a worker.
+
+    Raises:
+        PatterningError: several ranks; the models of a run are small, and each chain takes one process.
+    """
+    if ranks.size > 1:
+        raise PatterningError(
+            f"sampling.ranks_per_chain: {ranks.size} ranks for the attention-only transformer, expected 1; "
+            "remove the key, or study a large model with `patterning study`"
+        )
+    return Study(config, directory, device)
+
+
+def chain_settings(sampling: SamplingConfig, component: str, seed: int) -> ChainSettings:
+    """How the chains of one component walk, from the section of an experiment."""
+    resolved = sampling.resolve(component)
+    return ChainSettings(
+        posterior=Posterior(resolved.inverse_temperature, resolved.localization),
+        step_size=resolved.step_size,
+        batch_size=sampling.batch_size,
+        burn_in=resolved.burn_in,
+        num_draws=resolved.num_draws,
+        steps_between_draws=resolved.steps_between_draws,
+        seed=seed,
+        sampler=Sampler(sampling.sampler.kind, sampling.sampler.model_dump(exclude={"kind"})),
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 from patterning_dist.config import Config
@@ -10,7 +11,7 @@ from patterning_dist.response.ledger import Ledger
 from patterning_dist.rundir import RunDirectory
 from patterning_dist.runtime.chains import run_chains
 from patterning_dist.runtime.environment import resolve_device
-from patterning_dist.sampling.study import Study
+from patterning_dist.sampling.study import Study, open_study
 from patterning_dist.stages.susceptibilities import write_susceptibilities
 
 
@@ -32,7 +33,9 @@ def sample(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     # The direction's component also takes gradients at every draw: its chains are the longest, so they go first.
     order = sorted(components, key=lambda name: name != config.response.direction.component)
     tasks = [(name, chain) for name in order for chain in range(planned[name].num_chains)]
-    records = run_chains(config, run.path, ledgers, tasks, progress)
+    records = run_chains(
+        partial(open_study, config, run.path), settings, study.device, run.path / "sampling", ledgers, tasks, progress
+    )
     for (name, _), record in zip(tasks, records, strict=True):
         if not record.healthy:
             run.event("sample", "chain_excluded", component=name, chain=record.chain, reason=record.reason)

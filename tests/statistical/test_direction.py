@@ -11,7 +11,6 @@ from patterning_dist.models.attention import AttentionOnlyTransformer
 from patterning_dist.models.components import select_component
 from patterning_dist.models.losses import token_losses
 from patterning_dist.sampling.direction import conjugate_gradients, directional_losses, response_direction
-from patterning_dist.sampling.noise import standard_normal
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.restricted import RestrictedModel
 
@@ -83,13 +82,18 @@ def tiny(component):
 TOKENS = torch.from_numpy(np.random.default_rng(4).integers(0, 31, size=(19, 12)))  # two chunks of unequal size
 
 
+def random_vector(like, seed):
+    generator = torch.Generator().manual_seed(seed)
+    return {name: torch.randn(w.shape, generator=generator) for name, w in like.items()}
+
+
 def exact_losses(restricted, free):
     """Per-token losses as a function of the free coordinates, for automatic differentiation."""
     parameters = {name: p.detach() for name, p in restricted.parameters.items()}
-    for name, rows in restricted.component.rows.items():
-        whole = parameters[name].clone()
-        whole = free[name] if rows is None else whole.index_copy(0, torch.tensor(rows), free[name])
-        parameters[name] = whole
+    for piece in restricted.component.pieces:
+        whole = parameters[piece.parameter].clone()
+        piece.view(whole)[...] = free[piece.name]
+        parameters[piece.parameter] = whole
     return token_losses(functional_call(restricted.model, parameters, TOKENS[:, :-1]), TOKENS)
 
 
@@ -109,14 +113,14 @@ def test_hessian_products_are_those_of_the_dense_hessian(component):
     hessian = torch.autograd.functional.hessian(mean_loss, flat)
     batch = restricted.freeze(TOKENS)
     for step in range(3):
-        vector = standard_normal(0, 0, step, restricted.center)
+        vector = random_vector(restricted.center, step)
         got = restricted.hessian_product(batch, vector)
         wanted = hessian @ torch.cat([v.flatten() for v in vector.values()])
         torch.testing.assert_close(torch.cat([g.flatten() for g in got.values()]), wanted, rtol=1e-3, atol=1e-5)
         assert wanted.abs().max() > 1e-3
 
     # ( n_beta H + gamma )^-1 g by conjugate gradients against a dense solve, with gamma above the negative curvature.
-    gradient = standard_normal(0, 0, 9, restricted.center)
+    gradient = random_vector(restricted.center, 9)
     lowest = torch.linalg.eigvalsh(hessian.double()).min().item()
     assert lowest < 0
     posterior = Posterior(inverse_temperature=30.0, localization=2.0 - 30.0 * lowest)
@@ -134,8 +138,9 @@ def test_hessian_products_are_those_of_the_dense_hessian(component):
 def test_directional_losses_are_exact_derivatives(component):
     restricted = tiny(component)
     batch = restricted.freeze(TOKENS)
-    position = {n: w + 0.05 * standard_normal(1, 0, 0, {n: w})[n] for n, w in restricted.center.items()}
-    direction = {n: 3 * v for n, v in standard_normal(2, 0, 0, restricted.center).items()}
+    moved = random_vector(restricted.center, 1)
+    position = {n: w + 0.05 * moved[n] for n, w in restricted.center.items()}
+    direction = {n: 3 * v for n, v in random_vector(restricted.center, 2).items()}
     _, exact = jvp(lambda free: exact_losses(restricted, free), (position,), (direction,))
     norm = sum(w.square().sum() for w in position.values()).sqrt().item()
     got = directional_losses(restricted, batch, position, direction, step=2e-3 * norm)

@@ -1,4 +1,4 @@
-"""A chain is a function of (settings, number): addressed noise, exact resumption, frozen weights that stay frozen."""
+"""A chain is a function of (settings, number): exact resumption, frozen weights that stay frozen, honest failures."""
 
 from __future__ import annotations
 
@@ -10,20 +10,22 @@ import torch
 from torch.func import functional_call
 
 from patterning_dist.models.attention import AttentionOnlyTransformer
-from patterning_dist.models.components import component_names, select_component
+from patterning_dist.models.components import model_components, select_component
 from patterning_dist.models.losses import token_losses
 from patterning_dist.sampling.chain import Chain, ChainFailure, ChainSettings
+from patterning_dist.sampling.layered import LayeredTarget
 from patterning_dist.sampling.noise import standard_normal
 from patterning_dist.sampling.observables import split_losses
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.restricted import RestrictedModel
+from patterning_dist.sampling.samplers import Sampler
 
 torch.set_num_threads(1)
 
 VOCABULARY, CONTEXT = 31, 12
 SPLITS = {"induction": "induction_minus_rest", "second": "domain:b", "repeated": "repeated_sequence"}
 UNIONS = ["embedding+layer.1.head.0", "layer.0.head.1+layer.1.head.1", "layer.1+unembedding", "layer.0+layer.0.head.1"]
-COMPONENTS = [*component_names(2, 2), "layer.0.attention", *UNIONS]
+PATTERNS = ["layers.*.query[1,:,0:3]", "layers.0.position_bias", "embedding[3:5]+layer.1.head.1"]
 
 
 def make_model(seed=1):
@@ -37,6 +39,9 @@ def make_model(seed=1):
         position_bias_init=0.5,
         seed=seed,
     )
+
+
+COMPONENTS = [*model_components(make_model()), *UNIONS, *PATTERNS]
 
 
 def make_tokens(num, seed):
@@ -73,18 +78,15 @@ def make_chain(component="layer.0.head.1", number=0, pool=None, **changes):
         "seed": 5,
     } | changes
     model = make_model()
-    return Chain(
+    target = LayeredTarget(
         RestrictedModel(model, select_component(model, component)),
-        ChainSettings(**settings),
-        number,
-        population=len(POOL),
         training_tokens=pool or Pool(),
         probe=torch.from_numpy(PROBE),
         splits=split_losses(SPLITS, HELD_OUT, np.array(["a", "b"] * 9 + ["a"], dtype=object), VOCABULARY, 3),
         num_component_losses=1,
         functions=(row_sum,),
-        accumulate_gradients=True,
     )
+    return Chain(target, ChainSettings(**settings), number, population=len(POOL), accumulate_gradients=True)
 
 
 def assert_same_draw(a, b):
@@ -94,53 +96,30 @@ def assert_same_draw(a, b):
     assert a.mean_loss == b.mean_loss
 
 
-# Noise
-
-
-LIKE = {"w": torch.zeros(60, 70), "v": torch.zeros(60, 70)}
-
-
-def test_noise_is_addressed():
-    a, again = standard_normal(3, 1, 8, LIKE), standard_normal(3, 1, 8, LIKE)
-    assert all(torch.equal(a[name], again[name]) for name in LIKE)
-    assert a["w"].dtype == torch.float32
-
-
-@pytest.mark.parametrize("other", [(4, 1, 8), (3, 2, 8), (3, 1, 9), (1, 3, 8), (3, 8, 1), "same address"])
-def test_noise_of_other_addresses_is_uncorrelated(other):
-    # At the same address two parameters must differ as well.
-    a = standard_normal(3, 1, 8, LIKE)["w"].flatten()
-    b = a if other == "same address" else standard_normal(*other, LIKE)["w"].flatten()
-    c = standard_normal(3, 1, 8, LIKE)["v"].flatten() if other == "same address" else b
-    correlation = torch.corrcoef(torch.stack([a, c]))[0, 1].item()
-    assert abs(correlation) < 4 / len(a) ** 0.5
-    for x in (a, c):
-        assert abs(x.mean().item()) < 4 / len(a) ** 0.5
-        assert abs(x.var().item() - 1) < 4 * (2 / len(a)) ** 0.5
-
-
-def test_noise_leaves_the_global_generator_alone():
-    before = torch.get_rng_state()
-    standard_normal(3, 1, 8, LIKE)
-    assert torch.equal(torch.get_rng_state(), before)
-
-
 # Resuming
+
+
+SAMPLERS = [
+    Sampler(),
+    Sampler("rmsprop_sgld", {"decay": 0.9, "stability": 0.05, "correction": True}),
+    Sampler("sgnht", {"diffusion": 3.0}),
+]
 
 
 @pytest.mark.parametrize("taken", [0, 1, 3, 4])
 @pytest.mark.parametrize("component", ["layer.0.head.1", "everything"])
-def test_a_resumed_chain_is_the_undisturbed_one(component, taken):
-    whole = make_chain(component)
+@pytest.mark.parametrize("sampler", SAMPLERS, ids=lambda sampler: sampler.kind)
+def test_a_resumed_chain_is_the_undisturbed_one(component, taken, sampler):
+    whole = make_chain(component, sampler=sampler)
     undisturbed = list(whole.draws())
-    first = make_chain(component)
+    first = make_chain(component, sampler=sampler)
     stream = first.draws()
     for _ in range(taken):
         next(stream)
     file = io.BytesIO()
     torch.save(first.state_dict(), file)
     file.seek(0)
-    resumed = make_chain(component)
+    resumed = make_chain(component, sampler=sampler)
     resumed.load_state_dict(torch.load(file))
     rest = list(resumed.draws())
     assert len(rest) == 4 - taken
@@ -170,13 +149,13 @@ def test_a_saved_state_does_not_change_while_the_chain_goes_on():
 def test_only_the_component_moves(component):
     chain = make_chain(component, num_draws=1)
     list(chain.draws())
-    rows = chain.model.component.rows
     checkpoint = dict(make_model().named_parameters())
-    for name, now in chain.model.model.named_parameters():
-        same = (now == checkpoint[name]).flatten(1).all(dim=1)  # one entry a row of axis 0
-        free = range(len(now)) if rows.get(name, ()) is None else rows.get(name, ())
-        for row in range(len(now)):
-            assert same[row] == (row not in free), (name, row)
+    for name, now in chain.target.model.model.named_parameters():
+        free = torch.zeros_like(now, dtype=torch.bool)
+        for piece in chain.target.model.component.pieces:
+            if piece.parameter == name:
+                piece.view(free)[:] = True
+        assert torch.equal(now != checkpoint[name], free), name
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -185,8 +164,8 @@ def test_losses_from_the_frozen_prefix_equal_the_full_forward_pass(component):
     restricted = RestrictedModel(model, select_component(model, component))
     tokens = torch.from_numpy(make_tokens(19, 8))
     batch = restricted.freeze(tokens)  # before the component moves
-    noise = standard_normal(1, 1, 1, restricted.center)
-    restricted.place({name: w + 0.3 * noise[name] for name, w in restricted.center.items()})
+    generator = torch.Generator().manual_seed(1)
+    restricted.place({n: w + 0.3 * torch.randn(w.shape, generator=generator) for n, w in restricted.center.items()})
     with torch.no_grad():
         whole = token_losses(model(tokens[:, :-1]), tokens)
     torch.testing.assert_close(restricted.losses(batch), whole, rtol=1e-6, atol=1e-6)
@@ -215,14 +194,12 @@ def test_restricted_gradients_are_slices_of_the_full_one(component):
     gradients = restricted.gradients(restricted.freeze(tokens), coefficients)
     for k in range(3):
         full = full_gradient(tokens, coefficients[k])
-        assert gradients[k].keys() == chosen.rows.keys()
-        for name, rows in chosen.rows.items():
-            wanted = full[name] if rows is None else full[name][list(rows)]
+        assert list(gradients[k]) == [piece.name for piece in chosen.pieces]
+        for name, wanted in chosen.free(full).items():
             torch.testing.assert_close(gradients[k][name], wanted, rtol=1e-4, atol=1e-5)
     loss, gradient = restricted.mean_loss_gradient(tokens)
     full = full_gradient(tokens, torch.full((len(tokens), CONTEXT - 1), 1 / (len(tokens) * (CONTEXT - 1))))
-    for name, rows in chosen.rows.items():
-        wanted = full[name] if rows is None else full[name][list(rows)]
+    for name, wanted in chosen.free(full).items():
         torch.testing.assert_close(gradient[name], wanted, rtol=1e-4, atol=1e-6)
     with torch.no_grad():
         assert loss == pytest.approx(token_losses(make_model()(tokens[:, :-1]), tokens).mean().item(), rel=1e-6)
@@ -248,9 +225,9 @@ def test_a_draw_is_the_difference_of_two_full_evaluations():
         with torch.no_grad():
             probe = torch.from_numpy(PROBE)
             losses = token_losses(functional_call(model, parameters, probe[:, :-1]), probe).double()
-            held = chain.splits.tokens
+            held = chain.target.splits.tokens
             held_losses = token_losses(functional_call(model, parameters, held[:, :-1]), held).double()
-            split = [(c * held_losses).sum() for c in chain.splits.coefficients.double()]
+            split = [(c * held_losses).sum() for c in chain.target.splits.coefficients.double()]
             function = [parameters["embedding"].sum(), parameters["layers.1.query"][1].square().sum()]
         return torch.cat([losses.flatten(), losses.mean(dim=1)]), torch.stack([losses.mean(), *split, *function])
 
@@ -268,7 +245,7 @@ def test_sums_hold_positions_and_gradients_of_the_splits():
     wanted = torch.zeros_like(chain.sums)
     for _ in chain.draws():
         flat = [torch.cat([w.flatten() for w in chain.state.position.values()])]
-        gradients = chain.model.gradients(chain.held_out, chain.coefficients)
+        gradients = chain.target.split_gradients()
         flat += [torch.cat([g.flatten() for g in gradient.values()]) for gradient in gradients]
         wanted += torch.stack(flat).double()
     assert wanted.shape == (1 + len(SPLITS), 4 * 8 * 4)
@@ -283,7 +260,7 @@ def test_chains_and_components_share_neither_minibatches_nor_noise():
         chain = make_chain(component, number, pool)
         list(chain.draws())
         asked.append(pool.asked)
-        noise = standard_normal(chain.seed, number, 0, {"w": torch.zeros(64)})["w"]
+        noise = standard_normal(chain.seed, number, 0, "w", 0, 64)
         first_words.append(noise)
     for i in range(len(asked)):
         assert len(asked[i]) == 2 + 3 * 3
@@ -316,6 +293,6 @@ def test_leaving_the_neighbourhood_ends_the_chain():
 
 def test_an_observable_that_is_not_finite_ends_the_chain():
     chain = make_chain()
-    chain.functions = (lambda model: torch.tensor([0.0, torch.nan]),)
+    chain.target.functions = (lambda model: torch.tensor([0.0, torch.nan]),)
     with pytest.raises(ChainFailure, match=r"not finite at draw 0 \(step 2\); lower sampling\.step_size \(0\.001\)"):
         next(chain.draws())

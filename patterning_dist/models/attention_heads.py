@@ -1,0 +1,125 @@
+"""The heads of an attention module: which ranges of which parameters are theirs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+
+from torch import nn
+
+from patterning_dist.models.attention_layouts import LAYOUTS, SHARED_NAMES, Blocks, Layout, class_names
+
+Ranges = list[tuple[nn.Parameter, int, int, int]]  # (parameter, axis, start, stop)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """The heads of one attention module.
+
+    Attributes:
+        module: holds the projections that ``layout`` names.
+        output: the projection after the heads; head M fills features M * d_head to (M + 1) * d_head of its input.
+        num_groups: groups of heads that share keys and values; ``num_heads`` where none do.
+    """
+
+    module: nn.Module
+    layout: Layout
+    output: nn.Module
+    num_heads: int
+    num_groups: int
+    d_head: int
+
+    @property
+    def heads_per_group(self) -> int:
+        return self.num_heads // self.num_groups
+
+    @cached_property
+    def mixing_norms(self) -> list[str]:
+        """Norms that run over all heads at once."""
+        norms = [(name, getattr(getattr(self.module, name, None), "weight", None)) for name in SHARED_NAMES]
+        return [
+            name for name, weight in norms if weight is not None and weight.dim() == 1 and len(weight) > self.d_head
+        ]
+
+    def head(self, head: int) -> Ranges:
+        """What head M owns alone."""
+        blocks = self.layout.query(head, self.num_heads, self.num_groups)
+        if self.num_groups == self.num_heads:
+            blocks = blocks + self.layout.key_value(head, self.num_heads, self.num_groups)
+        start = head * self.d_head
+        return [
+            *self._features(blocks),
+            (self.output.weight, 1 - _output_axis(self.output), start, start + self.d_head),
+        ]
+
+    def key_value(self, group: int) -> Ranges:
+        """The keys and values of a group."""
+        return self._features(self.layout.key_value(group, self.num_heads, self.num_groups))
+
+    def _features(self, blocks: Blocks) -> Ranges:
+        found: Ranges = []
+        for name, number in blocks:
+            projection = getattr(self.module, name)
+            start, stop = number * self.d_head, (number + 1) * self.d_head
+            found.append((projection.weight, _output_axis(projection), start, stop))
+            if projection.bias is not None:
+                found.append((projection.bias, 0, start, stop))
+        return found
+
+    def unowned(self, attention: nn.Module) -> str:
+        """What of the attention is in no head and no group."""
+        projections = {id(getattr(self.module, name)) for name in self.layout.inputs}
+        names = []
+        for prefix, module in attention.named_modules():
+            for parameter, _ in module.named_parameters(recurse=False):
+                if id(module) not in projections and not (module is self.output and parameter == "weight"):
+                    names.append(f"{prefix}.{parameter}".lstrip("."))
+        return f"with {', '.join(names)}, of no head" if names else ""
+
+
+def find_heads(attention: nn.Module, config: object) -> Heads | str:
+    """The heads of an attention module, or a sentence about why they are not known.
+
+    Args:
+        attention: of one layer.
+        config: of the text model, or of that layer where layers differ.
+    """
+    for module in attention.modules():
+        children = dict(module.named_children())
+        for layout in LAYOUTS:
+            output = next((children[name] for name in layout.outputs if name in children), None)
+            if output is not None and all(name in children for name in layout.inputs) and layout.suits(module, config):
+                return _fit(attention, module, layout, output, config)
+    found = ", ".join(name for name, _ in attention.named_children()) or type(attention).__name__
+    return f"heads are not known in an attention of {found}"
+
+
+def _fit(attention: nn.Module, module: nn.Module, layout: Layout, output: nn.Module, config: object) -> Heads | str:
+    """The heads, if every shape is what the layout says and no other parameter takes part."""
+    num_heads = config.num_attention_heads
+    d_head = output.weight.shape[1 - _output_axis(output)] // num_heads
+    projections = {name: getattr(module, name) for name in layout.inputs}
+    sizes = {name: child.weight.shape[_output_axis(child)] for name, child in projections.items()}
+    # Every layout holds one block of d_head features a head for queries, and two a group for keys and values.
+    num_groups = (sum(sizes.values()) // d_head - num_heads) // 2
+    stated = next(
+        (n for n in (getattr(module, a, None) for a in ("head_dim", "head_size")) if isinstance(n, int)), d_head
+    )
+    fits = num_groups > 0 and num_heads % num_groups == 0 and stated == d_head
+    if not fits or sizes != layout.sizes(num_heads, num_groups, d_head):
+        return (
+            f"heads are not known where {', '.join(f'{n} makes {s} features' for n, s in sizes.items())} "
+            f"for {num_heads} heads of {d_head}"
+        )
+    ours = {id(p) for child in (*projections.values(), output) for p in child.parameters()}
+    others = [
+        n for n, p in attention.named_parameters() if id(p) not in ours and not set(SHARED_NAMES) & set(n.split("."))
+    ]
+    if others:
+        return f"heads are not known in an attention that also has {', '.join(others)}, which may mix them"
+    return Heads(module, layout, output, num_heads, num_groups, d_head)
+
+
+def _output_axis(projection: nn.Module) -> int:
+    """The axis of the weight along its output features; ``Conv1D`` of GPT-2 keeps the transpose of ``Linear``."""
+    return 1 if "Conv1D" in class_names(projection) else 0

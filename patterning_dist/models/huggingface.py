@@ -1,0 +1,203 @@
+"""Causal language models of ``transformers``: from a local folder or by their name on the hub.
+
+Nothing is unpickled and no code comes with a model: weights are read from safetensors, ``trust_remote_code`` is off.
+
+Attention is computed by plain matrix products ("eager"). The fused kernels behind "sdpa" have no second derivative,
+which Hessian-vector products need, and none in forward mode; their backward pass on GPUs need not give the same bits
+twice, and a chain must restart where it was; Gemma 2 cannot use them at all. They are faster and take less memory where
+the context is long.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.models.losses import token_losses
+
+if TYPE_CHECKING:  # takes seconds to import
+    from transformers import PretrainedConfig, PreTrainedModel
+
+ATTENTION = "eager"
+
+
+def load_language_model(path: str, revision: str | None = None, device: str | torch.device = "cpu") -> PreTrainedModel:
+    """A causal language model with its weights in float32, in ``eval()`` mode.
+
+    Args:
+        path: folder written by ``save_pretrained``, or a name on the hub (``owner/name``).
+        revision: branch, tag or commit on the hub.
+        device: where the weights go.
+
+    Raises:
+        PatterningError: not found, not a causal language model, of an architecture that ``transformers`` does not know
+            or that brings its own code, without safetensors, or with weights that are not what config.json says.
+    """
+    config = read_config(path, revision)
+    from safetensors import SafetensorError
+    from transformers import AutoModelForCausalLM
+
+    try:
+        with quiet():
+            model, found = AutoModelForCausalLM.from_pretrained(
+                path,
+                revision=revision,
+                config=config,
+                dtype=torch.float32,
+                attn_implementation=ATTENTION,
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+    except OSError as error:
+        pickled = [file.name for file in sorted(Path(path).glob("*.bin"))]
+        what = f"only {', '.join(pickled)}" if pickled else _first_line(error)
+        raise PatterningError(
+            f"{path}: no weights in safetensors ({what}); other formats are not read, since they are unpickled: "
+            "load the model where you trust it and write it with save_pretrained"
+        ) from None
+    except SafetensorError as error:
+        raise PatterningError(f"{path}: the weights cannot be read ({error}); copy them again") from None
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        raise PatterningError(
+            f"{path}: the weights have other shapes than config.json says; copy the folder again, or mend config.json"
+        ) from None
+    if found["missing_keys"]:
+        raise PatterningError(
+            f"{path}: the weights lack {_some(found['missing_keys'])}: the model was not saved as a causal language "
+            f"model; save the {type(model).__name__} it belongs to"
+        )
+    if found["unexpected_keys"]:
+        warnings.warn(
+            f"{path}: weights that a {type(model).__name__} has no place for are left out: "
+            f"{_some(found['unexpected_keys'])}",
+            stacklevel=2,
+        )
+    model = model.to(device).eval()
+    check_causal(model, path)
+    return model
+
+
+def language_model_skeleton(path: str, revision: str | None = None) -> PreTrainedModel:
+    """The modules of a causal language model on the ``meta`` device: names and shapes, no weights are read.
+
+    Raises:
+        PatterningError: see ``load_language_model``.
+    """
+    config = read_config(path, revision)
+    from transformers import AutoModelForCausalLM
+
+    with quiet(), torch.device("meta"):
+        return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, trust_remote_code=False)
+
+
+def next_token_losses(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Loss of every predicted token, l(x, y) = -log p(y | x) in nats, from float32 logits.
+
+    Args:
+        model: a causal language model of ``transformers``.
+        tokens: [sample, position] token ids.
+
+    Returns:
+        [sample, position - 1]; column p is the loss of ``tokens[:, p + 1]``.
+
+    Raises:
+        PatterningError: sequences longer than the model has positions for.
+    """
+    length, limit = tokens.shape[1] - 1, getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and length > limit:
+        raise PatterningError(
+            f"sequences of {length + 1} tokens need {length} positions, and the model has {limit}; "
+            f"set the context length to {limit + 1} or less"
+        )
+    return token_losses(model(input_ids=tokens[:, :-1], use_cache=False).logits, tokens)
+
+
+def read_config(path: str, revision: str | None) -> PretrainedConfig:
+    """The configuration of a causal language model, checked before anything is built."""
+    import transformers
+    from huggingface_hub.errors import StrictDataclassError
+
+    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+        raise PatterningError(f"{path}: no config.json in this folder; expected a model written by save_pretrained")
+    try:
+        with quiet():
+            raw, _ = transformers.PretrainedConfig.get_config_dict(path, revision=revision)
+    except (OSError, ValueError) as error:
+        if Path(path).exists():
+            raise PatterningError(f"{path}: not a model ({_first_line(error)}); give its folder") from None
+        at = f" at revision {revision}" if revision else ""
+        raise PatterningError(
+            f"{path}: no such folder, and no model of this name{at} in the local cache or on the hub, or the hub "
+            "cannot be reached; give a folder with config.json, or a name like EleutherAI/pythia-70m"
+        ) from None
+    model_type = raw.get("model_type")
+    if model_type not in transformers.CONFIG_MAPPING:
+        if "auto_map" in raw:
+            raise PatterningError(
+                f"{path}: model type {model_type!r} brings its own code, which is not run; "
+                "use a model that transformers knows"
+            )
+        raise PatterningError(
+            f"{path}: model type {model_type!r} is not known to transformers {transformers.__version__}; "
+            "correct config.json, or install a newer transformers"
+        )
+    try:
+        with quiet():
+            config = transformers.AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
+    except (ValueError, StrictDataclassError) as error:
+        reason = " ".join(str(error).split())
+        raise PatterningError(f"{path}: config.json is not valid ({reason}); correct it") from None
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise PatterningError(
+            f"{path}: a model of type {model_type!r} is not a causal language model; give one that predicts tokens "
+            "from those before"
+        )
+    return config
+
+
+def check_causal(model: PreTrainedModel, path: str) -> None:
+    """Encoders load as language models too, but look ahead: change the last token, and compare what came before."""
+    tokens = torch.arange(8, device=model.device).repeat(2, 1)
+    tokens[1, -1] = 0
+    with torch.no_grad():
+        logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
+    if (logits[0] - logits[1]).abs().max() > 1e-3 * logits.std():
+        raise PatterningError(
+            f"{path}: its predictions depend on later tokens, so {type(model).__name__} is not a causal language model "
+            "here; give one that was trained to predict the next token"
+        )
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """No log lines or bars of ``transformers``; what matters of them is raised. Bars of downloads stay."""
+    from transformers.utils import logging
+
+    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if bars:
+            logging.enable_progress_bar()
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().partition("\n")[0].rstrip(".")
+
+
+def _some(names: set[str]) -> str:
+    listed = sorted(names)
+    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

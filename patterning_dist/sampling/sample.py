@@ -1,0 +1,128 @@
+"""Posterior chains of any module from Python, one after another in this process: no files, no Ray."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+from torch import Tensor, nn
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.models.components import select_component
+from patterning_dist.response.moments import CoMoments
+from patterning_dist.sampling.chain import Chain, ChainFailure, ChainSettings
+from patterning_dist.sampling.module_target import ModuleTarget, PerSampleLoss, Samples
+from patterning_dist.sampling.posterior import Posterior
+from patterning_dist.sampling.samplers import Sampler
+
+COMPONENT_LOSS = "component_loss"
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """What the chains left behind: deviations from the checkpoint w*, of the healthy chains.
+
+    Attributes:
+        chains: co-moments of observables and probe losses, for ``susceptibility``.
+        losses: L(w) - L(w*) over the probe, for ``llc`` [chain, draw].
+        traces: every observable's draws [chain, draw, observable].
+        observable_names: ``component_loss``, then those that were given.
+        center_losses: l_i(w*) [probe column], nats.
+        excluded: number of a failed chain -> what happened.
+    """
+
+    chains: list[CoMoments]
+    losses: np.ndarray
+    traces: np.ndarray
+    observable_names: list[str]
+    center_losses: np.ndarray
+    excluded: dict[int, str]
+
+
+def sample_chains(
+    model: nn.Module,
+    per_sample_loss: PerSampleLoss,
+    data: Samples,
+    probe: Samples,
+    *,
+    posterior: Posterior,
+    step_size: float,
+    num_draws: int,
+    component: str = "everything",
+    observables: Mapping[str, Callable[[nn.Module], Tensor]] | None = None,
+    num_chains: int = 4,
+    burn_in: int = 0,
+    steps_between_draws: int = 1,
+    batch_size: int = 32,
+    num_batches: int = 8,
+    micro_batch_size: int = 1024,
+    sampler: Sampler | None = None,
+    seed: int = 0,
+) -> Sampled:
+    """Draws from p_C(w) ~ exp( -n_beta L(w) - gamma/2 |w - w*|^2 ), Lau et al. (arXiv 2308.12108), reduced to moments.
+
+    Args:
+        model: at w*, float32; it is copied, and sampled in ``eval()`` mode.
+        per_sample_loss: (model, batch) -> losses [sample] or [sample, position] in nats, differentiable.
+        data: training samples, with ``len()`` and ``[ids]`` -> batch; a ``TensorDataset`` does.
+        probe: samples whose losses are recorded at every draw.
+        posterior: n_beta and gamma.
+        step_size: eps [weight^2].
+        num_draws: draws of every chain.
+        component: what may move: ``everything``, or patterns of parameter names, ``0.weight[0:16,:]+0.bias``.
+        observables: name -> function of the model that gives one number.
+        num_chains: independent chains, numbered from 0.
+        burn_in: steps before the first draw.
+        steps_between_draws: steps from one draw to the next.
+        batch_size: samples of a minibatch.
+        num_batches: batch means per chain, for the standard errors; even.
+        micro_batch_size: samples of one forward pass at most.
+        sampler: the update rule; default: SGLD.
+        seed: all random numbers follow from it, the component's name and the chain's number.
+
+    Raises:
+        PatterningError: no such component, losses of a wrong shape, or no chain that came through.
+    """
+    model, functions = copy.deepcopy(model), observables or {}
+    target = ModuleTarget(
+        model,
+        select_component(model, component),
+        per_sample_loss,
+        data,
+        probe,
+        functions=tuple(functions.values()),
+        num_component_losses=1,
+        micro_batch_size=micro_batch_size,
+    )
+    settings = ChainSettings(
+        posterior=posterior,
+        step_size=step_size,
+        batch_size=batch_size,
+        burn_in=burn_in,
+        num_draws=num_draws,
+        steps_between_draws=steps_between_draws,
+        seed=seed,
+        sampler=sampler or Sampler(),
+    )
+    names = [COMPONENT_LOSS, *functions]
+    chains, traces, excluded = [], [], {}
+    for number in range(num_chains):
+        target.component.assign(dict(model.named_parameters()), target.center)  # back to w*
+        chain = Chain(target, settings, number, population=len(data))
+        moments = CoMoments.empty(number, num_draws, len(names), len(chain.center_losses), num_batches)
+        rows = []
+        try:
+            for draw in chain.draws():
+                moments.update(draw.observables[None], draw.losses[None])
+                rows.append([draw.mean_loss, *draw.observables])
+        except ChainFailure as failure:
+            excluded[number] = str(failure)
+        else:
+            chains.append(moments)
+            traces.append(rows)
+    if not chains:
+        raise PatterningError(f"none of {num_chains} chains came through; chain 0: {excluded[0]}")
+    stacked = np.array(traces)
+    return Sampled(chains, stacked[:, :, 0], stacked[:, :, 1:], names, chain.center_losses, excluded)

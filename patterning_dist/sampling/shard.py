@@ -1,0 +1,88 @@
+"""A model laid out over the ranks of a chain group, so that each holds about 1/G of every parameter.
+
+FSDP2 (``torch.distributed.fsdp.fully_shard``) cuts each parameter along axis 0; the parts are put together for one
+layer at a time, in the forward pass and again in the backward pass, and gradients are summed back into the parts.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator
+from functools import partial
+
+import torch
+from torch import nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.utils.checkpoint import checkpoint
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.sampling.ranks import Ranks
+
+
+def shard_model(
+    model: nn.Module, ranks: Ranks, device: torch.device | str, *, compute_dtype: torch.dtype | None = None
+) -> nn.Module:
+    """Cut every parameter, frozen or not, into ``ranks.size`` parts along axis 0; the same module, changed in place.
+
+    Gradients are summed over the ranks, not averaged: what a rank adds is its share of the mean over the whole
+    minibatch. All ranks must run the forward and backward passes of the model together, through the model itself.
+
+    Args:
+        model: the same on every rank; parameters may lie on the meta device, to be filled afterwards.
+        ranks: the chain group; one rank keeps the model whole.
+        device: where this rank computes.
+        compute_dtype: of the forward pass under autocast, if any. Autograd keeps autocast's copies of all weights from
+            the forward to the backward pass, on every rank: the layers are then computed again in the backward pass.
+
+    Raises:
+        PatterningError: a parameter has no axis to cut along.
+    """
+    if ranks.size == 1:
+        return model.to(device)
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 0:
+            raise PatterningError(
+                f"parameter {name} is a single number without an axis and cannot be cut over {ranks.size} ranks; "
+                "give it the shape [1], or use one rank a chain"
+            )
+        parameter.data = parameter.data.contiguous()
+    layers = list(decoder_layers(model))
+    if compute_dtype not in (None, torch.float32):
+        for layer in layers:
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    mesh = init_device_mesh(torch.device(device).type, (ranks.size,))
+    for module in [*layers, *_untied_embeddings(model), model]:
+        # True for the root as well: what lies outside the layers would otherwise stay whole until the backward pass,
+        # and for good where there is none.
+        fully_shard(module, mesh=mesh, reshard_after_forward=True)
+    for module in model.modules():
+        if isinstance(module, FSDPModule):
+            # gloo has no average, and the sum is what is wanted.
+            module.set_gradient_divide_factor(1.0)
+            module.set_force_sum_reduction_for_comms(True)
+    return model
+
+
+def decoder_layers(model: nn.Module) -> Iterator[nn.Module]:
+    """The modules of every ``nn.ModuleList`` that lies in no other one: each is put together by itself.
+
+    A layer that shares a parameter with the rest of the model is left out: it stays with the root.
+    """
+    lists = {name: module for name, module in model.named_modules() if isinstance(module, nn.ModuleList)}
+    for name, layers in lists.items():
+        if not any(name.startswith(f"{other}.") for other in lists):
+            yield from (layer for layer in layers if _owns_its_parameters(layer, model))
+
+
+def _untied_embeddings(model: nn.Module) -> Iterator[nn.Module]:
+    """Input and output embedding of a language model of ``transformers``: as large as several layers, often."""
+    for getter in ("get_input_embeddings", "get_output_embeddings"):
+        module = getattr(model, getter, lambda: None)()
+        if module is not None and _owns_its_parameters(module, model):
+            yield module
+
+
+def _owns_its_parameters(part: nn.Module, model: nn.Module) -> bool:
+    mine, all_uses = (Counter(p for _, p in m.named_parameters(remove_duplicate=False)) for m in (part, model))
+    return bool(mine) and all(all_uses[parameter] == count for parameter, count in mine.items())

@@ -1,0 +1,82 @@
+"""The probe losses of every draw, kept on disk: only on request, for they grow with the number of draws.
+
+A zarr array [chain, draw, sample] whose blocks belong to one chain each, so that the process which runs a chain is the
+only one to write them, and memory holds one block.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+
+from patterning_dist.sampling.chain import Draw
+
+# Draws of one block: few enough for memory, enough for files of a useful size.
+_BLOCK = 16
+_DIMENSIONS = "_ARRAY_DIMENSIONS"  # where xarray looks for the names of the axes
+
+
+def trace_store(directory: Path, unit: str) -> Path:
+    """Where the traces of a unit are, in a run directory."""
+    return directory / "sampling" / unit / "losses.zarr"
+
+
+def create_traces(store: Path, num_chains: int, num_draws: int, num_samples: int, thin: int) -> None:
+    """Make the array, all NaN, over whatever is there; xarray opens it.
+
+    Args:
+        store: a folder, from ``trace_store``.
+        num_chains: chains of the unit.
+        num_draws: of a chain, of which every ``thin``-th is kept, from the first on.
+        num_samples: probe entries of a draw.
+        thin: see above.
+    """
+    import zarr
+
+    group = zarr.open_group(store, mode="w", zarr_format=2)
+    group.attrs.update({"long_name": "l_i(w) - l_i(w*) of every probe entry", "units": "nats"})
+    kept = len(range(0, num_draws, thin))
+    group.create_array(
+        "losses",
+        shape=(num_chains, kept, num_samples),
+        chunks=(1, min(_BLOCK, kept), num_samples),
+        dtype="float32",
+        fill_value=np.nan,
+        attributes={_DIMENSIONS: ["chain", "draw", "sample"]},
+    )
+    for name, values in (("chain", np.arange(num_chains)), ("draw", np.arange(0, num_draws, thin))):
+        # Without a fill value: xarray would take the zeros for missing numbers.
+        coordinate = group.create_array(
+            name, shape=values.shape, dtype=values.dtype, fill_value=None, attributes={_DIMENSIONS: [name]}
+        )
+        coordinate[:] = values
+    zarr.consolidate_metadata(group.store, zarr_format=2)
+
+
+class TraceRecorder:
+    """Writes the probe losses of one chain, block by block.
+
+    Args:
+        store: made by ``create_traces``.
+        chain: number of the chain.
+        thin: every ``thin``-th draw is kept.
+        num_draws: of the chain.
+    """
+
+    def __init__(self, store: Path, chain: int, thin: int, num_draws: int) -> None:
+        import zarr
+
+        self._losses = zarr.open_group(store, mode="r+")["losses"]
+        self._chain, self._thin, self._num_draws = chain, thin, num_draws
+        self._block: list[np.ndarray] = []
+
+    def __call__(self, draw: Draw) -> None:
+        """Take in the next draw of the chain; full blocks, and the last one, are written at once."""
+        kept, is_kept = draw.number // self._thin, draw.number % self._thin == 0
+        if is_kept:
+            self._block.append(draw.losses[: self._losses.shape[2]].astype(np.float32))
+        is_full = is_kept and (kept + 1) % self._losses.chunks[1] == 0
+        if self._block and (is_full or draw.number + 1 == self._num_draws):
+            self._losses[self._chain, kept + 1 - len(self._block) : kept + 1] = np.stack(self._block)
+            self._block = []

@@ -1,0 +1,351 @@
+"""Heads of language models by finite differences: what a component's name says moves is what moves, and nothing else.
+
+The input of the attention's output projection holds the heads' outputs side by side, so a head that is displaced must
+change its own slice there and no other.
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+import transformers
+from torch import Tensor, nn
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.models.anatomy import Heads, find_layers, language_model_components, missing_head
+from patterning_dist.models.components import Component, model_components, select_component
+from patterning_dist.models.huggingface import next_token_losses
+
+TINY = {"vocab_size": 53, "bos_token_id": 0, "eos_token_id": 0}
+LLAMA = TINY | {
+    "hidden_size": 24,
+    "intermediate_size": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+}
+GROUPED = LLAMA | {"num_key_value_heads": 2, "head_dim": 10}  # 4 heads of 10 in a width of 24
+OPT = TINY | {
+    "hidden_size": 24,
+    "word_embed_proj_dim": 24,
+    "ffn_dim": 40,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 32,
+    "pad_token_id": 0,
+}
+
+CONFIGS = {
+    "gpt2": lambda: transformers.GPT2Config(n_embd=24, n_layer=2, n_head=4, n_positions=32, **TINY),
+    "gpt_neox": lambda: transformers.GPTNeoXConfig(
+        **LLAMA, rotary_pct=0.5, use_parallel_residual=True, tie_word_embeddings=False
+    ),
+    "llama": lambda: transformers.LlamaConfig(**LLAMA, attention_bias=True),
+    "llama_grouped": lambda: transformers.LlamaConfig(**LLAMA, num_key_value_heads=2),
+    "qwen2": lambda: transformers.Qwen2Config(**LLAMA, num_key_value_heads=1),
+    "qwen3": lambda: transformers.Qwen3Config(**GROUPED),
+    "gemma": lambda: transformers.GemmaConfig(**GROUPED),
+    "gemma2": lambda: transformers.Gemma2Config(**GROUPED, query_pre_attn_scalar=10, attn_logit_softcapping=5.0),
+    "gemma3": lambda: transformers.Gemma3TextConfig(
+        **GROUPED, query_pre_attn_scalar=10, layer_types=["sliding_attention", "full_attention"], sliding_window=4
+    ),
+    "mixtral": lambda: transformers.MixtralConfig(**LLAMA, num_key_value_heads=2, num_local_experts=3),
+    "phi3": lambda: transformers.Phi3Config(**LLAMA, num_key_value_heads=2, pad_token_id=0),
+    "opt": lambda: transformers.OPTConfig(**OPT),
+}
+GROUPS = {"llama_grouped": 2, "qwen2": 1, "qwen3": 2, "gemma": 2, "gemma2": 2, "gemma3": 2, "mixtral": 2, "phi3": 2}
+TIED = {"gpt2", "gemma", "gemma2", "gemma3", "opt"}
+NUM_HEADS = 4
+TOKENS = torch.randint(1, 53, (3, 9), generator=torch.Generator().manual_seed(5))
+
+
+def build(config: transformers.PretrainedConfig) -> nn.Module:
+    """float64, every parameter N(0, 0.3): fresh biases and norms are constants, in which errors would hide."""
+    torch.manual_seed(0)
+    model = transformers.AutoModelForCausalLM.from_config(
+        config, attn_implementation="eager", experts_implementation="eager"
+    )
+    model = model.double().eval()
+    for parameter in model.parameters():
+        parameter.data.normal_(0, 0.3)
+    return model
+
+
+@pytest.fixture(params=CONFIGS, scope="module")
+def architecture(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(scope="module")
+def model(architecture: str) -> nn.Module:
+    return build(CONFIGS[architecture]())
+
+
+def displace(model: nn.Module, component: Component, size: float, seed: int, only: str | None = None) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for piece in component.pieces:
+        if only is None or piece.parameter == only:
+            view = piece.view(model.get_parameter(piece.parameter).data)
+            view += size * torch.randn(view.shape, generator=generator, dtype=view.dtype)
+
+
+def heads_and_attention(model: nn.Module, layer: int) -> tuple[Tensor, Tensor]:
+    """Outputs of the heads [head, sample, position, d_head] and of the attention, at one layer."""
+    heads = find_layers(model)[layer].heads
+    assert isinstance(heads, Heads)
+    seen = []
+    hook = heads.output.register_forward_hook(lambda _, inputs, output: seen.append((inputs[0], output)))
+    with torch.no_grad():
+        model(input_ids=TOKENS, use_cache=False)
+    hook.remove()
+    (into, out), num_samples = seen[0], len(TOKENS)
+    return into.reshape(num_samples, TOKENS.shape[1], NUM_HEADS, -1).permute(2, 0, 1, 3), out
+
+
+def moved(model: nn.Module, component: Component, layer: int, only: str | None = None, skip: str | None = None):
+    """Which heads' outputs change, and whether the attention's does, when some parameters of a component move."""
+    before = heads_and_attention(model, layer)
+    state = {name: p.detach().clone() for name, p in model.named_parameters()}
+    for number, name in enumerate(component.parameters):
+        if name != skip and only in (None, name):
+            displace(model, component, 0.2, number, only=name)
+    after = heads_and_attention(model, layer)
+    for name, parameter in model.named_parameters():
+        parameter.data.copy_(state[name])
+    changed = (after[0] - before[0]).abs().flatten(1).amax(dim=1)
+    # A head that is left alone is computed from the same numbers: its output is the same to the last bit or so.
+    return [head for head in range(NUM_HEADS) if changed[head] > 1e-9], (after[1] - before[1]).abs().max() > 1e-9
+
+
+def output_weight(model: nn.Module, layer: int) -> str:
+    heads = find_layers(model)[layer].heads
+    return next(name for name, p in model.named_parameters() if p is heads.output.weight)
+
+
+def test_moving_a_head_moves_its_output_only(model: nn.Module) -> None:
+    components = language_model_components(model)
+    for layer in (0, 1):
+        output = output_weight(model, layer)
+        for head in range(NUM_HEADS):
+            component = components[f"layer.{layer}.head.{head}"]
+            assert moved(model, component, layer, skip=output) == ([head], True)
+            # Every parameter of it matters on its own, but for a bias of keys: softmax does not see it without
+            # position (GPT-2, OPT), where it moves nothing.
+            for parameter in component.parameters:
+                heads, attention = moved(model, component, layer, only=parameter)
+                assert heads in ([], [head]) if parameter != output else heads == []
+                assert attention or "k_proj.bias" in parameter
+                assert (heads == [head]) == attention or parameter == output
+
+
+def test_a_head_reaches_the_model_through_its_own_output_columns_only(model: nn.Module) -> None:
+    components, output = language_model_components(model), output_weight(model, 1)
+    weight = model.get_parameter(output)
+    kept = weight.detach().clone()
+    for head in range(NUM_HEADS):
+        component = components[f"layer.1.head.{head}"]
+        (columns,) = (piece for piece in component.pieces if piece.parameter == output)
+        columns.view(weight.data).zero_()
+        assert moved(model, component, 1, skip=output) == ([head], False)
+        weight.data.copy_(kept)
+
+
+def test_moving_a_group_moves_the_heads_that_read_it(model: nn.Module, architecture: str) -> None:
+    components = language_model_components(model)
+    groups = [name for name in components if ".kv." in name]
+    assert len(groups) == 2 * GROUPS.get(architecture, 0)
+    for name in groups:
+        _, layer, _, group = name.split(".")
+        size = NUM_HEADS // GROUPS[architecture]
+        readers = list(range(int(group) * size, (int(group) + 1) * size))
+        assert moved(model, components[name], int(layer)) == (readers, True)
+        assert components[name].note == f"keys and values of heads {readers[0]} to {readers[-1]}"
+        for head in readers:
+            assert components[f"layer.{layer}.head.{head}"].note == f"reads {name}"
+
+
+def count(model: nn.Module, components: list[Component]) -> dict[str, Tensor]:
+    """How many of the components hold each coordinate."""
+    counts = {name: torch.zeros(p.shape) for name, p in model.named_parameters()}
+    for component in components:
+        for piece in component.pieces:
+            piece.view(counts[piece.parameter]).add_(1)
+    return counts
+
+
+def test_heads_groups_and_what_is_shared_partition_the_attention(model: nn.Module, architecture: str) -> None:
+    components = language_model_components(model)
+    shared = {
+        "gpt2": {"c_proj.bias"},
+        "gpt_neox": {"dense.bias"},
+        "llama": {"o_proj.bias"},
+        "opt": {"out_proj.bias"},
+        "qwen3": {"q_norm.weight", "k_norm.weight"},
+        "gemma3": {"q_norm.weight", "k_norm.weight"},
+    }.get(architecture, set())
+    for layer in (0, 1):
+        attention = components[f"layer.{layer}.attention"]
+        parts = [c for name, c in components.items() if name.startswith((f"layer.{layer}.head", f"layer.{layer}.kv"))]
+        whole, covered = count(model, [attention]), count(model, parts)
+        for name in whole:
+            rest = whole[name] - covered[name]
+            if any(name.endswith(ending) for ending in shared) and name in attention.parameters:
+                assert (rest == 1).all(), name
+            else:
+                assert (rest == 0).all(), name
+        named = {name for name in attention.note.removeprefix("with ").removesuffix(", of no head").split(", ") if name}
+        assert named == shared
+
+
+def test_everything_is_everything_once_and_layers_do_not_overlap(model: nn.Module, architecture: str) -> None:
+    components = language_model_components(model)
+    assert all((counts == 1).all() for counts in count(model, [components["everything"]]).values())
+    assert components["everything"].num_coordinates == sum(p.numel() for p in model.parameters())
+    apart = [components["layer.0"], components["layer.1"], components["embedding"]]
+    apart += [] if architecture in TIED else [components["unembedding"]]
+    apart += [components["position_embedding"]] if architecture in ("gpt2", "opt") else []
+    counts = count(model, apart)
+    assert max(c.max() for c in counts.values()) == 1
+    left = [name for name, c in counts.items() if c.max() == 0]
+    assert left, "the last norm belongs to everything only"
+    assert all("norm" in name or "ln_f" in name for name in left)
+    for part in ("attention", "mlp"):
+        inside = [components[f"layer.{layer}.{part}"] for layer in (0, 1)]
+        assert [p for c in inside for p in c.pieces] == list(components[part].pieces)
+        block = count(model, [components["layer.0"]])
+        assert all((block[p] == 1).all() for p in inside[0].parameters)
+
+
+def test_tied_embeddings_are_one_parameter_and_say_so(model: nn.Module, architecture: str) -> None:
+    components = language_model_components(model)
+    embedding, unembedding = components["embedding"], components["unembedding"]
+    assert embedding.parameters[0].endswith(("wte.weight", "embed_in.weight", "embed_tokens.weight"))
+    assert embedding.num_coordinates == unembedding.num_coordinates == 53 * 24
+    assert (embedding.pieces == unembedding.pieces) == (architecture in TIED)
+    assert ("tied" in unembedding.note, "tied" in embedding.note) == (architecture in TIED,) * 2
+    both = select_component(model, "embedding+unembedding")
+    assert both.num_coordinates == 53 * 24 * (1 if architecture in TIED else 2)
+
+
+def test_differences_of_the_loss_agree_with_the_gradient_on_the_pieces(
+    model: nn.Module, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """D(s) = [L(w + s u) - L(w - s u)] / 2s = grad L . u + O(s^2) for u inside a component; of the slopes: u^T H u.
+
+    The remainder of D(s) is a third of D(2s) - D(s), up to O(s^4); rounding adds 1e-16 L / s, which is below 1e-11.
+    """
+    # Norms and softmaxes are computed in float32 by name, whatever the model is.
+    monkeypatch.setattr(torch, "float32", torch.float64)
+    monkeypatch.setattr(Tensor, "float", Tensor.double)
+    known = language_model_components(model)
+    names = ["layer.1.head.2", "layer.0.attention", "layer.1.mlp", "embedding", "everything"]
+    names += [name for name in ("layer.0.kv.0", "position_embedding") if name in known]
+    parameters = dict(model.named_parameters())
+
+    def loss() -> Tensor:
+        logits = model(input_ids=TOKENS[:, :-1], use_cache=False).logits
+        return nn.functional.cross_entropy(logits.flatten(0, 1), TOKENS[:, 1:].flatten())
+
+    def inner(
+        component: Component, tensors: tuple[Tensor, ...], names: tuple[str, ...], u: dict[str, Tensor]
+    ) -> Tensor:
+        views = component.free(dict(zip(names, tensors, strict=True)))
+        return sum((views[piece] * u[piece]).sum() for piece in u)
+
+    for name in names:
+        component = known[name]
+        data = {n: parameters[n].data for n in component.parameters}
+        center = {piece: view.clone() for piece, view in component.free(data).items()}
+        generator = torch.Generator().manual_seed(7)
+        u = {piece: torch.randn(v.shape, generator=generator, dtype=v.dtype) for piece, v in center.items()}
+        norm = torch.sqrt(sum(part.square().sum() for part in u.values()))
+        u = {piece: part / norm for piece, part in u.items()}
+        moving = [parameters[n] for n in component.parameters]
+
+        def differences(step: float, component=component, data=data, center=center, u=u, moving=moving):
+            values, slopes = [], []
+            for sign in (1, -1):
+                component.assign(data, {piece: center[piece] + sign * step * u[piece] for piece in u})
+                values.append(loss())
+                gradient = torch.autograd.grad(values[-1], moving)
+                slopes.append(inner(component, gradient, component.parameters, u).item())
+            component.assign(data, center)
+            return (values[0] - values[1]).item() / (2 * step), (slopes[0] - slopes[1]) / (2 * step)
+
+        gradient = torch.autograd.grad(loss(), moving, create_graph=True)
+        slope = inner(component, gradient, component.parameters, u)
+        curvature = inner(component, torch.autograd.grad(slope, moving), component.parameters, u)
+        for exact, once, twice in zip((slope, curvature), differences(1e-4), differences(2e-4), strict=True):
+            remainder = abs(twice - once)
+            assert abs(once - exact.item()) < remainder / 2 + 1e-10, name
+            assert remainder < 1e-2 * abs(exact.item()), (name, "too coarse a step to tell")
+
+
+def test_the_losses_are_those_of_transformers(model: nn.Module) -> None:
+    losses = next_token_losses(model, TOKENS)
+    assert losses.shape == (3, 8)
+    assert losses.dtype == torch.float32
+    theirs = model(input_ids=TOKENS, labels=TOKENS).loss
+    assert losses.mean().item() == pytest.approx(theirs.item(), rel=1e-6)
+
+
+def test_models_on_the_meta_device_have_the_same_components(model: nn.Module, architecture: str) -> None:
+    with torch.device("meta"):
+        skeleton = transformers.AutoModelForCausalLM.from_config(CONFIGS[architecture]())
+    assert language_model_components(skeleton) == model_components(model)
+
+
+def test_norms_over_all_heads_are_said_to_mix_them() -> None:
+    model = build(transformers.Olmo2Config(**LLAMA, pad_token_id=0))
+    components = language_model_components(model)
+    note = "norm over all heads (q_norm, k_norm): moving one head rescales the others"
+    assert components["layer.0.head.1"].note == note
+    assert moved(model, components["layer.0.head.1"], 0) == ([0, 1, 2, 3], True)
+
+
+@pytest.mark.parametrize(
+    ("config", "reason"),
+    [
+        (
+            transformers.DeepseekV2Config(
+                **LLAMA, kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=6, v_head_dim=6
+            ),
+            r"heads are not known in an attention of q_a_proj, .* \(known are q_proj, k_proj, v_proj .*; c_attn with",
+        ),
+        (
+            transformers.DiffLlamaConfig(**LLAMA),
+            "heads are not known in an attention that also has lambda_q1, .*, which may mix them",
+        ),
+        (
+            transformers.FalconConfig(
+                hidden_size=24, num_hidden_layers=2, num_attention_heads=4, multi_query=True, **TINY
+            ),
+            "heads are not known where query_key_value makes 36 features for 4 heads of 6",
+        ),
+    ],
+    ids=["latent attention", "pairs of heads", "another order of rows"],
+)
+def test_unknown_heads_are_refused_and_the_rest_is_there(config: transformers.PretrainedConfig, reason: str) -> None:
+    model = build(config)
+    components = language_model_components(model)
+    assert {"everything", "attention", "mlp", "embedding", "unembedding", "layer.1", "layer.1.mlp"} <= set(components)
+    assert not [name for name in components if ".head." in name or ".kv." in name]
+    message = missing_head(model, "layer.1.head.2")
+    assert message is not None
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(message)
+    assert components["layer.1.attention"].note == message.partition(" (known are")[0]
+    pattern = message.rpartition(" ")[2].replace("0:64", "0:6")
+    assert select_component(model, pattern).num_coordinates > 0
+
+
+def test_what_is_missing_is_explained() -> None:
+    model = build(CONFIGS["llama"]())
+    assert missing_head(model, "layer.1.head.4") == "this layer has heads 0 to 3 and 4 key/value groups"
+    assert "are in the head" in str(missing_head(model, "layer.1.kv.0"))
+    assert missing_head(model, "layer.2.head.0") is None
+    assert missing_head(model, "embedding") is None
+    grouped = build(CONFIGS["qwen3"]())
+    assert missing_head(grouped, "layer.0.kv.2") == "this layer has heads 0 to 3 and 2 key/value groups"
+    with pytest.raises(PatterningError, match=r"component 'layer\.1\.head\.4' does not exist in this model"):
+        select_component(model, "layer.1.head.4")
