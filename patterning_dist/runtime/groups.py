@@ -1,0 +1,254 @@
+"""Chain groups: one chain at a time on several ranks, each a Ray actor with its part of the model.
+
+The ranks of a group talk through torch.distributed among themselves, and through messages with everybody else. A group
+is one failure domain: a process group cannot take a lost rank back, so when one dies all are killed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator
+from datetime import timedelta
+from typing import Any, NoReturn
+
+import ray
+import torch.distributed as dist
+from ray.actor import ActorHandle
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from patterning_dist.config import SamplingConfig
+from patterning_dist.errors import PatterningError
+from patterning_dist.progress import Progress
+from patterning_dist.response.ledger import ChainRecord
+from patterning_dist.runtime.environment import prepare_process
+from patterning_dist.runtime.workers import MakeStudy, model_workers, run_chain
+from patterning_dist.sampling.chain import ChainFailure
+from patterning_dist.sampling.ranks import Ranks
+
+_PLACEMENT_TIMEOUT = 300.0  # seconds until the resources of a group must have become free
+_COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # rank 0 may wait for the aggregator while the others wait for rank 0
+_GRACE = 5.0  # seconds after the first failure, in which the rank that caused it may be found out
+
+
+@ray.remote
+class ChainRank:
+    """One rank of a chain group."""
+
+    def __init__(self, ranks: Ranks, sampling: SamplingConfig, device: str) -> None:
+        prepare_process(sampling.threads_per_worker)
+        os.environ["LOCAL_RANK"] = "0"  # Ray shows every actor its own GPU only
+        self.ranks, self.device, self.draws_per_push = ranks, device, sampling.draws_per_push
+
+    def open_store(self) -> tuple[str, int]:
+        """Host and port where rank 0 lets the others find each other."""
+        host = ray.util.get_node_ip_address()
+        self.store = dist.TCPStore(
+            host, 0, self.ranks.size, is_master=True, wait_for_workers=False, timeout=_COLLECTIVE_TIMEOUT
+        )
+        return host, self.store.port
+
+    def open_study(self, make_study: MakeStudy, host: str, port: int) -> str:
+        """Join the process group, then load this rank's part of the study; returns the address of the node."""
+        if self.ranks.rank > 0:
+            self.store = dist.TCPStore(host, port, self.ranks.size, is_master=False, timeout=_COLLECTIVE_TIMEOUT)
+        dist.init_process_group(
+            # Sums of single numbers stay on the CPU.
+            "gloo" if self.device == "cpu" else "cpu:gloo,cuda:nccl",
+            store=self.store,
+            rank=self.ranks.rank,
+            world_size=self.ranks.size,
+            timeout=_COLLECTIVE_TIMEOUT,
+        )
+        self.study = make_study(self.device, self.ranks)
+        return ray.util.get_node_ip_address()
+
+    def chain(self, unit: str, number: int, aggregator: ActorHandle, board: ActorHandle) -> ChainRecord | None:
+        """Take part in a chain; rank 0 pushes its draws and returns its record, see ``run_chain``."""
+        if self.ranks.rank == 0:
+            return run_chain(self.study, unit, number, aggregator, board, self.draws_per_push)
+        try:
+            for _ in self.study.chain(unit, number).draws():
+                pass
+        except ChainFailure:  # the same on all ranks; rank 0 records it
+            pass
+        return None
+
+
+@ray.remote(num_cpus=0)
+class ChainGroup:
+    """Starts the ranks of a group when the first chain comes, and watches all of them; used like a ``ModelWorker``.
+
+    After a failure the next chain starts them anew. The ranks go when this actor goes.
+
+    Args:
+        number: of the group, for messages.
+        placement: a bundle a rank.
+        make_study: opens the study on every rank.
+        sampling: section of the experiment.
+        device: of the ranks.
+        placement_timeout: seconds until the placement group must be there.
+    """
+
+    def __init__(
+        self,
+        number: int,
+        placement: PlacementGroup,
+        make_study: MakeStudy,
+        sampling: SamplingConfig,
+        device: str,
+        placement_timeout: float = _PLACEMENT_TIMEOUT,
+    ) -> None:
+        self.name, self.placement, self.placement_timeout = f"chain group {number}", placement, placement_timeout
+        self.make_study, self.sampling, self.device = make_study, sampling, device
+        self.ranks: list[ActorHandle] = []
+        self.nodes: list[str] = []
+
+    def chain(self, unit: str, number: int, aggregator: ActorHandle, board: ActorHandle) -> ChainRecord:
+        """Run one chain on all ranks.
+
+        Raises:
+            PatterningError: the ranks found no room in time, one of them died, or refused what the user can put right.
+            RuntimeError: a rank raised something else.
+        """
+        if not self.ranks:
+            self._start()
+        return self._together(
+            f"in {unit} chain {number}", [rank.chain.remote(unit, number, aggregator, board) for rank in self.ranks]
+        )[0]
+
+    def everywhere(self, when: str, function: Callable[..., Any], *arguments: Any) -> Any:
+        """``function(rank, *arguments)`` on every rank, all at once; what rank 0 returned. ``when`` is for messages.
+
+        Raises:
+            PatterningError: as ``chain``.
+            RuntimeError: a rank raised something else.
+        """
+        if not self.ranks:
+            self._start()
+        return self._together(when, [rank.__ray_call__.remote(function, *arguments) for rank in self.ranks])[0]
+
+    def _start(self) -> None:
+        size, (resource, amount) = self.sampling.ranks_per_chain, _need(self.sampling, self.device)
+        if not self.placement.wait(self.placement_timeout):
+            there, free = ray.cluster_resources(), ray.available_resources()
+            raise PatterningError(
+                f"{self.name}: there was no room for {size} ranks of {amount} {resource} within "
+                f"{self.placement_timeout:g} s; the Ray cluster has {there.get(resource, 0):g} {resource}, "
+                f"{free.get(resource, 0):g} of them free; wait for other work to end, or lower sampling.ranks_per_chain"
+            )
+        options = {"num_gpus": 1, "num_cpus": 0} if resource == "GPU" else {"num_cpus": amount}
+        for rank in range(size):
+            place = PlacementGroupSchedulingStrategy(self.placement, placement_group_bundle_index=rank)
+            actor = ChainRank.options(scheduling_strategy=place, **options)
+            self.ranks.append(actor.remote(Ranks(rank, size), self.sampling, self.device))
+        (address,) = self._together("at the start", [self.ranks[0].open_store.remote()])
+        calls = [rank.open_study.remote(self.make_study, *address) for rank in self.ranks]
+        self.nodes = self._together("at the start", calls)
+
+    def _together(self, when: str, calls: list[ray.ObjectRef]) -> list[Any]:
+        """Results of one call a rank, in their order; the first failure is the end of the group."""
+        waiting = list(calls)
+        while waiting:
+            done, waiting = ray.wait(waiting)
+            if (error := _error(done[0])) is None:
+                continue
+            if waiting and not isinstance(error, ray.exceptions.RayActorError):  # it may be of a rank that another left
+                done += ray.wait(waiting, num_returns=len(waiting), timeout=_GRACE)[0]
+            self._fail(when, {calls.index(call): error for call in done if (error := _error(call))})
+        return ray.get(calls)
+
+    def _fail(self, when: str, errors: dict[int, Exception]) -> NoReturn:
+        """Kill the group and say which rank was the cause: one that died, or else the first to raise."""
+        for actor in self.ranks:
+            ray.kill(actor)
+        died = {rank: error for rank, error in errors.items() if isinstance(error, ray.exceptions.RayActorError)}
+        rank, error = next(iter((died or errors).items()))
+        node = f" on node {self.nodes[rank]}" if self.nodes else ""
+        self.ranks, self.nodes = [], []
+        if isinstance(error, PatterningError):
+            raise PatterningError(str(error.cause)) from None
+        if died:
+            reason = str(error).splitlines()[-1].partition(" Some common causes")[0]
+            raise PatterningError(
+                f"rank {rank} of {self.name}{node} died {when}, and the group with it ({reason}); look for memory or "
+                "node failures, and run the same command again to resume"
+            ) from None
+        raise RuntimeError(f"rank {rank} of {self.name}{node} failed {when}, and the group with it") from error
+
+
+@contextlib.contextmanager
+def chain_groups(
+    make_study: MakeStudy, sampling: SamplingConfig, device: str, num_tasks: int, progress: Progress
+) -> Iterator[list[ActorHandle]]:
+    """As many groups as the configuration or the cluster allows, at most one a task; all is given back at the end.
+
+    A group has ``sampling.ranks_per_chain`` ranks; on cuda each takes a GPU, elsewhere ``sampling.threads_per_worker``
+    CPUs.
+
+    Raises:
+        PatterningError: the cluster has not what one group needs; says what is asked for and what is there.
+    """
+    size, (resource, amount) = sampling.ranks_per_chain, _need(sampling, device)
+    nodes = [node["Resources"].get(resource, 0) for node in ray.nodes() if node["Alive"]]
+    strategy, fitting = fitting_groups(nodes, amount, size)
+    if fitting < 1:
+        raise PatterningError(
+            f"a chain on {size} ranks needs {size} times {amount} {resource}, the nodes of the Ray cluster have "
+            f"{', '.join(f'{has:g}' for has in nodes)}; lower sampling.ranks_per_chain or "
+            "sampling.threads_per_worker, or add nodes"
+        )
+    if strategy == "PACK":
+        progress.say(
+            f"no node has {size} times {amount} {resource}: the ranks of a chain are spread over nodes, and wait for "
+            "the network between them"
+        )
+    number = min(sampling.workers or fitting, fitting, num_tasks)
+    placements = [placement_group([{resource: amount}] * size, strategy=strategy) for _ in range(number)]
+    groups = [ChainGroup.remote(i, place, make_study, sampling, device) for i, place in enumerate(placements)]
+    try:
+        yield groups
+    finally:
+        for group, place in zip(groups, placements, strict=True):
+            ray.kill(group)
+            remove_placement_group(place)
+
+
+@contextlib.contextmanager
+def chain_workers(
+    make_study: MakeStudy, sampling: SamplingConfig, device: str, num_tasks: int, progress: Progress
+) -> Iterator[list[ActorHandle]]:
+    """Who runs the chains: workers, or chain groups where a chain's model is shared by several ranks."""
+    if sampling.ranks_per_chain == 1:
+        yield model_workers(make_study, sampling, device, num_tasks)
+    else:
+        with chain_groups(make_study, sampling, device, num_tasks, progress) as groups:
+            yield groups
+
+
+def fitting_groups(nodes: list[float], amount: int, size: int) -> tuple[str, int]:
+    """How groups are placed, and how many fit at once: each on one node if some node has room, else over several.
+
+    Args:
+        nodes: what every node has of the resource.
+        amount: what a rank needs of it.
+        size: ranks a group.
+    """
+    on_one_node = sum(int(has // (amount * size)) for has in nodes)
+    if on_one_node:
+        return "STRICT_PACK", on_one_node
+    return "PACK", sum(int(has // amount) for has in nodes) // size
+
+
+def _need(sampling: SamplingConfig, device: str) -> tuple[str, int]:
+    return ("GPU", 1) if device == "cuda" else ("CPU", sampling.threads_per_worker)
+
+
+def _error(call: ray.ObjectRef) -> Exception | None:
+    """What a call that is over raised."""
+    try:
+        ray.get(call)
+    except Exception as error:
+        return error
+    return None

@@ -1,0 +1,328 @@
+"""A chain on 1, 2 and 4 ranks is the same chain: noise bit for bit, the rest to the rounding of sums.
+
+Ranks of a process group without Ray (``chain_group_script``) run every sampler on small models whose parameters do not
+divide by the number of ranks. Then the actors: a group is a worker, and the loss of a rank is an error, not a wait.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import chain_group_script as script
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from tiny_run import SETTINGS, quiet
+
+from patterning_dist.config import SamplingConfig
+from patterning_dist.errors import PatterningError
+from patterning_dist.response.ledger import Ledger, read_chains
+from patterning_dist.sampling.ranks import Ranks
+
+SIZES = (2, 4)
+CASES = [*script.CASES, "bfloat16"]
+# Losses of up to 10 nats lie 1e-6 apart in float32, weights of up to 2 lie 1.2e-7 apart. Sums over another number of
+# ranks round differently by one or two such steps; six steps of a chain carry that on.
+LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 1e-6
+
+
+def write_models(folder):
+    """Folders for the loader: the model without its head, a renamed and a half-precision one; three broken ones."""
+    script.make_model("gpt2").transformer.save_pretrained(folder / "base")
+    script.make_model("neox").save_pretrained(folder / "neox", max_shard_size="2KB")
+    script.make_model("llama").half().save_pretrained(folder / "half")
+    for name in ("lacking", "misshapen", "empty"):
+        shutil.copytree(folder / "half", folder / name)
+    weights = load_file(folder / "half" / "model.safetensors")
+    taken = weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, folder / "lacking" / "model.safetensors", {"format": "pt"})
+    weights["model.layers.1.mlp.up_proj.weight"] = taken[:4].clone()
+    save_file(weights, folder / "misshapen" / "model.safetensors", {"format": "pt"})
+    (folder / "empty" / "model.safetensors").unlink()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    """(rank count, rank) -> what that rank wrote; one rank is this process."""
+    folder = tmp_path_factory.mktemp("chain-groups")
+    write_models(folder)
+    processes = []
+    for rank in range(max(SIZES)):
+        command = [sys.executable, str(Path(script.__file__)), str(rank), str(folder)]
+        with open(folder / f"{rank}.log", "w") as log:
+            processes.append(
+                subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
+            )
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = {(1, 0): script.run_all(Ranks(), folder)}
+        deadline = time.monotonic() + 250
+        for rank, process in enumerate(processes):
+            log = folder / f"{rank}.log"
+            assert process.wait(max(1, deadline - time.monotonic())) == 0, f"rank {rank}: {log.read_text()}"
+    finally:
+        torch.set_num_threads(threads)
+        for process in processes:
+            process.kill()
+    for size in SIZES:
+        for rank in range(size):
+            with np.load(folder / f"{size}-{rank}.npz") as stored:
+                found[size, rank] = dict(stored)
+    return found
+
+
+def whole(runs, size, case, what):
+    """Piece -> the flat elements of all ranks, in order; ranks must hold each element once."""
+    prefix, pieces = f"{case}|extent/", {}
+    for name in (key.removeprefix(prefix) for key in runs[size, 0] if key.startswith(prefix)):
+        reached, parts = 0, []
+        for rank in range(size):
+            start, stop, total = runs[size, rank][prefix + name]
+            part = runs[size, rank][f"{case}|{what}/{name}"]
+            assert part.size == stop - start
+            if stop > start:
+                assert start == reached
+                reached = stop
+            parts.append(part)
+        assert reached == total
+        pieces[name] = np.concatenate(parts)
+    return pieces
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("case", CASES)
+class TestOneChainOnSeveralRanks:
+    def test_noise_is_the_same_bit_for_bit(self, runs, case, size):
+        one, several = (whole(runs, n, case, "noise") for n in (1, size))
+        assert one.keys() == several.keys()
+        for name in one:
+            np.testing.assert_array_equal(several[name], one[name], err_msg=name)
+
+    def test_gradients_are_sums_over_the_minibatch(self, runs, case, size):
+        """Five samples: ranks have two and three, or one, one, one and two; an average would be a half or a quarter."""
+        one, several = (whole(runs, n, case, "gradient") for n in (1, size))
+        tolerance = 5e-3 if case == "bfloat16" else 5e-7  # a rounding of the largest, 0.6: 2^-8 or 2^-24
+        for name in one:
+            np.testing.assert_allclose(several[name], one[name], rtol=0, atol=tolerance, err_msg=name)
+        assert max(np.abs(g).max() for g in one.values()) > 0.05
+        loss = [runs[n, 0][f"{case}|loss"] for n in (1, size)]
+        np.testing.assert_allclose(loss[1], loss[0], rtol=0, atol=0.02 if case == "bfloat16" else 1e-6)
+
+    def test_draws_and_positions_agree(self, runs, case, size):
+        tolerances = (0.15, 5e-3) if case == "bfloat16" else (LOSS_TOLERANCE, WEIGHT_TOLERANCE)
+        one, mine = runs[1, 0], runs[size, 0]
+        np.testing.assert_allclose(mine[f"{case}|losses"], one[f"{case}|losses"], rtol=0, atol=tolerances[0])
+        assert np.abs(one[f"{case}|losses"]).max() > 0.2
+        observables = [run[f"{case}|observables"] for run in (mine, one)]
+        np.testing.assert_allclose(*(o[:, :3] for o in observables), rtol=0, atol=tolerances[0])
+        # The squared norm, up to 1000, in steps of 6e-5.
+        np.testing.assert_allclose(*(o[:, 3] for o in observables), rtol=0, atol=max(3e-4, tolerances[0]))
+        before, after = whole(runs, 1, case, "position"), whole(runs, size, case, "position")
+        for name in before:
+            np.testing.assert_allclose(after[name], before[name], rtol=0, atol=tolerances[1], err_msg=name)
+
+    def test_all_ranks_report_the_same_draws_and_restart_bit_for_bit(self, runs, case, size):
+        for rank in range(size):
+            for what in ("losses", "observables"):
+                np.testing.assert_array_equal(runs[size, rank][f"{case}|{what}"], runs[size, 0][f"{case}|{what}"])
+            assert runs[size, rank][f"{case}|restarts"]
+
+
+@pytest.mark.slow
+def test_some_ranks_hold_nothing_of_some_parameters(runs):
+    """Else the cases above would not be what they are meant to be."""
+    prefix = "gpt2 everything sgld 16|extent/"
+    sizes = [
+        [stop - start for start, stop, _ in (runs[4, rank][key] for rank in range(4))]
+        for key in runs[4, 0]
+        if key.startswith(prefix)
+    ]
+    assert any(0 in held for held in sizes)
+    assert any(0 < min(held) < max(held) for held in sizes)
+
+
+@pytest.mark.slow
+def test_a_failed_chain_says_the_same_on_all_ranks(runs):
+    messages = {str(run["failure|message"]) for run in runs.values()}
+    assert len(messages) == 1
+    assert messages.pop().startswith("the weights left the neighbourhood of the checkpoint by step 3 (gamma ")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["base", "neox", "half"])
+def test_loading_by_rows_gives_the_numbers_of_the_plain_loader(runs, kind):
+    for size in SIZES:
+        held = [int(runs[size, rank][f"loading {kind}|held"]) for rank in range(size)]
+        for rank in range(size):
+            assert runs[size, rank][f"loading {kind}|same"]
+            np.testing.assert_allclose(
+                runs[size, rank][f"loading {kind}|losses"], runs[1, 0][f"loading {kind}|losses"], atol=1e-6
+            )
+        assert max(held) < 1.3 * sum(held) / size  # uneven by one row at most, of five or so
+
+
+@pytest.mark.slow
+def test_weights_that_do_not_fit_are_refused_by_name(runs):
+    for size, rank in ((2, 0), (4, 3)):
+        found = {name: str(runs[size, rank][f"refusals|{name}"]) for name in ("lacking", "misshapen", "empty")}
+        assert "/lacking: the weights lack model.layers.1.mlp.up_proj.weight, or hold it in" in found["lacking"]
+        assert "/misshapen/model.safetensors: model.layers.1.mlp.up_proj.weight has shape [4, 12]" in found["misshapen"]
+        assert "the model of config.json [5, 12]" in found["misshapen"]
+        assert "/empty: no weights in safetensors" in found["empty"]
+
+
+@pytest.mark.slow
+def test_autocast_keeps_no_copy_of_the_weights(runs):
+    """Copies in bfloat16 of the layers' 2 bytes a weight, on every rank, would not shrink with the number of ranks."""
+    num_layer_weights = sum(p.numel() for p in script.make_model("llama").model.layers.parameters() if p.dim() == 2)
+    for size in SIZES:
+        plain, recomputed = (int(runs[size, 0][f"kept|{name}"]) for name in ("as it is", "recomputed"))
+        assert plain - recomputed > 2 * num_layer_weights
+
+
+# With Ray.
+
+
+def sampling_config(**changes):
+    return SamplingConfig(**SETTINGS["sampling"] | {"draws_per_push": 4, "ranks_per_chain": 2} | changes)
+
+
+@pytest.fixture
+def actors(local_ray):
+    """Aggregator and progress board for the units of ``GroupStudy``."""
+    from patterning_dist.runtime.aggregator import Aggregator
+    from patterning_dist.runtime.workers import ProgressBoard
+
+    num_columns = len(script.PROBE) * script.CONTEXT
+    ledgers = {u: Ledger(list(script.GroupStudy.observables), num_columns, 9, 2) for u in script.GroupStudy.units}
+    return Aggregator.remote(ledgers), ProgressBoard.remote()
+
+
+def groups(make_study, **changes):
+    from patterning_dist.runtime.groups import chain_groups
+
+    return chain_groups(make_study, sampling_config(**changes), "cpu", 1, quiet())
+
+
+@pytest.mark.slow
+def test_a_group_is_a_worker_and_its_losses_are_errors(actors, tmp_path):
+    """One test, since a group takes long to start: chains as a worker runs them, a failed chain, lost ranks."""
+    import ray
+
+    from patterning_dist.runtime.workers import ModelWorker
+
+    aggregator, board = actors
+
+    def chains(worker, unit, numbers, folder):
+        for number in numbers:
+            ray.get(worker.chain.remote(unit, number, aggregator, board), timeout=100)
+        ray.get(aggregator.write.remote(unit, tmp_path / folder), timeout=100)
+        records = json.loads((tmp_path / folder / "chains.json").read_text())
+        return [(r["chain"], r["healthy"], r["reason"], r["draws"], r["steps"]) for r in records]
+
+    worker = ModelWorker.options(num_cpus=1).remote(script.GroupStudy, sampling_config(), "cpu")
+    plain, failed = chains(worker, "steady", (0, 1), "worker"), chains(worker, "diverging", (0,), "failed")
+    ray.kill(worker)
+    with groups(script.GroupStudy) as (group,):
+        assert chains(group, "steady", (0, 1), "group") == plain
+        assert chains(group, "diverging", (0,), "failed") == failed
+        assert plain == [(0, True, "", 9, 10), (1, True, "", 9, 10)]
+        assert failed[0][:2] == (0, False)
+        assert failed[0][2].startswith("the weights left the neighbourhood of the checkpoint")
+        expected, found = (read_chains(tmp_path / folder)[0] for folder in ("worker", "group"))
+        for a, b in zip(expected, found, strict=True):
+            scale = np.abs(a.total().comoment).max()
+            # Sums of products of deviations of about 1 nat, known to 1e-6 or so; the squared norm to 1e-4.
+            np.testing.assert_allclose(b.total().comoment, a.total().comoment, rtol=0, atol=1e-4 * scale)
+            assert scale > 0.01
+
+        started = time.monotonic()
+        with pytest.raises(
+            RuntimeError, match=r"rank 1 of chain group 0 on node .* failed in raising chain 0"
+        ) as caught:
+            ray.get(group.chain.remote("raising", 0, aggregator, board), timeout=100)
+        assert "a bug of the user's own" in str(caught.value)
+        with pytest.raises(PatterningError) as caught:
+            ray.get(group.chain.remote("killed", 0, aggregator, board), timeout=100)  # by ranks that start anew
+        text = str(caught.value.cause)
+        assert re.match(r"rank 1 of chain group 0 on node \S+ died in killed chain 0, and the group with it \(", text)
+        assert text.endswith("look for memory or node failures, and run the same command again to resume")
+        assert len(text) < 400
+        assert "\n" not in text
+        assert time.monotonic() - started < 90
+    assert_all_is_given_back()
+
+
+def assert_all_is_given_back():
+    import ray
+    from ray.util import placement_group_table
+
+    deadline = time.monotonic() + 20
+    while ray.available_resources().get("CPU") != 2:
+        assert time.monotonic() < deadline, ray.available_resources()
+        time.sleep(0.2)
+    assert all(group["state"] == "REMOVED" for group in placement_group_table().values())
+
+
+@pytest.mark.slow
+def test_what_a_study_refuses_is_the_users_error(actors):
+    import ray
+
+    with (
+        groups(script.refused_study) as (group,),
+        pytest.raises(PatterningError, match=r"model.path: there is no such folder"),
+    ):
+        ray.get(group.chain.remote("steady", 0, *actors), timeout=60)
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_group_that_the_cluster_cannot_hold_is_refused_at_once():
+    started = time.monotonic()
+    with pytest.raises(PatterningError) as caught, groups(script.GroupStudy, ranks_per_chain=3):
+        pass
+    assert str(caught.value) == (
+        "a chain on 3 ranks needs 3 times 1 CPU, the nodes of the Ray cluster have 2; lower sampling.ranks_per_chain "
+        "or sampling.threads_per_worker, or add nodes"
+    )
+    with (
+        pytest.raises(PatterningError, match="needs 2 times 2 CPU, the nodes of the Ray cluster have 2; lower"),
+        groups(script.GroupStudy, threads_per_worker=2),
+    ):
+        pass
+    assert time.monotonic() - started < 5
+
+
+def test_waiting_for_room_ends_and_says_what_it_waited_for(actors):
+    import ray
+
+    from patterning_dist.runtime.groups import ChainGroup
+
+    @ray.remote(num_cpus=1)
+    class Occupant:
+        def here(self):
+            return True
+
+    occupant = Occupant.remote()
+    assert ray.get(occupant.here.remote(), timeout=60)
+    place = ray.util.placement_group([{"CPU": 1}] * 2, strategy="STRICT_PACK")
+    group = ChainGroup.remote(4, place, script.GroupStudy, sampling_config(), "cpu", placement_timeout=1.0)
+    with pytest.raises(PatterningError) as caught:
+        ray.get(group.chain.remote("steady", 0, *actors), timeout=60)
+    assert str(caught.value.cause) == (
+        "chain group 4: there was no room for 2 ranks of 1 CPU within 1 s; the Ray cluster has 2 CPU, 1 of them free; "
+        "wait for other work to end, or lower sampling.ranks_per_chain"
+    )
+    for actor in (occupant, group):
+        ray.kill(actor)
+    ray.util.remove_placement_group(place)
+    assert_all_is_given_back()
