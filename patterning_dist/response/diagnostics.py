@@ -1,9 +1,8 @@
-"""Can this estimate be trusted: convergence of observables and probe entries; the LLC and its error."""
+"""Can this estimate be trusted: convergence of observables and probe entries."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 from arviz_stats.base import array_stats
@@ -28,23 +27,42 @@ def healthy_chains(chains: Sequence[CoMoments]) -> tuple[list[CoMoments], dict[i
 
 
 def observable_diagnostics(traces: Mapping[str, ArrayLike]) -> dict[str, dict[str, float]]:
-    """Rank-normalised split R-hat, bulk ESS and the Monte-Carlo error of the mean, Vehtari et al. (2021).
+    """Rank-normalised split R-hat, bulk ESS, the Monte-Carlo error of the mean (Vehtari et al. 2021), autocorrelation.
 
-    traces: observable -> [chain, draw]. R-hat is NaN with one chain; R-hat and ESS are NaN for a constant
-    trace. Raises PatterningError for a trace with fewer than 4 draws or an entry that is not finite.
+    traces: observable -> [chain, draw]. `autocorrelation` is that of neighbouring draws, about each chain's own mean;
+    `autocorrelation_time` [draws] is all draws over the effective ones of the mean, 1 + 2 sum of autocorrelations,
+    which counts disagreement between chains too. R-hat is NaN with one chain; R-hat, ESS and autocorrelations are NaN
+    for a constant trace. Raises PatterningError for a trace with fewer than 4 draws or an entry that is not finite.
     """
     result = {}
     for name, values in traces.items():
-        trace = _trace(name, values)
+        trace = checked_trace(name, values)
         varies = np.ptp(trace) > 0
         result[name] = {
             "mean": float(trace.mean()),
             "standard_deviation": float(trace.std(ddof=1)),
-            "rhat": float(array_stats.rhat(trace, method="rank")) if varies and len(trace) > 1 else np.nan,
+            "rhat": rank_rhat(trace) if varies and len(trace) > 1 else np.nan,
             "ess_bulk": float(array_stats.ess(trace, method="bulk")) if varies else np.nan,
             "mcse": float(array_stats.mcse(trace, method="mean")) if varies else 0.0,
+            "autocorrelation": _lag_one(trace) if varies else np.nan,
+            "autocorrelation_time": trace.size / float(array_stats.ess(trace, method="mean")) if varies else np.nan,
         }
     return result
+
+
+def rank_rhat(trace: NDArray[np.float64]) -> float:
+    """Rank-normalised split R-hat, Vehtari et al. (2021), of [chain, draw] with 2 chains or more.
+
+    Infinite for chains that stand still at different places.
+    """
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return float(array_stats.rhat(trace, method="rank"))
+
+
+def _lag_one(trace: NDArray[np.float64]) -> float:
+    # Of the chains' summed autocovariances, so that a chain that stands still counts for nothing.
+    autocovariance = array_stats.autocov(trace, axis=1).sum(axis=0)
+    return float(autocovariance[1] / autocovariance[0]) if autocovariance[0] > 0 else np.nan
 
 
 def split_rhat(chains: Sequence[CoMoments]) -> NDArray[np.float64]:
@@ -65,29 +83,8 @@ def split_rhat(chains: Sequence[CoMoments]) -> NDArray[np.float64]:
         return np.sqrt((between / within + count - 1) / count)
 
 
-class LocalLearningCoefficient(NamedTuple):
-    """lambda and its Monte-Carlo standard error."""
-
-    value: float
-    standard_error: float
-
-
-def llc(losses: ArrayLike, inverse_temperature: float, burn_in: int = 0) -> LocalLearningCoefficient:
-    """lambda = n_beta E[L(w) - L(w*)], Lau et al. 2308.12108.
-
-    losses: [chain, draw] of L(w) - L(w*) in nats; the first `burn_in` draws of each chain are left out. The
-    standard error is the larger of the one inside chains (effective sample size) and the spread between
-    chains / sqrt(chains).
-    """
-    trace = _trace("losses", np.asarray(losses, np.float64)[..., burn_in:])
-    inside = [float(array_stats.mcse(chain[None], method="mean")) if np.ptp(chain) else 0.0 for chain in trace]
-    error = np.sqrt(np.sum(np.square(inside))) / len(trace)
-    if len(trace) > 1:
-        error = max(error, trace.mean(axis=1).std(ddof=1) / np.sqrt(len(trace)))
-    return LocalLearningCoefficient(float(inverse_temperature * trace.mean()), float(inverse_temperature * error))
-
-
-def _trace(name: str, values: ArrayLike) -> NDArray[np.float64]:
+def checked_trace(name: str, values: ArrayLike) -> NDArray[np.float64]:
+    """`values` as [chain, draw] float64; PatterningError naming what is wrong with them."""
     trace = np.asarray(values, np.float64)
     if trace.ndim != 2 or trace.shape[1] < 4:
         raise PatterningError(f"{name}: trace of shape {trace.shape}, expected [chain, draw] with at least 4 draws")

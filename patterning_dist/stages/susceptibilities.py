@@ -7,17 +7,17 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from patterning_dist.files import write_json, write_parquet
-from patterning_dist.response.diagnostics import llc, observable_diagnostics, split_rhat
+from patterning_dist.models.components import select_component
+from patterning_dist.response.diagnostics import split_rhat
 from patterning_dist.response.ledger import read_chains
 from patterning_dist.response.modes import susceptibility_modes
 from patterning_dist.response.moments import CoMoments
-from patterning_dist.response.reliability import split_half_reliability
 from patterning_dist.response.susceptibility import Susceptibility, susceptibility
 from patterning_dist.rundir import RunDirectory
 from patterning_dist.sampling.study import Study
+from patterning_dist.stages.chain_diagnostics import chain_diagnostics
 
 SIGN = "chi = -Cov(phi, l_i - L): negative means that weighting sample i up lowers phi"
 _TOP_TOKENS = 12
@@ -34,7 +34,7 @@ def write_susceptibilities(study: Study, run: RunDirectory) -> list[Path]:
     if config.response.baseline == "full":
         full = read_chains(run.path / "sampling" / "everything")[0]
     diagnostics: dict[str, Any] = {"components": {}}
-    outputs, found = [], {}
+    outputs, found, model = [], {}, study.checkpoint()
     for component in config.sampling.components:
         chains, excluded = read_chains(run.path / "sampling" / component.name)
         measured = susceptibility(
@@ -46,7 +46,14 @@ def write_susceptibilities(study: Study, run: RunDirectory) -> list[Path]:
             excluded=excluded,
         )
         found[component.name] = measured
-        diagnostics["components"][component.name] = _diagnose(study, run, component.name, measured)
+        diagnostics["components"][component.name] = chain_diagnostics(
+            run.path / "sampling" / component.name,
+            study.observable_names,
+            measured,
+            num_entries=int(token_columns(study).sum()),
+            inverse_temperature=study.posterior(component.name).inverse_temperature,
+            num_coordinates=select_component(model, component.name).num_coordinates,
+        )
         outputs += _write_tables(study, run, component.name, measured, chains)
     modes, mode_files = _write_modes(study, run, found)
     if modes:
@@ -59,29 +66,6 @@ def token_columns(study: Study) -> np.ndarray:
     """Weights of the probe columns in L: all tokens alike, sequence means not at all."""
     num_sequences, length = study.probe_tokens.shape
     return np.concatenate([np.ones(num_sequences * (length - 1)), np.zeros(num_sequences)])
-
-
-def _diagnose(study: Study, run: RunDirectory, component: str, measured: Susceptibility) -> dict[str, Any]:
-    traces = pq.read_table(run.path / "sampling" / component / "traces.parquet")
-    chain_of_row = traces["chain"].to_numpy()
-
-    def by_chain(name: str) -> np.ndarray:
-        column = traces[name].to_numpy()
-        return np.stack([column[chain_of_row == chain] for chain in measured.chains])
-
-    num_tokens = int(token_columns(study).sum())
-    tokens = split_half_reliability(measured.chi_per_chain[:, :, :num_tokens])
-    sequences = split_half_reliability(measured.chi_per_chain[:, :, num_tokens:])
-    observables = observable_diagnostics({name: by_chain(name) for name in ("loss", *study.observable_names)})
-    for k, name in enumerate(study.observable_names):
-        observables[name] |= {"reliability": tokens[k], "reliability_sequences": sequences[k]}
-    coefficient = llc(by_chain("loss"), study.posterior(component).inverse_temperature)
-    return {
-        "num_chains": len(measured.chains),
-        "excluded": [{"chain": chain, "reason": reason} for chain, reason in measured.excluded.items()],
-        "observables": observables,
-        "llc": {"value": coefficient.value, "standard_error": coefficient.standard_error},
-    }
 
 
 def _write_tables(

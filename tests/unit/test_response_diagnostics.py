@@ -1,30 +1,46 @@
-"""Diagnostics must agree with ArviZ on the same draws, and the LLC with what is known exactly."""
+"""Diagnostics must agree with ArviZ on the same draws."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 from arviz_stats.base import array_stats
+from scipy.signal import lfilter
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.response.diagnostics import healthy_chains, llc, observable_diagnostics, split_rhat
+from patterning_dist.response.diagnostics import healthy_chains, observable_diagnostics, split_rhat
 from patterning_dist.response.moments import CoMoments
 
 
-def chain_of(losses, chain=0, num_draws=None):
-    moments = CoMoments.empty(chain, num_draws or len(losses), 1, losses.shape[1], 4)
+def chain_of(losses, chain=0, num_draws=None, num_batches=4):
+    moments = CoMoments.empty(chain, num_draws or len(losses), 1, losses.shape[1], num_batches)
     moments.update(losses[:, :1], losses)
     return moments
 
 
-def test_split_rhat_equals_arviz():
-    rng = np.random.default_rng(0)
-    losses = rng.normal(size=(3, 60, 5)) + np.linspace(0, 2, 5) * rng.normal(size=(3, 1, 5))
-    losses[..., 4] += np.linspace(0, 3, 60)[:, None].T
-    got = split_rhat([chain_of(one, index) for index, one in enumerate(losses)])
+@pytest.mark.parametrize(("num_chains", "num_draws", "num_batches"), [(2, 16, 2), (3, 60, 4), (4, 96, 8), (7, 40, 10)])
+def test_split_rhat_equals_arviz_entry_by_entry(num_chains, num_draws, num_batches):
+    rng = np.random.default_rng(num_chains)
+    time = np.linspace(-1, 1, num_draws)[:, None]
+    # From chains that agree to chains that do not, each with no drift, a common one and a drift of its own.
+    apart, drift = np.meshgrid(np.geomspace(1e-3, 3, 40), [0.0, 0.5, 3.0])
+    apart, drift = apart.ravel(), drift.ravel()
+    losses = rng.normal(size=(num_chains, num_draws, 120)) + apart * rng.normal(size=(num_chains, 1, 120))
+    losses += time * drift * np.where(np.arange(120) % 2, 1.0, rng.normal(size=(num_chains, 1, 120)))
+    losses = 1e-3 * np.cumsum(losses, axis=1) ** 2 if num_chains == 7 else losses  # skewed, autocorrelated
+    got = split_rhat([chain_of(one, index, num_batches=num_batches) for index, one in enumerate(losses)])
     wanted = array_stats.rhat(losses.transpose(2, 0, 1), method="split")
     np.testing.assert_allclose(got, wanted, rtol=1e-10)
-    assert got[4] > 1.2
+    assert got.max() > 1.5
+    assert got.min() < 1.5
+
+
+def test_split_rhat_of_an_odd_number_of_draws():
+    # ArviZ leaves the middle draw out; here it belongs to a half, so that no draw is lost.
+    rng = np.random.default_rng(6)
+    losses = rng.normal(size=(3, 101, 40)) + np.linspace(0, 1, 40) * rng.normal(size=(3, 1, 40))
+    got = split_rhat([chain_of(one, index) for index, one in enumerate(losses)])
+    np.testing.assert_allclose(got, array_stats.rhat(losses.transpose(2, 0, 1), method="split"), rtol=0.02)
 
 
 def test_split_rhat_of_one_chain_sees_drift():
@@ -55,6 +71,29 @@ def test_observable_diagnostics_equal_arviz():
     assert np.isnan(got["fixed"]["rhat"])
     assert np.isnan(got["fixed"]["ess_bulk"])
     assert got["fixed"]["mcse"] == 0
+    assert np.isnan(got["fixed"]["autocorrelation"])
+    assert np.isnan(got["fixed"]["autocorrelation_time"])
+
+
+def test_autocorrelation_of_every_observable():
+    rng = np.random.default_rng(7)
+    coefficients = {"fast": 0.0, "slow": 0.9, "alternating": -0.5}
+    traces = {}
+    for name, coefficient in coefficients.items():
+        noise = rng.normal(size=(4, 20_000)) * np.sqrt(1 - coefficient**2)
+        traces[name] = lfilter([1.0], [1.0, -coefficient], noise, axis=1)
+    got = observable_diagnostics(traces)
+    for name, coefficient in coefficients.items():
+        assert got[name]["autocorrelation"] == pytest.approx(coefficient, abs=0.02)
+        assert got[name]["autocorrelation_time"] == pytest.approx((1 + coefficient) / (1 - coefficient), rel=0.1)
+    slow = traces["slow"][:1]
+    one = observable_diagnostics({"slow": slow})["slow"]
+    assert one["autocorrelation"] == pytest.approx(float(array_stats.autocorr(slow, axis=1)[0, 1]))
+    assert one["autocorrelation_time"] == pytest.approx(20_000 / float(array_stats.ess(slow, method="mean")))
+    # Chains that disagree count as few draws, and neighbours are correlated no more than before.
+    apart = observable_diagnostics({"fast": traces["fast"] + np.arange(4)[:, None]})["fast"]
+    assert apart["autocorrelation"] == pytest.approx(got["fast"]["autocorrelation"])
+    assert apart["autocorrelation_time"] > 1000
 
 
 def test_one_chain_has_no_rhat_but_an_error():
@@ -78,28 +117,3 @@ def test_health_is_all_draws_and_finite_moments():
     healthy, excluded = healthy_chains([good, short, bad])
     assert healthy == [good]
     assert excluded == {1: "8 of 10 draws recorded", 2: "moments are not finite"}
-
-
-def test_llc_of_a_regular_quadratic_is_half_its_dimension():
-    # p ~ exp(-n_beta L), L = 1/2 w^T H w: n_beta L is half a chi-square with d degrees of freedom.
-    rng = np.random.default_rng(4)
-    dimension, inverse_temperature = 6, 37.0
-    root = rng.normal(size=(dimension, dimension))
-    hessian = root @ root.T + np.eye(dimension)
-    factor = np.linalg.cholesky(np.linalg.inv(inverse_temperature * hessian))
-    draws = rng.normal(size=(4, 2000, dimension)) @ factor.T
-    losses = 0.5 * np.einsum("cti,ij,ctj->ct", draws, hessian, draws)
-    losses[:, :50] = 99.0  # burn-in
-    value, error = llc(losses, inverse_temperature, burn_in=50)
-    assert abs(value - dimension / 2) < 4 * error
-    assert error == pytest.approx(np.sqrt(dimension / 2 / (4 * 1950)), rel=0.8)
-
-
-def test_llc_error_is_the_larger_of_within_and_between():
-    rng = np.random.default_rng(5)
-    losses = 0.01 * rng.normal(size=(4, 100)) + np.array([1.0, 2, 3, 4])[:, None]
-    value, error = llc(losses, 10.0)
-    assert value == pytest.approx(25, abs=0.1)
-    assert error == pytest.approx(10 * np.std([1, 2, 3, 4], ddof=1) / 2, rel=0.01)
-    assert llc(losses[:1], 10.0).standard_error == pytest.approx(10 * 0.01 / 10, rel=0.4)
-    assert llc(np.ones((2, 10)), 10.0) == (10.0, 0.0)

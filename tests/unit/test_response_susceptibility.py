@@ -74,11 +74,15 @@ def test_full_baseline_of_the_chains_themselves_is_the_pooled_covariance():
 def test_restricted_baseline_is_the_formula_with_each_chain_as_its_own_baseline():
     phi, losses, at_center = simulate(3)
     raw = losses + at_center
-    each = [two_posterior_formula(phi[c : c + 1], raw[c : c + 1], raw[c : c + 1]) for c in range(CHAINS)]
-    wanted = np.mean(each, axis=0) * DRAWS / (DRAWS - 1)
+    each = np.array([two_posterior_formula(phi[c : c + 1], raw[c : c + 1], raw[c : c + 1]) for c in range(CHAINS)])
+    # What centring takes away is the covariance of the means, here by four pairs of the eight batches.
+    contrast = losses - losses.mean(-1, keepdims=True)
+    pairs = [values.reshape(CHAINS, 4, DRAWS // 4, -1).mean(2) for values in (phi, contrast)]
+    a, b = (values - values.mean(1, keepdims=True) for values in pairs)
+    each -= np.einsum("cgk,cgm->ckm", a, b) / (4 * 3)
     result = susceptibility(chains_of(phi, losses))
-    np.testing.assert_allclose(result.chi, wanted, rtol=1e-10, atol=1e-12)
-    np.testing.assert_allclose(result.chi_per_chain, np.array(each) * DRAWS / (DRAWS - 1), rtol=1e-9, atol=1e-12)
+    np.testing.assert_allclose(result.chi, each.mean(axis=0), rtol=1e-10, atol=1e-12)
+    np.testing.assert_allclose(result.chi_per_chain, each, rtol=1e-9, atol=1e-12)
     np.testing.assert_allclose(result.chi.sum(axis=1), 0, atol=1e-13)
 
 
@@ -116,7 +120,8 @@ def test_standard_errors_are_those_of_batch_means_and_of_chains():
     for chain in range(CHAINS):
         a, b = phi[chain] - phi[chain].mean(0), contrast[chain] - contrast[chain].mean(0)
         products = (a[:, :, None] * b[:, None, :]).reshape(8, DRAWS // 8, 2, PROBES).mean(1)
-        variance = variance + products.var(0, ddof=1) / 8 * (DRAWS / (DRAWS - 1)) ** 2
+        pairs = products.reshape(4, 2, 2, PROBES).mean(1)
+        variance = variance + np.maximum(products.var(0, ddof=1) / 8, pairs.var(0, ddof=1) / 4)
     np.testing.assert_allclose(result.standard_error_batch, np.sqrt(variance) / CHAINS, rtol=1e-9)
     between = result.chi_per_chain.std(0, ddof=1) / np.sqrt(CHAINS)
     np.testing.assert_allclose(result.standard_error_between, between, rtol=1e-12)

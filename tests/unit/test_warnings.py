@@ -10,9 +10,9 @@ from tiny_run import tiny_config
 from patterning_dist.stages.warnings import find_warnings
 
 
-def diagnostics(rhat: float | None = 1.0, draws: float = 400, reliability: float = 0.6) -> dict[str, Any]:
-    numbers = {"rhat": rhat, "ess_bulk": draws, "reliability": reliability}
-    component = {"excluded": [], "observables": {"induction": numbers}}
+def diagnostics(draws: float | None = 400, reliability: float = 0.6, **finding: Any) -> dict[str, Any]:
+    numbers = {"rhat": 1.0, "ess_bulk": draws, "reliability": reliability}
+    component = {"excluded": [], "observables": {"induction": numbers}, "findings": [finding] if finding else []}
     return {
         "components": {"layer.0.head.0": component, "layer.0.head.1": component},
         "modes": {"observable": "induction", "components": ["layer.0.head.0", "layer.0.head.1"]},
@@ -33,20 +33,26 @@ def test_a_sound_run_has_none(tiny_run: Path) -> None:
 
 
 def test_chains(tiny_run: Path) -> None:
-    lines = found(tiny_run, diagnostics(rhat=1.2, draws=12))
-    assert lines[0].startswith("layer.0.head.0: R-hat up to 1.20")
-    assert "raise sampling.burn_in" in lines[0] and "12 effective draws" in lines[0]
-    assert len(lines) == 2
+    evidence = diagnostics(draws=12, mode="still_rising", message="the loss still rises; raise sampling.burn_in")
+    lines = found(tiny_run, evidence)
+    assert lines[0] == "layer.0.head.0: the loss still rises; raise sampling.burn_in"
+    assert lines[1].startswith("layer.0.head.0: as few as 12 effective draws")
+    assert len(lines) == 4
 
 
-def test_an_undefined_rhat_is_no_reason_to_crash(tiny_run: Path) -> None:
-    assert found(tiny_run, diagnostics(rhat=None)) == []
+def test_an_undefined_number_of_draws_is_no_reason_to_crash(tiny_run: Path) -> None:
+    assert found(tiny_run, diagnostics(draws=None)) == []
 
 
 def test_excluded_chain(tiny_run: Path) -> None:
     evidence = diagnostics()
-    evidence["components"]["layer.0.head.0"] |= {"excluded": [{"chain": 2, "reason": "the loss became nan"}]}
-    assert found(tiny_run, evidence)[0] == "layer.0.head.0: chain 2 was left out: the loss became nan"
+    evidence["components"]["layer.0.head.0"] |= {
+        "excluded": [{"chain": 2, "reason": "the loss became nan"}],
+        "findings": [{"mode": "diverged", "message": "left out: chain 2: the loss became nan"}],
+    }
+    # Both heads share the dictionary.
+    lines = found(tiny_run, evidence)
+    assert lines == [f"layer.0.head.{h}: chain 2 was left out: the loss became nan" for h in (0, 1)]
 
 
 def test_modes_of_noise(tiny_run: Path) -> None:

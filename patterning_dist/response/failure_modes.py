@@ -1,0 +1,226 @@
+"""Ways in which chains fail, told apart by their loss traces, each with the knob to turn."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from arviz_stats.base import array_stats
+from numpy.typing import ArrayLike
+from scipy.stats import chi2
+from scipy.stats import t as student
+
+from patterning_dist.response.batch_means import degrees_of_freedom
+from patterning_dist.response.diagnostics import checked_trace, rank_rhat
+from patterning_dist.response.llc import llc
+from patterning_dist.response.moments import Floats
+
+MAX_RHAT = 1.05  # where draws are many; see _largest_rhat
+# A healthy loss is a Gamma variable at its most skewed: with shape 1/2, one draw in a million is 13 scales (below) up.
+SPIKE_SCALES = 15.0
+ESCAPE_RATIO = 2.0  # a chain whose loss rises by so many times the others' is elsewhere
+MIN_DRIFT = 0.1  # of the mean rise: a smaller drift leaves the LLC as it is, however significant
+MIN_LLC = 0.1  # the data move the log posterior by less than this many nats: the chains sample the localisation
+MIN_RELIABILITY = 0.1
+CHANCE = 1e-3  # how often chance alone may pass for a finding, each kind of it
+
+
+class Finding(NamedTuple):
+    """One failure mode.
+
+    Attributes:
+        mode: diverged, below_checkpoint, spikes, still_rising, still_falling, chains_disagree or too_little_signal.
+        chains: numbers of the chains it was seen in.
+        evidence: what was measured, name -> number.
+        message: what was seen, and which keys of the configuration to turn.
+    """
+
+    mode: str
+    chains: tuple[int, ...]
+    evidence: dict[str, float]
+    message: str
+
+
+def failure_modes(
+    losses: ArrayLike,
+    *,
+    inverse_temperature: float,
+    num_coordinates: int,
+    chains: Sequence[int] | None = None,
+    rhat: Mapping[str, float] | None = None,
+    reliability: Mapping[str, float] | None = None,
+    excluded: Mapping[int, str] | None = None,
+) -> list[Finding]:
+    """What is wrong with a set of chains; an empty list if nothing was found.
+
+    Args:
+        losses: [chain, draw] L(w) - L(w*) in nats, draws after burn-in, chains that were not left out (may be none).
+        inverse_temperature: n_beta.
+        num_coordinates: d, free coordinates of the component.
+        chains: numbers of the rows of `losses` (default: 0, 1, ...).
+        rhat: observable -> rank R-hat, of other observables than the loss; NaN counts for nothing.
+        reliability: observable -> split-half reliability of its chi; NaN counts for nothing.
+        excluded: chain -> reason.
+
+    Raises:
+        PatterningError: `losses` are no [chain, draw] of 4 draws or more, or not finite.
+    """
+    findings = _diverged(excluded or {})
+    if len(np.asarray(losses)) == 0:
+        return findings
+    trace = checked_trace("losses", losses)
+    numbers = tuple(range(len(trace))) if chains is None else tuple(chains)
+    below = _below_checkpoint(trace, numbers)
+    spiked, escaped, scale = _spikes(trace, numbers)
+    # Spikes and escaped chains would pass for a drift or a disagreement.
+    kept = [row for row, chain in enumerate(numbers) if chain not in escaped]
+    usual = np.minimum(trace, np.median(trace, axis=1, keepdims=True) + SPIKE_SCALES * scale)[kept]
+    drift, steady = _drift(usual, [numbers[row] for row in kept])
+    disagreement = _disagreement(steady, [numbers[row] for row in kept], rhat or {})
+    little = [] if below else _too_little_rise(usual, numbers, inverse_temperature, num_coordinates)
+    return [*findings, *below, *spiked, *drift, *disagreement, *little, *_unreliable(numbers, reliability or {})]
+
+
+def _diverged(excluded: Mapping[int, str]) -> list[Finding]:
+    if not excluded:
+        return []
+    reasons = "; ".join(f"chain {chain}: {reason}" for chain, reason in excluded.items())
+    text = f"left out: {reasons}; if their losses blew up, lower sampling.step_size"
+    return [Finding("diverged", tuple(excluded), {"chains": float(len(excluded))}, text)]
+
+
+def _below_checkpoint(trace: Floats, numbers: tuple[int, ...]) -> list[Finding]:
+    if trace.mean() >= 0:
+        return []
+    mean = llc(trace, 1.0)
+    # A true minimum has E[L] > L(w*), so chance needs no smaller level than this here.
+    if mean.interval(0.95)[1] >= 0:
+        return []
+    text = (
+        f"the mean loss lies {-mean.value:.3g} +- {mean.standard_error:.1g} nats below that of the checkpoint, which "
+        "is no minimum; train or anneal it further, or raise sampling.localization"
+    )
+    return [Finding("below_checkpoint", numbers, {"rise": mean.value, "standard_error": mean.standard_error}, text)]
+
+
+def _spikes(trace: Floats, numbers: tuple[int, ...]) -> tuple[list[Finding], set[int], float]:
+    """(findings, chains that are elsewhere altogether, scale of the upper half of the draws)."""
+    medians = np.median(trace, axis=1)
+    above = trace - medians[:, None]
+    scale = float(np.quantile(above, 0.9)) / 1.28  # the standard deviation, for normal draws
+    findings, escaped = [], set()
+    if scale <= 0:
+        return findings, escaped, np.inf
+    if len(trace) > 2:
+        middle = np.median(medians)
+        spread = max(scale, 1.48 * np.median(np.abs(medians - middle)))
+        far = (medians - middle > SPIKE_SCALES * spread) & (medians > ESCAPE_RATIO * max(middle, 0.0))
+        escaped = {numbers[row] for row in np.flatnonzero(far)}
+    advice = "lower sampling.step_size or raise sampling.localization"
+    if escaped:
+        text = (
+            f"the loss of {_list(sorted(escaped))} lies up to {medians.max() - middle:.3g} nats above that of the "
+            f"others, whose median rise is {middle:.3g}; {advice}"
+        )
+        evidence = {"largest_rise": float(medians.max()), "median_rise": float(middle)}
+        findings.append(Finding("spikes", tuple(sorted(escaped)), evidence, text))
+    rows, draws = np.nonzero(above > SPIKE_SCALES * scale)
+    if len(rows):
+        where = np.argmax(above[rows, draws])
+        largest = float(above[rows, draws][where] / scale)
+        text = (
+            f"{len(rows)} draw(s) of {_list([numbers[row] for row in np.unique(rows)])} lie far above the rest (draw "
+            f"{draws[where]} of chain {numbers[rows[where]]}: {largest:.0f} standard deviations); {advice}"
+        )
+        spiking = tuple(numbers[row] for row in np.unique(rows))
+        findings.append(Finding("spikes", spiking, {"draws": float(len(rows)), "largest_scales": largest}, text))
+    return findings, escaped, scale
+
+
+def _drift(trace: Floats, numbers: Sequence[int]) -> tuple[list[Finding], Floats]:
+    """(findings, the trace without its drift if there is one).
+
+    The rise over all draws by least squares, beyond Student's quantile of its error: inside chains 12 sd^2 tau / T,
+    from what a parabola leaves over, with tau its autocorrelation time; or the spread between chains, if larger.
+    """
+    num_chains, num_draws = trace.shape
+    mean = trace.mean(axis=1, keepdims=True)
+    if num_draws < 10 or np.ptp(trace) == 0:
+        return [], trace
+    time = np.linspace(-0.5, 0.5, num_draws)
+    rises = (trace - mean) @ time / (time @ time)
+    residuals = trace - np.polynomial.polynomial.polyval(time, np.polynomial.polynomial.polyfit(time, trace.T, 2))
+    moving = [chain[None] for chain in residuals if np.ptp(chain) > 0]
+    effective = [float(array_stats.ess(chain, method="mean")) for chain in moving]
+    inside = 12 * sum(c.var(ddof=1) / size for c, size in zip(moving, effective, strict=True)) / num_chains**2
+    between = rises.var(ddof=1) / num_chains if num_chains > 1 else np.nan
+    # With one or two degrees of freedom no drift of two chains would ever be seen.
+    degrees = max(float(degrees_of_freedom(inside, between, max(sum(effective) / 4, 1.0), num_chains)), 3.0)
+    error = np.sqrt(np.fmax(inside, between))
+    rise, level = rises.mean(), abs(trace.mean())
+    # Below one standard deviation of the draws, a drift adds less than a twelfth to their variance.
+    harmless = min(MIN_DRIFT * level, residuals.std())
+    if abs(rise) <= max(student.isf(CHANCE / 2, degrees) * error, harmless):
+        return [], trace
+    mode, verb = ("still_rising", "rises") if rise > 0 else ("still_falling", "falls")
+    text = (
+        f"the loss still {verb}, by {abs(rise):.3g} +- {error:.1g} nats over the kept draws (mean {trace.mean():.3g}); "
+        "raise sampling.burn_in"
+    )
+    evidence = {"rise": float(rise), "standard_error": float(error)}
+    return [Finding(mode, tuple(numbers), evidence, text)], residuals + mean
+
+
+def _disagreement(trace: Floats, numbers: Sequence[int], rhat: Mapping[str, float]) -> list[Finding]:
+    """R-hat of the loss, and of the other observables."""
+    found = dict(rhat)
+    if len(trace) > 1 and np.ptp(trace) > 0:
+        found["loss"] = rank_rhat(trace)
+    limit = _largest_rhat(*trace.shape)
+    high = {name: value for name, value in found.items() if value > limit}
+    if not high:
+        return []
+    worst = max(high, key=lambda name: high[name])
+    text = (
+        f"chains disagree: R-hat of {worst} is {high[worst]:.3g}, expected less than {limit:.3g}; raise "
+        "sampling.burn_in or sampling.steps_between_draws"
+    )
+    return [Finding("chains_disagree", tuple(numbers), {f"rhat_{name}": value for name, value in high.items()}, text)]
+
+
+def _largest_rhat(num_chains: int, num_draws: int) -> float:
+    """MAX_RHAT, or what independent draws exceed by chance: n (R^2 - 1) + 1 is F with (2 chains - 1, many) degrees."""
+    degrees = 2 * num_chains - 1
+    chance = chi2.isf(CHANCE, degrees) / degrees
+    return max(MAX_RHAT, float(np.sqrt(1 + (chance - 1) / (num_draws // 2))))
+
+
+def _too_little_rise(
+    trace: Floats, numbers: tuple[int, ...], inverse_temperature: float, num_coordinates: int
+) -> list[Finding]:
+    found = float(inverse_temperature * trace.mean())
+    expected = num_coordinates / 2  # of a regular model without localisation
+    if abs(found) >= MIN_LLC * min(expected, 1.0):
+        return []
+    text = (
+        f"the loss hardly moves: n_beta (E[L] - L(w*)) is {found:.2g}, of at most {expected:g} for {num_coordinates} "
+        "coordinates; lower sampling.localization or raise sampling.step_size"
+    )
+    return [Finding("too_little_signal", numbers, {"llc": found, "largest_llc": expected}, text)]
+
+
+def _unreliable(numbers: tuple[int, ...], reliability: Mapping[str, float]) -> list[Finding]:
+    low = {name: value for name, value in reliability.items() if value < MIN_RELIABILITY}
+    if not low:
+        return []
+    text = (
+        f"chi of {', '.join(f'{name} ({value:.2f})' for name, value in low.items())} is noise: its split-half "
+        f"reliability is below {MIN_RELIABILITY:g}; raise sampling.num_draws or sampling.num_chains, or lower "
+        "sampling.localization"
+    )
+    return [Finding("too_little_signal", numbers, {f"reliability_{name}": v for name, v in low.items()}, text)]
+
+
+def _list(chains: Sequence[int]) -> str:
+    return ("chain " if len(chains) == 1 else "chains ") + ", ".join(map(str, chains))
