@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from patterning_dist.config import Config, config_schema, load_config
+from patterning_dist.config import Config, StudyConfig, config_schema, load_config
 from patterning_dist.errors import PatterningError
 from patterning_dist.rundir import STAGES, read_manifest
 
@@ -57,7 +57,7 @@ def _reported() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _open(config: Path, overrides: Sequence[str] | None, run_dir: Path | None) -> tuple[Config, Path]:
+def _open(config: Path, overrides: Sequence[str] | None, run_dir: Path | None) -> tuple[Config | StudyConfig, Path]:
     """The experiment and its run directory; a run directory is its own unless another is asked for."""
     if config.is_dir():
         if not (config / "config.yaml").is_file():
@@ -68,10 +68,24 @@ def _open(config: Path, overrides: Sequence[str] | None, run_dir: Path | None) -
     return loaded, run_dir or loaded.run_directory
 
 
+def _open_run(config: Path, overrides: Sequence[str] | None, run_dir: Path | None) -> tuple[Config, Path]:
+    loaded, directory = _open(config, overrides, run_dir)
+    if isinstance(loaded, StudyConfig):
+        raise PatterningError(f"{config}: is a study of a given model; run `patterning study {config}`")
+    return loaded, directory
+
+
+def _open_study(config: Path, overrides: Sequence[str] | None, run_dir: Path | None) -> tuple[StudyConfig, Path]:
+    loaded, directory = _open(config, overrides, run_dir)
+    if isinstance(loaded, Config):
+        raise PatterningError(f"{config}: is the whole loop, with a training; run `patterning run {config}`")
+    return loaded, directory
+
+
 @app.command(help="Run every stage that is not done yet, from the corpus to the report.")
 def run(config: ConfigArgument, overrides: SetOption = None, run_dir: RunDirOption = None) -> None:
     with _reported():
-        loaded, directory = _open(config, overrides, run_dir)
+        loaded, directory = _open_run(config, overrides, run_dir)
         _run_stages(loaded, list(STAGES), directory)
 
 
@@ -84,7 +98,7 @@ def _run_stages(config: Config, stages: list[str], directory: Path) -> None:
 def _stage_command(stage: str) -> Callable[..., None]:
     def command(config: ConfigArgument, overrides: SetOption = None, run_dir: RunDirOption = None) -> None:
         with _reported():
-            loaded, directory = _open(config, overrides, run_dir)
+            loaded, directory = _open_run(config, overrides, run_dir)
             done = read_manifest(directory).get("stages", {})
             for earlier in STAGES[: STAGES.index(stage)]:
                 if done.get(earlier, {}).get("status") != "finished":
@@ -101,15 +115,65 @@ for _stage in STAGES:
     app.command(name=_stage, help=HELP[_stage])(_stage_command(_stage))
 
 
+@app.command(help="Run posterior chains on a model that exists already: checkpoints x components x chains.")
+def study(config: ConfigArgument, overrides: SetOption = None, run_dir: RunDirOption = None) -> None:
+    with _reported():
+        loaded, directory = _open_study(config, overrides, run_dir)
+        from patterning_dist.stages.study import run_study
+
+        run_study(loaded, directory)
+
+
+@app.command(help="List the components of a model, which `sampling.components` can name, and their sizes.")
+def components(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="Folder or hub name of a language model, or an experiment file.")
+    ],
+    revision: Annotated[str | None, typer.Option("--revision", help="Branch, tag or commit on the hub.")] = None,
+    every: Annotated[bool, typer.Option("--all", help="One line for each component.")] = False,
+) -> None:
+    with _reported():
+        from patterning_dist.listing import print_components
+
+        print_components(model, revision, every)
+
+
+@app.command(help="Try step sizes, temperatures and localizations on short chains; write a config with the best.")
+def calibrate(config: ConfigArgument, overrides: SetOption = None, run_dir: RunDirOption = None) -> None:
+    with _reported():
+        loaded, directory = _open(config, overrides, run_dir)
+        if isinstance(loaded, StudyConfig):
+            from patterning_dist.stages.calibrate import calibrate_study
+
+            calibrate_study(loaded, directory)
+            return
+        if read_manifest(directory).get("stages", {}).get("train", {}).get("status") != "finished":
+            raise PatterningError(
+                f"{directory}: calibrate needs the baseline of stage train, which is not done; "
+                f"run `patterning prepare {config}` and `patterning train {config}` first"
+            )
+        from patterning_dist.driver import run_calibration
+
+        run_calibration(loaded, directory)
+
+
 @config_app.command(help="Print the JSON schema of the experiment file, for editors.")
-def schema() -> None:
-    typer.echo(json.dumps(config_schema(), indent=2))
+def schema(
+    study: Annotated[bool, typer.Option("--study", help="Of a study instead of the whole loop.")] = False,
+) -> None:
+    typer.echo(json.dumps(config_schema(study), indent=2))
 
 
 @config_app.command(help="Check an experiment file without running anything.")
 def check(config: ConfigArgument, overrides: SetOption = None) -> None:
     with _reported():
         loaded, directory = _open(config, overrides, None)
+        if isinstance(loaded, StudyConfig):
+            from patterning_dist.stages.study import check_study_inputs
+
+            check_study_inputs(loaded, directory)
+            typer.echo(f"{config}: ok; the study is kept in {directory}")
+            return
         for index, source in enumerate(loaded.data.sources):
             if not source.path.exists():
                 raise PatterningError(f"{config}: data.sources.{index}.path: {source.path} is not there; correct it")

@@ -15,6 +15,8 @@ from patterning_dist.progress import Progress
 from patterning_dist.rundir import STAGES, RunDirectory, stage_fingerprint
 from patterning_dist.runtime.environment import ray_session, resolve_device
 from patterning_dist.sampling.observables import load_function
+from patterning_dist.stages.calibrate import calibrate
+from patterning_dist.stages.calibration_subject import run_subject
 from patterning_dist.stages.prepare import prepare
 from patterning_dist.stages.report import report
 from patterning_dist.stages.sample import sample
@@ -64,6 +66,23 @@ def run_stages(config: Config, stages: list[str], directory: Path) -> None:
                 with run.stage(stage, fingerprints[stage]) as outputs:
                     outputs += _STAGES[stage](config, run, progress)
                 progress.say(f"{stage}: {run.manifest['stages'][stage]['seconds']:.0f} s")
+
+
+def run_calibration(config: Config, directory: Path) -> None:
+    """Calibrate the chains of a run whose train stage is done, in the folder calibration/ of its directory.
+
+    Args:
+        config: of the run; what the run directory says of itself stays as it is.
+        directory: the run directory, locked against other drivers while this runs.
+
+    Raises:
+        PatterningError: whatever the user can put right.
+    """
+    _preflight(config)
+    with RunDirectory(directory).locked() as run, Progress() as progress:
+        fingerprints = _fingerprints(config, _corpus_hash(config, run))
+        _refuse_stale(run, "sample", fingerprints)
+        calibrate(run_subject(config, run, fingerprints["train"]), run, progress)
 
 
 def _preflight(config: Config) -> None:

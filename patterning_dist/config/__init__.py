@@ -1,10 +1,13 @@
 """The experiment file: one strict schema, read from YAML with `--set` overrides; no torch, no ray."""
 
+from patterning_dist.config.calibration import CalibrationConfig
 from patterning_dist.config.load import config_schema, dump_config, load_config
 from patterning_dist.config.sampling import (
     ComponentConfig,
     ComponentLossConfig,
+    FreeEnergyConfig,
     FunctionConfig,
+    LlcConfig,
     ObservableConfig,
     SamplingConfig,
     SplitLossConfig,
@@ -20,15 +23,29 @@ from patterning_dist.config.schema import (
     SourceConfig,
     TrainingConfig,
 )
+from patterning_dist.config.study import (
+    FunctionDataConfig,
+    HuggingFaceModelConfig,
+    ModuleModelConfig,
+    StudyConfig,
+    TokensConfig,
+    TracesConfig,
+)
 
 __all__ = [
+    "CalibrationConfig",
     "ComponentConfig",
     "ComponentLossConfig",
     "Config",
     "DataConfig",
     "DirectionConfig",
+    "FreeEnergyConfig",
     "FunctionConfig",
+    "FunctionDataConfig",
+    "HuggingFaceModelConfig",
+    "LlcConfig",
     "ModelConfig",
+    "ModuleModelConfig",
     "ObservableConfig",
     "ResponseConfig",
     "RetrainConfig",
@@ -36,6 +53,9 @@ __all__ = [
     "SolveConfig",
     "SourceConfig",
     "SplitLossConfig",
+    "StudyConfig",
+    "TokensConfig",
+    "TracesConfig",
     "TrainingConfig",
     "config_schema",
     "dump_config",

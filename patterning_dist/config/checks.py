@@ -7,15 +7,19 @@ import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+from patterning_dist.config.calibration import CalibrationConfig
+from patterning_dist.config.sampling import SamplingConfig
 from patterning_dist.config.schema import Config, ModelConfig
 
 # Columns of the trace table that no observable may take the name of.
 RESERVED_OBSERVABLES = ("chain", "draw", "loss")
+# The attention-only transformer of a run is small: one process in float32 has a faster way to sample it.
+_STUDY_ONLY = ("micro_batch_size", "compute_dtype", "ranks_per_chain")
 
 
 def check(config: Config) -> list[str]:
     """Every broken rule, one line each; an empty list if the experiment can be run."""
-    rules = (_components, _observables, _training, _sampling, _solve, _retrain)
+    rules = (_components, _observables, _training, _sampling, _calibration, _solve, _retrain)
     # A value that several components inherit is one fault.
     return list(dict.fromkeys(line for rule in rules for line in rule(config)))
 
@@ -51,8 +55,7 @@ def _components(config: Config) -> Iterator[str]:
     for index, name in enumerate(names):
         if fault := _component_fault(name, config.model):
             yield f"sampling.components.{index}.name: {fault}"
-    for name in _repeated(names):
-        yield f"sampling.components: '{name}' is listed twice; remove one"
+    yield from repeated_components(config.sampling)
     for key, name in (
         ("response.direction.component", config.response.direction.component),
         ("solve.component", config.solve.component),
@@ -63,17 +66,30 @@ def _components(config: Config) -> Iterator[str]:
         yield "response.baseline: full needs a component 'everything'; add it to sampling.components"
 
 
+def repeated_components(sampling: SamplingConfig) -> Iterator[str]:
+    """Components that are listed twice."""
+    for name in _repeated([component.name for component in sampling.components]):
+        yield f"sampling.components: '{name}' is listed twice; remove one"
+
+
 def _list(names: Sequence[object]) -> str:
     return ", ".join(map(str, names))
 
 
-def _observables(config: Config) -> Iterator[str]:
-    names = config.sampling.observable_names
+def observable_names(sampling: SamplingConfig) -> Iterator[str]:
+    """Names of observables that clash with each other or with a column."""
+    names = [*sampling.observable_names, *(quantity.name for quantity in sampling.posterior_quantities)]
     for name in _repeated(names):
         yield f"sampling.observables: '{name}' is named twice; rename one"
     for name in RESERVED_OBSERVABLES:
         if name in names:
             yield f"sampling.observables: '{name}' is the name of a column of the traces; rename it"
+
+
+def _observables(config: Config) -> Iterator[str]:
+    yield from observable_names(config.sampling)
+    for quantity in config.sampling.posterior_quantities:
+        yield f"sampling.observables: '{quantity.name}' of kind {quantity.kind} is for `patterning study`; remove it"
     # A source without a domain takes it from its path: known only once the files are read.
     domains = [source.domain for source in config.data.sources]
     for index, observable in enumerate(config.sampling.observables):
@@ -118,8 +134,8 @@ def _zero_stage(key: str, path: Path | None, optimizer: str) -> Iterator[str]:
             )
 
 
-def _sampling(config: Config) -> Iterator[str]:
-    sampling = config.sampling
+def chains(sampling: SamplingConfig) -> Iterator[str]:
+    """Chains that are too few or too short for their statistics, or sure to diverge."""
     for index, component in enumerate(sampling.components):
         settings = sampling.resolve(component.name)
 
@@ -136,12 +152,34 @@ def _sampling(config: Config) -> Iterator[str]:
                 f"{key('num_draws')}: {settings.num_draws} draws are too few for sampling.num_batches = "
                 f"{sampling.num_batches}; expected at least {2 * sampling.num_batches}"
             )
-        # The pull alone multiplies w - w* by 1 - eps gamma / 2 a step.
-        if settings.step_size * settings.localization >= 4:
+        # The pull alone multiplies w - w* by 1 - eps gamma / 2 a step of SGLD.
+        if sampling.sampler.kind == "sgld" and settings.step_size * settings.localization >= 4:
             yield (
                 f"{key('step_size')}: {settings.step_size:g} diverges with localization "
                 f"{settings.localization:g}; expected less than 4 / localization"
             )
+
+
+def calibrated_component(calibration: CalibrationConfig, sampling: SamplingConfig) -> Iterator[str]:
+    """A component that is tried, but not sampled."""
+    components = [component.name for component in sampling.components]
+    if calibration.component not in (None, *components):
+        yield f"calibration.component: '{calibration.component}' is not sampled; there are {_list(components)}"
+
+
+def _calibration(config: Config) -> Iterator[str]:
+    yield from calibrated_component(config.calibration, config.sampling)
+    if config.calibration.checkpoint is not None:
+        yield "calibration.checkpoint: a run has its baseline alone; remove the key"
+
+
+def _sampling(config: Config) -> Iterator[str]:
+    sampling = config.sampling
+    yield from chains(sampling)
+    for key in _STUDY_ONLY:
+        value, default = getattr(sampling, key), SamplingConfig.model_fields[key].default
+        if value != default:
+            yield f"sampling.{key}: {value} is for `patterning study`; expected {default}, remove the key"
     limit = config.data.max_train_sequences
     if limit is not None and sampling.probe is None and sampling.probe_sequences > limit:
         yield (

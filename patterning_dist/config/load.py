@@ -1,4 +1,4 @@
-"""From YAML and `--set` overrides to a checked `Config`, and back."""
+"""From YAML and `--set` overrides to a checked `Config` or `StudyConfig`, and back."""
 
 from __future__ import annotations
 
@@ -13,6 +13,8 @@ from pydantic import ValidationError
 
 from patterning_dist.config.checks import check
 from patterning_dist.config.schema import Config
+from patterning_dist.config.study import HuggingFaceModelConfig, StudyConfig, TokensConfig
+from patterning_dist.config.study_checks import check_study
 from patterning_dist.errors import PatterningError
 
 
@@ -35,9 +37,12 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
+# Sections that only the whole loop has: a file with one of them is not a study, even if `model.kind` is missing.
+_RUN_SECTIONS = {"training", "response", "solve", "retrain"}
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
-    """Read an experiment file.
+
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config | StudyConfig:
+    """Read an experiment file: of a run (the whole loop), or of a study, whose `model` has a `kind`.
 
     overrides: `section.key=value`, the value in YAML; a list's entries go by number (`retrain.seeds.0=7`).
     Relative paths are looked up from the current directory, then from the file's own folder.
@@ -54,23 +59,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         raise PatterningError(f"{path}: expected sections of `key: value`, got {_show(raw)}")
     for override in overrides:
         _apply(raw, override)
+    schema = StudyConfig if _is_study(raw) else Config
     try:
-        config = _locate(Config.model_validate(raw), path.resolve().parent)
+        config = schema.model_validate(raw)
     except ValidationError as error:
-        raise PatterningError("\n".join(f"{path}: {line}" for line in _explain(error))) from None
-    if faults := check(config):
+        lines = _explain(error, schema.model_json_schema())
+        raise PatterningError("\n".join(f"{path}: {line}" for line in lines)) from None
+    folder = path.resolve().parent
+    config = _locate_study(config, folder) if isinstance(config, StudyConfig) else _locate(config, folder)
+    if faults := check_study(config) if isinstance(config, StudyConfig) else check(config):
         raise PatterningError("\n".join(f"{path}: {line}" for line in faults))
     return config
 
 
-def dump_config(config: Config) -> str:
+def _is_study(raw: dict[str, Any]) -> bool:
+    model = raw.get("model")
+    return (isinstance(model, dict) and "kind" in model) or (bool(raw) and not _RUN_SECTIONS & raw.keys())
+
+
+def dump_config(config: Config | StudyConfig) -> str:
     """The whole experiment, defaults written out, as YAML that `load_config` reads back to the same."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def config_schema() -> dict[str, Any]:
-    """JSON schema of the experiment file, for editors."""
-    return Config.model_json_schema()
+def config_schema(study: bool = False) -> dict[str, Any]:
+    """JSON schema of the experiment file of a run or of a study, for editors."""
+    return (StudyConfig if study else Config).model_json_schema()
 
 
 def _parse(text: str, where: str) -> Any:
@@ -107,35 +121,52 @@ def _apply(raw: dict[str, Any], override: str) -> None:
             node = node[key]
 
 
-def _locate(config: Config, folder: Path) -> Config:
-    def find(path: Path | None) -> Path | None:
-        if path is None:
-            return None
-        path = path.expanduser()
-        beside = folder / path
-        return beside.resolve() if not path.exists() and beside.exists() else path.resolve()
+def _find(path: Path | None, folder: Path) -> Path | None:
+    if path is None:
+        return None
+    path = path.expanduser()
+    beside = folder / path
+    return beside.resolve() if not path.exists() and beside.exists() else path.resolve()
 
-    sources = [source.model_copy(update={"path": find(source.path)}) for source in config.data.sources]
+
+def _find_local(name: str, folder: Path) -> str:
+    """The path of something that may also be on a hub, by a name that is not a path here."""
+    path = _find(Path(name), folder)
+    return str(path) if path.exists() else name
+
+
+def _locate(config: Config, folder: Path) -> Config:
+    sources = [source.model_copy(update={"path": _find(source.path, folder)}) for source in config.data.sources]
     update = {
         "data": config.data.model_copy(update={"sources": sources}),
-        "training": config.training.model_copy(update={"deepspeed": find(config.training.deepspeed)}),
-        "sampling": config.sampling.model_copy(update={"probe": find(config.sampling.probe)}),
-        "retrain": config.retrain.model_copy(update={"deepspeed": find(config.retrain.deepspeed)}),
+        "training": config.training.model_copy(update={"deepspeed": _find(config.training.deepspeed, folder)}),
+        "sampling": config.sampling.model_copy(update={"probe": _find(config.sampling.probe, folder)}),
+        "retrain": config.retrain.model_copy(update={"deepspeed": _find(config.retrain.deepspeed, folder)}),
     }
     return config.model_copy(update=update)
 
 
-def _explain(error: ValidationError) -> Iterator[str]:
-    schema = config_schema()
+def _locate_study(config: StudyConfig, folder: Path) -> StudyConfig:
+    model, data = config.model, config.data
+    if isinstance(model, HuggingFaceModelConfig):
+        model = model.model_copy(update={"path": _find_local(model.path, folder)})
+    if isinstance(data, TokensConfig):
+        held_out = {domain: _find_local(path, folder) for domain, path in data.held_out.items()}
+        data = data.model_copy(update={"train": _find_local(data.train, folder), "held_out": held_out})
+    sampling = config.sampling.model_copy(update={"probe": _find(config.sampling.probe, folder)})
+    return config.model_copy(update={"model": model, "data": data, "sampling": sampling})
+
+
+def _explain(error: ValidationError, schema: dict[str, Any]) -> Iterator[str]:
     for fault in error.errors(include_url=False):
-        key, siblings = _walk(schema, fault["loc"])
+        key, siblings, node = _walk(schema, fault["loc"])
         match fault["type"]:
             case "extra_forbidden":
                 yield f"{key} is not a known key{_suggest(schema, key, siblings)}"
             case "missing":
                 yield f"{key}: is missing; add it"
             case "union_tag_invalid" | "union_tag_not_found":
-                tags = fault["ctx"].get("expected_tags", "'component_loss', 'split_loss', 'function'")
+                tags = ", ".join(f"'{tag}'" for tag in node["discriminator"]["mapping"])
                 yield f"{key}.kind: expected one of {tags}, got {_show(fault['ctx'].get('tag'))}"
             case "model_type" | "model_attributes_type":
                 yield f"{key}: expected a section of `key: value`, got {_show(fault['input'])}"
@@ -150,8 +181,8 @@ def _explain(error: ValidationError) -> Iterator[str]:
                 yield f"{key}: expected {expected}, got {_show(fault['input'])}"
 
 
-def _walk(schema: dict[str, Any], location: Sequence[str | int]) -> tuple[str, list[str]]:
-    """The dotted key as the user wrote it, and the keys that its mapping may have."""
+def _walk(schema: dict[str, Any], location: Sequence[str | int]) -> tuple[str, list[str], dict[str, Any]]:
+    """The dotted key as the user wrote it, the keys that its mapping may have, and the schema of its value."""
     node, keys, siblings = schema, [], []
     for part in location:
         options = [node, *node.get("anyOf", [])]
@@ -166,7 +197,7 @@ def _walk(schema: dict[str, Any], location: Sequence[str | int]) -> tuple[str, l
         else:
             siblings = list(node.get("properties", {}))
             node = node.get("properties", {}).get(part, {})
-    return ".".join(keys), siblings
+    return ".".join(keys), siblings, node
 
 
 def _follow(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:

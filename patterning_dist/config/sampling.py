@@ -47,7 +47,42 @@ class FunctionConfig(Section):
         return list(self.names)
 
 
-ObservableConfig = Annotated[ComponentLossConfig | SplitLossConfig | FunctionConfig, Field(discriminator="kind")]
+class LlcConfig(Section):
+    kind: Literal["llc"] = Field(description="local learning coefficient, n_beta E[L - L(w*)]; only in a study [1]")
+    name: ObservableName = Field(description="name of the observable")
+
+
+class FreeEnergyConfig(Section):
+    kind: Literal["free_energy"] = Field(description="-log of the posterior's normalisation; only in a study [1]")
+    name: ObservableName = Field(description="name of the observable")
+
+
+# What a posterior is like as a whole, rather than a number at every draw: only its response to the data is reported.
+PosteriorQuantityConfig = LlcConfig | FreeEnergyConfig
+ObservableConfig = Annotated[
+    ComponentLossConfig | SplitLossConfig | FunctionConfig | LlcConfig | FreeEnergyConfig,
+    Field(discriminator="kind"),
+]
+
+
+class SgldConfig(Section):
+    kind: Literal["sgld"] = Field(description="stochastic-gradient Langevin dynamics")
+
+
+class RmspropSgldConfig(Section):
+    kind: Literal["rmsprop_sgld"] = Field(description="SGLD preconditioned by the gradients' second moment")
+    # The defaults of devinterp, so that its users' step sizes carry over.
+    decay: float = Field(0.99, ge=0, lt=1, description="of the running second moment, a step [1]")
+    stability: float = Field(0.1, gt=0, description="added to the root of the second moment [nats/weight]")
+    correction: bool = Field(False, description="add the term for the drift of the preconditioner")
+
+
+class SgnhtConfig(Section):
+    kind: Literal["sgnht"] = Field(description="stochastic-gradient Nose-Hoover thermostat")
+    diffusion: float = Field(0.01, gt=0, description="strength of the injected noise, A [1]")
+
+
+SamplerConfig = SgldConfig | RmspropSgldConfig | SgnhtConfig
 
 
 class ComponentConfig(Section):
@@ -73,7 +108,15 @@ class SamplingConfig(Section):
     inverse_temperature: float = Field(gt=0, description="n_beta, the weight of the mean loss [1/nats]")
     localization: float = Field(gt=0, description="gamma, the pull towards the checkpoint [1/weight^2]")
     step_size: float = Field(gt=0, description="eps, the variance of the noise of one step [weight^2]")
+    sampler: SamplerConfig = Field(
+        SgldConfig(kind="sgld"), discriminator="kind", description="update rule of the chains and its own settings"
+    )
     batch_size: int = Field(8, ge=1, description="minibatch of one SGLD step [sequences]")
+    micro_batch_size: int = Field(16, ge=1, description="sequences of one forward pass in a study [sequences]")
+    compute_dtype: Literal["float32", "bfloat16"] = Field(
+        "float32", description="of forward passes in a study, under autocast; sampled weights stay float32"
+    )
+    ranks_per_chain: int = Field(1, ge=1, description="processes that share one chain's model in a study [ranks]")
     probe_sequences: int = Field(64, ge=1, description="training sequences whose losses are recorded [sequences]")
     probe: Path | None = Field(None, description="Parquet token table to take the probe from; default: training data")
     evaluation_sequences: int = Field(
@@ -88,7 +131,13 @@ class SamplingConfig(Section):
     @property
     def observable_names(self) -> list[str]:
         """Names of the observables in order, one for each number measured at a draw."""
-        return [name for observable in self.observables for name in observable.observable_names]
+        measured = [o for o in self.observables if not isinstance(o, PosteriorQuantityConfig)]
+        return [name for observable in measured for name in observable.observable_names]
+
+    @property
+    def posterior_quantities(self) -> list[PosteriorQuantityConfig]:
+        """The observables that follow from all draws of a chain together, in order."""
+        return [o for o in self.observables if isinstance(o, PosteriorQuantityConfig)]
 
     def resolve(self, component: str) -> ComponentConfig:
         """The settings of one component, with the section's own wherever it overrides nothing."""

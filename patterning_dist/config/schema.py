@@ -7,6 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
+from patterning_dist.config.calibration import CalibrationConfig
 from patterning_dist.config.sampling import SamplingConfig
 from patterning_dist.config.section import Section
 
@@ -131,6 +132,7 @@ class Config(Section):
     model: ModelConfig = Field(ModelConfig(), description="the attention-only transformer")
     training: TrainingConfig = Field(description="the baseline run; its optimizer also retrains")
     sampling: SamplingConfig = Field(description="posterior chains around the baseline checkpoint")
+    calibration: CalibrationConfig = Field(CalibrationConfig(), description="settings that calibrate tries")
     response: ResponseConfig = Field(description="susceptibilities from the chains")
     solve: SolveConfig = Field(description="sample weights from the susceptibilities")
     retrain: RetrainConfig = Field(description="training again on the weighted data")

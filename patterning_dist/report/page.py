@@ -90,6 +90,32 @@ def build_report(run_directory: Path) -> Path:
     run = Run(run_directory)
     sections = _sections(run)
     summary = run.json("summary.json") or {}
+    path = run_directory / "report.html"
+    write_page(
+        path,
+        kind="Patterning report",
+        name=summary.get("name") or run_directory.resolve().name,
+        created=_when(summary.get("created")),
+        status="partly finished" if any(section.missing for section in sections) else "all stages run",
+        warnings=[str(warning) for warning in summary.get("warnings") or []] + list(dict.fromkeys(run.problems)),
+        sections=sections,
+    )
+    return path
+
+
+def write_page(
+    path: Path, *, kind: str, name: str, created: str, status: str, warnings: list[str], sections: list[Section]
+) -> None:
+    """Write one self-contained page.
+
+    Args:
+        path: of the file.
+        kind: of page, over the heading.
+        name: the heading.
+        created: when, and status: how far; both under it.
+        warnings: in a box at the top.
+        sections: the rest.
+    """
     environment = Environment(
         loader=FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -99,12 +125,6 @@ def build_report(run_directory: Path) -> Path:
     )
     environment.globals |= {"arm_style": arm_style, "FLAG": FLAG}
     page = environment.get_template("template.html").render(
-        name=summary.get("name") or run_directory.resolve().name,
-        created=_when(summary.get("created")),
-        finished=all(not section.missing for section in sections),
-        warnings=[str(warning) for warning in summary.get("warnings") or []] + list(dict.fromkeys(run.problems)),
-        sections=sections,
+        kind=kind, name=name, created=created, status=status, warnings=warnings, sections=sections
     )
-    path = run_directory / "report.html"
     _write(path, page)
-    return path

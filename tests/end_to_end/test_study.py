@@ -1,0 +1,365 @@
+"""`patterning study` on a language model: tables, diagnostics and the tree follow from the chains, and those from the
+configuration alone; what is done is not done again, and what fails is said."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import xarray as xr
+from arviz_stats.base import array_stats
+from study_models import make_study, study_config
+from tiny_run import quiet
+from typer.testing import CliRunner
+
+from patterning_dist.cli import app
+from patterning_dist.errors import PatterningError
+from patterning_dist.response.ledger import read_chains
+from patterning_dist.response.llc import free_energy_response, llc_response
+from patterning_dist.response.moments import CoMoments
+from patterning_dist.response.susceptibility import susceptibility
+from patterning_dist.runtime.environment import prepare_process
+from patterning_dist.sampling.model_study import ModelStudy
+from patterning_dist.sampling.traces import trace_store
+from patterning_dist.stages.study import run_study
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+UNITS = [
+    f"{checkpoint}/{component}" for checkpoint in ("early", "final") for component in ("layer.0.head.1", "layer.1.mlp")
+]
+
+
+@pytest.fixture(scope="module")
+def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return make_study(tmp_path_factory.mktemp("study"))
+
+
+@pytest.fixture(scope="module")
+def finished(file: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("finished") / "run"
+    run_study(study_config(file, "traces.thin=3"), directory, quiet())
+    return directory
+
+
+def events(directory: Path) -> list[dict]:
+    return [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
+
+
+def table(directory: Path, unit: str, suffix: str = "") -> dict[str, np.ndarray]:
+    checkpoint, _, component = unit.partition("/")
+    found = pq.read_table(directory / "response" / checkpoint / f"susceptibility-{component}{suffix}.parquet")
+    return {name: found[name].to_numpy() for name in found.column_names}
+
+
+def chains_by_hand(file: Path, unit: str) -> tuple[list[CoMoments], list[np.ndarray], np.ndarray]:
+    """The chains of a unit in this process, without Ray: moments, losses [draw, column], losses at the checkpoint."""
+    config = study_config(file)
+    prepare_process(1)  # as in a worker
+    study = ModelStudy(config, Path(), "cpu")
+    chains, losses = [], []
+    for number in range(config.sampling.num_chains):
+        chain = study.chain(unit, number)
+        draws = list(chain.draws())
+        observables = np.stack([draw.observables for draw in draws])
+        losses.append(np.stack([draw.losses for draw in draws]))
+        moments = CoMoments.empty(number, len(draws), observables.shape[1], losses[-1].shape[1], 4)
+        for start in range(0, len(draws), 5):  # as the workers push them
+            moments.update(observables[start : start + 5], losses[-1][start : start + 5].astype(np.float32))
+        chains.append(moments)
+    return chains, losses, chain.center_losses
+
+
+def test_chains_on_ray_are_those_of_this_process_and_tables_follow_from_them(finished: Path, file: Path) -> None:
+    """Also in another order of units, and after other chains on the same model: each begins at the checkpoint."""
+    for unit in (UNITS[3], UNITS[0]):
+        chains, losses, center_losses = chains_by_hand(file, unit)
+        stored, excluded = read_chains(finished / "sampling" / unit)
+        assert excluded == {}
+        for a, b in zip(stored, chains, strict=True):
+            np.testing.assert_array_equal(a.comoment, b.comoment)
+            np.testing.assert_array_equal(a.mean_loss, b.mean_loss)
+        entries = 5 * 7
+        weights = np.concatenate([np.ones(entries), np.zeros(5)])
+        chi = susceptibility(chains, loss_weights=weights)
+        found = table(finished, unit)
+        for k, name in enumerate(("component", "up", "all", "norm")):
+            np.testing.assert_array_equal(found[f"chi_{name}"], chi.chi[k, :entries].astype(np.float32))
+            np.testing.assert_array_equal(found[f"se_{name}"], chi.standard_error[k, :entries].astype(np.float32))
+        llc = llc_response(chains, 0, 200.0, loss_weights=weights)
+        free_energy = free_energy_response(chains, center_losses, loss_weights=weights)
+        for name, expected in (("llc", llc), ("free_energy", free_energy)):
+            np.testing.assert_array_equal(found[f"chi_{name}"], expected.chi[0, :entries].astype(np.float32))
+            np.testing.assert_array_equal(found[f"se_{name}"], expected.standard_error[0, :entries].astype(np.float32))
+        np.testing.assert_array_equal(found["center_loss"], center_losses[:entries].astype(np.float32))
+        # Per-token traces, every third draw, written by the workers.
+        with xr.open_zarr(trace_store(finished, unit)) as traces:
+            expected = np.stack([chain[::3, :entries] for chain in losses]).astype(np.float32)
+            np.testing.assert_array_equal(traces["losses"].values, expected)
+
+
+def test_split_losses_are_means_over_the_domains(file: Path) -> None:
+    """At w* itself: `overall` is the mean of the two domains, of equal size, and `up` that of its own samples."""
+    study = ModelStudy(study_config(file), Path(), "cpu")
+    target = study.target(UNITS[0])
+    _, up, everything, _ = target.measure().observables.tolist()
+    assert len(study.held_out[0]) == 14
+    losses = {
+        domain: study.per_sample_loss(study.model("early"), study.held_out_sets[domain][np.arange(9)]).detach()
+        for domain in ("up", "down")
+    }
+    assert {len(part) for part in study.held_out[0].parts} == {7}
+    means = {
+        domain: losses[domain][part.ids].double().mean().item()
+        for domain, part in zip(("up", "down"), study.held_out[0].parts, strict=True)
+    }
+    assert up == pytest.approx(means["up"], rel=1e-6)
+    assert everything == pytest.approx((means["up"] + means["down"]) / 2, rel=1e-6)
+
+
+def test_tables_say_what_they_hold(finished: Path, file: Path) -> None:
+    study = ModelStudy(study_config(file), Path(), "cpu")
+    for unit in UNITS:
+        found, samples = table(finished, unit), table(finished, unit, "-samples")
+        assert len(found["sequence_id"]) == 5 * 7 and len(samples["sequence_id"]) == 5
+        tokens = study.train.tokens(study.probe_ids)
+        np.testing.assert_array_equal(found["token"].reshape(5, 7), tokens[:, 1:])
+        np.testing.assert_array_equal(found["position"], np.tile(np.arange(1, 8), 5))
+        np.testing.assert_array_equal(found["sequence_id"], np.repeat(study.probe_ids, 7))
+        assert set(found["domain"]) == {"up", "down"}
+        assert samples["domain"].tolist() == ["up" if i < 20 else "down" for i in study.probe_ids]
+        for name in ("component", "up", "all", "norm", "llc", "free_energy"):
+            chi = found[f"chi_{name}"].astype(np.float64)
+            if name == "norm" and unit.endswith("head.1"):  # of an MLP, which stands still
+                assert not chi.any()
+                continue
+            assert abs(chi.sum()) < 1e-5 * np.abs(chi).sum()  # L is the mean over these very losses
+            means = chi.reshape(5, 7).mean(axis=1)  # chi is linear in the loss
+            np.testing.assert_allclose(samples[f"chi_{name}"], means, rtol=1e-4, atol=1e-5 * np.abs(chi).max())
+            assert np.isfinite(found[f"se_{name}"]).all() and (found[f"se_{name}"] > 0).all()
+        checkpoint, _, component = unit.partition("/")
+        schema = pq.read_schema(finished / "response" / checkpoint / f"susceptibility-{component}.parquet")
+        header = json.loads(schema.metadata[b"patterning"])
+        assert header["sign"].startswith("chi = -Cov(phi, l_i - L): negative means")
+        assert (header["checkpoint"], header["component"]) == (checkpoint, component)
+        assert (header["inverse_temperature"], header["num_training_losses"]) == (200, 40 * 7)
+    assert not np.array_equal(table(finished, UNITS[1])["chi_component"], table(finished, UNITS[3])["chi_component"])
+
+
+def test_the_tree_holds_what_the_tables_and_diagnostics_say(finished: Path) -> None:
+    diagnostics = json.loads((finished / "response" / "diagnostics.json").read_text())["units"]
+    assert list(diagnostics) == UNITS
+    with xr.open_datatree(finished / "study.zarr", engine="zarr") as tree:
+        for unit in UNITS:
+            node, found = tree[unit], diagnostics[unit]
+            assert node.attrs["inverse_temperature"] == 200 and node.attrs["seed"] == 5
+            assert (finished / node.attrs["traces"]).is_dir()
+            assert list(node["posterior"].sizes.items()) == [("chain", 3), ("draw", 16)]
+            assert set(found["observables"]) == {"loss", "component", "up", "all", "norm"}
+            for name, entry in found["observables"].items():
+                trace = node["posterior"][name].values
+                assert entry["mean"] == pytest.approx(trace.mean(), abs=1e-12)
+                if entry["rhat"] is not None:
+                    assert entry["rhat"] == pytest.approx(array_stats.rhat(trace, method="rank"))
+                    assert entry["ess_bulk"] == pytest.approx(array_stats.ess(trace, method="bulk"))
+            assert (found["observables"]["norm"]["rhat"] is None) == unit.endswith("head.1")
+            llc = found["llc"]
+            assert llc["value"] == pytest.approx(200 * node["posterior"]["loss"].values.mean())
+            assert llc["interval"][0] < llc["value"] - llc["standard_error"] < llc["value"]
+            np.testing.assert_array_equal(
+                node["susceptibility"]["chi"].sel(observable="up").values, table(finished, unit)["chi_up"]
+            )
+            assert node["susceptibility"]["domain"].values.tolist() == table(finished, unit)["domain"].tolist()
+    coordinates = [diagnostics[unit]["num_coordinates"] for unit in UNITS]
+    assert coordinates == [3 * (8 * 4 + 4) + 4 * 8, 8 * 16 + 16 + 16 * 8 + 8] * 2
+
+
+def test_what_is_done_is_kept(finished: Path, file: Path, tmp_path: Path, local_ray: None) -> None:
+    directory = tmp_path / "run"
+    shutil.copytree(finished, directory)  # keeps the times of the files
+
+    def written() -> dict[str, int]:
+        return {unit: (directory / "sampling" / unit / "chains.json").stat().st_mtime_ns for unit in UNITS}
+
+    before = written()
+    run_study(study_config(file, "traces.thin=3"), directory, quiet())
+    assert events(directory)[-1]["kind"] == "kept"
+    # Another component is added, and other observables follow from the same chains, on other processes.
+    overrides = (
+        "traces.thin=3",
+        "sampling.components=[{name: layer.0.head.1}, {name: layer.1.mlp}, {name: 'gpt_neox.embed_in.*[0:3,:]'}]",
+        "sampling.observables.4.name=lambda",
+        "sampling.workers=1",
+    )
+    run_study(study_config(file, *overrides), directory, quiet())
+    assert written() == before
+    added = "final/gpt_neox.embed_in.*[0:3,:]"
+    assert len(read_chains(directory / "sampling" / added)[0]) == 3
+    assert "chi_lambda" in table(directory, UNITS[0]) and "chi_lambda" in table(directory, added)
+    # What the chains follow from has changed, for one unit.
+    run_study(study_config(file, "traces.thin=3", "sampling.components.1.step_size=1e-3"), directory, quiet())
+    after = written()
+    assert [after[unit] == before[unit] for unit in UNITS] == [True, False, True, False]
+
+
+def test_an_edited_checkpoint_or_corpus_is_noticed(finished: Path, file: Path, tmp_path: Path) -> None:
+    from patterning_dist.rundir import RunDirectory
+    from patterning_dist.stages.study_inputs import unit_fingerprints
+
+    folder = tmp_path / "copy"
+    shutil.copytree(file.parent, folder)
+    run = RunDirectory(tmp_path / "run")
+
+    def fingerprints(*overrides: str) -> dict[str, str]:
+        return unit_fingerprints(ModelStudy(study_config(folder / "study.yaml", *overrides), run.path, "cpu"), run)
+
+    first = fingerprints()
+    assert first == fingerprints("sampling.ranks_per_chain=2", "sampling.draws_per_push=3", "sampling.min_chains=3")
+    assert len(run.manifest["weights"]) == 2 * len(list((folder / "model" / "early").glob("*.*")))
+    assert not set(first.values()) & set(fingerprints("seed=6").values())
+    assert not set(first.values()) & set(fingerprints("sampling.sampler={kind: sgnht}").values())
+    weights = folder / "model" / "final" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    second = fingerprints()
+    assert [first[unit] == second[unit] for unit in UNITS] == [True, True, False, False]
+    table = pq.read_table(folder / "train.parquet")
+    pq.write_table(table.slice(1), folder / "train.parquet")
+    assert not set(second.values()) & set(fingerprints().values())
+
+
+def test_a_failed_chain_is_left_out_and_reported(file: Path, tmp_path: Path, local_ray: None) -> None:
+    overrides = (
+        "model.checkpoints=[final]",
+        "sampling.components=[{name: layer.1.mlp}]",
+        "sampling.num_chains=5",
+        "sampling.observables.3={kind: function, names: [edge], path: 'study_models:undefined_on_one_side'}",
+    )
+    run_study(study_config(file, *overrides), tmp_path / "run", quiet())
+    found = json.loads((tmp_path / "run" / "response" / "diagnostics.json").read_text())["units"][UNITS[3]]
+    assert [entry["chain"] for entry in found["excluded"]] == [1, 2]
+    assert found["num_chains"] == 3
+    for entry in found["excluded"]:
+        assert entry["reason"].startswith("a loss or observable is not finite at draw")
+    told = [e for e in events(tmp_path / "run") if e["kind"] == "chain_excluded"]
+    assert {e["chain"]: e["reason"] for e in told} == {e["chain"]: e["reason"] for e in found["excluded"]}
+    assert found["findings"][0]["mode"] == "diverged"
+    assert found["findings"][0]["chains"] == [entry["chain"] for entry in found["excluded"]]
+    with xr.open_datatree(tmp_path / "run" / "study.zarr", engine="zarr") as tree:
+        healthy = sorted({*range(5)} - {entry["chain"] for entry in found["excluded"]})
+        assert tree[UNITS[3]]["posterior"]["chain"].values.tolist() == healthy
+    with pytest.raises(PatterningError, match=r"final/layer.1.mlp: 1 of 5 chains failed, so fewer than"):
+        run_study(study_config(file, *overrides, "sampling.min_chains=5"), tmp_path / "other", quiet())
+
+
+@pytest.mark.parametrize(
+    ("overrides", "text"),
+    [
+        (["sampling.components=[{name: layer.2.mlp}]"], "component 'layer.2.mlp' does not exist in this model; there"),
+        (["model.checkpoints=[early, last]"], "has no folder 'last'; there are early, final, and final for the model"),
+        (["data.train=nowhere.parquet"], "nowhere.parquet: no such file or folder"),
+        (["data.context_length=100"], "none as long as a block of 100 tokens"),
+        (["data.column=ids"], "no column 'ids'"),
+        (["sampling.observables.3.path=nowhere:norm"], "observable function 'nowhere:norm' cannot be loaded"),
+    ],
+)
+def test_what_is_wrong_is_said_before_anything_is_started(
+    file: Path, tmp_path: Path, overrides: list[str], text: str
+) -> None:
+    for command in (["config", "check"], ["study", "--run-dir", str(tmp_path / "run")]):
+        options = [argument for override in overrides for argument in ("--set", override)]
+        result = CliRunner().invoke(app, [*command, str(file), *options])
+        assert result.exit_code == 2
+        assert text in result.stderr and len(result.stderr.splitlines()) == 1
+    assert not (tmp_path / "run" / "sampling").exists()
+
+
+def test_tokens_that_the_model_does_not_know(file: Path, tmp_path: Path) -> None:
+    wrong = pq.read_table(file.parent / "up.parquet").to_pylist()
+    wrong[3]["input_ids"][2] = 24
+    import pyarrow as pa
+
+    pq.write_table(pa.Table.from_pylist(wrong), tmp_path / "wrong.parquet")
+    result = CliRunner().invoke(
+        app, ["config", "check", str(file), "--set", f"data.held_out.up={tmp_path}/wrong.parquet"]
+    )
+    assert result.exit_code == 2
+    assert "wrong.parquet row 3: token 24 in column 'input_ids', and the model's vocabulary ends at 23" in result.stderr
+
+
+def test_the_commands_know_runs_from_studies(file: Path, tmp_path: Path) -> None:
+    checked = CliRunner().invoke(app, ["config", "check", str(file)])
+    assert checked.stdout == f"{file}: ok; the study is kept in runs/tiny-study\n"
+    refused = CliRunner().invoke(app, ["run", str(file)])
+    assert refused.stderr == f"error: {file}: is a study of a given model; run `patterning study {file}`\n"
+    quickstart = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+    refused = CliRunner().invoke(app, ["study", str(quickstart)])
+    assert refused.stderr == (
+        f"error: {quickstart}: is the whole loop, with a training; run `patterning run {quickstart}`\n"
+    )
+
+
+def test_an_interrupted_study_goes_on_at_the_first_unit_that_is_not_done(
+    finished: Path, file: Path, tmp_path: Path
+) -> None:
+    """The command as a user runs it, stopped by Ctrl-C; the result is that of the undisturbed study."""
+    directory = tmp_path / "run"
+    script = "from patterning_dist.cli import app_main; app_main()"
+    options = ["--set", "traces.thin=3", "--set", "sampling.workers=1"]
+    command = [sys.executable, "-c", script, "study", str(file), "--run-dir", str(directory), *options]
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = directory / "sampling" / UNITS[0] / "chains.json"
+    deadline = time.monotonic() + 300
+    while not done.exists() and first.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.02)
+    os.kill(first.pid, signal.SIGINT)
+    _, complaint = first.communicate(timeout=120)
+    assert first.returncode == 130, complaint
+    assert not (directory / "sampling" / UNITS[3] / "chains.json").exists()
+    before = done.stat().st_mtime_ns
+    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
+    assert second.returncode == 0, second.stderr
+    assert "of 4 units were done before" in second.stdout
+    assert done.stat().st_mtime_ns == before
+    for unit in UNITS:
+        for name in ("moments.npz", "arrays.npz"):
+            with np.load(directory / "sampling" / unit / name) as a, np.load(finished / "sampling" / unit / name) as b:
+                for key in b.files:
+                    np.testing.assert_array_equal(a[key], b[key])
+        with xr.open_zarr(trace_store(directory, unit)) as a, xr.open_zarr(trace_store(finished, unit)) as b:
+            assert a.equals(b)
+        # What the user sees at the end.
+        assert unit.partition("/")[2] in second.stdout
+    assert "LLC" in second.stdout and "±" in second.stdout
+
+
+def test_two_ranks_a_chain_give_the_chains_of_one(finished: Path, file: Path, tmp_path: Path, local_ray: None) -> None:
+    """To the rounding of float32: the model is cut over the ranks, noise and minibatches are the same."""
+    overrides = (
+        "model.checkpoints=[final]",
+        "sampling.components=[{name: layer.0.head.1}]",
+        "sampling.ranks_per_chain=2",
+        "sampling.micro_batch_size=3",
+        "traces.thin=3",
+    )
+    run_study(study_config(file, *overrides), tmp_path / "run", quiet())
+    unit = UNITS[2]
+    one, two = (read_chains(directory / "sampling" / unit)[0] for directory in (finished, tmp_path / "run"))
+    for a, b in zip(one, two, strict=True):
+        spread = np.sqrt(a.total().m2_loss / a.num_recorded)
+        assert np.abs(a.total().mean_loss - b.total().mean_loss).max() < 1e-3 * spread.max()
+        np.testing.assert_allclose(a.total().comoment, b.total().comoment, atol=1e-3 * np.abs(a.total().comoment).max())
+    with xr.open_zarr(trace_store(finished, unit)) as a, xr.open_zarr(trace_store(tmp_path / "run", unit)) as b:
+        np.testing.assert_allclose(a["losses"].values, b["losses"].values, atol=1e-4)
+        assert float(np.abs(a["losses"]).max()) > 0.1

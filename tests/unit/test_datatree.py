@@ -1,0 +1,126 @@
+"""The tree of a study: what xarray and ArviZ read out of it is what was put in, and traces are kept block by block."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import xarray as xr
+import zarr
+from arviz_stats.base import array_stats
+
+from patterning_dist.response.diagnostics import observable_diagnostics
+from patterning_dist.sampling.chain import Draw
+from patterning_dist.sampling.traces import TraceRecorder, create_traces, trace_store
+from patterning_dist.stages.datatree import study_tree, write_tree
+from patterning_dist.stages.study_response import UnitResponse
+
+UNITS = ["early/h.*.c_fc.weight[0:16,:]+everything", "final/everything"]
+INDEX = {
+    "sequence_id": np.array([3, 3, 8, 8]),
+    "position": np.array([1, 2, 1, 2], np.int32),
+    "domain": np.array(["law", "law", "código", "código"], dtype=object),
+}
+
+
+def response(unit: str) -> UnitResponse:
+    """A unit whose chain 1 is left out, with two samples of two losses each and their means."""
+    rng = np.random.default_rng(len(unit))
+    traces = {name: rng.normal(size=(3, 40)).cumsum(axis=1) for name in ("loss", "component", "prose")}
+    return UnitResponse(
+        unit=unit,
+        names=["component", "prose", "llc"],
+        chi=rng.normal(size=(3, 6)),
+        standard_error=rng.uniform(size=(3, 6)),
+        rhat=np.array([1.0, 1.1, np.nan, 1.2, 1.0, 1.0]),
+        center_losses=rng.uniform(size=6),
+        traces=traces,
+        chains=(0, 2, 3),
+        diagnostics={"observables": observable_diagnostics(traces)},
+    )
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Path:
+    nodes = [(response(unit), {"step_size": 0.1, "sampler": {"kind": "sgld"}, "probe": None}) for unit in UNITS]
+    tree = study_tree(nodes, INDEX, {"name": "x", "seed": 7, "versions": {"torch": "2", "transformers": None}})
+    write_tree(tree, tmp_path / "study.zarr")
+    return tmp_path / "study.zarr"
+
+
+def test_xarray_reads_what_was_written(store: Path) -> None:
+    with xr.open_datatree(store, engine="zarr") as tree:
+        assert (tree.attrs["name"], tree.attrs["seed"]) == ("x", 7)
+        assert json.loads(tree.attrs["versions"]) == {"torch": "2", "transformers": None}
+        for unit in UNITS:
+            node, expected = tree[unit], response(unit)
+            assert json.loads(node.attrs["sampler"]) == {"kind": "sgld"}
+            assert node.attrs["step_size"] == 0.1 and "probe" not in node.attrs
+            posterior = node["posterior"]
+            assert posterior.sizes == {"chain": 3, "draw": 40}
+            assert posterior["chain"].values.tolist() == [0, 2, 3]
+            for name, trace in expected.traces.items():
+                np.testing.assert_array_equal(posterior[name].values, trace)
+            chi = node["susceptibility"]
+            assert chi["observable"].values.tolist() == ["component", "prose", "llc"]
+            np.testing.assert_array_equal(chi["chi"].values, expected.chi[:, :4].astype(np.float32))
+            np.testing.assert_array_equal(chi["standard_error"].values, expected.standard_error[:, :4].astype("f4"))
+            np.testing.assert_array_equal(chi["rhat"].values, expected.rhat[:4].astype("f4"))
+            np.testing.assert_array_equal(chi["center_loss"].values, expected.center_losses[:4].astype("f4"))
+            assert chi["domain"].values.tolist() == ["law", "law", "código", "código"]
+            law = chi["chi"].sel(observable="prose").where(chi["domain"] == "law", drop=True)
+            np.testing.assert_array_equal(law.values, expected.chi[1, :2].astype(np.float32))
+
+
+def test_arviz_finds_the_diagnostics_of_the_posterior_group(store: Path) -> None:
+    with xr.open_datatree(store, engine="zarr") as tree:
+        for unit in UNITS:
+            expected = response(unit).diagnostics["observables"]
+            for name, trace in tree[unit]["posterior"].data_vars.items():
+                assert array_stats.rhat(trace.values, method="rank") == pytest.approx(expected[name]["rhat"], abs=1e-12)
+                assert array_stats.ess(trace.values, method="bulk") == pytest.approx(expected[name]["ess_bulk"])
+
+
+def test_writing_again_leaves_nothing_of_what_was_there(store: Path) -> None:
+    write_tree(study_tree([(response(UNITS[1]), {})], INDEX, {}), store)
+    with xr.open_datatree(store, engine="zarr") as tree:
+        assert list(tree.children) == ["final"]
+
+
+@pytest.mark.parametrize(("thin", "kept"), [(1, 37), (3, 13), (40, 1)])
+def test_traces_hold_every_thin_th_draw_of_every_chain(tmp_path: Path, thin: int, kept: int) -> None:
+    """Columns after the probe entries, the means of samples, are left out; a chain that stopped leaves NaN behind."""
+    losses = np.random.default_rng(0).normal(size=(3, 37, 7))
+    store = trace_store(tmp_path, UNITS[0])
+    create_traces(store, 3, 37, 5, thin)
+    # Chains are written at once, each by its own recorder, as by different processes.
+    recorders = [TraceRecorder(store, chain, thin, 37) for chain in range(3)]
+    for number in range(37):
+        for chain, recorder in enumerate(recorders):
+            if chain < 2 or number < 20:
+                recorder(Draw(number, np.zeros(1), losses[chain, number], 0.0))
+    with xr.open_zarr(store) as found:
+        assert found["losses"].dims == ("chain", "draw", "sample")
+        assert found["losses"].dtype == np.float32
+        assert found["draw"].values.tolist() == list(range(0, 37, thin))
+        assert found.attrs["units"] == "nats"
+        values = found["losses"].values
+    assert values.shape == (3, kept, 5)
+    np.testing.assert_array_equal(values[:2], losses[:2, ::thin, :5].astype(np.float32))
+    whole = zarr.open_group(store, mode="r")["losses"].chunks[1]
+    written = len(range(0, 20, thin)) // whole * whole
+    np.testing.assert_array_equal(values[2, :written], losses[2, ::thin, :5][:written].astype(np.float32))
+    assert np.isnan(values[2, written:]).all()
+
+
+def test_a_recorder_holds_one_block_however_many_draws(tmp_path: Path) -> None:
+    create_traces(tmp_path / "t", 1, 500, 3, 1)
+    recorder = TraceRecorder(tmp_path / "t", 0, 1, 500)
+    held = []
+    for number in range(500):
+        recorder(Draw(number, np.zeros(1), np.full(3, float(number)), 0.0))
+        held.append(len(recorder._block))
+    assert max(held) == 15 and held[-1] == 0
+    assert zarr.open_group(tmp_path / "t", mode="r")["losses"][0, :, 0].tolist() == list(range(500))
