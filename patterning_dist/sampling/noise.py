@@ -5,9 +5,10 @@ single rank makes there. A chain can so be stopped, resumed and laid out anew, a
 
 On the CPU the words come from Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
 with a key hashed from (seed, chain, piece) and the counter (block, step, 0, 0); Box & Muller (1958) turns words into
-normals. On other devices torch's own generator is seeded anew for every block of fixed bounds. The two routes give
-different numbers, and so may a GPU of another model, since torch deals its numbers out by the size of the GPU: a chain
-keeps to one kind of device.
+normals (words are the same everywhere; a normal's last bit may depend on whether the processor has fused multiply-add).
+On other devices torch's own generator is seeded anew for every block of fixed bounds. The two routes give different
+numbers, and so may a GPU of another model or another torch, since torch deals its numbers out by the size of the GPU: a
+chain keeps to one kind of device.
 """
 
 from __future__ import annotations

@@ -124,3 +124,19 @@ def test_a_recorder_holds_one_block_however_many_draws(tmp_path: Path) -> None:
         held.append(len(recorder._block))
     assert max(held) == 15 and held[-1] == 0
     assert zarr.open_group(tmp_path / "t", mode="r")["losses"][0, :, 0].tolist() == list(range(500))
+
+
+def test_arviz_summarises_the_subtree_of_a_unit(store: Path) -> None:
+    """ArviZ itself, where it is installed: it takes the node as it is."""
+    pytest.importorskip("xarray_einstats")
+    pytest.importorskip("arviz_base")
+    import arviz_stats
+
+    with xr.open_datatree(store, engine="zarr") as tree:
+        for unit in UNITS:
+            summary = arviz_stats.summary(tree[unit], round_to=8)
+            expected = response(unit).diagnostics["observables"]
+            assert set(summary.index) == {"loss", "component", "prose"}
+            for name, entry in expected.items():
+                assert float(summary.loc[name, "r_hat"]) == pytest.approx(entry["rhat"], abs=1e-6)
+                assert float(summary.loc[name, "ess_bulk"]) == pytest.approx(entry["ess_bulk"], rel=1e-4)
