@@ -23,7 +23,7 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.files import explained, plain, write_json, write_text
 
 STAGES = ("prepare", "train", "sample", "solve", "retrain", "report")
-PACKAGES = ("patterning-dist", "torch", "ray", "deepspeed", "numpy", "pyarrow")
+PACKAGES = ("patterning-dist", "torch", "ray", "deepspeed", "transformers", "numpy", "pyarrow", "xarray", "zarr")
 
 
 def stage_fingerprint(stage: str, config_sections: Mapping[str, Any], upstream: Sequence[str] = ()) -> str:

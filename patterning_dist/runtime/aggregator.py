@@ -16,6 +16,7 @@ class Aggregator:
 
     def __init__(self, ledgers: dict[str, Ledger]) -> None:
         self._ledgers = ledgers
+        self._num_written = 0  # draws of the ledgers that are on disk, and here no more
 
     def open(self, component: str, chain: int) -> None:
         """Begin a chain (again)."""
@@ -39,8 +40,11 @@ class Aggregator:
 
     def num_draws(self) -> int:
         """Draws taken in so far, of all chains."""
-        return sum(ledger.num_recorded for ledger in self._ledgers.values())
+        return self._num_written + sum(ledger.num_recorded for ledger in self._ledgers.values())
 
     def write(self, component: str, folder: Path) -> None:
-        """Write a component's statistics to its folder of the run directory."""
-        self._ledgers[component].write(folder)
+        """Write a component's statistics to its folder of the run directory, and let go of them."""
+        ledger = self._ledgers[component]
+        ledger.write(folder)
+        self._num_written += ledger.num_recorded
+        del self._ledgers[component]

@@ -250,10 +250,14 @@ def model_location(config: HuggingFaceModelConfig, checkpoint: str) -> tuple[str
     """Folder of a checkpoint and None, or a name on the hub and the revision there.
 
     Raises:
-        PatterningError: the model's folder has no such sub-folder.
+        PatterningError: the model's folder is not there, or has no such sub-folder.
     """
     folder = Path(config.path)
     if not folder.is_dir():
+        if folder.is_absolute() or config.path.startswith("."):  # no name on the hub looks like that
+            raise PatterningError(
+                f"model.path: there is no folder {folder}; give that of a model, or a name on the hub"
+            )
         return config.path, None if checkpoint == FINAL else checkpoint
     if (folder / checkpoint).is_dir():
         return str(folder / checkpoint), None

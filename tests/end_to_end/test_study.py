@@ -22,7 +22,6 @@ from tiny_run import quiet
 from typer.testing import CliRunner
 
 from patterning_dist.cli import app
-from patterning_dist.errors import PatterningError
 from patterning_dist.response.ledger import read_chains
 from patterning_dist.response.llc import free_energy_response, llc_response
 from patterning_dist.response.moments import CoMoments
@@ -205,13 +204,9 @@ def test_what_is_done_is_kept(finished: Path, file: Path, tmp_path: Path, local_
     added = "final/gpt_neox.embed_in.*[0:3,:]"
     assert len(read_chains(directory / "sampling" / added)[0]) == 3
     assert "chi_lambda" in table(directory, UNITS[0]) and "chi_lambda" in table(directory, added)
-    # What the chains follow from has changed, for one unit.
-    run_study(study_config(file, "traces.thin=3", "sampling.components.1.step_size=1e-3"), directory, quiet())
-    after = written()
-    assert [after[unit] == before[unit] for unit in UNITS] == [True, False, True, False]
 
 
-def test_an_edited_checkpoint_or_corpus_is_noticed(finished: Path, file: Path, tmp_path: Path) -> None:
+def test_what_chains_follow_from_and_what_not(file: Path, tmp_path: Path) -> None:
     from patterning_dist.rundir import RunDirectory
     from patterning_dist.stages.study_inputs import unit_fingerprints
 
@@ -227,6 +222,8 @@ def test_an_edited_checkpoint_or_corpus_is_noticed(finished: Path, file: Path, t
     assert len(run.manifest["weights"]) == 2 * len(list((folder / "model" / "early").glob("*.*")))
     assert not set(first.values()) & set(fingerprints("seed=6").values())
     assert not set(first.values()) & set(fingerprints("sampling.sampler={kind: sgnht}").values())
+    slower = fingerprints("sampling.components.1.step_size=1e-3")
+    assert [first[unit] == slower[unit] for unit in UNITS] == [True, False, True, False]
     weights = folder / "model" / "final" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
@@ -258,8 +255,6 @@ def test_a_failed_chain_is_left_out_and_reported(file: Path, tmp_path: Path, loc
     with xr.open_datatree(tmp_path / "run" / "study.zarr", engine="zarr") as tree:
         healthy = sorted({*range(5)} - {entry["chain"] for entry in found["excluded"]})
         assert tree[UNITS[3]]["posterior"]["chain"].values.tolist() == healthy
-    with pytest.raises(PatterningError, match=r"final/layer.1.mlp: 1 of 5 chains failed, so fewer than"):
-        run_study(study_config(file, *overrides, "sampling.min_chains=5"), tmp_path / "other", quiet())
 
 
 @pytest.mark.parametrize(
@@ -267,6 +262,7 @@ def test_a_failed_chain_is_left_out_and_reported(file: Path, tmp_path: Path, loc
     [
         (["sampling.components=[{name: layer.2.mlp}]"], "component 'layer.2.mlp' does not exist in this model; there"),
         (["model.checkpoints=[early, last]"], "has no folder 'last'; there are early, final, and final for the model"),
+        (["model.path=../nowhere"], "model.path: there is no folder ../nowhere; give that of a model, or a name on"),
         (["data.train=nowhere.parquet"], "nowhere.parquet: no such file or folder"),
         (["data.context_length=100"], "none as long as a block of 100 tokens"),
         (["data.column=ids"], "no column 'ids'"),
