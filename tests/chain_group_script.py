@@ -150,11 +150,12 @@ def run_failure(ranks):
 
 
 def run_loading(folder, ranks):
-    """Whether every parameter and the losses are those of the plain loader, and how much this rank holds."""
+    """Whether every parameter is that of the plain loader, the losses, and the bytes of memory this rank holds."""
     plain = dict(load_language_model(str(folder)).named_parameters())
     model = load_sharded_language_model(str(folder), None, ranks, "cpu")
     parameters = dict(model.named_parameters())
-    held = sum(p.to_local().numel() for p in parameters.values()) if ranks.size > 1 else 0
+    storages = [(p.to_local() if ranks.size > 1 else p).untyped_storage() for p in parameters.values()]
+    held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     whole = {n: p.full_tensor() if ranks.size > 1 else p for n, p in parameters.items()}
     same = whole.keys() == plain.keys() and all(torch.equal(whole[n], w) for n, w in plain.items())
     with torch.no_grad():
@@ -216,15 +217,20 @@ def raise_on_rank_1(model):
 
 
 class GroupStudy:
-    """What workers and ranks hold in the tests with Ray: units differ in the observable, or in the step size."""
+    """What workers and ranks hold in the tests with Ray.
+
+    Units are "<who runs it>/<kind>", kinds differ in the observable or in the step size; the chains of all are the same
+    up to that.
+    """
 
     observables = ("component", "function")
-    units = ("steady", "diverging", "killed", "raising")
+    units = ("worker/steady", "worker/diverging", "group/steady", "group/diverging", "group/killed", "group/raising")
 
     def __init__(self, device, ranks):
         self.device, self.ranks = device, ranks
 
     def chain(self, unit, number):
+        kind = unit.partition("/")[2]
         model = AttentionOnlyTransformer(
             vocabulary_size=VOCABULARY, context_length=CONTEXT, num_layers=2, num_heads=3, d_model=10, d_head=3, seed=1
         )
@@ -234,11 +240,11 @@ class GroupStudy:
             lambda model, tokens: token_losses(model(tokens[:, :-1]), tokens),
             TOKENS,
             PROBE,
-            functions=({"killed": kill_rank_1, "raising": raise_on_rank_1}.get(unit, squared_norm),),
+            functions=({"killed": kill_rank_1, "raising": raise_on_rank_1}.get(kind, squared_norm),),
             num_component_losses=1,
             ranks=self.ranks,
         )
-        step_size = 1.0 if unit == "diverging" else 1e-3
+        step_size = 1.0 if kind == "diverging" else 1e-3
         settings = ChainSettings(Posterior(30.0, 20.0), step_size, 5, 2, 9, 1, seed=7)
         return Chain(target, settings, number, population=len(TOKENS))
 

@@ -30,9 +30,9 @@ from patterning_dist.sampling.ranks import Ranks
 _PLACEMENT_TIMEOUT = 300.0  # seconds until the resources of a group must have become free
 _COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # rank 0 may wait for the aggregator while the others wait for rank 0
 _GRACE = 5.0  # seconds after the first failure, in which the rank that caused it may be found out
-# On top of ``worker_environment``. Layers are put together and dropped again all the time: kept by the allocator instead
-# of given back, in blocks that the next layer does not fit, they took three times what a rank holds (measured).
-RANK_ENVIRONMENT = {"MALLOC_MMAP_THRESHOLD_": str(1 << 20)}
+# Over that of other workers. Layers are put together and dropped again all the time; kept by the allocator for the next
+# one instead of given back, they took three times what a rank holds.
+RANK_ENVIRONMENT = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"), str(1 << 20))
 
 
 @ray.remote

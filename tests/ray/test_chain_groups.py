@@ -114,7 +114,7 @@ class TestOneChainOnSeveralRanks:
         tolerance = 5e-3 if case == "bfloat16" else 5e-7  # a rounding of the largest, 0.6: 2^-8 or 2^-24
         for name in one:
             np.testing.assert_allclose(several[name], one[name], rtol=0, atol=tolerance, err_msg=name)
-        assert max(np.abs(g).max() for g in one.values()) > 0.05
+        assert max(np.abs(g).max() for g in one.values()) > 0.02
         loss = [runs[n, 0][f"{case}|loss"] for n in (1, size)]
         np.testing.assert_allclose(loss[1], loss[0], rtol=0, atol=0.02 if case == "bfloat16" else 1e-6)
 
@@ -122,7 +122,7 @@ class TestOneChainOnSeveralRanks:
         tolerances = (0.15, 5e-3) if case == "bfloat16" else (LOSS_TOLERANCE, WEIGHT_TOLERANCE)
         one, mine = runs[1, 0], runs[size, 0]
         np.testing.assert_allclose(mine[f"{case}|losses"], one[f"{case}|losses"], rtol=0, atol=tolerances[0])
-        assert np.abs(one[f"{case}|losses"]).max() > 0.2
+        assert np.abs(one[f"{case}|losses"]).max() > 0.05
         observables = [run[f"{case}|observables"] for run in (mine, one)]
         np.testing.assert_allclose(*(o[:, :3] for o in observables), rtol=0, atol=tolerances[0])
         # The squared norm, up to 1000, in steps of 6e-5.
@@ -161,14 +161,16 @@ def test_a_failed_chain_says_the_same_on_all_ranks(runs):
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["base", "neox", "half"])
 def test_loading_by_rows_gives_the_numbers_of_the_plain_loader(runs, kind):
+    shapes = [p.shape for p in script.make_model({"base": "gpt2", "half": "llama"}.get(kind, kind)).parameters()]
     for size in SIZES:
-        held = [int(runs[size, rank][f"loading {kind}|held"]) for rank in range(size)]
+        # Parts are padded to the largest: ceil(rows / size) rows.
+        expected = sum(4 * -(-shape[0] // size) * shape[1:].numel() for shape in shapes)
         for rank in range(size):
             assert runs[size, rank][f"loading {kind}|same"]
             np.testing.assert_allclose(
                 runs[size, rank][f"loading {kind}|losses"], runs[1, 0][f"loading {kind}|losses"], atol=1e-6
             )
-        assert max(held) < 1.3 * sum(held) / size  # uneven by one row at most, of five or so
+            assert runs[size, rank][f"loading {kind}|held"] == expected
 
 
 @pytest.mark.slow
@@ -197,8 +199,7 @@ def sampling_config(**changes):
     return SamplingConfig(**SETTINGS["sampling"] | {"draws_per_push": 4, "ranks_per_chain": 2} | changes)
 
 
-@pytest.fixture
-def actors(local_ray):
+def make_actors():
     """Aggregator and progress board for the units of ``GroupStudy``."""
     from patterning_dist.runtime.aggregator import Aggregator
     from patterning_dist.runtime.workers import ProgressBoard
@@ -215,31 +216,32 @@ def groups(make_study, **changes):
 
 
 @pytest.mark.slow
-def test_a_group_is_a_worker_and_its_losses_are_errors(actors, tmp_path):
+@pytest.mark.usefixtures("local_ray")
+def test_a_group_is_a_worker_and_its_losses_are_errors(tmp_path):
     """One test, since a group takes long to start: chains as a worker runs them, a failed chain, lost ranks."""
     import ray
 
     from patterning_dist.runtime.workers import ModelWorker
 
-    aggregator, board = actors
+    aggregator, board = make_actors()
 
-    def chains(worker, unit, numbers, folder):
+    def chains(worker, unit, numbers):
         for number in numbers:
             ray.get(worker.chain.remote(unit, number, aggregator, board), timeout=100)
-        ray.get(aggregator.write.remote(unit, tmp_path / folder), timeout=100)
-        records = json.loads((tmp_path / folder / "chains.json").read_text())
+        ray.get(aggregator.write.remote(unit, tmp_path / unit), timeout=100)
+        records = json.loads((tmp_path / unit / "chains.json").read_text())
         return [(r["chain"], r["healthy"], r["reason"], r["draws"], r["steps"]) for r in records]
 
     worker = ModelWorker.options(num_cpus=1).remote(script.GroupStudy, sampling_config(), "cpu")
-    plain, failed = chains(worker, "steady", (0, 1), "worker"), chains(worker, "diverging", (0,), "failed")
+    plain, failed = chains(worker, "worker/steady", (0, 1)), chains(worker, "worker/diverging", (0,))
     ray.kill(worker)
     with groups(script.GroupStudy) as (group,):
-        assert chains(group, "steady", (0, 1), "group") == plain
-        assert chains(group, "diverging", (0,), "failed") == failed
+        assert chains(group, "group/steady", (0, 1)) == plain
+        assert chains(group, "group/diverging", (0,)) == failed
         assert plain == [(0, True, "", 9, 10), (1, True, "", 9, 10)]
         assert failed[0][:2] == (0, False)
         assert failed[0][2].startswith("the weights left the neighbourhood of the checkpoint")
-        expected, found = (read_chains(tmp_path / folder)[0] for folder in ("worker", "group"))
+        expected, found = (read_chains(tmp_path / who / "steady")[0] for who in ("worker", "group"))
         for a, b in zip(expected, found, strict=True):
             scale = np.abs(a.total().comoment).max()
             # Sums of products of deviations of about 1 nat, known to 1e-6 or so; the squared norm to 1e-4.
@@ -247,15 +249,16 @@ def test_a_group_is_a_worker_and_its_losses_are_errors(actors, tmp_path):
             assert scale > 0.01
 
         started = time.monotonic()
-        with pytest.raises(
-            RuntimeError, match=r"rank 1 of chain group 0 on node .* failed in raising chain 0"
-        ) as caught:
-            ray.get(group.chain.remote("raising", 0, aggregator, board), timeout=100)
+        what = r"rank 1 of chain group 0 on node .* failed in group/raising chain 0"
+        with pytest.raises(RuntimeError, match=what) as caught:
+            ray.get(group.chain.remote("group/raising", 0, aggregator, board), timeout=100)
         assert "a bug of the user's own" in str(caught.value)
-        with pytest.raises(PatterningError) as caught:
-            ray.get(group.chain.remote("killed", 0, aggregator, board), timeout=100)  # by ranks that start anew
+        with pytest.raises(PatterningError) as caught:  # of ranks that started anew
+            ray.get(group.chain.remote("group/killed", 0, aggregator, board), timeout=100)
         text = str(caught.value.cause)
-        assert re.match(r"rank 1 of chain group 0 on node \S+ died in killed chain 0, and the group with it \(", text)
+        assert re.match(
+            r"rank 1 of chain group 0 on node \S+ died in group/killed chain 0, and the group with it \(", text
+        )
         assert text.endswith("look for memory or node failures, and run the same command again to resume")
         assert len(text) < 400
         assert "\n" not in text
@@ -275,14 +278,15 @@ def assert_all_is_given_back():
 
 
 @pytest.mark.slow
-def test_what_a_study_refuses_is_the_users_error(actors):
+@pytest.mark.usefixtures("local_ray")
+def test_what_a_study_refuses_is_the_users_error():
     import ray
 
     with (
         groups(script.refused_study) as (group,),
         pytest.raises(PatterningError, match=r"model.path: there is no such folder"),
     ):
-        ray.get(group.chain.remote("steady", 0, *actors), timeout=60)
+        ray.get(group.chain.remote("group/steady", 0, *make_actors()), timeout=60)
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -302,7 +306,8 @@ def test_a_group_that_the_cluster_cannot_hold_is_refused_at_once():
     assert time.monotonic() - started < 5
 
 
-def test_waiting_for_room_ends_and_says_what_it_waited_for(actors):
+@pytest.mark.usefixtures("local_ray")
+def test_waiting_for_room_ends_and_says_what_it_waited_for():
     import ray
 
     from patterning_dist.runtime.groups import ChainGroup
@@ -317,7 +322,7 @@ def test_waiting_for_room_ends_and_says_what_it_waited_for(actors):
     place = ray.util.placement_group([{"CPU": 1}] * 2, strategy="STRICT_PACK")
     group = ChainGroup.remote(4, place, script.GroupStudy, sampling_config(), "cpu", placement_timeout=1.0)
     with pytest.raises(PatterningError) as caught:
-        ray.get(group.chain.remote("steady", 0, *actors), timeout=60)
+        ray.get(group.chain.remote("group/steady", 0, *make_actors()), timeout=60)
     assert str(caught.value.cause) == (
         "chain group 4: there was no room for 2 ranks of 1 CPU within 1 s; the Ray cluster has 2 CPU, 1 of them free; "
         "wait for other work to end, or lower sampling.ranks_per_chain"
