@@ -6,19 +6,20 @@ python chain_group_script.py RANK FOLDER
 from __future__ import annotations
 
 import os
-import signal
+import shutil
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.distributed as dist
+from safetensors.torch import load_file, save_file
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.models.attention import AttentionOnlyTransformer
 from patterning_dist.models.components import select_component
 from patterning_dist.models.huggingface import load_language_model, next_token_losses
-from patterning_dist.models.losses import token_losses
 from patterning_dist.sampling.chain import Chain, ChainFailure, ChainSettings
 from patterning_dist.sampling.module_target import ModuleTarget
 from patterning_dist.sampling.noise import Noise
@@ -103,26 +104,26 @@ def make_chain(target, sampler):
     return Chain(target, settings, 1, population=len(TOKENS))
 
 
-def run_case(kind, component, sampler, micro_batch_size, ranks, **options):
+def run_case(kind, component, sampler, micro_batch_size, ranks, device, **options):
     """What a rank holds of a gradient, of the noise of one step, of the draws and of the last position."""
     model = make_model(kind)
     component = select_component(model, component)
-    target = make_target(shard_model(model, ranks, "cpu", **options), component, ranks, micro_batch_size, **options)
+    target = make_target(shard_model(model, ranks, device, **options), component, ranks, micro_batch_size, **options)
     shapes = {name: tuple(w.shape) for name, w in target.center.items()}
-    noise = Noise(5, 1, NOISE_STEP, target.extents, shapes)
+    noise = Noise(5, 1, NOISE_STEP, target.extents, shapes, device)
     loss, gradient = target.gradient(np.array([3, 17, 3, 5, 9]))
     found = {"loss": np.array(loss)}
     for name, extent in target.extents.items():
         found[f"extent/{name}"] = np.array([*extent, target.totals[name]])
-        found[f"gradient/{name}"] = gradient[name].flatten().numpy().copy()
-        found[f"noise/{name}"] = noise[name].flatten().numpy()
+        found[f"gradient/{name}"] = _kept(gradient[name])
+        found[f"noise/{name}"] = _kept(noise[name])
     chain, draws = make_chain(target, sampler), []
     for draw in chain.draws():
         draws.append(draw)
         if draw.number == 0:
             kept = chain.state_dict()
     for name, w in chain.state.position.items():
-        found[f"position/{name}"] = w.flatten().numpy().copy()
+        found[f"position/{name}"] = _kept(w)
     found["losses"], found["observables"] = (
         np.stack([getattr(d, k) for d in draws]) for k in ("losses", "observables")
     )
@@ -131,16 +132,20 @@ def run_case(kind, component, sampler, micro_batch_size, ranks, **options):
     again = np.stack([draw.losses for draw in chain.draws()])
     equal = np.array_equal(again, found["losses"][1:])
     for name, w in chain.state.position.items():
-        equal &= np.array_equal(w.flatten().numpy(), found[f"position/{name}"])
+        equal &= np.array_equal(_kept(w), found[f"position/{name}"])
     found["restarts"] = np.array(equal)
     return found
 
 
-def run_failure(ranks):
+def _kept(tensor):
+    return tensor.flatten().cpu().numpy().copy()
+
+
+def run_failure(ranks, device):
     """A step size at which the chain leaves the neighbourhood of w*: the message, as this rank has it."""
     model = make_model("gpt2")
     component = select_component(model, "everything")
-    target = make_target(shard_model(model, ranks, "cpu"), component, ranks, 16)
+    target = make_target(shard_model(model, ranks, device), component, ranks, 16)
     settings = ChainSettings(Posterior(30.0, 20.0), 0.5, 5, 3, 5, 2, seed=7)
     try:
         list(Chain(target, settings, 1, population=len(TOKENS)).draws())
@@ -149,120 +154,130 @@ def run_failure(ranks):
     return {"message": np.array("no failure")}
 
 
-def run_loading(folder, ranks):
+def run_loading(folder, ranks, device):
     """Whether every parameter is that of the plain loader, the losses, and the bytes of memory this rank holds."""
-    plain = dict(load_language_model(str(folder)).named_parameters())
-    model = load_sharded_language_model(str(folder), None, ranks, "cpu")
+    plain = dict(load_language_model(str(folder), device=device).named_parameters())
+    model = load_sharded_language_model(str(folder), None, ranks, device)
     parameters = dict(model.named_parameters())
     storages = [(p.to_local() if ranks.size > 1 else p).untyped_storage() for p in parameters.values()]
     held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     whole = {n: p.full_tensor() if ranks.size > 1 else p for n, p in parameters.items()}
     same = whole.keys() == plain.keys() and all(torch.equal(whole[n], w) for n, w in plain.items())
     with torch.no_grad():
-        losses = next_token_losses(model, TOKENS[:4])
-    return {"same": np.array(same), "losses": losses.numpy(), "held": np.array(held)}
+        losses = next_token_losses(model, TOKENS[:4].to(device))
+    return {"same": np.array(same), "losses": losses.cpu().numpy(), "held": np.array(held)}
 
 
-def run_refusals(folders, ranks):
+def run_refusals(folders, ranks, device):
     found = {}
     for folder in folders:
         try:
-            load_sharded_language_model(str(folder), None, ranks, "cpu")
+            load_sharded_language_model(str(folder), None, ranks, device)
         except PatterningError as error:
             found[folder.name] = np.array(str(error))
     return found
 
 
-def kept_for_the_backward_pass(ranks, sharded_for):
+def kept_for_the_backward_pass(ranks, device, sharded_for):
     """Bytes that autograd keeps of a forward pass in bfloat16, for one sample of two tokens."""
-    model = shard_model(make_model("llama"), ranks, "cpu", compute_dtype=sharded_for)
+    model = shard_model(make_model("llama"), ranks, device, compute_dtype=sharded_for)
     kept = {}
 
     def pack(tensor):
         kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast("cpu", torch.bfloat16):
-        losses = next_token_losses(model, TOKENS[:1, :2])
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t), torch.autocast(device, torch.bfloat16):
+        losses = next_token_losses(model, TOKENS[:1, :2].to(device))
     losses.sum().backward()
     return np.array(sum(kept.values()))
 
 
-def run_all(ranks, folder):
+def write_models(folder):
+    """Folders for the loader: the model without its head, a renamed and a half-precision one; three broken ones."""
+    make_model("gpt2").transformer.save_pretrained(folder / "base")
+    make_model("neox").save_pretrained(folder / "neox", max_shard_size="2KB")
+    make_model("llama").half().save_pretrained(folder / "half")
+    for name in ("lacking", "misshapen", "empty"):
+        shutil.copytree(folder / "half", folder / name)
+    weights = load_file(folder / "half" / "model.safetensors")
+    taken = weights.pop("model.layers.1.mlp.up_proj.weight")
+    save_file(weights, folder / "lacking" / "model.safetensors", {"format": "pt"})
+    weights["model.layers.1.mlp.up_proj.weight"] = taken[:4].clone()
+    save_file(weights, folder / "misshapen" / "model.safetensors", {"format": "pt"})
+    (folder / "empty" / "model.safetensors").unlink()
+
+
+def run_ranks(folder, device, environments):
+    """(rank count, rank) -> what that rank wrote; one rank is this process, the others get an environment each."""
+    write_models(folder)
+    processes = []
+    for rank, environment in enumerate(environments):
+        command = [sys.executable, __file__, str(rank), str(folder), device]
+        with open(folder / f"{rank}.log", "w") as log:
+            processes.append(subprocess.Popen(command, env=os.environ | environment, stdout=log, stderr=log))
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        found = {(1, 0): run_all(Ranks(), folder, device)}
+        deadline = time.monotonic() + 250
+        for rank, process in enumerate(processes):
+            code = process.wait(max(1, deadline - time.monotonic()))
+            assert code == 0, f"rank {rank}: {(folder / f'{rank}.log').read_text()}"
+    finally:
+        torch.set_num_threads(threads)
+        for process in processes:
+            process.kill()
+    for file in folder.glob("*.npz"):
+        with np.load(file) as stored:
+            size, rank = file.stem.split("-")
+            found[int(size), int(rank)] = dict(stored)
+    return found
+
+
+def whole(runs, size, case, what):
+    """Piece -> the flat elements of all ranks, in order; ranks must hold each element once."""
+    prefix, pieces = f"{case}|extent/", {}
+    for name in (key.removeprefix(prefix) for key in runs[size, 0] if key.startswith(prefix)):
+        reached, parts = 0, []
+        for rank in range(size):
+            start, stop, total = runs[size, rank][prefix + name]
+            part = runs[size, rank][f"{case}|{what}/{name}"]
+            assert part.size == stop - start
+            if stop > start:
+                assert start == reached
+                reached = stop
+            parts.append(part)
+        assert reached == total
+        pieces[name] = np.concatenate(parts)
+    return pieces
+
+
+def run_all(ranks, folder, device):
     """Every case, as one flat dictionary."""
-    results = {name: run_case(*case, ranks) for name, case in CASES.items()}
-    results["bfloat16"] = run_case("llama", "everything", "sgld", 16, ranks, compute_dtype=torch.bfloat16)
-    results["failure"] = run_failure(ranks)
+    results = {name: run_case(*case, ranks, device) for name, case in CASES.items()}
+    results["bfloat16"] = run_case("llama", "everything", "sgld", 16, ranks, device, compute_dtype=torch.bfloat16)
+    results["failure"] = run_failure(ranks, device)
     for kind in ("base", "neox", "half"):
-        results[f"loading {kind}"] = run_loading(folder / kind, ranks)
+        results[f"loading {kind}"] = run_loading(folder / kind, ranks, device)
     if ranks.size > 1:
-        results["refusals"] = run_refusals([folder / "lacking", folder / "misshapen", folder / "empty"], ranks)
+        results["refusals"] = run_refusals([folder / "lacking", folder / "misshapen", folder / "empty"], ranks, device)
         names = {"as it is": None, "recomputed": torch.bfloat16}
-        results["kept"] = {name: kept_for_the_backward_pass(ranks, dtype) for name, dtype in names.items()}
+        results["kept"] = {name: kept_for_the_backward_pass(ranks, device, dtype) for name, dtype in names.items()}
     return {f"{case}|{key}": value for case, found in results.items() for key, value in found.items()}
 
 
-def kill_rank_1(model):
-    """An observable whose process is killed as by the kernel, for want of memory."""
-    if dist.is_initialized() and dist.get_rank() == 1:
-        os.kill(os.getpid(), signal.SIGKILL)
-    return torch.zeros(1)
-
-
-def raise_on_rank_1(model):
-    """An observable with a bug that only one rank runs into."""
-    if dist.is_initialized() and dist.get_rank() == 1:
-        raise ValueError("a bug of the user's own")
-    return torch.zeros(1)
-
-
-class GroupStudy:
-    """What workers and ranks hold in the tests with Ray.
-
-    Units are "<who runs it>/<kind>", kinds differ in the observable or in the step size; the chains of all are the same
-    up to that.
-    """
-
-    observables = ("component", "function")
-    units = ("worker/steady", "worker/diverging", "group/steady", "group/diverging", "group/killed", "group/raising")
-
-    def __init__(self, device, ranks):
-        self.device, self.ranks = device, ranks
-
-    def chain(self, unit, number):
-        kind = unit.partition("/")[2]
-        model = AttentionOnlyTransformer(
-            vocabulary_size=VOCABULARY, context_length=CONTEXT, num_layers=2, num_heads=3, d_model=10, d_head=3, seed=1
-        )
-        target = ModuleTarget(
-            shard_model(model, self.ranks, self.device),
-            select_component(model, "layer.0.head.1+unembedding"),
-            lambda model, tokens: token_losses(model(tokens[:, :-1]), tokens),
-            TOKENS,
-            PROBE,
-            functions=({"killed": kill_rank_1, "raising": raise_on_rank_1}.get(kind, squared_norm),),
-            num_component_losses=1,
-            ranks=self.ranks,
-        )
-        step_size = 1.0 if kind == "diverging" else 1e-3
-        settings = ChainSettings(Posterior(30.0, 20.0), step_size, 5, 2, 9, 1, seed=7)
-        return Chain(target, settings, number, population=len(TOKENS))
-
-
-def refused_study(device, ranks):
-    raise PatterningError("model.path: there is no such folder")
-
-
-def main(rank, folder):
-    """All cases on 4 ranks, then on 2: processes take long to start."""
+def main(rank, folder, device):
+    """All cases on 4 ranks, then on 2, for processes take long to start; on GPUs on 2 only."""
     torch.set_num_threads(1)
-    for size in (4, 2):
+    for size in (4, 2) if device == "cpu" else (2,):
         if rank < size:
             store = f"file://{folder / f'store-{size}'}"
-            dist.init_process_group("gloo", init_method=store, rank=rank, world_size=size)
-            np.savez(folder / f"{size}-{rank}.npz", **run_all(Ranks(rank, size), folder))
+            backend = "gloo" if device == "cpu" else "cpu:gloo,cuda:nccl"
+            dist.init_process_group(backend, init_method=store, rank=rank, world_size=size)
+            np.savez(folder / f"{size}-{rank}.npz", **run_all(Ranks(rank, size), folder, device))
             dist.destroy_process_group()
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Path(sys.argv[2]))
+    main(int(sys.argv[1]), Path(sys.argv[2]), sys.argv[3])

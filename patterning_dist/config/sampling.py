@@ -72,14 +72,16 @@ class SgldConfig(Section):
 class RmspropSgldConfig(Section):
     kind: Literal["rmsprop_sgld"] = Field(description="SGLD preconditioned by the gradients' second moment")
     # The defaults of devinterp, so that its users' step sizes carry over.
-    decay: float = Field(0.99, ge=0, lt=1, description="of the running second moment, a step [1]")
+    decay: float = Field(
+        0.99, ge=0, le=1, description="of the running second moment, a step; 1, its plain mean, for large batches [1]"
+    )
     stability: float = Field(0.1, gt=0, description="added to the root of the second moment [nats/weight]")
     correction: bool = Field(False, description="add the term for the drift of the preconditioner")
 
 
 class SgnhtConfig(Section):
     kind: Literal["sgnht"] = Field(description="stochastic-gradient Nose-Hoover thermostat")
-    diffusion: float = Field(0.01, gt=0, description="strength of the injected noise, A [1]")
+    diffusion: float = Field(0.1, gt=0, le=0.5, description="share of the momentum that a step loses, about [1]")
 
 
 SamplerConfig = SgldConfig | RmspropSgldConfig | SgnhtConfig

@@ -36,11 +36,11 @@ def find_warnings(diagnostics: dict[str, Any], solution: dict[str, Any], config:
 def _chains(component: str, entry: dict[str, Any]) -> list[str]:
     found = [f"{component}: chain {e['chain']} was left out: {e['reason']}" for e in entry["excluded"]]
     # Diverged chains are those left out, which are said with their own reasons.
-    found += [f"{component}: {finding['message']}" for finding in entry["findings"] if finding["mode"] != "diverged"]
+    remedies = [finding["message"] for finding in entry["findings"] if finding["mode"] != "diverged"]
     draws = min((n["ess_bulk"] for n in entry["observables"].values() if n["ess_bulk"] is not None), default=None)
     if draws is not None and draws < MIN_EFFECTIVE_DRAWS:
-        found.append(f"{component}: as few as {draws:.0f} effective draws of an observable; raise sampling.num_draws")
-    return found
+        remedies.append(f"as few as {draws:.0f} effective draws of an observable; raise sampling.num_draws")
+    return [*found, *([f"{component}: {'. '.join(remedies)}"] if remedies else [])]
 
 
 def _modes(diagnostics: dict[str, Any]) -> list[str]:

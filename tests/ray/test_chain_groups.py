@@ -6,26 +6,22 @@ divide by the number of ranks. Then the actors: a group is a worker, and the los
 
 from __future__ import annotations
 
+import io
 import json
-import os
 import re
-import shutil
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import chain_group_script as script
 import numpy as np
 import pytest
-import torch
-from safetensors.torch import load_file, save_file
+from chain_group_study import GroupStudy
+from rich.console import Console
 from tiny_run import SETTINGS, quiet
 
 from patterning_dist.config import SamplingConfig
 from patterning_dist.errors import PatterningError
+from patterning_dist.progress import Progress
 from patterning_dist.response.ledger import Ledger, read_chains
-from patterning_dist.sampling.ranks import Ranks
 
 SIZES = (2, 4)
 CASES = [*script.CASES, "bfloat16"]
@@ -34,68 +30,9 @@ CASES = [*script.CASES, "bfloat16"]
 LOSS_TOLERANCE, WEIGHT_TOLERANCE = 1e-5, 1e-6
 
 
-def write_models(folder):
-    """Folders for the loader: the model without its head, a renamed and a half-precision one; three broken ones."""
-    script.make_model("gpt2").transformer.save_pretrained(folder / "base")
-    script.make_model("neox").save_pretrained(folder / "neox", max_shard_size="2KB")
-    script.make_model("llama").half().save_pretrained(folder / "half")
-    for name in ("lacking", "misshapen", "empty"):
-        shutil.copytree(folder / "half", folder / name)
-    weights = load_file(folder / "half" / "model.safetensors")
-    taken = weights.pop("model.layers.1.mlp.up_proj.weight")
-    save_file(weights, folder / "lacking" / "model.safetensors", {"format": "pt"})
-    weights["model.layers.1.mlp.up_proj.weight"] = taken[:4].clone()
-    save_file(weights, folder / "misshapen" / "model.safetensors", {"format": "pt"})
-    (folder / "empty" / "model.safetensors").unlink()
-
-
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    """(rank count, rank) -> what that rank wrote; one rank is this process."""
-    folder = tmp_path_factory.mktemp("chain-groups")
-    write_models(folder)
-    processes = []
-    for rank in range(max(SIZES)):
-        command = [sys.executable, str(Path(script.__file__)), str(rank), str(folder)]
-        with open(folder / f"{rank}.log", "w") as log:
-            processes.append(
-                subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stdout=log, stderr=log)
-            )
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        found = {(1, 0): script.run_all(Ranks(), folder)}
-        deadline = time.monotonic() + 250
-        for rank, process in enumerate(processes):
-            log = folder / f"{rank}.log"
-            assert process.wait(max(1, deadline - time.monotonic())) == 0, f"rank {rank}: {log.read_text()}"
-    finally:
-        torch.set_num_threads(threads)
-        for process in processes:
-            process.kill()
-    for size in SIZES:
-        for rank in range(size):
-            with np.load(folder / f"{size}-{rank}.npz") as stored:
-                found[size, rank] = dict(stored)
-    return found
-
-
-def whole(runs, size, case, what):
-    """Piece -> the flat elements of all ranks, in order; ranks must hold each element once."""
-    prefix, pieces = f"{case}|extent/", {}
-    for name in (key.removeprefix(prefix) for key in runs[size, 0] if key.startswith(prefix)):
-        reached, parts = 0, []
-        for rank in range(size):
-            start, stop, total = runs[size, rank][prefix + name]
-            part = runs[size, rank][f"{case}|{what}/{name}"]
-            assert part.size == stop - start
-            if stop > start:
-                assert start == reached
-                reached = stop
-            parts.append(part)
-        assert reached == total
-        pieces[name] = np.concatenate(parts)
-    return pieces
+    return script.run_ranks(tmp_path_factory.mktemp("ranks"), "cpu", [{"OMP_NUM_THREADS": "1"}] * max(SIZES))
 
 
 @pytest.mark.slow
@@ -103,14 +40,14 @@ def whole(runs, size, case, what):
 @pytest.mark.parametrize("case", CASES)
 class TestOneChainOnSeveralRanks:
     def test_noise_is_the_same_bit_for_bit(self, runs, case, size):
-        one, several = (whole(runs, n, case, "noise") for n in (1, size))
+        one, several = (script.whole(runs, n, case, "noise") for n in (1, size))
         assert one.keys() == several.keys()
         for name in one:
             np.testing.assert_array_equal(several[name], one[name], err_msg=name)
 
     def test_gradients_are_sums_over_the_minibatch(self, runs, case, size):
         """Five samples: ranks have two and three, or one, one, one and two; an average would be a half or a quarter."""
-        one, several = (whole(runs, n, case, "gradient") for n in (1, size))
+        one, several = (script.whole(runs, n, case, "gradient") for n in (1, size))
         tolerance = 5e-3 if case == "bfloat16" else 5e-7  # a rounding of the largest, 0.6: 2^-8 or 2^-24
         for name in one:
             np.testing.assert_allclose(several[name], one[name], rtol=0, atol=tolerance, err_msg=name)
@@ -127,7 +64,7 @@ class TestOneChainOnSeveralRanks:
         np.testing.assert_allclose(*(o[:, :3] for o in observables), rtol=0, atol=tolerances[0])
         # The squared norm, up to 1000, in steps of 6e-5.
         np.testing.assert_allclose(*(o[:, 3] for o in observables), rtol=0, atol=max(3e-4, tolerances[0]))
-        before, after = whole(runs, 1, case, "position"), whole(runs, size, case, "position")
+        before, after = script.whole(runs, 1, case, "position"), script.whole(runs, size, case, "position")
         for name in before:
             np.testing.assert_allclose(after[name], before[name], rtol=0, atol=tolerances[1], err_msg=name)
 
@@ -205,7 +142,7 @@ def make_actors():
     from patterning_dist.runtime.workers import ProgressBoard
 
     num_columns = len(script.PROBE) * script.CONTEXT
-    ledgers = {u: Ledger(list(script.GroupStudy.observables), num_columns, 9, 2) for u in script.GroupStudy.units}
+    ledgers = {u: Ledger(list(GroupStudy.observables), num_columns, 9, 2) for u in GroupStudy.units}
     return Aggregator.remote(ledgers), ProgressBoard.remote()
 
 
@@ -232,10 +169,10 @@ def test_a_group_is_a_worker_and_its_losses_are_errors(tmp_path):
         records = json.loads((tmp_path / unit / "chains.json").read_text())
         return [(r["chain"], r["healthy"], r["reason"], r["draws"], r["steps"]) for r in records]
 
-    worker = ModelWorker.options(num_cpus=1).remote(script.GroupStudy, sampling_config(), "cpu")
+    worker = ModelWorker.options(num_cpus=1).remote(GroupStudy, sampling_config(), "cpu")
     plain, failed = chains(worker, "worker/steady", (0, 1)), chains(worker, "worker/diverging", (0,))
     ray.kill(worker)
-    with groups(script.GroupStudy) as (group,):
+    with groups(GroupStudy) as (group,):
         assert chains(group, "group/steady", (0, 1)) == plain
         assert chains(group, "group/diverging", (0,)) == failed
         assert plain == [(0, True, "", 9, 10), (1, True, "", 9, 10)]
@@ -248,12 +185,17 @@ def test_a_group_is_a_worker_and_its_losses_are_errors(tmp_path):
             np.testing.assert_allclose(b.total().comoment, a.total().comoment, rtol=0, atol=1e-4 * scale)
             assert scale > 0.01
 
+        with pytest.raises(PatterningError) as caught:
+            ray.get(group.chain.remote("group/refused", 0, aggregator, board), timeout=100)
+        assert str(caught.value.cause) == "model.path: there is no such folder"
+
+        # Every time the ranks start anew.
         started = time.monotonic()
         what = r"rank 1 of chain group 0 on node .* failed in group/raising chain 0"
         with pytest.raises(RuntimeError, match=what) as caught:
             ray.get(group.chain.remote("group/raising", 0, aggregator, board), timeout=100)
         assert "a bug of the user's own" in str(caught.value)
-        with pytest.raises(PatterningError) as caught:  # of ranks that started anew
+        with pytest.raises(PatterningError) as caught:
             ray.get(group.chain.remote("group/killed", 0, aggregator, board), timeout=100)
         text = str(caught.value.cause)
         assert re.match(
@@ -277,22 +219,10 @@ def assert_all_is_given_back():
     assert all(group["state"] == "REMOVED" for group in placement_group_table().values())
 
 
-@pytest.mark.slow
-@pytest.mark.usefixtures("local_ray")
-def test_what_a_study_refuses_is_the_users_error():
-    import ray
-
-    with (
-        groups(script.refused_study) as (group,),
-        pytest.raises(PatterningError, match=r"model.path: there is no such folder"),
-    ):
-        ray.get(group.chain.remote("group/steady", 0, *make_actors()), timeout=60)
-
-
 @pytest.mark.usefixtures("local_ray")
 def test_a_group_that_the_cluster_cannot_hold_is_refused_at_once():
     started = time.monotonic()
-    with pytest.raises(PatterningError) as caught, groups(script.GroupStudy, ranks_per_chain=3):
+    with pytest.raises(PatterningError) as caught, groups(GroupStudy, ranks_per_chain=3):
         pass
     assert str(caught.value) == (
         "a chain on 3 ranks needs 3 times 1 CPU, the nodes of the Ray cluster have 2; lower sampling.ranks_per_chain "
@@ -300,10 +230,30 @@ def test_a_group_that_the_cluster_cannot_hold_is_refused_at_once():
     )
     with (
         pytest.raises(PatterningError, match="needs 2 times 2 CPU, the nodes of the Ray cluster have 2; lower"),
-        groups(script.GroupStudy, threads_per_worker=2),
+        groups(GroupStudy, threads_per_worker=2),
     ):
         pass
     assert time.monotonic() - started < 5
+
+
+@pytest.mark.usefixtures("local_ray")
+def test_a_group_without_room_on_any_node_is_spread_and_says_so(monkeypatch):
+    import ray
+    from ray.util import placement_group_table
+
+    from patterning_dist.runtime.groups import chain_groups
+
+    nodes = [{"Alive": True, "Resources": {"CPU": 1.0}}] * 2 + [{"Alive": False, "Resources": {"CPU": 64.0}}]
+    monkeypatch.setattr(ray, "nodes", lambda: nodes)
+    shown = Console(file=io.StringIO(), width=200)
+    with chain_groups(GroupStudy, sampling_config(), "cpu", 5, Progress(shown)) as started:
+        live = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+        assert [(group["strategy"], group["bundles"]) for group in live] == [
+            ("PACK", {0: {"CPU": 1.0}, 1: {"CPU": 1.0}})
+        ]
+        assert len(started) == 1
+    assert shown.file.getvalue().startswith("no node has 2 times 1 CPU: the ranks of a chain are spread over nodes")
+    assert_all_is_given_back()
 
 
 @pytest.mark.usefixtures("local_ray")
@@ -320,9 +270,9 @@ def test_waiting_for_room_ends_and_says_what_it_waited_for():
     occupant = Occupant.remote()
     assert ray.get(occupant.here.remote(), timeout=60)
     place = ray.util.placement_group([{"CPU": 1}] * 2, strategy="STRICT_PACK")
-    group = ChainGroup.remote(4, place, script.GroupStudy, sampling_config(), "cpu", placement_timeout=1.0)
+    group = ChainGroup.remote(4, place, GroupStudy, sampling_config(), "cpu", placement_timeout=1.0)
     with pytest.raises(PatterningError) as caught:
-        ray.get(group.chain.remote("group/steady", 0, *make_actors()), timeout=60)
+        ray.get(group.chain.remote("group/steady", 0, None, None), timeout=60)
     assert str(caught.value.cause) == (
         "chain group 4: there was no room for 2 ranks of 1 CPU within 1 s; the Ray cluster has 2 CPU, 1 of them free; "
         "wait for other work to end, or lower sampling.ranks_per_chain"

@@ -1,0 +1,72 @@
+"""What workers and ranks hold in ``test_chain_groups``: chains on a small model, and some that come to grief."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import torch
+import torch.distributed as dist
+from chain_group_script import CONTEXT, PROBE, TOKENS, VOCABULARY, squared_norm
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.models.attention import AttentionOnlyTransformer
+from patterning_dist.models.components import select_component
+from patterning_dist.models.losses import token_losses
+from patterning_dist.sampling.chain import Chain, ChainSettings
+from patterning_dist.sampling.module_target import ModuleTarget
+from patterning_dist.sampling.posterior import Posterior
+from patterning_dist.sampling.shard import shard_model
+
+
+def kill_rank_1(model):
+    """An observable whose process is killed as by the kernel, for want of memory."""
+    if dist.is_initialized() and dist.get_rank() == 1:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return torch.zeros(1)
+
+
+def raise_on_rank_1(model):
+    """An observable with a bug that only one rank runs into."""
+    if dist.is_initialized() and dist.get_rank() == 1:
+        raise ValueError("a bug of the user's own")
+    return torch.zeros(1)
+
+
+class GroupStudy:
+    """Units are "<who runs it>/<kind>"; kinds differ in the observable or in the step size, and in nothing else."""
+
+    observables = ("component", "function")
+    units = (
+        "worker/steady",
+        "worker/diverging",
+        "group/steady",
+        "group/diverging",
+        "group/killed",
+        "group/raising",
+        "group/refused",
+    )
+
+    def __init__(self, device, ranks):
+        self.device, self.ranks = device, ranks
+
+    def chain(self, unit, number):
+        kind = unit.partition("/")[2]
+        if kind == "refused":
+            raise PatterningError("model.path: there is no such folder")
+        model = AttentionOnlyTransformer(
+            vocabulary_size=VOCABULARY, context_length=CONTEXT, num_layers=2, num_heads=3, d_model=10, d_head=3, seed=1
+        )
+        target = ModuleTarget(
+            shard_model(model, self.ranks, self.device),
+            select_component(model, "layer.0.head.1+unembedding"),
+            lambda model, tokens: token_losses(model(tokens[:, :-1]), tokens),
+            TOKENS,
+            PROBE,
+            functions=({"killed": kill_rank_1, "raising": raise_on_rank_1}.get(kind, squared_norm),),
+            num_component_losses=1,
+            ranks=self.ranks,
+        )
+        step_size = 1.0 if kind == "diverging" else 1e-3
+        settings = ChainSettings(Posterior(30.0, 20.0), step_size, 5, 2, 9, 1, seed=7)
+        return Chain(target, settings, number, population=len(TOKENS))
