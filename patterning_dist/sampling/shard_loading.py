@@ -19,7 +19,14 @@ from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.models.huggingface import ATTENTION, check_causal, load_language_model, quiet, read_config
+from patterning_dist.models.huggingface import (
+    ATTENTION,
+    check_causal,
+    load_language_model,
+    logits_in_float32,
+    quiet,
+    read_config,
+)
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.shard import shard_model
 
@@ -60,6 +67,7 @@ def load_sharded_language_model(
         model = AutoModelForCausalLM.from_config(
             config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
         )
+    logits_in_float32(model)
     sources = _sources(model, folder)  # looks at the names of classes, which fully_shard changes
     shard_model(model, ranks, device, compute_dtype=compute_dtype)
     _fill(model, sources, folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 from pathlib import Path
 
@@ -60,6 +61,24 @@ def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
     for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter, model.get_parameter(name).float())
     assert next_token_losses(loaded.bfloat16(), TOKENS).dtype == torch.float32
+
+
+@pytest.mark.parametrize("kind", ["tied", "untied"])
+def test_logits_are_float32_under_autocast(kind: str, tmp_path: Path) -> None:
+    torch.manual_seed(3)
+    model = transformers.GPT2LMHeadModel(GPT2) if kind == "tied" else transformers.LlamaForCausalLM(LLAMA)
+    loaded = load_language_model(str(save(model, tmp_path / kind)))
+    inputs = TOKENS[:, :-1]
+    with torch.autocast("cpu", torch.bfloat16):
+        logits = loaded(input_ids=inputs).logits
+        rounded = model.eval()(input_ids=inputs).logits  # as it comes from transformers
+    assert logits.dtype == torch.float32 and rounded.dtype == torch.bfloat16
+    assert not torch.equal(logits, logits.bfloat16().float())
+    # A copy multiplies by its own weights.
+    twin = copy.deepcopy(loaded)
+    with torch.no_grad():
+        twin.get_output_embeddings().weight.zero_()
+    assert not twin(input_ids=inputs).logits.any() and loaded(input_ids=inputs).logits.any()
 
 
 def test_the_skeleton_has_the_shapes_and_reads_no_weights(gpt2: tuple[nn.Module, Path]) -> None:
