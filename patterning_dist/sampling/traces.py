@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
+from patterning_dist.files import explained
 from patterning_dist.sampling.chain import Draw
 
 # Draws of one block: few enough for memory, enough for files of a useful size.
@@ -67,16 +68,21 @@ class TraceRecorder:
     def __init__(self, store: Path, chain: int, thin: int, num_draws: int) -> None:
         import zarr
 
-        self._losses = zarr.open_group(store, mode="r+")["losses"]
+        self._store, self._losses = store, zarr.open_group(store, mode="r+")["losses"]
         self._chain, self._thin, self._num_draws = chain, thin, num_draws
         self._block: list[np.ndarray] = []
 
     def __call__(self, draw: Draw) -> None:
-        """Take in the next draw of the chain; full blocks, and the last one, are written at once."""
+        """Take in the next draw of the chain; full blocks, and the last one, are written at once.
+
+        Raises:
+            PatterningError: the disk is full or not writable.
+        """
         kept, is_kept = draw.number // self._thin, draw.number % self._thin == 0
         if is_kept:
             self._block.append(draw.losses[: self._losses.shape[2]].astype(np.float32))
         is_full = is_kept and (kept + 1) % self._losses.chunks[1] == 0
         if self._block and (is_full or draw.number + 1 == self._num_draws):
-            self._losses[self._chain, kept + 1 - len(self._block) : kept + 1] = np.stack(self._block)
+            with explained(self._store):
+                self._losses[self._chain, kept + 1 - len(self._block) : kept + 1] = np.stack(self._block)
             self._block = []

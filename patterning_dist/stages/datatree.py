@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from patterning_dist.files import plain
+from patterning_dist.files import explained, plain
 from patterning_dist.stages.study_response import UnitResponse
 
 
@@ -42,8 +42,13 @@ def study_tree(
 
 
 def write_tree(tree: xr.DataTree, store: Path) -> None:
-    """Write the tree over whatever is there. Format 2 of zarr, since text has no place yet in that of 3."""
-    tree.to_zarr(store, mode="w", zarr_format=2, consolidated=True)
+    """Write the tree over whatever is there. Format 2 of zarr, since text has no place yet in that of 3.
+
+    Raises:
+        PatterningError: the disk is full or not writable.
+    """
+    with explained(store):
+        tree.to_zarr(store, mode="w", zarr_format=2, consolidated=True)
 
 
 def _posterior(response: UnitResponse) -> xr.Dataset:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import xarray as xr
 import zarr
 from arviz_stats.base import array_stats
 
+from patterning_dist.errors import PatterningError
 from patterning_dist.response.diagnostics import observable_diagnostics
 from patterning_dist.sampling.chain import Draw
 from patterning_dist.sampling.traces import TraceRecorder, create_traces, trace_store
@@ -140,3 +142,19 @@ def test_arviz_summarises_the_subtree_of_a_unit(store: Path) -> None:
             for name, entry in expected.items():
                 assert float(summary.loc[name, "r_hat"]) == pytest.approx(entry["rhat"], abs=1e-6)
                 assert float(summary.loc[name, "ess_bulk"]) == pytest.approx(entry["ess_bulk"], rel=1e-4)
+
+
+def test_a_full_disk_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    create_traces(tmp_path / "t", 1, 4, 3, 1)
+    recorder = TraceRecorder(tmp_path / "t", 0, 1, 4)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(zarr.Array, "__setitem__", full)
+    with pytest.raises(PatterningError, match=r"t: cannot be written \(No space left on device\); free some disk"):
+        for number in range(4):
+            recorder(Draw(number, np.zeros(1), np.zeros(3), 0.0))
+    monkeypatch.setattr(xr.DataTree, "to_zarr", full)
+    with pytest.raises(PatterningError, match=r"study\.zarr: cannot be written"):
+        write_tree(xr.DataTree(), tmp_path / "study.zarr")
