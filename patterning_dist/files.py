@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
+import io
 import json
 import math
 import os
@@ -101,29 +102,40 @@ def write_parquet(
     path: Path, table: pyarrow.Table, metadata: Mapping[str, Any] | None = None, compression: str = "zstd"
 ) -> None:
     """Write `table`, with `metadata` as JSON in its schema."""
+    with atomic_path(path) as temporary:
+        _write_table(table, temporary, metadata, compression)
+
+
+def parquet_bytes(table: pyarrow.Table, metadata: Mapping[str, Any] | None = None) -> bytes:
+    """What ``write_parquet`` writes, for a file that lies elsewhere."""
+    buffer = io.BytesIO()
+    _write_table(table, buffer, metadata, "zstd")
+    return buffer.getvalue()
+
+
+def _write_table(table: pyarrow.Table, where: Any, metadata: Mapping[str, Any] | None, compression: str) -> None:
     import pyarrow.parquet
 
     header = {METADATA_KEY: json.dumps(plain(metadata or {}), sort_keys=True)}
     dictionary = [name for name in table.column_names if name == "domain"]
-    with atomic_path(path) as temporary:
-        pyarrow.parquet.write_table(
-            table.replace_schema_metadata(header),
-            temporary,
-            compression=compression,
-            use_dictionary=dictionary,
-            version="2.6",
-        )
+    pyarrow.parquet.write_table(
+        table.replace_schema_metadata(header),
+        where,
+        compression=compression,
+        use_dictionary=dictionary,
+        version="2.6",
+    )
 
 
 def read_parquet(path: Path, columns: Iterable[str]) -> tuple[pyarrow.Table, dict[str, Any]]:
-    """The table and its JSON header ({} when there is none).
+    """The table, of a file or of a folder of files, and its JSON header ({} when there is none).
 
     Raises PatterningError for a missing file, one that is not Parquet, and a missing column (naming all).
     """
     import pyarrow
     import pyarrow.parquet
 
-    if not path.is_file():
+    if not path.exists():
         raise PatterningError(f"{path}: no such file; expected a Parquet table")
     try:
         table = pyarrow.parquet.read_table(path, memory_map=True)

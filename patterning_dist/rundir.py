@@ -21,9 +21,12 @@ import yaml
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.files import explained, plain, write_json, write_text
+from patterning_dist.lease import Lease, held, in_use
+from patterning_dist.place import Place
 
 STAGES = ("prepare", "train", "sample", "solve", "retrain", "report")
 PACKAGES = ("patterning-dist", "torch", "ray", "deepspeed", "transformers", "numpy", "pyarrow", "xarray", "zarr")
+_EVENTS_EVERY = 5.0  # between two copies of the events to a URL, within a stage [s]
 
 
 def stage_fingerprint(stage: str, config_sections: Mapping[str, Any], upstream: Sequence[str] = ()) -> str:
@@ -35,36 +38,82 @@ def stage_fingerprint(stage: str, config_sections: Mapping[str, Any], upstream: 
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def read_manifest(path: Path) -> dict[str, Any]:
-    """The manifest of the run at `path` (a run directory), which is empty before its first stage."""
-    file = Path(path) / "manifest.json"
+def read_manifest(place: str | Path) -> dict[str, Any]:
+    """The manifest of the run at `place` (a path or a URL), which is empty before its first stage.
+
+    Raises:
+        PatterningError: it is spoilt, or the URL cannot be read.
+    """
+    found = Place.at(place)
     try:
-        return json.loads(file.read_text(encoding="utf-8"))
+        return json.loads(found.storage.read("manifest.json"))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
-        raise PatterningError(f"{file}: cannot be read ({error}); delete it to start the run again") from None
+        raise PatterningError(
+            f"{found}/manifest.json: cannot be read ({error}); delete it to start the run again"
+        ) from None
 
 
 class RunDirectory:
-    """A run directory, made if it is not there. Whoever writes to it holds `locked()`."""
+    """A run directory, made if it is not there. Whoever writes to it holds `locked()`.
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path).absolute()  # workers are started elsewhere
-        with explained(self.path):
-            self.path.mkdir(parents=True, exist_ok=True)
+    Args:
+        place: a path, or a URL: then `path` is this node's working copy, and what is written through this class, and
+            the outputs of the stages, are published at the URL.
+
+    Attributes:
+        place: for processes on other nodes, which `fetch` what they read and `publish` what they write.
+        path: a local folder.
+        storage: the durable files, which actors on all nodes read and write.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        self.place = Place.at(place)
+        self.path, self.storage = self.place.path, self.place.storage
+        self.place.make()
+        self._lease: Lease | None = None
+        self._events_published = -_EVENTS_EVERY
 
     @property
     def manifest(self) -> dict[str, Any]:
-        return read_manifest(self.path)
+        return read_manifest(self.place.url or self.path)
 
     def update_manifest(self, **fields: Any) -> None:
         """Set top-level fields of the manifest (`data={"train.parquet": sha256}`), keeping the others."""
-        write_json(self.path / "manifest.json", self.manifest | fields)
+        file = self.path / "manifest.json"
+        write_json(file, self.manifest | fields)
+        self.publish(file)
 
     @contextlib.contextmanager
     def locked(self) -> Iterator[RunDirectory]:
-        """Keep every other driver out; the kernel lets go if this process dies, however it dies."""
+        """Keep every other driver out, and begin with what the run has.
+
+        The kernel lets go of a folder if this process dies, however it dies; at a URL it takes PATIENCE beats.
+
+        Raises:
+            PatterningError: another driver has the run, or takes it over; or it cannot be written.
+        """
+        if self.place.url is None:
+            with self._flock():
+                for leftover in self.path.rglob(".*.tmp"):  # of a driver that was killed while writing
+                    leftover.unlink(missing_ok=True)
+                yield self
+            return
+        with held(self.storage, str(self.place)) as self._lease:
+            self.place.forget_unpublished()
+            self.place.fetch("manifest.json", "config.yaml", "events.jsonl")
+            try:
+                yield self
+            except BaseException as error:
+                # Its own error is the one to be seen; who is told to leave has no time for large files.
+                with contextlib.suppress(PatterningError):
+                    self.publish(self.path if isinstance(error, Exception) else self.path / "events.jsonl")
+                raise
+            self.publish(self.path)
+
+    @contextlib.contextmanager
+    def _flock(self) -> Iterator[None]:
         with explained(self.path / ".lock"):
             descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
         try:
@@ -72,16 +121,11 @@ class RunDirectory:
                 fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 holder = os.read(descriptor, 200).decode(errors="replace").strip() or "unknown"
-                raise PatterningError(
-                    f"{self.path}: in use by another driver (pid {holder}); wait for it or stop it, "
-                    "or choose another directory with --run-dir"
-                ) from None
+                raise in_use(str(self.path), f"pid {holder}") from None
             with explained(self.path / ".lock"):
                 os.ftruncate(descriptor, 0)
                 os.pwrite(descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-            for leftover in self.path.rglob(".*.tmp"):  # of a driver that was killed while writing
-                leftover.unlink(missing_ok=True)
-            yield self
+            yield
         finally:
             os.close(descriptor)
 
@@ -90,9 +134,9 @@ class RunDirectory:
 
         Changed sections are said in an event; the fingerprints decide which stages run again.
         """
-        file = self.path / "config.yaml"
+        file = f"{self.place}/config.yaml"
         try:
-            before = yaml.safe_load(file.read_text(encoding="utf-8")) or {}
+            before = yaml.safe_load(self.storage.read("config.yaml")) or {}
         except FileNotFoundError:
             before = None
         except (OSError, ValueError, yaml.YAMLError) as error:
@@ -101,7 +145,8 @@ class RunDirectory:
         if before is not None:
             keys = dict.fromkeys([*after, *before])
             changed = [key for key in keys if after.get(key) != before.get(key)]
-        write_text(file, text)
+        write_text(self.path / "config.yaml", text)
+        self.publish(self.path / "config.yaml")
         self.update_manifest(
             config_sha256=hashlib.sha256(text.encode()).hexdigest(),
             versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
@@ -120,13 +165,19 @@ class RunDirectory:
             torn = file.tell() > 0 and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
             line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
             file.write(b"\n" * torn + line.encode())
+        if time.monotonic() - self._events_published >= _EVENTS_EVERY:
+            self.publish(path)
+            self._events_published = time.monotonic()
 
     def is_done(self, stage: str, fingerprint: str) -> bool:
         """Whether the stage finished with these inputs and all its outputs still have their sizes."""
         entry = self.manifest.get("stages", {}).get(stage, {})
         if entry.get("status") != "finished" or entry.get("fingerprint") != fingerprint:
             return False
-        return all(_size(self.path / name) == size for name, size in entry["outputs"].items())
+        if self.place.sizes(entry["outputs"]) != entry["outputs"]:
+            return False
+        self.place.fetch(*entry["outputs"])  # the stages after it read them here
+        return True
 
     @contextlib.contextmanager
     def stage(self, stage: str, fingerprint: str) -> Iterator[list[Path]]:
@@ -144,12 +195,13 @@ class RunDirectory:
         entry = {"fingerprint": fingerprint, "started": started}
         try:
             yield outputs
-            sizes = {}
-            for path in outputs:
-                name = str(Path(path).resolve().relative_to(self.path.resolve()))
-                if (size := _size(self.path / name)) is None:
+            names = [str(Path(path).resolve().relative_to(self.path.resolve())) for path in outputs]
+            self.place.gather(*names)
+            for name in names:
+                if not (self.path / name).is_file():
                     raise PatterningError(f"{self.path / name}: stage {stage} did not write it; run it again")
-                sizes[name] = size
+            self.publish(*(self.path / name for name in names), self.path)
+            sizes = self.place.sizes(names)
         except BaseException as error:
             status = "failed" if isinstance(error, Exception) else "interrupted"
             seconds = time.monotonic() - clock
@@ -161,6 +213,17 @@ class RunDirectory:
         seconds = time.monotonic() - clock
         self._mark(stage, status="finished", finished=_now(), seconds=seconds, outputs=sizes, **entry)
         self.event(stage, "finished", seconds=seconds)
+        self.publish(self.path / "events.jsonl")
+
+    def publish(self, *paths: Path) -> None:
+        """As `Place.publish`: does nothing in a folder.
+
+        Raises:
+            PatterningError: another driver has taken the run over, or the URL cannot be written.
+        """
+        if self._lease is not None:
+            self._lease.confirm()
+        self.place.publish(*paths)
 
     def _mark(self, stage: str, **entry: Any) -> None:
         self.update_manifest(stages=self.manifest.get("stages", {}) | {stage: entry})
@@ -168,13 +231,6 @@ class RunDirectory:
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
-
-
-def _size(path: Path) -> int | None:
-    try:
-        return path.stat().st_size
-    except OSError:
-        return None
 
 
 def _version(package: str) -> str | None:

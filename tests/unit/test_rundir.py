@@ -89,6 +89,31 @@ def test_run_directory_that_cannot_be_made(tmp_path: Path) -> None:
         RunDirectory(tmp_path / "file" / "run")
 
 
+def test_read_only_file_system_is_refused_at_once(tmp_path: Path) -> None:
+    """A real one: whoever is root may write in spite of permissions."""
+    script = (
+        "import sys; from patterning_dist.errors import PatterningError; "
+        "from patterning_dist.rundir import RunDirectory\n"
+        "for name in ('there', 'new'):\n"
+        "    try:\n"
+        "        with RunDirectory(f'{sys.argv[1]}/{name}').locked(): print('written')\n"
+        "    except PatterningError as error: print(error)"
+    )
+    mount = 'mount -t tmpfs tmpfs "$1" && mkdir "$1/there" && mount -o remount,ro "$1"'
+    command = ["unshare", "--map-root-user", "--mount", "sh", "-c", f'{mount} || exit 77; "$2" -c "$3" "$1"', "sh"]
+    try:
+        result = subprocess.run([*command, tmp_path, sys.executable, script], capture_output=True, text=True)
+    except FileNotFoundError:
+        pytest.skip("no unshare here")
+    if result.returncode in (1, 77) and not result.stdout:
+        pytest.skip(f"this process may not mount: {result.stderr}")
+    remedy = "make it writable, or choose another with --run-dir, and run the same command again"
+    assert result.stdout.splitlines() == [
+        f"{tmp_path}/there/.lock: cannot be written (Read-only file system); {remedy}",
+        f"{tmp_path}/new: cannot be written (Read-only file system); {remedy}",
+    ]
+
+
 def test_json_is_strict(tmp_path: Path) -> None:
     content = {
         "nan": math.nan,

@@ -1,0 +1,24 @@
+"""An S3 server on this machine, for tests."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import pytest
+from moto.server import ThreadedMotoServer
+from pyarrow import fs
+
+
+@contextlib.contextmanager
+def s3_server() -> Iterator[str]:
+    """Yields a URL with an empty bucket, to format with the name of a folder; this process has its credentials."""
+    server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+    server.start()
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("ACCESS_KEY_ID", "id"), ("SECRET_ACCESS_KEY", "key"), ("EC2_METADATA_DISABLED", "true")):
+            patch.setenv(f"AWS_{name}", value)
+        endpoint = "{}:{}".format(*server.get_host_and_port())
+        fs.S3FileSystem(scheme="http", endpoint_override=endpoint, allow_bucket_creation=True).create_dir("bucket")
+        yield "s3://bucket/{}?scheme=http&endpoint_override=" + endpoint
+    server.stop()
