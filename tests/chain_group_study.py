@@ -33,22 +33,45 @@ def raise_on_rank_1(model):
     return torch.zeros(1)
 
 
+class Striking:
+    """``squared_norm``, but that a rank is killed once, in the sixth draw; how often rank 0 is asked later is noted.
+
+    Between two draws all ranks write checkpoints and delete those that are not needed, so that here they have the same.
+
+    Args:
+        folder: where it is noted that the rank was killed.
+        number: of the chain; chain 0 loses rank 1, and chain 1 loses rank 0.
+        rank: this one.
+    """
+
+    def __init__(self, folder, number, rank):
+        self.folder, self.number, self.rank = folder, number, rank
+        self.is_first, self.num_calls = not (folder / f"struck-{number}").exists(), 0
+
+    def __call__(self, model):
+        self.num_calls += 1
+        if self.is_first and self.num_calls == 7 and self.rank == 1 - self.number:  # the first call is at the centre
+            (self.folder / f"struck-{self.number}").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        if not self.is_first and self.rank == 0:
+            (self.folder / f"calls-{self.number}").write_text(str(self.num_calls))
+        first, second = (self._checkpoints(rank) for rank in (0, 1))
+        assert first == second, (first, second)
+        return squared_norm(model)
+
+    def _checkpoints(self, rank):
+        found = self.folder.glob(f"sampling/group/struck/checkpoints/chain-{self.number}-rank-{rank}.*")
+        return sorted(int(path.name.split(".")[1]) for path in found)
+
+
 class GroupStudy:
     """Units are "<who runs it>/<kind>"; kinds differ in the observable or in the step size, and in nothing else."""
 
     observables = ("component", "function")
-    units = (
-        "worker/steady",
-        "worker/diverging",
-        "group/steady",
-        "group/diverging",
-        "group/killed",
-        "group/raising",
-        "group/refused",
-    )
+    num_draws = 9
 
-    def __init__(self, device, ranks):
-        self.device, self.ranks = device, ranks
+    def __init__(self, device, ranks, folder=None):
+        self.device, self.ranks, self.folder = device, ranks, folder
 
     def chain(self, unit, number):
         kind = unit.partition("/")[2]
@@ -63,10 +86,17 @@ class GroupStudy:
             lambda model, tokens: token_losses(model(tokens[:, :-1]), tokens),
             TOKENS,
             PROBE,
-            functions=({"killed": kill_rank_1, "raising": raise_on_rank_1}.get(kind, squared_norm),),
+            functions=(self._function(kind, number),),
             num_component_losses=1,
             ranks=self.ranks,
         )
         step_size = 1.0 if kind == "diverging" else 1e-3
-        settings = ChainSettings(Posterior(30.0, 20.0), step_size, 5, 2, 9, 1, seed=7)
+        settings = ChainSettings(Posterior(30.0, 20.0), step_size, 5, 2, self.num_draws, 1, seed=7)
         return Chain(target, settings, number, population=len(TOKENS))
+
+    def _function(self, kind, number):
+        if kind == "struck":
+            return Striking(self.folder, number, self.ranks.rank)
+        if kind == "mortal":
+            return kill_rank_1 if number == 1 else squared_norm
+        return {"killed": kill_rank_1, "raising": raise_on_rank_1}.get(kind, squared_norm)

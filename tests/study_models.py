@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import time
 from pathlib import Path
 
 import numpy as np
@@ -98,6 +100,14 @@ def study_config(file: Path, *overrides: str) -> StudyConfig:
 def norm(model: torch.nn.Module) -> torch.Tensor:
     """An observable: the squared norm of one layer's MLP."""
     return model.gpt_neox.layers[1].mlp.dense_h_to_4h.weight.square().sum()
+
+
+def watched_norm(model: torch.nn.Module) -> torch.Tensor:
+    """``norm``, as slow as NORM_SECONDS says; every call adds a byte to the file NORM_CALLS."""
+    with open(os.environ["NORM_CALLS"], "ab") as file:
+        file.write(b".")
+    time.sleep(float(os.environ["NORM_SECONDS"]))
+    return norm(model)
 
 
 def undefined_on_one_side(model: torch.nn.Module) -> torch.Tensor:

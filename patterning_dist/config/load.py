@@ -54,11 +54,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config | Stu
     except (OSError, UnicodeDecodeError) as error:
         reason = getattr(error, "strerror", None) or error
         raise PatterningError(f"{path}: cannot be read ({reason}); give an experiment file") from None
-    raw = _parse(text, str(path))
+    raw = parse_yaml(text, str(path))
     if not isinstance(raw, dict):
         raise PatterningError(f"{path}: expected sections of `key: value`, got {_show(raw)}")
     for override in overrides:
-        _apply(raw, override)
+        apply_override(raw, override)
     schema = StudyConfig if _is_study(raw) else Config
     try:
         config = schema.model_validate(raw)
@@ -87,7 +87,7 @@ def config_schema(study: bool = False) -> dict[str, Any]:
     return (StudyConfig if study else Config).model_json_schema()
 
 
-def _parse(text: str, where: str) -> Any:
+def parse_yaml(text: str, where: str) -> Any:
     try:
         return yaml.load(text, Loader=_Loader)
     except yaml.YAMLError as error:
@@ -96,12 +96,12 @@ def _parse(text: str, where: str) -> Any:
         raise PatterningError(f"{where}:{line} not valid YAML: {' '.join(problem.split())}") from None
 
 
-def _apply(raw: dict[str, Any], override: str) -> None:
+def apply_override(raw: dict[str, Any], override: str) -> None:
     dotted, equals, value = override.partition("=")
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
         raise PatterningError(f"--set {override}: expected section.key=value")
-    parsed, node = _parse(value, f"--set {override}"), raw
+    parsed, node = parse_yaml(value, f"--set {override}"), raw
     for depth, key in enumerate(keys):
         parent, last = ".".join(keys[:depth]), depth == len(keys) - 1
         if isinstance(node, list):

@@ -3,12 +3,23 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
 from patterning_dist.config.section import Section
 
+# How chains are spread over processes, and how they are kept: at most rounding depends on it.
+LAYOUT_KEYS = (
+    "workers",
+    "threads_per_worker",
+    "ranks_per_chain",
+    "draws_per_push",
+    "micro_batch_size",
+    "aggregator_shards",
+    "snapshot_seconds",
+    "max_chain_failures",
+)
 ObservableName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.\-]*$")]
 
 
@@ -127,8 +138,20 @@ class SamplingConfig(Section):
     draws_per_push: int = Field(10, ge=1, description="draws a chain sends to the aggregator at once [draws]")
     num_batches: int = Field(8, ge=2, description="batch means per chain, for the standard errors [batches]")
     min_chains: int = Field(2, ge=1, description="healthy chains without which a component is an error [chains]")
+    aggregator_shards: int = Field(1, ge=1, description="actors that the probe columns are shared out over [actors]")
+    snapshot_seconds: float = Field(
+        10, ge=0, description="between two checkpoints of a chain, and two snapshots of its statistics [s]"
+    )
+    max_chain_failures: int = Field(
+        5, ge=0, description="workers that a chain may lose without getting further, before it is left out [workers]"
+    )
     workers: int | None = Field(None, ge=1, description="chain actors at once [actors]; default: CPU count")
     threads_per_worker: int = Field(1, ge=1, description="CPU threads of one actor [threads]")
+
+    @property
+    def layout(self) -> dict[str, Any]:
+        """What partly sampled chains are cut up by: they cannot be gone on with in another."""
+        return self.model_dump(include={"draws_per_push", "aggregator_shards", "ranks_per_chain"})
 
     @property
     def observable_names(self) -> list[str]:

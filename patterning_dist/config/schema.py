@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
-from pydantic import Field
+from pydantic import AfterValidator, Field, PlainSerializer
 
 from patterning_dist.config.calibration import CalibrationConfig
 from patterning_dist.config.sampling import SamplingConfig
 from patterning_dist.config.section import Section
+from patterning_dist.storage import path_or_url
 
 Device = Literal["cpu", "cuda", "auto"]
 Arm = Literal["base", "plus", "minus", "permuted"]
+RunPlace = Annotated[str, AfterValidator(path_or_url), PlainSerializer(str)]  # a Path, or a URL as it is
 
 
 class SourceConfig(Section):
@@ -120,14 +122,16 @@ class RetrainConfig(Section):
     deepspeed: Path | None = Field(None, description="DeepSpeed JSON; default: ZeRO stage 0")
     num_workers: int = Field(1, ge=1, description="data-parallel workers of one arm [ranks]")
     concurrent_arms: int | None = Field(None, ge=1, description="retrainings at once; default: what fits [runs]")
-    max_failures: int = Field(1, ge=0, description="restarts of a retraining whose worker died [restarts]")
+    max_failures: int = Field(
+        3, ge=0, description="restarts in a row of a training whose worker died, if it got no further [restarts]"
+    )
 
 
 class Config(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", description="name of the run, and of its directory")
     seed: int = Field(ge=0, lt=2**63, description="every random number of the run follows from it")
     device: Device = Field("auto", description="cpu, cuda, or auto: cuda if there is one")
-    run_dir: Path | None = Field(None, description="where the run is kept; default: runs/<name>")
+    run_dir: RunPlace | None = Field(None, description="path or URL where the run is kept; default: runs/<name>")
     data: DataConfig = Field(description="the corpus and its tokens")
     model: ModelConfig = Field(ModelConfig(), description="the attention-only transformer")
     training: TrainingConfig = Field(description="the baseline run; its optimizer also retrains")
@@ -138,5 +142,5 @@ class Config(Section):
     retrain: RetrainConfig = Field(description="training again on the weighted data")
 
     @property
-    def run_directory(self) -> Path:
+    def run_directory(self) -> Path | str:
         return self.run_dir or Path("runs") / self.name

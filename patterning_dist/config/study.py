@@ -9,7 +9,7 @@ from pydantic import Field
 
 from patterning_dist.config.calibration import CalibrationConfig, CheckpointName
 from patterning_dist.config.sampling import SamplingConfig
-from patterning_dist.config.schema import Device
+from patterning_dist.config.schema import Device, RunPlace
 from patterning_dist.config.section import Section
 
 FunctionPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
@@ -61,7 +61,7 @@ class StudyConfig(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", description="name of the study, and of its directory")
     seed: int = Field(ge=0, lt=2**63, description="every random number of the study follows from it")
     device: Device = Field("auto", description="cpu, cuda, or auto: cuda if there is one")
-    run_dir: Path | None = Field(None, description="where the study is kept; default: runs/<name>")
+    run_dir: RunPlace | None = Field(None, description="path or URL where the study is kept; default: runs/<name>")
     model: HuggingFaceModelConfig | ModuleModelConfig = Field(
         discriminator="kind", description="the model and its checkpoints"
     )
@@ -73,5 +73,5 @@ class StudyConfig(Section):
     traces: TracesConfig | None = Field(None, description="keep the probe losses of every draw; default: they are not")
 
     @property
-    def run_directory(self) -> Path:
+    def run_directory(self) -> Path | str:
         return self.run_dir or Path("runs") / self.name

@@ -31,21 +31,42 @@ def split_half_reliability(chi_per_chain: ArrayLike) -> NDArray[np.float64]:
     Spearman-Brown correction, so the whole is more reliable. NaN with one chain, and for a row that is
     constant over the probe.
     """
+    return reliability_from_sums(split_half_sums(chi_per_chain))
+
+
+def split_half_sums(chi_per_chain: ArrayLike) -> NDArray[np.float64]:
+    """What ``split_half_reliability`` needs of a part of the probe; sums of several parts add up.
+
+    chi_per_chain: [chain, observable, probe]. Returns the sums over the probe of 1, a, b, aa, bb and ab, a and b being
+    chi of the two halves [split, 6, observable]; no splits with one chain.
+    """
     chi = np.asarray(chi_per_chain, np.float64)
     num_chains = len(chi)
-    if num_chains < 2:
-        return np.full(chi.shape[1], np.nan)
-    chains, size = range(num_chains), num_chains // 2
-    if num_chains <= 6:
+    chains, size, halves = range(num_chains), num_chains // 2, []
+    if 2 <= num_chains <= 6:
         halves = [half for half in combinations(chains, size) if 2 * size < num_chains or 0 in half]
-    else:
+    elif num_chains > 6:
         rng = np.random.default_rng(0)
         halves = [tuple(rng.permutation(num_chains)[:size]) for _ in range(NUM_RANDOM_SPLITS)]
-    correlations = []
-    for half in halves:
+    sums = np.zeros((len(halves), 6, chi.shape[1]))
+    for split, half in enumerate(halves):
         rest = [chain for chain in chains if chain not in half]
-        correlations.append(_row_correlation(chi[list(half)].mean(axis=0), chi[rest].mean(axis=0)))
-    return np.mean(correlations, axis=0)
+        a, b = chi[list(half)].mean(axis=0), chi[rest].mean(axis=0)
+        sums[split] = [part.sum(axis=-1) for part in (np.ones_like(a), a, b, a * a, b * b, a * b)]
+    return sums
+
+
+def reliability_from_sums(sums: ArrayLike) -> NDArray[np.float64]:
+    """The mean over splits of the correlation, from ``split_half_sums`` of the whole probe. [observable]"""
+    count, a, b, aa, bb, ab = np.moveaxis(np.asarray(sums, np.float64), 1, 0)
+    if not len(count):
+        return np.full(count.shape[1], np.nan)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        # Differences of squares: rows of chi sum to nearly zero over the probe, so little is lost.
+        aa, bb, ab = aa - a * a / count, bb - b * b / count, ab - a * b / count
+        constant = (aa <= 1e-13 * np.abs(a * a / count)) | (bb <= 1e-13 * np.abs(b * b / count))
+        correlations = np.where(constant, np.nan, ab / np.sqrt(aa * bb))
+    return correlations.mean(axis=0)
 
 
 def _row_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import signal
+import threading
 from collections.abc import Iterator
 
 import ray
@@ -65,7 +67,7 @@ def ray_session(num_threads: int) -> Iterator[None]:
     try:
         yield
     except ray.exceptions.RayTaskError as error:
-        raise _users_error(error) or error from None
+        raise users_error(error) or error from None
     except ray.exceptions.RayActorError as error:
         raise PatterningError(
             f"a worker process died ({str(error).splitlines()[0]}); look for memory or node failures, and run the same "
@@ -83,6 +85,7 @@ def _start(num_threads: int) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS")
+    on_sigterm = signal.getsignal(signal.SIGTERM)
     ray.init(
         address=address or "local",  # never a stranger's cluster that happens to run on this machine
         include_dashboard=None if address else False,
@@ -90,12 +93,14 @@ def _start(num_threads: int) -> None:
         logging_level=logging.ERROR,
         log_to_driver=False,
     )
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put one of its own there, which knows no checkpoints
 
 
-def _users_error(error: BaseException) -> PatterningError | None:
+def users_error(error: BaseException) -> PatterningError | None:
     """The error meant for the user that a worker raised, out of the layers that Ray and Ray Train wrap it in."""
     if type(error) is PatterningError:
         return error
     inner = [getattr(error, "cause", None), getattr(error, "_base_exc", None)]
     inner += getattr(error, "worker_failures", {}).values()
-    return next((found for e in inner if e is not None and (found := _users_error(e))), None)
+    return next((found for e in inner if e is not None and (found := users_error(e))), None)

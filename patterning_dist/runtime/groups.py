@@ -7,6 +7,7 @@ is one failure domain: a process group cannot take a lost rank back, so when one
 from __future__ import annotations
 
 import contextlib
+import itertools
 import os
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -21,10 +22,11 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from patterning_dist.config import SamplingConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
-from patterning_dist.response.ledger import ChainRecord
+from patterning_dist.runtime.chain_run import Outcome, run_chain
 from patterning_dist.runtime.environment import prepare_process
-from patterning_dist.runtime.workers import MakeStudy, model_workers, run_chain
-from patterning_dist.sampling.chain import ChainFailure
+from patterning_dist.runtime.link import ChainTask
+from patterning_dist.runtime.workers import MakeStudy, model_workers
+from patterning_dist.runtime.workforce import WorkerLost, Workforce, loss_reason
 from patterning_dist.sampling.ranks import Ranks
 
 _PLACEMENT_TIMEOUT = 300.0  # seconds until the resources of a group must have become free
@@ -42,7 +44,7 @@ class ChainRank:
     def __init__(self, ranks: Ranks, sampling: SamplingConfig, device: str) -> None:
         prepare_process(sampling.threads_per_worker)
         os.environ["LOCAL_RANK"] = "0"  # Ray shows every actor its own GPU only
-        self.ranks, self.device, self.draws_per_push = ranks, device, sampling.draws_per_push
+        self.ranks, self.device = ranks, device
 
     def open_store(self) -> tuple[str, int]:
         """Host and port where rank 0 lets the others find each other."""
@@ -67,27 +69,20 @@ class ChainRank:
         self.study = make_study(self.device, self.ranks)
         return ray.util.get_node_ip_address()
 
-    def chain(self, unit: str, number: int, aggregator: ActorHandle, board: ActorHandle) -> ChainRecord | None:
-        """Take part in a chain; rank 0 pushes its draws and returns its record, see ``run_chain``."""
-        if self.ranks.rank == 0:
-            return run_chain(self.study, unit, number, aggregator, board, self.draws_per_push)
-        try:
-            for _ in self.study.chain(unit, number).draws():
-                pass
-        except ChainFailure:  # the same on all ranks; rank 0 records it
-            pass
-        return None
+    def chain(self, task: ChainTask, shards: list[ActorHandle], board: ActorHandle) -> Outcome | None:
+        """Take part in a chain; rank 0 returns how it ended, see ``run_chain``."""
+        return run_chain(self.study, self.ranks, task, shards, board)
 
 
 @ray.remote(num_cpus=0)
 class ChainGroup:
-    """Starts the ranks of a group when the first chain comes, and watches all of them; used like a ``ModelWorker``.
+    """Starts the ranks of a group, and watches all of them; used like a ``ModelWorker``.
 
     After a failure the next chain starts them anew. The ranks go when this actor goes.
 
     Args:
         number: of the group, for messages.
-        placement: a bundle a rank.
+        placement: a bundle for every rank. It is not made here: Ray would keep it after this actor's death.
         make_study: opens the study on every rank.
         sampling: section of the experiment.
         device: of the ranks.
@@ -103,36 +98,36 @@ class ChainGroup:
         device: str,
         placement_timeout: float = _PLACEMENT_TIMEOUT,
     ) -> None:
-        self.name, self.placement, self.placement_timeout = f"chain group {number}", placement, placement_timeout
+        self.name, self.placement_timeout = f"chain group {number}", placement_timeout
+        self.placement = placement
         self.make_study, self.sampling, self.device = make_study, sampling, device
         self.ranks: list[ActorHandle] = []
         self.nodes: list[str] = []
 
-    def chain(self, unit: str, number: int, aggregator: ActorHandle, board: ActorHandle) -> ChainRecord:
+    def chain(self, task: ChainTask, shards: list[ActorHandle], board: ActorHandle) -> Outcome:
         """Run one chain on all ranks.
 
         Raises:
-            PatterningError: the ranks found no room in time, one of them died, or refused what the user can put right.
+            WorkerLost: a rank died; the next chain starts the group anew.
+            PatterningError: the ranks found no room in time, or one refused what the user can put right.
             RuntimeError: a rank raised something else.
         """
-        if not self.ranks:
-            self._start()
-        return self._together(
-            f"in {unit} chain {number}", [rank.chain.remote(unit, number, aggregator, board) for rank in self.ranks]
-        )[0]
+        self.start()
+        return self._together(f"in {task.key}", [rank.chain.remote(task, shards, board) for rank in self.ranks])[0]
 
     def everywhere(self, when: str, function: Callable[..., Any], *arguments: Any) -> Any:
         """``function(rank, *arguments)`` on every rank, all at once; what rank 0 returned. ``when`` is for messages.
 
         Raises:
-            PatterningError: as ``chain``.
-            RuntimeError: a rank raised something else.
+            WorkerLost, PatterningError, RuntimeError: as ``chain``.
         """
-        if not self.ranks:
-            self._start()
+        self.start()
         return self._together(when, [rank.__ray_call__.remote(function, *arguments) for rank in self.ranks])[0]
 
-    def _start(self) -> None:
+    def start(self) -> None:
+        """Start the ranks where they are not there (any more); raises as ``chain``."""
+        if self.ranks:
+            return
         size, (resource, amount) = self.sampling.ranks_per_chain, _need(self.sampling, self.device)
         if not self.placement.wait(self.placement_timeout):
             there, free = ray.cluster_resources(), ray.available_resources()
@@ -173,10 +168,9 @@ class ChainGroup:
         if isinstance(error, PatterningError):
             raise PatterningError(str(error.cause)) from None
         if died:
-            reason = str(error).splitlines()[-1].partition(" Some common causes")[0]
-            raise PatterningError(
-                f"rank {rank} of {self.name}{node} died {when}, and the group with it ({reason}); look for memory or "
-                "node failures, and run the same command again to resume"
+            reason = loss_reason(error)
+            raise WorkerLost(
+                f"rank {rank} of {self.name}{node} died {when}, and the group with it ({reason})"
             ) from None
         raise RuntimeError(f"rank {rank} of {self.name}{node} failed {when}, and the group with it") from error
 
@@ -184,7 +178,7 @@ class ChainGroup:
 @contextlib.contextmanager
 def chain_groups(
     make_study: MakeStudy, sampling: SamplingConfig, device: str, num_tasks: int, progress: Progress
-) -> Iterator[list[ActorHandle]]:
+) -> Iterator[Workforce]:
     """As many groups as the configuration or the cluster allows, at most one a task; all is given back at the end.
 
     A group has ``sampling.ranks_per_chain`` ranks; on cuda each takes a GPU, elsewhere ``sampling.threads_per_worker``
@@ -207,24 +201,34 @@ def chain_groups(
             f"no node has {size} times {amount} {resource}: the ranks of a chain are spread over nodes, and wait for "
             "the network between them"
         )
+    groups: dict[ActorHandle, PlacementGroup] = {}
+    numbers = itertools.count()
+
+    def hire() -> tuple[ActorHandle, ray.ObjectRef]:
+        placement = placement_group([{resource: amount}] * size, strategy=strategy)
+        group = ChainGroup.remote(next(numbers), placement, make_study, sampling, device)
+        groups[group] = placement
+        return group, group.start.remote()
+
+    def dismiss(group: ActorHandle) -> None:
+        ray.kill(group)
+        remove_placement_group(groups.pop(group))
+
     number = min(sampling.workers or fitting, fitting, num_tasks)
-    placements = [placement_group([{resource: amount}] * size, strategy=strategy) for _ in range(number)]
-    groups = [ChainGroup.remote(i, place, make_study, sampling, device) for i, place in enumerate(placements)]
     try:
-        yield groups
+        yield Workforce(hire, number, (resource, amount * size), progress, dismiss)
     finally:
-        for group, place in zip(groups, placements, strict=True):
-            ray.kill(group)
-            remove_placement_group(place)
+        for group in list(groups):
+            dismiss(group)
 
 
 @contextlib.contextmanager
 def chain_workers(
     make_study: MakeStudy, sampling: SamplingConfig, device: str, num_tasks: int, progress: Progress
-) -> Iterator[list[ActorHandle]]:
+) -> Iterator[Workforce]:
     """Who runs the chains: workers, or chain groups where a chain's model is shared by several ranks."""
     if sampling.ranks_per_chain == 1:
-        yield model_workers(make_study, sampling, device, num_tasks)
+        yield model_workers(make_study, sampling, device, num_tasks, progress)
     else:
         with chain_groups(make_study, sampling, device, num_tasks, progress) as groups:
             yield groups

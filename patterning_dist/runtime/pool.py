@@ -5,19 +5,19 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 
+from patterning_dist.place import Place
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.environment import ray_session
-from patterning_dist.runtime.workers import model_workers, run_tasks
+from patterning_dist.runtime.workers import model_workers
 from patterning_dist.sampling.study import Study, open_study
 
-_SHARD = 256  # pool sequences a task: seconds of work, so that the last tasks do not leave workers idle
-_SUBSET_TASKS = 4
+SHARD_SEQUENCES = 256  # pool sequences a task: seconds of work, so that the last tasks do not leave workers idle
+SUBSET_TASKS = 4
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class PoolScores:
 
 def score_pool(
     study: Study,
-    directory: Path,
+    place: Place,
     component: str,
     position: np.ndarray,
     gradients: np.ndarray,
@@ -50,7 +50,7 @@ def score_pool(
 
     Args:
         study: of the run.
-        directory: of the run.
+        place: of the run.
         component: whose free coordinates the vectors below have.
         position: w_bar, mean of the draws of all chains [coordinate].
         gradients: E[grad phi] of each chain [chain, observable, coordinate].
@@ -59,15 +59,15 @@ def score_pool(
     """
     num_chains, num_observables, _ = gradients.shape
     ids = np.arange(study.pool.num_sequences)
-    shards = [ids[start : start + _SHARD] for start in range(0, len(ids), _SHARD)]
+    shards = [ids[start : start + SHARD_SEQUENCES] for start in range(0, len(ids), SHARD_SEQUENCES)]
     with ray_session(study.config.sampling.threads_per_worker):
         workers = model_workers(
-            partial(open_study, study.config, directory), study.config.sampling, study.device, len(shards)
+            partial(open_study, study.config, place), study.config.sampling, study.device, len(shards), progress
         )
 
         def together(label: str, calls: list[Callable]) -> list[Any]:
             progress.start(label, len(calls))
-            return run_tasks(workers, calls, lambda results: progress.update(sum(r is not None for r in results)))
+            return workers.run(calls, lambda results: progress.update(sum(r is not None for r in results)))
 
         solved = together(
             "response directions",
@@ -79,15 +79,15 @@ def score_pool(
         directions = np.stack([flat for flat, _ in solved])
         every, mean = ray.put(directions), ray.put(directions.reshape(gradients.shape).mean(axis=0))
         calls = [lambda worker: worker.score.remote(component, position, every, study.probe_ids, probe=True)]
-        for along, parts in ((every, np.array_split(subset, _SUBSET_TASKS)), (mean, shards)):
+        for along, parts in ((every, np.array_split(subset, SUBSET_TASKS)), (mean, shards)):
             calls += [
                 lambda worker, along=along, part=part: worker.score.remote(component, position, along, part)
                 for part in parts
             ]
         probe, *parts = together("scoring the pool", calls)
     return PoolScores(
-        pool=np.concatenate(parts[_SUBSET_TASKS:], axis=1).reshape(num_observables, -1),
-        subset=np.concatenate(parts[:_SUBSET_TASKS], axis=1).reshape(num_chains, num_observables, -1),
+        pool=np.concatenate(parts[SUBSET_TASKS:], axis=1).reshape(num_observables, -1),
+        subset=np.concatenate(parts[:SUBSET_TASKS], axis=1).reshape(num_chains, num_observables, -1),
         probe=probe.reshape(num_chains, num_observables, *probe.shape[1:]),
         solves=[solve for _, solve in solved],
     )

@@ -20,9 +20,10 @@ from patterning_dist.config import SamplingConfig
 from patterning_dist.files import write_npz
 from patterning_dist.progress import Progress
 from patterning_dist.response.calibration import Setting, Trial
+from patterning_dist.runtime.chain_run import ChainStudy
 from patterning_dist.runtime.environment import ray_session
 from patterning_dist.runtime.groups import chain_workers
-from patterning_dist.runtime.workers import ChainStudy, MakeStudy, ProgressBoard, run_tasks
+from patterning_dist.runtime.workers import MakeStudy, ProgressBoard
 from patterning_dist.sampling.chain import ChainFailure
 from patterning_dist.sampling.posterior import Posterior
 
@@ -95,7 +96,7 @@ def run_trials(
         def poll(results: list[Trial | None]) -> None:
             for index, trial in zip(missing, results, strict=True):
                 if trial is not None and found[index] is None:
-                    found[index] = replace(trial, num_workers=len(workers))
+                    found[index] = replace(trial, num_workers=workers.number)
                     _write(files[index], found[index], fingerprint)
             notes = ray.get(board.read.remote())
             for key, note in sorted(notes.items()):
@@ -108,7 +109,7 @@ def run_trials(
             return worker.__ray_call__.remote(_run_on, plan, setting, chain, board)
 
         calls = [lambda worker, task=trials[index]: call(worker, *task) for index in missing]
-        run_tasks(workers, calls, poll)
+        workers.run(calls, poll)
     return found
 
 

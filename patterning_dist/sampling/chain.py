@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -67,6 +67,18 @@ class Draw:
     mean_loss: float
 
 
+class Recorder(Protocol):
+    """Keeps what is not to be reduced."""
+
+    def __call__(self, draw: Draw) -> None:
+        """Take in the next draw."""
+        ...
+
+    def flush(self) -> None:
+        """Write what was taken in: the chain may be taken up again from here."""
+        ...
+
+
 class ChainFailure(Exception):
     """A chain that must be left out; the message says what happened, at which step, and which key to turn."""
 
@@ -80,7 +92,7 @@ class Chain:
         number: of the chain, from 0.
         population: number of training samples.
         accumulate_gradients: also sum w and grad phi of the split losses over the draws (for the response direction).
-        recorder: is handed every draw; keeps what is not to be reduced.
+        recorder: is handed every draw.
     """
 
     def __init__(
@@ -91,7 +103,7 @@ class Chain:
         *,
         population: int,
         accumulate_gradients: bool = False,
-        recorder: Callable[[Draw], None] | None = None,
+        recorder: Recorder | None = None,
     ) -> None:
         self.target, self.settings, self.number, self.population = target, settings, number, population
         self.recorder = recorder
@@ -103,7 +115,7 @@ class Chain:
         self.state = self._sampler.init(target.live())
         self.num_draws = 0
         self._center = target.measure()
-        self.center_losses = self._center.losses.numpy()
+        self.center_losses, self.center_mean_loss = self._center.losses.numpy(), self._center.mean_loss
         self.sums: Tensor | None = None
         if accumulate_gradients:
             rows = 1 + len(target.split_gradients())

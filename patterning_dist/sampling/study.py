@@ -18,6 +18,7 @@ from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.attention import AttentionOnlyTransformer, build_model
 from patterning_dist.models.components import select_component
+from patterning_dist.place import Place
 from patterning_dist.sampling.chain import Chain, ChainSettings
 from patterning_dist.sampling.layered import LayeredTarget
 from patterning_dist.sampling.observables import SplitLosses, load_function, split_losses
@@ -151,8 +152,8 @@ class Study:
         )
 
 
-def open_study(config: Config, directory: Path, device: str, ranks: Ranks) -> Study:
-    """The study of a run in a worker.
+def open_study(config: Config, place: Place, device: str, ranks: Ranks) -> Study:
+    """The study of a run in a worker, wherever the run is kept.
 
     Raises:
         PatterningError: several ranks; the models of a run are small, and each chain takes one process.
@@ -162,7 +163,7 @@ def open_study(config: Config, directory: Path, device: str, ranks: Ranks) -> St
             f"sampling.ranks_per_chain: {ranks.size} ranks for the attention-only transformer, expected 1; "
             "remove the key, or study a large model with `patterning study`"
         )
-    return Study(config, directory, device)
+    return Study(config, place.fetch("data", "baseline"), device)
 
 
 def chain_settings(sampling: SamplingConfig, component: str, seed: int) -> ChainSettings:

@@ -71,6 +71,7 @@ class TraceRecorder:
         self._store, self._losses = store, zarr.open_group(store, mode="r+")["losses"]
         self._chain, self._thin, self._num_draws = chain, thin, num_draws
         self._block: list[np.ndarray] = []
+        self._end = 0  # rows of the chain up to the end of the block
 
     def __call__(self, draw: Draw) -> None:
         """Take in the next draw of the chain; full blocks, and the last one, are written at once.
@@ -82,7 +83,17 @@ class TraceRecorder:
         if is_kept:
             self._block.append(draw.losses[: self._losses.shape[2]].astype(np.float32))
         is_full = is_kept and (kept + 1) % self._losses.chunks[1] == 0
-        if self._block and (is_full or draw.number + 1 == self._num_draws):
+        self._end = kept + 1
+        if is_full or draw.number + 1 == self._num_draws:
+            self.flush()
+
+    def flush(self) -> None:
+        """Write the block as far as it goes.
+
+        Raises:
+            PatterningError: the disk is full or not writable.
+        """
+        if self._block:
             with explained(self._store):
-                self._losses[self._chain, kept + 1 - len(self._block) : kept + 1] = np.stack(self._block)
+                self._losses[self._chain, self._end - len(self._block) : self._end] = np.stack(self._block)
             self._block = []

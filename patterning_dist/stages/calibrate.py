@@ -10,6 +10,7 @@ from typing import Any
 from patterning_dist.config import Config, StudyConfig, dump_config, load_config
 from patterning_dist.errors import PatterningError
 from patterning_dist.files import write_json, write_text
+from patterning_dist.place import Place
 from patterning_dist.progress import Progress
 from patterning_dist.report.calibration import WHAT_IS_WHAT, Calibration, foretold, write_calibration_report
 from patterning_dist.response.calibration import Assessment, Setting, assess, grid, must_diverge
@@ -24,12 +25,12 @@ from patterning_dist.stages.study import find_own_code
 _MULTIPLES = (0.1, 0.3, 1.0, 3.0)
 
 
-def calibrate_study(config: StudyConfig, directory: Path, progress: Progress | None = None) -> None:
+def calibrate_study(config: StudyConfig, directory: Path | str, progress: Progress | None = None) -> None:
     """Calibrate one component of a study at one of its checkpoints.
 
     Args:
         config: of the study.
-        directory: of the study; made if missing, locked against other drivers.
+        directory: of the study, a path or a URL; made if missing, locked against other drivers.
         progress: shows the trials; default: on the terminal.
 
     Raises:
@@ -58,7 +59,7 @@ def calibrate(subject: Subject, run: RunDirectory, progress: Progress) -> None:
     )
     run.event("calibrate", "started", settings=len(settings), refused=len(refused))
     tasks = [(setting, chain) for setting in settings for chain in range(wanted.num_chains)]
-    folder = run.path / "calibration"
+    folder = run.place.fetch("calibration") / "calibration"
     inputs = stage_fingerprint("trial", asdict(plan) | {"device": subject.study.device}, [subject.inputs])
     done = run_trials(
         subject.make_study, config.sampling, subject.study.device, plan, tasks, folder / "trials", inputs, progress
@@ -81,7 +82,7 @@ def calibrate(subject: Subject, run: RunDirectory, progress: Progress) -> None:
     write_json(folder / "settings.json", [_row(one) for one in ranked])
     write_calibration_report(folder / "report.html", found)
     run.event("calibrate", "finished", chosen=ranked[0].setting._asdict() if found.plan else None)
-    _conclude(subject, found, folder, run.path, progress)
+    _conclude(subject, found, folder, run.place, progress)
 
 
 def _grid(config: Config | StudyConfig, component: str) -> tuple[list[Setting], list[Setting]]:
@@ -124,7 +125,7 @@ def _row(one: Assessment) -> dict[str, Any]:
     return numbers | {"usable_per_second": one.usable_per_second, "loss_rise": one.loss_rise}
 
 
-def _conclude(subject: Subject, found: Calibration, folder: Path, directory: Path, progress: Progress) -> None:
+def _conclude(subject: Subject, found: Calibration, folder: Path, place: Place, progress: Progress) -> None:
     """Write calibrated.yaml and say what was found; an error if there is nothing to choose."""
     target = folder / "calibrated.yaml"
     if found.plan is None:
@@ -144,7 +145,7 @@ def _conclude(subject: Subject, found: Calibration, folder: Path, directory: Pat
         "num_draws": plan.num_draws,
         "num_chains": plan.num_chains,
     }
-    write_text(target, _comments(subject, found, plan, changes) + dump_config(_changed(subject, changes, directory)))
+    write_text(target, _comments(subject, found, plan, changes) + dump_config(_changed(subject, changes, place)))
     load_config(target)  # what another section asks of the new values is said now
     usable = sum(not one.failure for one in found.ranked)
     progress.say(f"calibrate: {usable} of {len(found.ranked)} settings are usable; see {folder / 'report.html'}")
@@ -153,7 +154,7 @@ def _conclude(subject: Subject, found: Calibration, folder: Path, directory: Pat
     progress.say(f"calibrate: to sample with it, use {target}")
 
 
-def _changed(subject: Subject, changes: dict[str, Any], directory: Path) -> Config | StudyConfig:
+def _changed(subject: Subject, changes: dict[str, Any], place: Place) -> Config | StudyConfig:
     """The user's configuration with the new values, also for the calibrated component's own."""
     config = subject.config
     components = [
@@ -161,7 +162,7 @@ def _changed(subject: Subject, changes: dict[str, Any], directory: Path) -> Conf
         for entry in config.sampling.components
     ]
     sampling = config.sampling.model_copy(update=changes | {"components": components})
-    run_dir = config.run_dir if config.run_directory.absolute() == directory else directory
+    run_dir = config.run_dir if Place.at(config.run_directory) == place else place.url or place.path
     return config.model_copy(update={"sampling": sampling, "run_dir": run_dir})
 
 

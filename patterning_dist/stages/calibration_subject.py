@@ -63,7 +63,7 @@ def run_subject(config: Config, run: RunDirectory, upstream: str) -> Subject:
     return Subject(
         config=config,
         study=Study(config, run.path, resolve_device(config.device)),
-        make_study=partial(open_study, config, run.path),
+        make_study=partial(open_study, config, run.place),
         unit=component,
         component=component,
         num_units=len(config.sampling.components),
@@ -86,7 +86,7 @@ def study_subject(config: StudyConfig, run: RunDirectory) -> Subject:
     return Subject(
         config=config,
         study=study,
-        make_study=partial(open_model_study, config, run.path),
+        make_study=partial(open_model_study, config, run.place),
         unit=unit,
         component=component,
         num_units=len(config.model.checkpoints) * len(config.sampling.components),

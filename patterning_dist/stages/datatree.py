@@ -60,14 +60,13 @@ def _posterior(response: UnitResponse) -> xr.Dataset:
 
 
 def _susceptibility(response: UnitResponse, index: Mapping[str, np.ndarray]) -> xr.Dataset:
-    part = slice(0, len(next(iter(index.values()))))
     by_row, by_sample = ("observable", "sample"), ("sample",)
     return xr.Dataset(
         {
-            "chi": (by_row, response.chi[:, part].astype(np.float32)),
-            "standard_error": (by_row, response.standard_error[:, part].astype(np.float32)),
-            "rhat": (by_sample, response.rhat[part].astype(np.float32)),
-            "center_loss": (by_sample, response.center_losses[part].astype(np.float32)),
+            "chi": (by_row, response.chi),
+            "standard_error": (by_row, response.standard_error),
+            "rhat": (by_sample, response.rhat),
+            "center_loss": (by_sample, response.center_losses),
         },
         coords={"observable": response.names} | {name: (by_sample, column) for name, column in index.items()},
     )

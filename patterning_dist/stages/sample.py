@@ -5,43 +5,109 @@ from __future__ import annotations
 from functools import partial
 from pathlib import Path
 
+import numpy as np
+
 from patterning_dist.config import Config
+from patterning_dist.config.sampling import LAYOUT_KEYS
+from patterning_dist.files import file_sha256
+from patterning_dist.models.components import select_component
 from patterning_dist.progress import Progress
-from patterning_dist.response.ledger import Ledger
-from patterning_dist.rundir import RunDirectory
-from patterning_dist.runtime.chains import run_chains
+from patterning_dist.response.ledger import LedgerPlan
+from patterning_dist.rundir import RunDirectory, stage_fingerprint
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.sampling.study import Study, open_study
-from patterning_dist.stages.susceptibilities import write_susceptibilities
+from patterning_dist.stages.susceptibilities import write_response
+from patterning_dist.stages.unit_analysis import SIGN, STANDARD_ERROR, UNITS, Analysis, TablePlan
+from patterning_dist.stages.units import Unit, sample_units, unit_outputs
+
+STAGE = "sample"
 
 
 def sample(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
-    """Run every chain of every component on Ray actors and write their statistics; returns the files written.
+    """Run every chain of every component on Ray actors, and have its statistics analysed; returns the files written.
 
     Raises:
         PatterningError: a component has fewer healthy chains than sampling.min_chains; said as soon as it is certain.
     """
-    settings = config.sampling
     study = Study(config, run.path, resolve_device(config.device))
-    components = [c.name for c in settings.components]
-    planned = {name: settings.resolve(name) for name in components}
-    num_columns = study.probe_tokens.shape[0] * study.probe_tokens.shape[1]  # per-token losses, then one a sequence
-    ledgers = {
-        name: Ledger(study.observable_names, num_columns, planned[name].num_draws, settings.num_batches)
-        for name in components
-    }
     # The direction's component also takes gradients at every draw: its chains are the longest, so they go first.
-    order = sorted(components, key=lambda name: name != config.response.direction.component)
-    tasks = [(name, chain) for name in order for chain in range(planned[name].num_chains)]
-    records = run_chains(
-        partial(open_study, config, run.path), settings, study.device, run.path / "sampling", ledgers, tasks, progress
+    names = sorted(
+        (c.name for c in config.sampling.components), key=lambda name: name != config.response.direction.component
     )
-    for (name, _), record in zip(tasks, records, strict=True):
-        if not record.healthy:
-            run.event("sample", "chain_excluded", component=name, chain=record.chain, reason=record.reason)
-    outputs = [
-        run.path / "sampling" / name / file
-        for name in components
-        for file in ("moments.npz", "traces.parquet", "arrays.npz", "chains.json")
+    units = _units(study, run, names)
+    make_study = partial(open_study, config, run.place)
+    diagnostics = sample_units(run, config.name, STAGE, make_study, config.sampling, study.device, units, progress)
+    in_order = {c.name: diagnostics[c.name] for c in config.sampling.components}
+    return unit_outputs(run, units, config.sampling) + write_response(study, run, in_order)
+
+
+def _units(study: Study, run: RunDirectory, names: list[str]) -> dict[str, Unit]:
+    config, sampling = study.config, study.config.sampling
+    inputs = [run.path / "data" / "train.parquet", run.path / "data" / "validation.parquet"]
+    inputs += [run.path / "baseline" / "model.safetensors", *filter(None, [sampling.probe])]
+    hidden = {*LAYOUT_KEYS, "components", "probe", "min_chains"}
+    shared = {
+        "seed": config.seed,
+        "files": [file_sha256(file) for file in inputs],
+        "sampling": sampling.model_dump(mode="json", exclude=hidden),
+        "device": study.device,
+    }
+    is_full = config.response.baseline == "full"
+    model, units = study.checkpoint(), {}
+    for name in names:
+        resolved = sampling.resolve(name)
+        takes_gradients = name == config.response.direction.component
+        posterior = study.posterior(name)
+        own = {"component": resolved.model_dump(), "gradients": takes_gradients}
+        metadata = {
+            "component": name,
+            "observables": study.observable_names,
+            "units": UNITS,
+            "sign": SIGN,
+            "inverse_temperature": posterior.inverse_temperature,
+            "localization": posterior.localization,
+            "num_pool_tokens": study.num_pool_tokens,
+            "standard_error": STANDARD_ERROR,
+        }
+        units[name] = Unit(
+            fingerprint=stage_fingerprint(name, shared | own),
+            plan=LedgerPlan(
+                run="",
+                observables=tuple(study.observable_names),
+                num_columns=sum(len(next(iter(table.index.values()))) for table in _tables(study, name)),
+                num_draws=resolved.num_draws,
+                num_batches=sampling.num_batches,
+                num_chains=resolved.num_chains,
+            ),
+            analysis=Analysis(
+                storage=run.storage,
+                observables=study.observable_names,
+                tables=_tables(study, name),
+                metadata=metadata,
+                min_chains=sampling.min_chains,
+                inverse_temperature=posterior.inverse_temperature,
+                baseline=config.response.baseline,
+            ),
+            inverse_temperature=posterior.inverse_temperature,
+            num_coordinates=select_component(model, name).num_coordinates,
+            after="everything" if is_full and name != "everything" else None,
+        )
+    return units
+
+
+def _tables(study: Study, component: str) -> list[TablePlan]:
+    """Probe columns: every token's loss, then every sequence's mean."""
+    tokens, domains = study.probe_tokens, study.probe_source.domains[study.probe_ids]
+    num_sequences, num_positions = tokens.shape[0], tokens.shape[1] - 1
+    per_token = {
+        "sequence_id": np.repeat(study.probe_ids, num_positions),
+        "position": np.tile(np.arange(1, num_positions + 1, dtype=np.int16), num_sequences),
+        "token": tokens[:, 1:].ravel().astype(np.int32),
+        "domain": np.repeat(domains, num_positions),
+    }
+    per_sequence = {"sequence_id": study.probe_ids, "domain": domains}
+    name = f"response/susceptibility-{component}"
+    return [
+        TablePlan(f"{name}.parquet", 0, per_token),
+        TablePlan(f"{name}-sequences.parquet", num_sequences * num_positions, per_sequence),
     ]
-    return outputs + write_susceptibilities(study, run)

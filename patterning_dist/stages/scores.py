@@ -13,9 +13,9 @@ from patterning_dist.data.sampler import permutation
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
 from patterning_dist.response.extrapolate import Extrapolation, extrapolate
-from patterning_dist.response.ledger import read_chains
 from patterning_dist.response.reliability import bootstrap_correlation
 from patterning_dist.response.susceptibility import susceptibility
+from patterning_dist.response.units import read_chains, read_gradients
 from patterning_dist.rundir import RunDirectory
 from patterning_dist.runtime.pool import score_pool
 from patterning_dist.sampling.study import Study
@@ -23,7 +23,7 @@ from patterning_dist.stages.susceptibilities import token_columns
 
 # Pool sequences that are scored chain by chain: errors of sums over the pool come from the spread between chains, and a
 # part of the pool shows that as well as all of it.
-_SEQUENCES_BY_CHAIN = 1024
+SEQUENCES_BY_CHAIN = 1024
 _SUBSET_STREAM = 0x737562
 
 
@@ -65,12 +65,11 @@ def direction_scores(study: Study, run: RunDirectory, progress: Progress, observ
                 f"use one of {', '.join(splits)}, or solve.scores: regression"
             )
     healthy, _ = read_chains(run.path / "sampling" / component)
-    with np.load(run.path / "sampling" / component / "arrays.npz") as arrays:
-        sums = np.stack([arrays[f"{moments.chain}/sums"] for moments in healthy])  # chain, 1 + split, coordinate
+    sums = read_gradients(run.path / "sampling" / component, [moments.chain for moments in healthy])
     position = sums[:, 0].mean(axis=0)
     rows = [1 + splits.index(name) for name in observables]
     subset = _subset(study)
-    found = score_pool(study, run.path, component, position, sums[:, rows], subset, progress)
+    found = score_pool(study, run.place, component, position, sums[:, rows], subset, progress)
     report = {
         "estimator": "response_direction",
         "conjugate_gradients": found.solves,
@@ -119,7 +118,7 @@ def regression_scores(study: Study, run: RunDirectory, progress: Progress, obser
 
 def _subset(study: Study) -> np.ndarray:
     order = permutation(study.config.seed, _SUBSET_STREAM, study.pool.num_sequences)
-    return np.sort(order[:_SEQUENCES_BY_CHAIN])
+    return np.sort(order[:SEQUENCES_BY_CHAIN])
 
 
 def _centred(chi: np.ndarray) -> np.ndarray:

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any
 
 from patterning_dist.config import FunctionConfig, HuggingFaceModelConfig, StudyConfig, TokensConfig
-from patterning_dist.config.sampling import PosteriorQuantityConfig
+from patterning_dist.config.sampling import LAYOUT_KEYS, PosteriorQuantityConfig
 from patterning_dist.files import file_sha256
 from patterning_dist.rundir import RunDirectory, stage_fingerprint
 from patterning_dist.sampling.model_study import ModelStudy, model_location
 from patterning_dist.sampling.observables import load_function
 
-# How chains are spread over processes changes their numbers by rounding only: a study goes on in another layout.
-_LAYOUT = ("workers", "threads_per_worker", "ranks_per_chain", "draws_per_push", "micro_batch_size", "min_chains")
 _MODEL_FILES = ("*.safetensors", "*.json")
 
 
@@ -26,7 +24,8 @@ def unit_fingerprints(study: ModelStudy, run: RunDirectory) -> dict[str, str]:
     keeps the hashes of weights, so that large files are read once.
     """
     config, known = study.config, run.manifest.get("weights", {})
-    sampling = config.sampling.model_dump(mode="json", exclude={*_LAYOUT, "components", "observables", "probe"})
+    hidden = ("components", "observables", "probe", "min_chains")
+    sampling = config.sampling.model_dump(mode="json", exclude={*LAYOUT_KEYS, *hidden})
     measured = [o for o in config.sampling.observables if not isinstance(o, PosteriorQuantityConfig)]
     shared = {
         "seed": config.seed,

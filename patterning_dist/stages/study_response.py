@@ -1,27 +1,23 @@
-"""From the co-moments of one unit of a study, a checkpoint and a component, to its tables and diagnostics."""
+"""The units of a study, a checkpoint and a component each: what is sampled, and what their tables say."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 
 from patterning_dist.config import StudyConfig, TokensConfig
 from patterning_dist.config.sampling import LlcConfig
-from patterning_dist.files import write_parquet
-from patterning_dist.response.diagnostics import split_rhat
-from patterning_dist.response.ledger import read_chains
-from patterning_dist.response.llc import free_energy_response, llc_response
-from patterning_dist.response.susceptibility import Susceptibility, susceptibility
+from patterning_dist.files import read_parquet
+from patterning_dist.response.ledger import LedgerPlan
+from patterning_dist.response.units import read_records, read_traces
+from patterning_dist.rundir import RunDirectory
 from patterning_dist.sampling.model_study import ModelStudy
-from patterning_dist.stages.chain_diagnostics import chain_diagnostics, read_traces
-from patterning_dist.stages.susceptibilities import SIGN
+from patterning_dist.stages.unit_analysis import SIGN, STANDARD_ERROR, UNITS, Analysis, TablePlan
+from patterning_dist.stages.units import Unit
 
-UNITS = "chi and se: nats times the unit of the observable; center_loss: nats"
 SCALE = "predicted change of an observable: (inverse_temperature / num_training_losses) * sum_i chi_i (rho_i - 1)"
 
 
@@ -32,10 +28,10 @@ class UnitResponse:
     Attributes:
         unit: "<checkpoint>/<component>".
         names: rows of ``chi``: observables, then the quantities of the posterior as a whole.
-        chi: [row, probe column].
+        chi: of the probe's single losses [row, loss].
         standard_error: of chi, likewise.
-        rhat: split R-hat of the probe losses [probe column].
-        center_losses: l_i(w*) [probe column], nats.
+        rhat: split R-hat of these losses [loss].
+        center_losses: l_i(w*) [loss], nats.
         traces: loss and observables, name -> [chain, draw].
         chains: numbers of the chains in the traces.
         diagnostics: see ``chain_diagnostics``.
@@ -74,48 +70,72 @@ def unit_settings(config: StudyConfig, unit: str) -> dict[str, Any]:
     }
 
 
-def unit_response(study: ModelStudy, folder: Path, unit: str) -> UnitResponse:
-    """chi of every observable with errors, and diagnostics, from the files of a unit.
+def study_units(study: ModelStudy, run: RunDirectory, fingerprints: dict[str, str]) -> dict[str, Unit]:
+    """What is to be sampled, and how it is analysed, unit by unit."""
+    config, sampling = study.config, study.config.sampling
+    units = {}
+    for name, fingerprint in fingerprints.items():
+        component = name.partition("/")[2]
+        resolved = sampling.resolve(component)
+        quantities = sampling.posterior_quantities
+        units[name] = Unit(
+            fingerprint=fingerprint,
+            plan=LedgerPlan(
+                run="",
+                observables=tuple(study.observable_names),
+                num_columns=study.num_columns,
+                num_draws=resolved.num_draws,
+                num_batches=sampling.num_batches,
+                num_chains=resolved.num_chains,
+            ),
+            analysis=Analysis(
+                storage=run.storage,
+                observables=study.observable_names,
+                tables=_tables(study, name),
+                metadata=unit_settings(config, name)
+                | {
+                    "observables": row_names(study),
+                    "units": UNITS,
+                    "sign": SIGN,
+                    "scale": SCALE,
+                    "num_training_losses": len(study.train) * (study.num_positions or 1),
+                    "standard_error": STANDARD_ERROR,
+                },
+                min_chains=sampling.min_chains,
+                inverse_temperature=resolved.inverse_temperature,
+                llc=[quantity.name for quantity in quantities if isinstance(quantity, LlcConfig)],
+                free_energy=[quantity.name for quantity in quantities if not isinstance(quantity, LlcConfig)],
+            ),
+            inverse_temperature=resolved.inverse_temperature,
+            num_coordinates=study.components[component].num_coordinates,
+        )
+    return units
 
-    Args:
-        study: the unit is of.
-        folder: of the unit under ``sampling/``.
-        unit: "<checkpoint>/<component>".
 
-    Raises:
-        PatterningError: too few healthy chains.
-    """
-    sampling = study.config.sampling
-    chains, excluded = read_chains(folder)
-    common = {"loss_weights": entry_columns(study), "min_chains": sampling.min_chains, "excluded": excluded}
-    measured = susceptibility(chains, **common)
-    with np.load(folder / "arrays.npz") as arrays:
-        center_losses = arrays[f"{measured.chains[0]}/center_losses"]
-    component = unit.partition("/")[2]
-    n_beta = sampling.resolve(component).inverse_temperature
-    rows: list[Susceptibility] = [measured]
-    for quantity in sampling.posterior_quantities:
-        if isinstance(quantity, LlcConfig):
-            rows.append(llc_response(chains, 0, n_beta, **common))  # component losses are the first rows
-        else:
-            rows.append(free_energy_response(chains, center_losses, **common))
-    diagnostics = chain_diagnostics(
-        folder,
-        study.observable_names,
-        measured,
-        num_entries=num_entries(study),
-        inverse_temperature=n_beta,
-        num_coordinates=study.components[component].num_coordinates,
-    )
+def row_names(study: ModelStudy) -> list[str]:
+    """Rows of chi: observables, then the quantities of the posterior as a whole, LLCs first."""
+    quantities = sorted(study.config.sampling.posterior_quantities, key=lambda q: not isinstance(q, LlcConfig))
+    return [*study.observable_names, *(quantity.name for quantity in quantities)]
+
+
+def unit_response(study: ModelStudy, run: RunDirectory, unit: str, diagnostics: dict[str, Any]) -> UnitResponse:
+    """The response of a finished unit from its files."""
+    names, columns = row_names(study), ["rhat", "center_loss"]
+    columns += [f"{kind}_{name}" for kind in ("chi", "se") for name in names]
+    table, _ = read_parquet(run.path / _tables(study, unit)[0].name, columns)
+    values = {name: table[name].to_numpy() for name in columns}
+    folder = run.path / "sampling" / unit
+    excluded = {entry["chain"] for entry in diagnostics["excluded"]}
+    chains = tuple(record.chain for record in read_records(folder) if record.chain not in excluded)
     return UnitResponse(
         unit=unit,
-        names=[*study.observable_names, *(quantity.name for quantity in sampling.posterior_quantities)],
-        chi=np.concatenate([row.chi for row in rows]),
-        standard_error=np.concatenate([row.standard_error for row in rows]),
-        rhat=split_rhat(chains),
-        center_losses=center_losses,
-        traces=read_traces(folder, measured.chains),
-        chains=measured.chains,
+        names=names,
+        chi=np.stack([values[f"chi_{name}"] for name in names]),
+        standard_error=np.stack([values[f"se_{name}"] for name in names]),
+        rhat=values["rhat"],
+        center_losses=values["center_loss"],
+        traces=read_traces(folder, chains),
+        chains=chains,
         diagnostics=diagnostics,
     )
 
@@ -123,13 +143,6 @@ def unit_response(study: ModelStudy, folder: Path, unit: str) -> UnitResponse:
 def num_entries(study: ModelStudy) -> int:
     """Probe columns that are single losses; the means of samples that have several come after them."""
     return len(study.probe) * (study.num_positions or 1)
-
-
-def entry_columns(study: ModelStudy) -> np.ndarray:
-    """Weights of the probe columns in L: all losses alike, means of samples not at all."""
-    weights = np.zeros(study.num_columns)
-    weights[: num_entries(study)] = 1
-    return weights
 
 
 def entry_index(study: ModelStudy) -> dict[str, np.ndarray]:
@@ -155,30 +168,11 @@ def sample_index(study: ModelStudy) -> dict[str, np.ndarray]:
     return index if domains is None else index | {"domain": np.asarray(domains)[study.probe_ids]}
 
 
-def write_tables(study: ModelStudy, response: UnitResponse, folder: Path) -> list[Path]:
-    """One row a loss, and one a sample where samples have several losses; returns the files written."""
-    metadata = unit_settings(study.config, response.unit) | {
-        "observables": response.names,
-        "units": UNITS,
-        "sign": SIGN,
-        "scale": SCALE,
-        "num_training_losses": len(study.train) * (study.num_positions or 1),
-        "num_chains": len(response.chains),
-        "num_draws": response.traces["loss"].shape[1],
-        "standard_error": "the larger of batch means inside chains and the spread between chains",
-    }
-    parts = [(f"susceptibility-{response.component}", entry_index(study), slice(0, num_entries(study)))]
+def _tables(study: ModelStudy, unit: str) -> list[TablePlan]:
+    """One row a loss, and one a sample where samples have several losses."""
+    checkpoint, _, component = unit.partition("/")
+    name = f"response/{checkpoint}/susceptibility-{component}"
+    tables = [TablePlan(f"{name}.parquet", 0, entry_index(study))]
     if study.num_positions is not None:
-        name = f"susceptibility-{response.component}-samples"
-        parts.append((name, sample_index(study), slice(num_entries(study), None)))
-    files = []
-    for name, index, part in parts:
-        columns = dict(index)
-        columns["center_loss"] = response.center_losses[part].astype(np.float32)
-        columns["rhat"] = response.rhat[part].astype(np.float32)
-        for k, observable in enumerate(response.names):
-            columns[f"chi_{observable}"] = response.chi[k, part].astype(np.float32)
-            columns[f"se_{observable}"] = response.standard_error[k, part].astype(np.float32)
-        files.append(folder / f"{name}.parquet")
-        write_parquet(files[-1], pa.table(columns), metadata)
-    return files
+        tables.append(TablePlan(f"{name}-samples.parquet", num_entries(study), sample_index(study)))
+    return tables

@@ -8,6 +8,7 @@ from patterning_dist.config import Config
 from patterning_dist.progress import Progress
 from patterning_dist.rundir import RunDirectory
 from patterning_dist.runtime.retraining import run_jobs
+from patterning_dist.runtime.safekeeping import delete_checkpoints
 from patterning_dist.training.job import TrainingJob
 
 JOB_FILES = ("initial.safetensors", "model.safetensors", "metrics.parquet", "evaluation.json")
@@ -58,10 +59,12 @@ def retrain(config: Config, run: RunDirectory, progress: Progress) -> list[Path]
 def _run(
     config: Config, run: RunDirectory, progress: Progress, label: str, jobs: list[TrainingJob], concurrent: int | None
 ) -> list[Path]:
+    run.place.fetch(*(job.folder.relative_to(run.path).as_posix() for job in jobs))
     unfinished = [job for job in jobs if not job.is_finished(config)]
     for job in jobs:
         if job not in unfinished:
             run.event("train", "job_kept", job=job.name)
+            delete_checkpoints(run.storage, run.path, job)  # of a worker that died between finishing and doing so
     if unfinished:
-        run_jobs(config, run.path, unfinished, label, progress, concurrent)
+        run_jobs(config, run, unfinished, label, progress, concurrent)
     return [job.folder / name for job in jobs for name in JOB_FILES]

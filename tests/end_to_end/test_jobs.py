@@ -46,6 +46,9 @@ def test_a_bad_experiment_is_one_line_and_exit_code_2(tmp_path: Path) -> None:
     assert result.stderr.startswith("error: bad.yaml: ")
     assert "sampling.number_of_draws is not a known key; did you mean sampling.num_draws?" in result.stderr
     assert "Traceback" not in result.stderr and not (tmp_path / "there").exists()
+    for flag in (["--config", "bad.yaml"], ["--config=bad.yaml"]):
+        named = job("pattern", *flag, "--run-dir", "there", folder=tmp_path)
+        assert (named.returncode, named.stderr) == (2, result.stderr)
     missing = job("pattern", "none.yaml", folder=tmp_path)
     assert missing.returncode == 2
     assert missing.stderr.splitlines() == [

@@ -22,10 +22,10 @@ from tiny_run import quiet
 from typer.testing import CliRunner
 
 from patterning_dist.cli import app
-from patterning_dist.response.ledger import read_chains
 from patterning_dist.response.llc import free_energy_response, llc_response
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import susceptibility
+from patterning_dist.response.units import read_chains
 from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.sampling.model_study import ModelStudy
 from patterning_dist.sampling.traces import trace_store
@@ -61,7 +61,10 @@ def table(directory: Path, unit: str, suffix: str = "") -> dict[str, np.ndarray]
 
 
 def chains_by_hand(file: Path, unit: str) -> tuple[list[CoMoments], list[np.ndarray], np.ndarray]:
-    """The chains of a unit in this process, without Ray: moments, losses [draw, column], losses at the checkpoint."""
+    """The chains of a unit in this process, without Ray: moments, losses [draw, column], losses at the checkpoint.
+
+    As in an aggregator shard, the mean loss L is the last column of the moments.
+    """
     config = study_config(file)
     prepare_process(1)  # as in a worker
     study = ModelStudy(config, Path(), "cpu")
@@ -71,11 +74,13 @@ def chains_by_hand(file: Path, unit: str) -> tuple[list[CoMoments], list[np.ndar
         draws = list(chain.draws())
         observables = np.stack([draw.observables for draw in draws])
         losses.append(np.stack([draw.losses for draw in draws]))
-        moments = CoMoments.empty(number, len(draws), observables.shape[1], losses[-1].shape[1], 4)
+        mean_losses = np.array([[draw.mean_loss] for draw in draws])
+        columns = np.concatenate([losses[-1].astype(np.float32), mean_losses], axis=1)
+        moments = CoMoments.empty(number, len(draws), observables.shape[1], columns.shape[1], 4)
         for start in range(0, len(draws), 5):  # as the workers push them
-            moments.update(observables[start : start + 5], losses[-1][start : start + 5].astype(np.float32))
+            moments.update(observables[start : start + 5], columns[start : start + 5])
         chains.append(moments)
-    return chains, losses, chain.center_losses
+    return chains, losses, np.append(chain.center_losses, chain.center_mean_loss)
 
 
 def test_chains_on_ray_are_those_of_this_process_and_tables_follow_from_them(finished: Path, file: Path) -> None:
@@ -85,10 +90,10 @@ def test_chains_on_ray_are_those_of_this_process_and_tables_follow_from_them(fin
         stored, excluded = read_chains(finished / "sampling" / unit)
         assert excluded == {}
         for a, b in zip(stored, chains, strict=True):
-            np.testing.assert_array_equal(a.comoment, b.comoment)
-            np.testing.assert_array_equal(a.mean_loss, b.mean_loss)
+            np.testing.assert_array_equal(a.comoment, b.comoment[..., :-1])
+            np.testing.assert_array_equal(a.mean_loss, b.mean_loss[..., :-1])
         entries = 5 * 7
-        weights = np.concatenate([np.ones(entries), np.zeros(5)])
+        weights = np.append(np.zeros(entries + 5), 1)
         chi = susceptibility(chains, loss_weights=weights)
         found = table(finished, unit)
         for k, name in enumerate(("component", "up", "all", "norm")):
@@ -146,7 +151,7 @@ def test_tables_say_what_they_hold(finished: Path, file: Path) -> None:
             np.testing.assert_allclose(samples[f"chi_{name}"], means, rtol=1e-4, atol=1e-5 * np.abs(chi).max())
             assert np.isfinite(found[f"se_{name}"]).all() and (found[f"se_{name}"] > 0).all()
         checkpoint, _, component = unit.partition("/")
-        schema = pq.read_schema(finished / "response" / checkpoint / f"susceptibility-{component}.parquet")
+        schema = pq.read_table(finished / "response" / checkpoint / f"susceptibility-{component}.parquet").schema
         header = json.loads(schema.metadata[b"patterning"])
         assert header["sign"].startswith("chi = -Cov(phi, l_i - L): negative means")
         assert (header["checkpoint"], header["component"]) == (checkpoint, component)
@@ -186,24 +191,35 @@ def test_what_is_done_is_kept(finished: Path, file: Path, tmp_path: Path, local_
     directory = tmp_path / "run"
     shutil.copytree(finished, directory)  # keeps the times of the files
 
-    def written() -> dict[str, int]:
-        return {unit: (directory / "sampling" / unit / "chains.json").stat().st_mtime_ns for unit in UNITS}
+    def written(*names: str) -> dict[Path, int]:
+        """Times of files of the units, of all or of those named."""
+        files = [file for unit in UNITS for file in (directory / "sampling" / unit).rglob("*") if file.is_file()]
+        return {file: file.stat().st_mtime_ns for file in files if not names or file.parent.name in names}
 
     before = written()
     run_study(study_config(file, "traces.thin=3"), directory, quiet())
     assert events(directory)[-1]["kind"] == "kept"
-    # Another component is added, and other observables follow from the same chains, on other processes.
+    # Another component is added, on other processes that push otherwise.
     overrides = (
         "traces.thin=3",
         "sampling.components=[{name: layer.0.head.1}, {name: layer.1.mlp}, {name: 'gpt_neox.embed_in.*[0:3,:]'}]",
-        "sampling.observables.4.name=lambda",
         "sampling.workers=1",
     )
-    run_study(study_config(file, *overrides), directory, quiet())
+    run_study(study_config(file, *overrides, "sampling.draws_per_push=4"), directory, quiet())
     assert written() == before
     added = "final/gpt_neox.embed_in.*[0:3,:]"
     assert len(read_chains(directory / "sampling" / added)[0]) == 3
-    assert "chi_lambda" in table(directory, UNITS[0]) and "chi_lambda" in table(directory, added)
+    # Other observables follow from the same chains: none is run again, and none takes as long as it did.
+    chains = {unit: (directory / "sampling" / unit / "chains.json").read_bytes() for unit in UNITS}
+    kept = written("shard-0", "losses")
+    assert len(kept) > 4 * 3
+    run_study(study_config(file, *overrides, "sampling.observables.4.name=lambda"), directory, quiet())
+    assert written("shard-0", "losses") == kept
+    assert chains == {unit: (directory / "sampling" / unit / "chains.json").read_bytes() for unit in UNITS}
+    found, former = table(directory, UNITS[0]), table(finished, UNITS[0])
+    np.testing.assert_array_equal(found["chi_lambda"], former["chi_llc"])
+    np.testing.assert_array_equal(found["se_up"], former["se_up"])
+    assert "chi_lambda" in table(directory, added)
 
 
 def test_what_chains_follow_from_and_what_not(file: Path, tmp_path: Path) -> None:
@@ -305,34 +321,65 @@ def test_the_commands_know_runs_from_studies(file: Path, tmp_path: Path) -> None
     )
 
 
-def test_an_interrupted_study_goes_on_at_the_first_unit_that_is_not_done(
-    finished: Path, file: Path, tmp_path: Path
-) -> None:
-    """The command as a user runs it, stopped by Ctrl-C; the result is that of the undisturbed study."""
-    directory = tmp_path / "run"
+def places(directory: Path, unit: str) -> list[int | None]:
+    """Pushes from which every chain of a unit is to go on; None for a chain that is through (16 draws in 4 pushes)."""
+    folder, found = directory / "sampling" / unit, []
+    for chain in range(3):
+        taken_in = max((int(path.name.split(".")[1]) for path in folder.glob(f"shard-0/chain-{chain}.*")), default=0)
+        kept = [int(path.name.split(".")[1]) for path in folder.glob(f"checkpoints/chain-{chain}-rank-0.*")]
+        found.append(None if taken_in == 4 else max((number for number in kept if number <= taken_in), default=0))
+    return found
+
+
+def test_an_interrupted_study_goes_on_where_its_chains_were(finished: Path, file: Path, tmp_path: Path) -> None:
+    """The command as a user runs it, stopped by Ctrl-C in the middle of a chain of the second unit; the result is that
+    of the undisturbed study."""
+    directory, calls = tmp_path / "run", tmp_path / "calls"
     script = "from patterning_dist.cli import app_main; app_main()"
-    options = ["--set", "traces.thin=3", "--set", "sampling.workers=1"]
+    overrides = (
+        "traces.thin=3",
+        "sampling.workers=1",
+        "sampling.snapshot_seconds=0",
+        "sampling.observables.3={kind: function, names: [norm], path: 'study_models:watched_norm'}",
+    )
+    options = [argument for override in overrides for argument in ("--set", override)]
     command = [sys.executable, "-c", script, "study", str(file), "--run-dir", str(directory), *options]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+    environment = os.environ | {
+        "PYTHONPATH": str(Path(__file__).parents[1]),
+        "NORM_CALLS": str(calls),
+        "NORM_SECONDS": "0.1",
+    }
     first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    done = directory / "sampling" / UNITS[0] / "chains.json"
+    done, begun = directory / "sampling" / UNITS[0] / "chains.json", directory / "sampling" / UNITS[1] / "checkpoints"
     deadline = time.monotonic() + 300
-    while not done.exists() and first.poll() is None and time.monotonic() < deadline:
+    while not (done.exists() and any(begun.glob("*"))) and first.poll() is None and time.monotonic() < deadline:
         time.sleep(0.02)
     os.kill(first.pid, signal.SIGINT)
     _, complaint = first.communicate(timeout=120)
     assert first.returncode == 130, complaint
     assert not (directory / "sampling" / UNITS[3] / "chains.json").exists()
-    before = done.stat().st_mtime_ns
+    before, left = done.stat().st_mtime_ns, [place for unit in UNITS for place in places(directory, unit)]
+    assert left[:3] == [None] * 3 and max(place for place in left if place is not None) > 0
+
+    calls.unlink()
+    environment["NORM_SECONDS"] = "0"
     second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
     assert second.returncode == 0, second.stderr
     assert "of 4 units were done before" in second.stdout
     assert done.stat().st_mtime_ns == before
+    assert [event["unit"] for event in events(directory) if event["kind"] == "unit_resumed"][:1] == [UNITS[1]]
+    # Every chain that was not through measured its centre again, and then the draws that were left, 5 a push.
+    assert calls.stat().st_size == sum(1 + 16 - 5 * place for place in left if place is not None)
     for unit in UNITS:
-        for name in ("moments.npz", "arrays.npz"):
-            with np.load(directory / "sampling" / unit / name) as a, np.load(finished / "sampling" / unit / name) as b:
-                for key in b.files:
-                    np.testing.assert_array_equal(a[key], b[key])
+        stored, expected = (read_chains(folder / "sampling" / unit) for folder in (directory, finished))
+        assert stored[1] == expected[1] == {}
+        for a, b in zip(stored[0], expected[0], strict=True):
+            for name, value in b.state_dict().items():
+                np.testing.assert_array_equal(a.state_dict()[name], value, err_msg=name)
+        files = [pq.read_table(folder / "sampling" / unit / "traces.parquet") for folder in (directory, finished)]
+        assert files[0].equals(files[1])
+        for name, column in table(finished, unit).items():
+            np.testing.assert_array_equal(table(directory, unit)[name], column, err_msg=name)
         with xr.open_zarr(trace_store(directory, unit)) as a, xr.open_zarr(trace_store(finished, unit)) as b:
             assert a.equals(b)
         # What the user sees at the end.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -11,11 +12,14 @@ import torch
 from tiny_run import copy_run, quiet, tiny_config
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.response.ledger import ChainRecord, Ledger, read_chains
+from patterning_dist.response.moments import CoMoments
+from patterning_dist.response.susceptibility import susceptibility
+from patterning_dist.response.units import read_chains, read_gradients, read_records
 from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.sampling.chain import ChainFailure
 from patterning_dist.sampling.study import Study
 from patterning_dist.stages.sample import sample
+from patterning_dist.stages.susceptibilities import token_columns
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -31,80 +35,92 @@ def as_in_a_worker():
     torch.set_flush_denormal(False)
 
 
-def sample_by_hand(config, directory, folder):
+def sample_by_hand(config, directory):
     """All chains one after another in this process, blocks of draws as large as the workers push them."""
-    study, size = Study(config, directory, "cpu"), config.sampling.draws_per_push
+    study, size, found = Study(config, directory, "cpu"), config.sampling.draws_per_push, {}
     for component in [c.name for c in config.sampling.components]:
         settings = config.sampling.resolve(component)
         num_columns = study.probe_tokens.size  # tokens but for the first of each sequence, and sequence means
-        ledger = Ledger(study.observable_names, num_columns, settings.num_draws, config.sampling.num_batches)
+        shape = (settings.num_draws, len(study.observable_names), num_columns, config.sampling.num_batches)
+        healthy, failed, gradients = [], {}, {}
         for number in range(settings.num_chains):
-            ledger.open(number)
-            chain, draws, record, arrays = study.chain(component, number), [], ChainRecord(number), {}
+            chain, draws, moments = study.chain(component, number), [], CoMoments.empty(number, *shape)
             try:
                 for draw in chain.draws():
                     draws.append(draw)
             except ChainFailure as failure:
-                record.healthy, record.reason = False, str(failure)
-            for sequence_number, start in enumerate(range(0, len(draws), size)):
+                failed[number] = str(failure)
+                continue
+            for start in range(0, len(draws), size):
                 block = draws[start : start + size]
-                ledger.push(
-                    number,
-                    sequence_number,
-                    np.stack([d.observables for d in block]),
-                    np.stack([d.losses for d in block]).astype(np.float32),
-                    np.array([d.mean_loss for d in block]),
-                )
-            if record.healthy:
-                arrays["center_losses"] = chain.center_losses
-                if chain.sums is not None:
-                    arrays["sums"] = chain.sums.numpy() / chain.num_draws
-            ledger.close(record, arrays)
-        ledger.write(folder / component)
+                losses = np.stack([d.losses for d in block]).astype(np.float32)
+                moments.update(np.stack([d.observables for d in block]), losses)
+            healthy.append(moments)
+            if chain.sums is not None:
+                gradients[number] = chain.sums.numpy() / chain.num_draws
+        found[component] = healthy, failed, gradients
+    return found
 
 
-def assert_same_sampling(a, b, components):
-    for component in components:
-        for file in ("moments.npz", "arrays.npz"):
-            with np.load(a / component / file) as x, np.load(b / component / file) as y:
-                assert sorted(x.files) == sorted(y.files)
-                for name in x.files:
-                    np.testing.assert_array_equal(x[name], y[name], err_msg=f"{component} {file} {name}")
-        traces = [pq.read_table(folder / component / "traces.parquet") for folder in (a, b)]
-        assert traces[0].equals(traces[1])
-        assert traces[0].num_rows > 0
+def assert_same_chains(found, expected):
+    assert len(found) == len(expected) > 0
+    for x, y in zip(found, expected, strict=True):
+        for name in ("count", "mean_phi", "mean_loss", "m2_phi", "m2_loss"):
+            np.testing.assert_array_equal(getattr(x, name), getattr(y, name), err_msg=name)
+        # Products of matrices of another width are rounded in another order.
+        np.testing.assert_allclose(x.comoment, y.comoment, rtol=1e-9, atol=1e-14)
 
 
-def test_one_worker_two_workers_and_no_ray_at_all(tiny_run, tmp_path, as_in_a_worker):
+@pytest.mark.parametrize("shards", [1, 3])
+def test_one_worker_two_workers_and_no_ray_at_all(tiny_run, tmp_path, as_in_a_worker, shards):
     folders = []
     for workers in (1, 2):
-        config = tiny_config(tiny_run, f"sampling.workers={workers}")
+        config = tiny_config(tiny_run, f"sampling.workers={workers}", f"sampling.aggregator_shards={shards}")
         run = copy_run(tiny_run, tmp_path / f"workers-{workers}")
         outputs = sample(config, run, quiet())
-        assert all(path.is_file() for path in outputs)
+        assert outputs and all(path.is_file() for path in outputs)
         folders.append(run.path)
-    sample_by_hand(tiny_config(tiny_run), tiny_run, tmp_path / "by-hand")
-    components = ["layer.0.head.1", "everything"]
-    assert_same_sampling(folders[0] / "sampling", folders[1] / "sampling", components)
-    assert_same_sampling(folders[0] / "sampling", tmp_path / "by-hand", components)
-    for component in components:
-        name = f"susceptibility-{component}.parquet"
-        tables = [pq.read_table(folder / "response" / name) for folder in folders]
-        assert tables[0].equals(tables[1])
-        records = json.loads((folders[1] / "sampling" / component / "chains.json").read_text())
-        assert [r["chain"] for r in records] == [0, 1, 2]
-        assert all(r["healthy"] and r["draws"] == 12 and r["steps"] == 3 + 11 * 2 for r in records)
+    by_hand = sample_by_hand(tiny_config(tiny_run), tiny_run)
+    for component in ("layer.0.head.1", "everything"):
+        units = [folder / "sampling" / component for folder in folders]
+        assert_same_chains(read_chains(units[0])[0], by_hand[component][0])
+        # Whoever ran it, everything but the time that it took is the same to the bit.
+        assert_same_files(*units)
+        for suffix in ("", "-sequences"):
+            name = f"susceptibility-{component}{suffix}.parquet"
+            tables = [pq.read_table(folder / "response" / name) for folder in folders]
+            assert tables[0].equals(tables[1])
+        records = read_records(units[1])
+        assert [record.chain for record in records] == [0, 1, 2]
+        assert all(r.healthy and r.draws == 12 and r.steps == 3 + 11 * 2 for r in records)
+    gradients = read_gradients(folders[0] / "sampling" / "everything", [0, 1, 2])
+    np.testing.assert_array_equal(gradients, np.stack(list(by_hand["everything"][2].values())))
+    assert not by_hand["layer.0.head.1"][2]
     # Every chain is another one, and the draws did move.
     (a, b, c), _ = read_chains(folders[0] / "sampling" / "everything")
     for x, y in ((a, b), (a, c), (b, c)):
         assert np.abs(x.total().mean_loss - y.total().mean_loss).max() > 1e-4
+    # What the shards made of their columns is what comes of all columns together.
+    study = Study(tiny_config(tiny_run), tiny_run, "cpu")
+    measured = susceptibility([a, b, c], loss_weights=token_columns(study))
+    table = pq.read_table(folders[0] / "response" / "susceptibility-everything.parquet")
+    for k, name in enumerate(study.observable_names):
+        np.testing.assert_allclose(table[f"chi_{name}"], measured.chi[k, : len(table)], rtol=1e-4, atol=1e-9)
+        np.testing.assert_allclose(table[f"se_{name}"], measured.standard_error[k, : len(table)], rtol=1e-4, atol=1e-9)
+
+
+def assert_same_files(a, b):
+    for name in ("traces.parquet",):
+        assert pq.read_table(a / name).equals(pq.read_table(b / name))
+    for x, y in zip(read_chains(a)[0], read_chains(b)[0], strict=True):
+        for name, array in x.state_dict().items():
+            np.testing.assert_array_equal(array, y.state_dict()[name], err_msg=name)
 
 
 def test_a_chain_that_fails_is_left_out_and_reported(tiny_run, tmp_path, as_in_a_worker):
     overrides = ("sampling.components=[{name: everything}]", "sampling.num_chains=5", NAN_OBSERVABLE)
     config = tiny_config(tiny_run, *overrides)
-    sample_by_hand(config, tiny_run, tmp_path / "by-hand")
-    healthy, expected = read_chains(tmp_path / "by-hand" / "everything")
+    healthy, expected, _ = sample_by_hand(config, tiny_run)["everything"]
     assert 1 <= len(expected) <= 3
     run = copy_run(tiny_run, tmp_path / "run")
     sample(config, run, quiet())
@@ -119,8 +135,7 @@ def test_a_chain_that_fails_is_left_out_and_reported(tiny_run, tmp_path, as_in_a
     events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
     assert {e["chain"]: e["reason"] for e in events if e["kind"] == "chain_excluded"} == expected
     found, _ = read_chains(run.path / "sampling" / "everything")
-    for x, y in zip(found, healthy, strict=True):
-        np.testing.assert_array_equal(x.comoment, y.comoment)
+    assert_same_chains(found, healthy)
 
 
 def test_too_few_healthy_chains_are_an_error(tiny_run, tmp_path):
@@ -140,10 +155,17 @@ def test_too_few_healthy_chains_are_an_error(tiny_run, tmp_path):
     assert text.endswith("lower sampling.step_size (0.001)")
 
 
-def test_a_killed_worker_is_an_error_that_says_how_to_go_on(tiny_run, tmp_path):
+def test_chains_whose_workers_die_again_and_again_are_an_error_that_says_so(tiny_run, tmp_path):
     run = copy_run(tiny_run, tmp_path / "run")
     killer = "sampling.observables.0={kind: function, names: [edge], path: 'tiny_run:kill_the_worker'}"
-    with pytest.raises(PatterningError, match=r"a worker process died .* run the same command again to resume"):
-        sample(tiny_config(tiny_run, killer), run, quiet())
+    config = tiny_config(tiny_run, killer, "sampling.max_chain_failures=1")
+    with pytest.raises(PatterningError) as caught:
+        sample(config, run, quiet())
+    assert re.search(
+        r"2 of 3 chains failed, .* chain \d: lost 2 times without getting beyond draw 0; last: .* died",
+        str(caught.value),
+    )
     assert not (run.path / "response").exists()
     assert not list(run.path.rglob("*.tmp"))
+    events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
+    assert sum(event["kind"] == "chain_lost" for event in events) >= 4

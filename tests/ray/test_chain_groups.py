@@ -1,13 +1,13 @@
 """A chain on 1, 2 and 4 ranks is the same chain: noise bit for bit, the rest to the rounding of sums.
 
 Ranks of a process group without Ray (``chain_group_script``) run every sampler on small models whose parameters do not
-divide by the number of ranks. Then the actors: a group is a worker, and the loss of a rank is an error, not a wait.
+divide by the number of ranks. Then the actors: a group is a worker, and a chain goes on after the loss of a rank.
 """
 
 from __future__ import annotations
 
+import functools
 import io
-import json
 import re
 import time
 
@@ -21,7 +21,9 @@ from tiny_run import SETTINGS, quiet
 from patterning_dist.config import SamplingConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
-from patterning_dist.response.ledger import Ledger, read_chains
+from patterning_dist.response.ledger import LedgerPlan
+from patterning_dist.response.protocol import Incarnation
+from patterning_dist.storage import LocalStorage
 
 SIZES = (2, 4)
 CASES = [*script.CASES, "bfloat16"]
@@ -136,14 +138,22 @@ def sampling_config(**changes):
     return SamplingConfig(**SETTINGS["sampling"] | {"draws_per_push": 4, "ranks_per_chain": 2} | changes)
 
 
-def make_actors():
-    """Aggregator and progress board for the units of ``GroupStudy``."""
-    from patterning_dist.runtime.aggregator import Aggregator
-    from patterning_dist.runtime.workers import ProgressBoard
-
+def ledger_plan(num_chains):
     num_columns = len(script.PROBE) * script.CONTEXT
-    ledgers = {u: Ledger(list(GroupStudy.observables), num_columns, 9, 2) for u in GroupStudy.units}
-    return Aggregator.remote(ledgers), ProgressBoard.remote()
+    return LedgerPlan("run", GroupStudy.observables, num_columns, GroupStudy.num_draws, 2, num_chains)
+
+
+UNITS = {"worker/steady": 2, "worker/diverging": 1, "group/steady": 2, "group/diverging": 1} | dict.fromkeys(
+    ("group/refused", "group/raising", "group/killed"), 1
+)
+
+
+def make_shard(storage):
+    """The only shard of an aggregator for ``UNITS``."""
+    from patterning_dist.runtime.aggregator import AggregatorShard
+
+    plans = {unit: ledger_plan(num_chains) for unit, num_chains in UNITS.items()}
+    return AggregatorShard.remote("test", plans, 0, 1, storage, 60.0)
 
 
 def groups(make_study, **changes):
@@ -154,57 +164,111 @@ def groups(make_study, **changes):
 
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
-def test_a_group_is_a_worker_and_its_losses_are_errors(tmp_path):
+def test_a_group_is_a_worker_and_its_losses_are_told(tmp_path):
     """One test, since a group takes long to start: chains as a worker runs them, a failed chain, lost ranks."""
     import ray
+    from ray.util import placement_group, remove_placement_group
 
-    from patterning_dist.runtime.workers import ModelWorker
+    from patterning_dist.runtime.chain_run import Ending
+    from patterning_dist.runtime.groups import ChainGroup
+    from patterning_dist.runtime.link import ChainTask
+    from patterning_dist.runtime.workers import ModelWorker, progress_board
+    from patterning_dist.runtime.workforce import WorkerLost
 
-    aggregator, board = make_actors()
+    storage = LocalStorage(tmp_path)
+    shard, board = make_shard(storage), progress_board()
 
-    def chains(worker, unit, numbers):
-        for number in numbers:
-            ray.get(worker.chain.remote(unit, number, aggregator, board), timeout=100)
-        ray.get(aggregator.write.remote(unit, tmp_path / unit), timeout=100)
-        records = json.loads((tmp_path / unit / "chains.json").read_text())
-        return [(r["chain"], r["healthy"], r["reason"], r["draws"], r["steps"]) for r in records]
+    def chain(worker, unit, number):
+        task = ChainTask("test", unit, number, Incarnation(1, 1), False, ledger_plan(UNITS[unit]), storage, 4, 60.0)
+        # Without someone who watches the ranks, those that are left would wait for ten minutes.
+        return ray.get(worker.chain.remote(task, [shard], board), timeout=300)
 
-    worker = ModelWorker.options(num_cpus=1).remote(GroupStudy, sampling_config(), "cpu")
-    plain, failed = chains(worker, "worker/steady", (0, 1)), chains(worker, "worker/diverging", (0,))
+    def chains(worker, unit):
+        """Records, without the seconds, and what the shard has of the chains."""
+        for number in range(UNITS[unit]):
+            assert chain(worker, unit, number).ending is Ending.CLOSED
+        records, _, part = ray.get(shard.finish.remote(unit, lambda part: part), timeout=100)
+        return [(r.chain, r.healthy, r.reason, r.draws, r.steps) for r in records], part.chains
+
+    worker = ModelWorker.options(num_cpus=1).remote(sampling_config(), "cpu")
+    ray.get(worker.open_study.remote(GroupStudy), timeout=100)
+    plain, expected = chains(worker, "worker/steady")
+    failed, _ = chains(worker, "worker/diverging")
     ray.kill(worker)
-    with groups(GroupStudy) as (group,):
-        assert chains(group, "group/steady", (0, 1)) == plain
-        assert chains(group, "group/diverging", (0,)) == failed
-        assert plain == [(0, True, "", 9, 10), (1, True, "", 9, 10)]
-        assert failed[0][:2] == (0, False)
-        assert failed[0][2].startswith("the weights left the neighbourhood of the checkpoint")
-        expected, found = (read_chains(tmp_path / who / "steady")[0] for who in ("worker", "group"))
-        for a, b in zip(expected, found, strict=True):
-            scale = np.abs(a.total().comoment).max()
-            # Sums of products of deviations of about 1 nat, known to 1e-6 or so; the squared norm to 1e-4.
-            np.testing.assert_allclose(b.total().comoment, a.total().comoment, rtol=0, atol=1e-4 * scale)
-            assert scale > 0.01
+    place = placement_group([{"CPU": 1}] * 2, strategy="STRICT_PACK")
+    group = ChainGroup.remote(0, place, GroupStudy, sampling_config(), "cpu")
+    records, found = chains(group, "group/steady")
+    assert records == plain == [(0, True, "", 9, 10), (1, True, "", 9, 10)]
+    assert chains(group, "group/diverging")[0] == failed
+    assert failed[0][:2] == (0, False)
+    assert failed[0][2].startswith("the weights left the neighbourhood of the checkpoint")
+    for a, b in zip(expected, found, strict=True):
+        scale = np.abs(a.total().comoment).max()
+        # Sums of products of deviations of about 1 nat, known to 1e-6 or so; the squared norm to 1e-4.
+        np.testing.assert_allclose(b.total().comoment, a.total().comoment, rtol=0, atol=1e-4 * scale)
+        assert scale > 0.01
 
-        with pytest.raises(PatterningError) as caught:
-            ray.get(group.chain.remote("group/refused", 0, aggregator, board), timeout=100)
-        assert str(caught.value.cause) == "model.path: there is no such folder"
+    with pytest.raises(PatterningError) as caught:
+        chain(group, "group/refused", 0)
+    assert str(caught.value.cause) == "model.path: there is no such folder"
 
-        # Every time the ranks start anew.
-        started = time.monotonic()
-        what = r"rank 1 of chain group 0 on node .* failed in group/raising chain 0"
-        with pytest.raises(RuntimeError, match=what) as caught:
-            ray.get(group.chain.remote("group/raising", 0, aggregator, board), timeout=100)
-        assert "a bug of the user's own" in str(caught.value)
-        with pytest.raises(PatterningError) as caught:
-            ray.get(group.chain.remote("group/killed", 0, aggregator, board), timeout=100)
-        text = str(caught.value.cause)
-        assert re.match(
-            r"rank 1 of chain group 0 on node \S+ died in group/killed chain 0, and the group with it \(", text
-        )
-        assert text.endswith("look for memory or node failures, and run the same command again to resume")
-        assert len(text) < 400
-        assert "\n" not in text
-        assert time.monotonic() - started < 90
+    # Every time the ranks start anew.
+    what = r"rank 1 of chain group 0 on node .* failed in group/raising chain 0"
+    with pytest.raises(RuntimeError, match=what) as caught:
+        chain(group, "group/raising", 0)
+    assert "a bug of the user's own" in str(caught.value)
+    with pytest.raises(WorkerLost) as caught:
+        chain(group, "group/killed", 0)
+    text = str(caught.value.cause)
+    assert re.match(r"rank 1 of chain group 0 on node \S+ died in group/killed chain 0, and the group with it \(", text)
+    assert len(text) < 400
+    assert "\n" not in text
+    for actor in (group, shard):
+        ray.kill(actor)
+    remove_placement_group(place)
+    assert_all_is_given_back()
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_a_chain_that_loses_ranks_goes_on_and_one_that_always_does_is_left_out(tmp_path):
+    """Either rank dies once, in the middle; then one that dies whenever its chain begins. The rest is undisturbed."""
+    from patterning_dist.runtime.chains import Events, UnitPlan, run_chains
+
+    units = ("group/steady", "group/struck", "group/mortal")
+    sampling = sampling_config(
+        draws_per_push=2, snapshot_seconds=0, aggregator_shards=2, max_chain_failures=1, min_chains=1
+    )
+    results, events = {}, []
+    told = Events(results.__setitem__, lambda kind, **fields: events.append({"kind": kind, **fields}))
+    plans = {unit: UnitPlan(ledger_plan(2), lambda part: part) for unit in units}
+    study = functools.partial(GroupStudy, folder=tmp_path)
+    run_chains("test", study, sampling, "cpu", LocalStorage(tmp_path), plans, told, quiet())
+    assert list(results) == list(units)
+
+    steady, struck, mortal = (results[unit] for unit in units)
+    for number in (0, 1):
+        np.testing.assert_array_equal(struck.traces[number], steady.traces[number])
+        # The centre, and what is left from the second or third push on; never all nine draws.
+        assert 1 + 5 <= int((tmp_path / f"calls-{number}").read_text()) <= 1 + 7
+    assert all(record.healthy for record in (*steady.records, *struck.records))
+    for a, b, c in zip(steady.parts, struck.parts, mortal.parts, strict=True):
+        assert [[moments.chain for moments in part.chains] for part in (a, b, c)] == [[0, 1], [0, 1], [0]]
+        for moments in (*b.chains, *c.chains):
+            for name, value in a.chains[moments.chain].state_dict().items():
+                np.testing.assert_array_equal(moments.state_dict()[name], value, err_msg=name)
+    record = mortal.records[1]
+    assert not record.healthy
+    lost = r"lost 2 times without getting beyond draw 0; last: rank 1 of chain group 0 .*died in group/mortal chain 1"
+    assert re.match(lost, record.reason)
+    assert all(part.excluded == {1: record.reason} for part in mortal.parts)
+
+    losses = [(e["unit"], e["chain"]) for e in events if e["kind"] == "chain_lost"]
+    assert sorted(losses) == [("group/mortal", 1)] * 2 + [("group/struck", 0), ("group/struck", 1)]
+    reasons = {(e["unit"], e["chain"]): e["reason"] for e in events}
+    assert re.match("rank 1 of chain group 0 .*died in group/struck chain 0", reasons["group/struck", 0])
+    assert re.match("rank 0 of chain group 0 .*died in group/struck chain 1", reasons["group/struck", 1])
+    assert not [file for unit in units for file in (tmp_path / "sampling" / unit / "checkpoints").iterdir()]
     assert_all_is_given_back()
 
 
@@ -251,7 +315,7 @@ def test_a_group_without_room_on_any_node_is_spread_and_says_so(monkeypatch):
         assert [(group["strategy"], group["bundles"]) for group in live] == [
             ("PACK", {0: {"CPU": 1.0}, 1: {"CPU": 1.0}})
         ]
-        assert len(started) == 1
+        assert started.number == 1
     assert shown.file.getvalue().startswith("no node has 2 times 1 CPU: the ranks of a chain are spread over nodes")
     assert_all_is_given_back()
 
@@ -259,6 +323,7 @@ def test_a_group_without_room_on_any_node_is_spread_and_says_so(monkeypatch):
 @pytest.mark.usefixtures("local_ray")
 def test_waiting_for_room_ends_and_says_what_it_waited_for():
     import ray
+    from ray.util import placement_group, remove_placement_group
 
     from patterning_dist.runtime.groups import ChainGroup
 
@@ -269,15 +334,15 @@ def test_waiting_for_room_ends_and_says_what_it_waited_for():
 
     occupant = Occupant.remote()
     assert ray.get(occupant.here.remote(), timeout=60)
-    place = ray.util.placement_group([{"CPU": 1}] * 2, strategy="STRICT_PACK")
+    place = placement_group([{"CPU": 1}] * 2, strategy="STRICT_PACK")
     group = ChainGroup.remote(4, place, GroupStudy, sampling_config(), "cpu", placement_timeout=1.0)
     with pytest.raises(PatterningError) as caught:
-        ray.get(group.chain.remote("group/steady", 0, None, None), timeout=60)
+        ray.get(group.start.remote(), timeout=250)
     assert str(caught.value.cause) == (
         "chain group 4: there was no room for 2 ranks of 1 CPU within 1 s; the Ray cluster has 2 CPU, 1 of them free; "
         "wait for other work to end, or lower sampling.ranks_per_chain"
     )
     for actor in (occupant, group):
         ray.kill(actor)
-    ray.util.remove_placement_group(place)
+    remove_placement_group(place)
     assert_all_is_given_back()

@@ -67,7 +67,7 @@ def make_job(run, name, *, weights=None, num_workers=1, zero=None, **changes):
 
 def train_all(config, run, jobs):
     """Weights after each job, all of them in one lane."""
-    run_jobs(config, run.path, jobs, "training", quiet(), 1)
+    run_jobs(config, run, jobs, "training", quiet(), 1)
     for job in jobs:
         for name in JOB_FILES:
             assert (job.folder / name).is_file(), (job.name, name)

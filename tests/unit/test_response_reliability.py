@@ -10,7 +10,9 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.response.reliability import (
     bootstrap_correlation,
     fisher_correlation,
+    reliability_from_sums,
     split_half_reliability,
+    split_half_sums,
 )
 
 
@@ -48,6 +50,21 @@ def test_reliability_is_undefined_for_one_chain_and_for_constant_rows():
     result = split_half_reliability(chi)
     assert np.isfinite(result[0])
     assert np.isnan(result[1])
+
+
+@pytest.mark.parametrize("num_chains", [1, 2, 5, 8])
+def test_sums_over_parts_of_the_probe_add_up_to_the_reliability_of_the_whole(num_chains):
+    """Rows of chi sum to zero over the probe: a part's own mean must not be taken out."""
+    chi = noisy_chi(num_chains, 1.0)
+    chi += np.linspace(-2, 2, chi.shape[-1])  # parts differ in their means
+    edges = [0, 0, 1, 900, 900, 2500, 4000]
+    parts = [chi[:, :, start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    got = reliability_from_sums(sum(split_half_sums(part) for part in parts))
+    wanted = split_half_reliability(chi)
+    np.testing.assert_allclose(got, wanted, rtol=1e-12)
+    if num_chains > 1:
+        means = np.mean([split_half_reliability(part) for part in parts if part.shape[-1] > 1], axis=0)
+        assert np.abs(means - wanted).min() > 0.05  # which is another number
 
 
 def test_fisher_interval_equals_scipy():

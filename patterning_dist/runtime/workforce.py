@@ -1,0 +1,170 @@
+"""Workers that take tasks one after another, and are replaced when their process or node dies."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter, deque
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.progress import Progress
+
+_ROOM_TIMEOUT = 600.0  # seconds without any worker, until the resources of one must have become free
+_SAID_AFTER = 15.0  # seconds after which it is said what is waited for
+_MAX_LOSSES = 3  # workers that one task may lose, unless its caller has a rule of its own
+
+
+class WorkerLost(Exception):
+    """What a worker raises whose task was lost through no fault of the task's: it is to be given to another."""
+
+
+Lost = Callable[[int, str], Any]  # (index of the task, what happened) -> a result, or None: try again
+
+
+class Workforce:
+    """A number of workers of one kind.
+
+    Args:
+        hire: starts one worker; the actor, and a reference that resolves when it can take tasks.
+        number: of workers.
+        need: resource and amount that one worker takes, for messages.
+        progress: is told what is waited for.
+        dismiss: gives back what a worker that died leaves behind.
+    """
+
+    def __init__(
+        self,
+        hire: Callable[[], tuple[ActorHandle, ray.ObjectRef]],
+        number: int,
+        need: tuple[str, float],
+        progress: Progress,
+        dismiss: Callable[[ActorHandle], None] = lambda worker: None,
+    ) -> None:
+        self._dismiss = dismiss
+        self._hire, self.number, self._need, self._progress = hire, number, need, progress
+        self._starting: dict[ray.ObjectRef, ActorHandle] = {}
+        self._idle: list[ActorHandle] = []
+        self._running: dict[ray.ObjectRef, tuple[int, ActorHandle]] = {}
+        self._alone_since = time.monotonic()  # how long there has been no worker at all
+        self._said, self._say_again_at = "", 0.0
+        for _ in range(number):
+            self._start()
+
+    def run(
+        self,
+        calls: list[Callable[[ActorHandle], ray.ObjectRef]],
+        poll: Callable[[list[Any]], Any],
+        lost: Lost | None = None,
+    ) -> list[Any]:
+        """Hand calls to workers as they become free; results in the order of the calls.
+
+        Args:
+            calls: each takes a worker and starts one task on it; the same task may be started again elsewhere.
+            poll: called about twice a second with the results so far (None: not yet). It may put None in place of a
+                result, to have the task run again; while it returns something true it is called again.
+            lost: decides about a task whose worker died; by default it is tried again, a few times.
+
+        Raises:
+            PatterningError: no worker found room in time, or a task has lost too many.
+        """
+        results: list[Any] = [None] * len(calls)
+        waiting, losses, busy = deque(range(len(calls))), Counter[int](), False
+
+        def give_up(index: int, reason: str) -> None:
+            losses[index] += 1
+            if losses[index] > _MAX_LOSSES:
+                raise PatterningError(
+                    f"{losses[index]} worker processes died at the same task ({reason}); look for memory or node "
+                    "failures, and run the same command again to resume"
+                )
+
+        while waiting or self._running or busy:
+            while waiting and self._idle:
+                index, worker = waiting.popleft(), self._idle.pop()
+                self._running[calls[index](worker)] = (index, worker)
+            pending = [*self._running, *self._starting]
+            done = ray.wait(pending, timeout=0.5)[0] if pending else time.sleep(0.1) or []
+            for reference in done:
+                if reference in self._starting:
+                    self._started(reference)
+                    continue
+                index, worker = self._running.pop(reference)
+                try:
+                    results[index] = ray.get(reference)
+                    self._idle.append(worker)
+                except (ray.exceptions.RayActorError, WorkerLost) as error:
+                    reason = loss_reason(error)
+                    if isinstance(error, WorkerLost):
+                        self._idle.append(worker)  # it starts its ranks anew with the next task
+                    else:
+                        self._replace(worker)
+                    results[index] = (lost or give_up)(index, reason)
+                    if results[index] is None:
+                        waiting.append(index)
+            self._check_room(bool(waiting or self._running))
+            before = list(results)
+            busy = poll(results)
+            again = [i for i, (a, b) in enumerate(zip(before, results, strict=True)) if a is not None and b is None]
+            waiting.extend(again)
+        return results
+
+    def wind_down(self, seconds: float) -> None:
+        """Give the tasks under way some time to come to an end of their own."""
+        if self._running:
+            ray.wait(list(self._running), num_returns=len(self._running), timeout=seconds)
+
+    def _start(self) -> None:
+        worker, ready = self._hire()
+        self._starting[ready] = worker
+
+    def _started(self, reference: ray.ObjectRef) -> None:
+        worker = self._starting.pop(reference)
+        try:
+            ray.get(reference)
+            self._idle.append(worker)
+        except WorkerLost:
+            self._idle.append(worker)  # as above
+        except ray.exceptions.RayActorError:
+            time.sleep(0.5)  # its node may be on its way out
+            self._replace(worker)
+
+    def _replace(self, worker: ActorHandle) -> None:
+        self._dismiss(worker)
+        self._start()
+
+    def _check_room(self, is_needed: bool) -> None:
+        """Waiting for room is bounded, and says what it waits for."""
+        if self._idle or self._running or not is_needed:
+            self._alone_since, self._said = time.monotonic(), ""
+            return
+        now = time.monotonic()
+        waited = now - self._alone_since
+        if waited < _SAID_AFTER:
+            return
+        resource, amount = self._need
+        there, free = ray.cluster_resources(), ray.available_resources()
+        state = (
+            f"a worker needs {amount:g} {resource}; the Ray cluster has {there.get(resource, 0):g} {resource}, "
+            f"{free.get(resource, 0):g} of them free"
+        )
+        if waited > _ROOM_TIMEOUT:
+            raise PatterningError(
+                f"no worker could be started within {_ROOM_TIMEOUT:g} s: {state}; wait for other work to end or add "
+                "nodes, and run the same command again to resume"
+            )
+        if state != self._said and (not self._said or now >= self._say_again_at):  # dead nodes go from the count late
+            self._said, self._say_again_at = state, now + _SAID_AFTER
+            self._progress.say(f"waiting for a worker: {state}")
+
+
+def loss_reason(error: BaseException) -> str:
+    """What became of a worker, in one line."""
+    if isinstance(error, ray.exceptions.RayTaskError):
+        error = error.cause  # as it was raised in the worker
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    reasons = [line for line in lines if "exit" in line.lower() or "died" in line.lower() or "node" in line.lower()]
+    return (reasons or lines or [type(error).__name__])[-1].partition(" Some common causes")[0]

@@ -1,0 +1,50 @@
+"""The state of a chain as bytes: safetensors, so that nothing is unpickled when it is read."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+from safetensors.torch import load, save
+from torch import Tensor
+
+
+def encode(state: dict[str, Any], **extra: str) -> bytes:
+    """``Chain.state_dict()`` as bytes; ``extra`` is text to be kept with it.
+
+    Tensors keep their bits; numbers are kept as JSON, whose floats are exact.
+    """
+    tensors: dict[str, Tensor] = {}
+    numbers: dict[str, Any] = {}
+    for name, value in state["sampler"].items():
+        if isinstance(value, dict):
+            tensors |= {f"sampler/{name}/{piece}": tensor.detach().cpu() for piece, tensor in value.items()}
+            numbers[name] = sorted(value)
+        else:
+            numbers[name] = value
+    if state["sums"] is not None:
+        tensors["sums"] = state["sums"].cpu()
+    header = {"sampler": numbers, "num_draws": state["num_draws"], "extra": extra}
+    # safetensors refuses tensors that share memory or are not contiguous.
+    return save({n: t.contiguous().clone() for n, t in tensors.items()}, {"header": json.dumps(header)})
+
+
+def decode(content: bytes, device: str) -> tuple[dict[str, Any], dict[str, str]]:
+    """The inverse of ``encode``: the state on a device, and the text."""
+    tensors = {name: tensor.to(device) for name, tensor in load(content).items()}
+    header = json.loads(_metadata(content)["header"])
+    sampler = {
+        name: {piece: tensors[f"sampler/{name}/{piece}"] for piece in value} if isinstance(value, list) else value
+        for name, value in header["sampler"].items()
+    }
+    sums = tensors.get("sums")
+    return {
+        "sampler": sampler,
+        "num_draws": header["num_draws"],
+        "sums": None if sums is None else sums.cpu(),
+    }, header["extra"]
+
+
+def _metadata(content: bytes) -> dict[str, str]:
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length])["__metadata__"]

@@ -1,0 +1,82 @@
+"""Chain groups, a chain on two ranks on two nodes: a rank dies, a whole group dies, and the numbers are the same."""
+
+from __future__ import annotations
+
+import failures
+import pytest
+import ray
+from failures import Attack, actors, events, kill, middle, wait_for
+from study_models import make_study, study_config
+from tiny_run import quiet
+
+from patterning_dist.rundir import RunDirectory
+from patterning_dist.stages.study import run_study
+
+pytestmark = pytest.mark.slow
+# Positions are the same sums in the same order after a restart.
+TOLERANCE = 1e-6
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    with failures.cluster_of(2) as cluster:
+        ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
+        yield cluster
+        ray.shutdown()
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    file = make_study(tmp_path_factory.mktemp("study"))
+    changes = (
+        "model.checkpoints=[final]",
+        "sampling.components=[{name: layer.0.head.1}]",
+        "sampling.num_chains=2",
+        "sampling.ranks_per_chain=2",
+    )
+    return study_config(file, *failures.LONG, *changes)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(cluster, study, tmp_path_factory):
+    run = RunDirectory(tmp_path_factory.mktemp("undisturbed") / "run")
+    run_study(study, run.path, quiet())
+    assert not events(run, "chain_lost")
+    return failures.results(run)
+
+
+def test_a_rank(cluster, study, undisturbed, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+
+    def attack():
+        for rank in range(2):
+            wait_for("progress", lambda rank=rank: middle(run, 3 + 8 * rank) and len(actors(cluster, "ChainRank")) == 2)
+            kill(actors(cluster, "ChainRank")[rank])
+            wait_for("the loss", lambda rank=rank: len(events(run, "chain_lost")) > rank)
+
+    with Attack(attack):
+        run_study(study, run.path, quiet())
+    lost = events(run, "chain_lost")
+    assert len(lost) == 2
+    for event in lost:
+        assert event["reason"].startswith("rank ")
+        assert "of chain group 0 on node" in event["reason"]
+    assert max(event["draws"] for event in lost) > 0
+    failures.assert_same(failures.results(run), undisturbed, TOLERANCE)
+
+
+def test_a_whole_group(cluster, study, undisturbed, tmp_path):
+    run = RunDirectory(tmp_path / "run")
+
+    def attack():
+        wait_for("progress", lambda: middle(run) and len(actors(cluster, "ChainRank")) == 2)
+        (watcher,) = actors(cluster, "ChainGroup")
+        for process in [watcher, *actors(cluster, "ChainRank")]:
+            kill(process)
+        wait_for("the loss", lambda: events(run, "chain_lost"))
+
+    with Attack(attack):
+        run_study(study, run.path, quiet())
+    (lost,) = events(run, "chain_lost")
+    assert 0 < lost["draws"] < 200
+    failures.assert_same(failures.results(run), undisturbed, TOLERANCE)
