@@ -12,12 +12,18 @@ from patterning_dist.cli import app
 
 
 def main(command: str) -> None:
-    """Run a command of `patterning` with this process's arguments: same options, errors and exit codes."""
+    """Run a command of `patterning` with this process's arguments: same options, errors and exit codes.
+
+    The experiment is CONFIG or, as in other jobs, --config CONFIG.
+    """
+    arguments = [argument.removeprefix("--config=") for argument in sys.argv[1:] if argument != "--config"]
     submitted = "RAY_JOB_CONFIG_JSON_ENV_VAR" in os.environ
-    if submitted and not any(argument.startswith("--run-dir") for argument in sys.argv[1:]):
+    if submitted and not any(argument.startswith("--run-dir") for argument in arguments):
         typer.echo(
             "note: without --run-dir a submitted job may write into its uploaded copy of the working directory, which "
             "Ray deletes; give a folder on storage that all nodes share",
             err=True,
         )
-    typer.main.get_command(app).commands[command](prog_name=Path(sys.argv[0]).name)
+    entry = typer.main.get_command(app).commands[command]
+    entry.epilog = "CONFIG may be given as --config CONFIG."
+    entry(arguments, prog_name=Path(sys.argv[0]).name)

@@ -1,6 +1,6 @@
 """Every stage that is not done yet.
 
-ray job submit --working-dir . -- python jobs/pattern.py CONFIG --run-dir DIR
+ray job submit --working-dir . -- python jobs/pattern.py --config CONFIG --run-dir DIR
 """
 
 from _stage import main

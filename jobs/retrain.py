@@ -1,6 +1,6 @@
 """Stage `retrain`: the arms on weighted data.
 
-ray job submit --working-dir . -- python jobs/retrain.py CONFIG --run-dir DIR
+ray job submit --working-dir . -- python jobs/retrain.py --config CONFIG --run-dir DIR
 """
 
 from _stage import main

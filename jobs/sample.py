@@ -1,6 +1,6 @@
 """Stage `sample`: the posterior chains.
 
-ray job submit --working-dir . -- python jobs/sample.py CONFIG --run-dir DIR
+ray job submit --working-dir . -- python jobs/sample.py --config CONFIG --run-dir DIR
 """
 
 from _stage import main

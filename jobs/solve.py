@@ -1,6 +1,6 @@
 """Stage `solve`: the sample weights.
 
-ray job submit --working-dir . -- python jobs/solve.py CONFIG --run-dir DIR
+ray job submit --working-dir . -- python jobs/solve.py --config CONFIG --run-dir DIR
 """
 
 from _stage import main

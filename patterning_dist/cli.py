@@ -12,7 +12,10 @@ import typer
 
 from patterning_dist.config import Config, StudyConfig, config_schema, load_config
 from patterning_dist.errors import PatterningError
+from patterning_dist.place import Place
+from patterning_dist.preemption import EXIT_CODE, Preempted, preemptible
 from patterning_dist.rundir import STAGES, read_manifest
+from patterning_dist.storage import path_or_url
 
 HELP = {
     "prepare": "Train the tokenizer and cut the corpus into sequences.",
@@ -34,31 +37,46 @@ config_app = typer.Typer(help="The experiment file.", no_args_is_help=True, rich
 app.add_typer(config_app, name="config")
 
 ConfigArgument = Annotated[
-    Path, typer.Argument(metavar="CONFIG", help="Experiment file, or a run directory to take up again.")
+    Path,
+    typer.Argument(metavar="CONFIG", help="Experiment file, or a run directory to take up again.", parser=path_or_url),
 ]
 SetOption = Annotated[
     list[str] | None,
     typer.Option("--set", metavar="KEY=VALUE", help="Change one key: sampling.num_chains=8."),
 ]
 RunDirOption = Annotated[
-    Path | None, typer.Option("--run-dir", metavar="DIR", help="Where the run is kept.", show_default=False)
+    Path | None,
+    typer.Option(
+        "--run-dir",
+        metavar="DIR",
+        help="Where the run is kept: a folder, or a URL (s3://bucket/run).",
+        show_default=False,
+        parser=path_or_url,
+    ),
 ]
 
 
 @contextlib.contextmanager
 def _reported() -> Iterator[None]:
     try:
-        yield
+        with preemptible():
+            yield
     except PatterningError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(2) from None
+    except Preempted:
+        typer.secho("told to leave (SIGTERM); run the same command to resume", err=True)
+        raise typer.Exit(EXIT_CODE) from None
     except KeyboardInterrupt:
         typer.secho("interrupted; run the same command to resume", err=True)
         raise typer.Exit(130) from None
 
 
-def _open(config: Path, overrides: Sequence[str] | None, run_dir: Path | None) -> tuple[Config | StudyConfig, Path]:
+def _open(
+    config: Path | str, overrides: Sequence[str] | None, run_dir: Path | str | None
+) -> tuple[Config | StudyConfig, Path | str]:
     """The experiment and its run directory; a run directory is its own unless another is asked for."""
+    config, run_dir = _local(config, run_dir)
     if config.is_dir():
         if not (config / "config.yaml").is_file():
             raise PatterningError(f"{config}: not a run directory, there is no config.yaml; give an experiment file")
@@ -68,14 +86,25 @@ def _open(config: Path, overrides: Sequence[str] | None, run_dir: Path | None) -
     return loaded, run_dir or loaded.run_directory
 
 
-def _open_run(config: Path, overrides: Sequence[str] | None, run_dir: Path | None) -> tuple[Config, Path]:
+def _local(config: Path | str, run_dir: Path | str | None) -> tuple[Path, Path | str | None]:
+    """A run at a URL is taken up again from the config.yaml there."""
+    if isinstance(config, Path):
+        return config, run_dir
+    return Place.at(config).fetch("config.yaml"), run_dir or config
+
+
+def _open_run(
+    config: Path | str, overrides: Sequence[str] | None, run_dir: Path | str | None
+) -> tuple[Config, Path | str]:
     loaded, directory = _open(config, overrides, run_dir)
     if isinstance(loaded, StudyConfig):
         raise PatterningError(f"{config}: is a study of a given model; run `patterning study {config}`")
     return loaded, directory
 
 
-def _open_study(config: Path, overrides: Sequence[str] | None, run_dir: Path | None) -> tuple[StudyConfig, Path]:
+def _open_study(
+    config: Path | str, overrides: Sequence[str] | None, run_dir: Path | str | None
+) -> tuple[StudyConfig, Path | str]:
     loaded, directory = _open(config, overrides, run_dir)
     if isinstance(loaded, Config):
         raise PatterningError(f"{config}: is the whole loop, with a training; run `patterning run {config}`")
@@ -89,7 +118,7 @@ def run(config: ConfigArgument, overrides: SetOption = None, run_dir: RunDirOpti
         _run_stages(loaded, list(STAGES), directory)
 
 
-def _run_stages(config: Config, stages: list[str], directory: Path) -> None:
+def _run_stages(config: Config, stages: list[str], directory: Path | str) -> None:
     from patterning_dist.driver import run_stages
 
     run_stages(config, stages, directory)
@@ -122,6 +151,56 @@ def study(config: ConfigArgument, overrides: SetOption = None, run_dir: RunDirOp
         from patterning_dist.stages.study import run_study
 
         run_study(loaded, directory)
+
+
+@app.command(help="Run an experiment as a job of a Ray cluster; where it runs already, attach to it.")
+def submit(
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    run_dir: Annotated[
+        str | None,
+        typer.Option("--run-dir", metavar="DIR", help="Absolute path that all nodes share, or a URL."),
+    ] = None,
+    address: Annotated[
+        str, typer.Option("--address", envvar="RAY_API_SERVER_ADDRESS", metavar="URL", help="The cluster's dashboard.")
+    ] = "http://127.0.0.1:8265",
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the log until the job has ended.")] = True,
+) -> None:
+    with _reported():
+        from patterning_dist.runtime.submit import submit_run
+
+        config, run_dir = _local(config, run_dir)
+        raise typer.Exit(submit_run(config, overrides or (), run_dir, address, follow))
+
+
+@app.command(help="Say what every stage will take, from a short probe of its real pieces; writes nothing.")
+def plan(
+    config: ConfigArgument,
+    overrides: SetOption = None,
+    run_dir: RunDirOption = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+) -> None:
+    with _reported():
+        loaded, directory = _open(config, overrides, run_dir)
+        from patterning_dist.driver import plan_experiment
+
+        plan_experiment(loaded, directory, as_json)
+
+
+@app.command(help="Check this machine and the Ray cluster: a line a check, ok or what to do.")
+def doctor(
+    run_dir: Annotated[
+        str, typer.Option("--run-dir", metavar="DIR", help="Where runs are to be kept, a folder or a URL.")
+    ] = "runs",
+    address: Annotated[
+        str | None,
+        typer.Option("--address", metavar="HOST:PORT", help="Cluster; default: RAY_ADDRESS, else one is started."),
+    ] = None,
+) -> None:
+    with _reported():
+        from patterning_dist.runtime.doctor import print_findings
+
+        raise typer.Exit(print_findings(run_dir, address))
 
 
 @app.command(help="List the components of a model, which `sampling.components` can name, and their sizes.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import inspect
 import json
 import os
 from collections.abc import Iterator
@@ -27,6 +28,8 @@ def deepspeed_config(path: Path | None, batch_size: int, num_ranks: int) -> dict
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         **config,
+        # Training checkpoints go back to the rank that wrote them.
+        "zero_optimization": {**config.get("zero_optimization", {}), "elastic_checkpoint": False},
         "train_batch_size": batch_size,
         "train_micro_batch_size_per_gpu": batch_size // (num_ranks * accumulation),
         "gradient_accumulation_steps": accumulation,
@@ -67,3 +70,54 @@ def whole_parameters(engine: Any) -> Iterator[nn.Module]:
 def copy_weights(module: nn.Module) -> dict[str, Tensor]:
     """Contiguous copies of all weights on the CPU, by name."""
     return {name: p.detach().to("cpu", torch.float32, copy=True).contiguous() for name, p in module.named_parameters()}
+
+
+# What DeepSpeed keeps with its optimizers for layouts other than the one that is saved.
+_FOR_OTHER_LAYOUTS = ("param_slice_mappings", "universal_checkpoint_info")
+_COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
+
+
+def engine_state(engine: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """What an engine needs to go on with the same bits: what all ranks have alike, and what is this rank's alone.
+
+    To be taken between two optimizer steps, on every rank at once.
+    """
+    stage = engine.zero_optimization_stage()
+    with _whole_shards(engine):
+        optimizer = {k: v for k, v in engine.optimizer.state_dict().items() if k not in _FOR_OTHER_LAYOUTS}
+        if "loss_scaler" in optimizer:
+            scaler = vars(optimizer["loss_scaler"]).items()
+            optimizer["loss_scaler"] = {k: v for k, v in scaler if isinstance(v, bool | int | float)}
+        module = {} if stage == 3 else engine.module.state_dict()  # stage 3: all there is are the optimizer's pieces
+    shared = {"module": module, "counters": {name: getattr(engine, name) for name in _COUNTERS}}
+    return (shared | {"optimizer": optimizer}, {}) if stage == 0 else (shared, {"optimizer": optimizer})
+
+
+def load_engine_state(engine: Any, shared: dict[str, Any], own: dict[str, Any]) -> None:
+    """Put an engine, made with the same model and configuration, into a state of ``engine_state``."""
+    optimizer = dict((shared | own)["optimizer"])
+    if "loss_scaler" in optimizer:
+        vars(engine.optimizer.loss_scaler).update(optimizer["loss_scaler"])
+        optimizer["loss_scaler"] = engine.optimizer.loss_scaler
+    with _whole_shards(engine):
+        if shared["module"]:
+            engine.module.load_state_dict(shared["module"])
+        load = engine.optimizer.load_state_dict
+        if "state_dict_list" in inspect.signature(load).parameters:  # takes its own out of those of all ranks
+            ranks = range(torch.distributed.get_world_size())
+            load([optimizer for _ in ranks], load_optimizer_states=True, load_from_fp32_weights=True)
+        else:
+            load(optimizer)
+    for name, value in shared["counters"].items():
+        setattr(engine, name, value)
+
+
+@contextlib.contextmanager
+def _whole_shards(engine: Any) -> Iterator[None]:
+    """DeepSpeed's own preparation for a checkpoint: under ZeRO stage 3 small parameters are whole between steps."""
+    if engine.zero_optimization_stage() < 3:
+        yield
+        return
+    engine.optimizer.checkpoint_event_prologue()
+    yield
+    engine.optimizer.checkpoint_event_epilogue()

@@ -2,93 +2,120 @@
 
 from __future__ import annotations
 
-from pathlib import Path
+import contextlib
+from typing import Any
 
 import ray
 from ray.actor import ActorHandle
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patterning_dist.config import Config
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
-from patterning_dist.runtime.environment import ray_session, resolve_device
-from patterning_dist.runtime.train_worker import train_on_worker
-from patterning_dist.runtime.workers import ProgressBoard
+from patterning_dist.rundir import RunDirectory
+from patterning_dist.runtime.environment import ray_session
+from patterning_dist.runtime.workers import progress_board
 from patterning_dist.training.job import TrainingJob
+
+# Of the 30 seconds that a preempted driver has, those in which trainings may save where they are.
+_SECONDS_TO_SAVE = 15.0
+_SECONDS_TO_ASK = 3.0
+
+
+# One that dies is made anew, without what it knew: trainings ask it again, and lines not yet said are lost.
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class JobControl:
+    """What the driver wants of the trainings, and what they have for the driver to say."""
+
+    def __init__(self) -> None:
+        self._stop, self._messages = False, []
+
+    def stop(self) -> None:
+        """Let every training save its state and stop."""
+        self._stop = True
+
+    def stopping(self) -> bool:
+        """Whether trainings are to stop."""
+        return self._stop
+
+    def tell(self, kind: str, text: str, **fields: Any) -> None:
+        """Leave an event, and a line for the user."""
+        self._messages.append((kind, text, fields))
+
+    def take(self) -> list[tuple[str, str, dict[str, Any]]]:
+        """All that was left since the last time: kind, line, fields of the event."""
+        messages, self._messages = self._messages, []
+        return messages
 
 
 def run_jobs(
-    config: Config, directory: Path, jobs: list[TrainingJob], label: str, progress: Progress, concurrent: int | None
+    config: Config, run: RunDirectory, jobs: list[TrainingJob], label: str, progress: Progress, concurrent: int | None
 ) -> None:
     """Train all jobs, shared out over lanes; the jobs of a lane follow each other in one set of workers.
 
+    Whatever ends this early, Ctrl-C and preemption included, the trainings under way get some seconds to save where
+    they are.
+
     Args:
         config: of the run.
-        directory: of the run.
+        run: directory of the run, whose folders hold those of the jobs.
         jobs: all with the same number of ranks.
         label: for the progress display, which shows a line a job.
         progress: the display.
         concurrent: lanes at most; None: what the cluster holds.
 
     Raises:
-        PatterningError: the cluster cannot hold even one job, or a training failed in a way the user can mend.
+        PatterningError: the cluster cannot hold even one job, a training failed in a way the user can mend, or its
+            workers died again and again.
     """
+    # Ray Train takes a second to import, which the processes of other stages need not spend.
+    from patterning_dist.runtime.lanes import num_fitting
+
     with ray_session(config.training.threads_per_worker):
-        num_lanes = min(_num_fitting(config, jobs[0].num_workers), concurrent or len(jobs), len(jobs))
-        board = ProgressBoard.remote()
+        num_lanes = min(num_fitting(config, jobs[0].num_workers), concurrent or len(jobs), len(jobs))
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board, control = progress_board(), JobControl.options(scheduling_strategy=here).remote()
         progress.start(label, sum(job.num_steps + job.anneal_steps for job in jobs))
-        running = [
-            _run_lane.remote(config, directory, jobs[lane::num_lanes], board, f"lane-{lane}")
-            for lane in range(num_lanes)
-        ]
-        while running:
-            done, running = ray.wait(running, timeout=0.5)
-            notes = ray.get(board.read.remote())
-            for key, note in sorted(notes.items()):
-                progress.update_line(key, **note)
-            progress.update(sum(note["done"] for note in notes.values()))
-            ray.get(done)
+        start = _run_lane.options(max_retries=config.retrain.max_failures).remote
+        arguments = {
+            "config": config,
+            "place": run.place,
+            "board": board,
+            "control": control,
+        }
+        running = [start({"jobs": jobs[n::num_lanes], **arguments}, f"lane-{n}") for n in range(num_lanes)]
+        try:
+            while running:
+                done, running = ray.wait(running, timeout=0.5)
+                notes = ray.get(board.read.remote())
+                for key, note in sorted(notes.items()):
+                    progress.update_line(key, **note)
+                progress.update(sum(note["done"] for note in notes.values()))
+                _pass_on(control, run, progress)
+                ray.get(done)
+        except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
+            raise PatterningError(
+                f"{label}: the process that watches over a training died again and again "
+                f"({str(error).strip().splitlines()[0]}); look for memory or node failures, and run the same command "
+                "again to go on from the last checkpoints"
+            ) from error
+        finally:
+            if running:
+                with contextlib.suppress(RayError, PatterningError):  # the error on its way out says more
+                    ray.get(control.stop.remote(), timeout=_SECONDS_TO_ASK)
+                    ray.wait(running, num_returns=len(running), timeout=_SECONDS_TO_SAVE)
+                    _pass_on(control, run, progress)
+
+
+def _pass_on(control: ActorHandle, run: RunDirectory, progress: Progress) -> None:
+    for kind, text, fields in ray.get(control.take.remote()):
+        run.event("train", kind, text=text, **fields)
+        progress.say(text)
 
 
 @ray.remote(num_cpus=0)
-def _run_lane(config: Config, directory: Path, jobs: list[TrainingJob], board: ActorHandle, lane: str) -> None:
-    """Train jobs one after another with a ``TorchTrainer``; one whose worker dies is restarted."""
-    from ray.train import FailureConfig, RunConfig, ScalingConfig
-    from ray.train.torch import TorchConfig, TorchTrainer
+def _run_lane(arguments: dict[str, Any], name: str) -> None:
+    from patterning_dist.runtime.lanes import run_lane
 
-    device = resolve_device(config.device)
-    TorchTrainer(
-        train_on_worker,
-        train_loop_config={"config": config, "directory": str(directory), "jobs": jobs, "board": board},
-        torch_config=TorchConfig(backend="gloo" if device == "cpu" else "nccl"),
-        scaling_config=ScalingConfig(
-            num_workers=jobs[0].num_workers,
-            use_gpu=device != "cpu",
-            resources_per_worker={"CPU": config.training.threads_per_worker},
-        ),
-        run_config=RunConfig(
-            name=lane,
-            storage_path=str(directory.resolve() / "retrain" / ".ray"),
-            failure_config=FailureConfig(max_failures=config.retrain.max_failures),
-        ),
-    ).fit()
-
-
-def _num_fitting(config: Config, num_workers: int) -> int:
-    """How many jobs of ``num_workers`` ranks the cluster can hold at once.
-
-    Raises:
-        PatterningError: not even one; says what is asked for and what is there.
-    """
-    there = ray.cluster_resources()
-    need = {"CPU": config.training.threads_per_worker * num_workers}
-    if resolve_device(config.device) == "cuda":
-        need["GPU"] = num_workers
-    fitting = min(int(there.get(resource, 0) // amount) for resource, amount in need.items())
-    if fitting < 1:
-        asked = ", ".join(f"{amount} {resource}" for resource, amount in need.items())
-        found = ", ".join(f"{there.get(resource, 0):g} {resource}" for resource in need)
-        raise PatterningError(
-            f"one training needs {asked}, the Ray cluster has {found}; "
-            "lower num_workers or threads_per_worker, or add nodes"
-        )
-    return fitting
+    run_lane(arguments, name)

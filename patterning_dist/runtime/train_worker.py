@@ -3,52 +3,59 @@
 from __future__ import annotations
 
 import math
-import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
 import torch
 from ray.actor import ActorHandle
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from patterning_dist.config import Config
 from patterning_dist.data.sampler import permutation
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
-from patterning_dist.files import atomic_path, write_json, write_parquet
 from patterning_dist.models.attention import build_model
 from patterning_dist.models.losses import token_losses
+from patterning_dist.place import Place
 from patterning_dist.runtime.engine import copy_weights, deepspeed_config, initialize, whole_parameters
 from patterning_dist.runtime.environment import prepare_process, resolve_device
+from patterning_dist.runtime.metrics import training_metrics
+from patterning_dist.runtime.recorder import Recorder
+from patterning_dist.runtime.safekeeping import Safekeeper
 from patterning_dist.training.job import TrainingJob, WeightedBatches
 from patterning_dist.training.loss import weighted_loss
-from patterning_dist.training.metrics import EvaluationSet, evaluate
+from patterning_dist.training.metrics import EvaluationSet
 from patterning_dist.training.optimizer import build_optimizer, learning_rate_factor, set_learning_rate_factor
 
 _EVALUATION_STREAM = 0x6576616C
-_NOTE_EVERY = 0.5
 
 
 def train_on_worker(arguments: dict[str, Any]) -> None:
     """The loop of a Ray Train worker: its jobs one after another, finished ones skipped.
 
+    A job goes on from its training checkpoint. When the driver asks to stop, the one under way is saved and the rest
+    is left.
+
     Args:
-        arguments: config, directory (of the run), jobs, board.
+        arguments: config, place (of the run), jobs, board, control.
+
+    Raises:
+        ToldToLeave: a rank got SIGTERM; the job under way is saved.
     """
-    config: Config = arguments["config"]
+    config, place = arguments["config"], arguments["place"]
     prepare_process(config.training.threads_per_worker)
     for job in arguments["jobs"]:
-        if not job.is_finished(config):
-            _train(config, Path(arguments["directory"]), job, arguments["board"])
+        place.fetch(*job.inputs(place.path))
+        if not job.is_finished(config) and not _train(job=job, **{k: v for k, v in arguments.items() if k != "jobs"}):
+            return
 
 
-def _train(config: Config, directory: Path, job: TrainingJob, board: ActorHandle) -> None:
+def _train(config: Config, place: Place, job: TrainingJob, board: ActorHandle, control: ActorHandle) -> bool:
+    """Train one job to its end; False if it was stopped on the way."""
     rank, num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
     device = resolve_device(config.device)
     pool = TokenDataset(job.pool)
-    validation = TokenDataset(directory / "data" / "validation.parquet")
+    validation = TokenDataset(place.path / "data" / "validation.parquet")
     held_out = permutation(config.seed, _EVALUATION_STREAM, validation.num_sequences)
     evaluation = EvaluationSet.build(
         validation.tokens(held_out[: config.training.evaluation_sequences]), pool.vocabulary_size
@@ -62,13 +69,17 @@ def _train(config: Config, directory: Path, job: TrainingJob, board: ActorHandle
     settings = deepspeed_config(job.deepspeed, config.training.batch_size, num_ranks)
     engine = initialize(model, optimizer, settings, device)
     plain = build_model(config.model, pool.vocabulary_size, pool.context_length).to(device)
-    recorder = _Recorder(job, board, evaluation, rank, plain)
-    recorder.evaluate(engine, 0, float("nan"))
-    with whole_parameters(engine) as module:
-        recorder.save(copy_weights(module), "initial")
+    fingerprint = job.fingerprint(config)
+    recorder = Recorder(job, place, board, training_metrics(config.name, job.name), evaluation, rank, plain)
+    safekeeper = Safekeeper(job, fingerprint, place.path, place.storage, control, device)
+    if (kept := safekeeper.restore(engine)) is not None:
+        recorder.load_state_dict(kept["recorder"], kept["step"])
+    else:
+        recorder.evaluate(engine, 0, float("nan"))
+        with whole_parameters(engine) as module:
+            recorder.save(copy_weights(module), "initial")
     total = job.num_steps + job.anneal_steps
-    average: dict[str, torch.Tensor] = {}
-    for step in range(total):
+    for step in range(kept["step"] if kept else 0, total):
         factor = learning_rate_factor(step, job.num_steps, config.training.warmup_steps, job.anneal_steps)
         set_learning_rate_factor(optimizer, factor)
         loss = _step(engine, *batches(step), rank, num_ranks, device)
@@ -86,13 +97,15 @@ def _train(config: Config, directory: Path, job: TrainingJob, board: ActorHandle
         # The annealed checkpoint is the mean of the last half of the annealing.
         if step >= job.num_steps + job.anneal_steps // 2 and job.anneal_steps:
             with whole_parameters(engine) as module:
-                for name, w in copy_weights(module).items():
-                    average[name] = average[name] + w if name in average else w
+                recorder.add_to_average(copy_weights(module))
+        if step + 1 < total and safekeeper.after_step(engine, step + 1, recorder.state_dict):
+            return False
     with whole_parameters(engine) as module:
-        num_averaged = job.anneal_steps - job.anneal_steps // 2
-        final = {n: w / num_averaged for n, w in average.items()} if average else copy_weights(module)
+        final = copy_weights(module)
     engine.destroy()
-    recorder.finish(final, config, batches)
+    recorder.finish(final, fingerprint, batches)
+    safekeeper.finished()
+    return True
 
 
 def _step(engine: Any, tokens: np.ndarray, weights: np.ndarray, rank: int, num_ranks: int, device: str) -> float:
@@ -112,53 +125,3 @@ def _step(engine: Any, tokens: np.ndarray, weights: np.ndarray, rank: int, num_r
         engine.step()
         total += loss.item()
     return total
-
-
-class _Recorder:
-    """Rank 0's files and notes; every rank calls it, so that gathering weights stays collective.
-
-    Metrics are taken of a plain copy of the model: under ZeRO stage 3 the engine's own forward pass is collective, and
-    rank 0 alone would wait for ever.
-    """
-
-    def __init__(
-        self, job: TrainingJob, board: ActorHandle, evaluation: EvaluationSet, rank: int, plain: torch.nn.Module
-    ) -> None:
-        self.job, self.board, self.evaluation, self.rank = job, board, evaluation, rank
-        self.plain = plain
-        self.started, self.noted = time.monotonic(), 0.0
-        self.rows: list[dict[str, float]] = []
-
-    def note(self, done: int, total: int, loss: float) -> None:
-        if self.rank == 0 and (time.monotonic() - self.noted > _NOTE_EVERY or done == total):
-            self.noted = time.monotonic()
-            self.board.note.remote(self.job.name, done=done, total=total, loss=loss, healthy=bool(np.isfinite(loss)))
-
-    def evaluate(self, engine: Any, step: int, loss: float) -> None:
-        with whole_parameters(engine) as module:
-            weights = copy_weights(module)
-        if self.rank == 0:
-            self.plain.load_state_dict(weights)
-            row = evaluate(self.plain, self.evaluation)
-            seconds = time.monotonic() - self.started
-            self.rows.append({"step": step, "train_loss": loss, **row, "seconds": seconds})
-
-    def save(self, weights: dict[str, torch.Tensor], name: str) -> None:
-        if self.rank == 0:
-            with atomic_path(self.job.folder / f"{name}.safetensors") as path:
-                save_file(weights, path)
-
-    def finish(self, weights: dict[str, torch.Tensor], config: Config, batches: WeightedBatches) -> None:
-        if self.rank != 0:
-            return
-        self.save(weights, "model")
-        write_parquet(self.job.folder / "metrics.parquet", pa.Table.from_pylist(self.rows))
-        self.plain.load_state_dict(weights)
-        report = {
-            **evaluate(self.plain, self.evaluation),
-            "num_missing_weights": batches.joined.num_missing,
-            "num_joined_weights": batches.joined.num_joined,
-            "seconds": time.monotonic() - self.started,
-            "fingerprint": self.job.fingerprint(config),
-        }
-        write_json(self.job.folder / "evaluation.json", report)

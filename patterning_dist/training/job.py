@@ -15,6 +15,8 @@ from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.data.weights import JoinedWeights, SampleWeights
 from patterning_dist.files import file_sha256
 
+SECONDS_BETWEEN_CHECKPOINTS = 20.0
+
 
 @dataclass(frozen=True)
 class TrainingJob:
@@ -32,6 +34,7 @@ class TrainingJob:
         start: safetensors to start from; None: a fresh initialisation from ``seed``.
         deepspeed: DeepSpeed JSON; None: ZeRO stage 0.
         num_workers: data-parallel ranks.
+        checkpoint_seconds: shortest time between two training checkpoints, on which the result does not depend.
     """
 
     name: str
@@ -45,15 +48,22 @@ class TrainingJob:
     start: Path | None
     deepspeed: Path | None
     num_workers: int
+    checkpoint_seconds: float = SECONDS_BETWEEN_CHECKPOINTS
 
     def fingerprint(self, config: Config) -> str:
         """Hash of everything that the result depends on, file contents included."""
         keys = ("pool", "weights", "start", "deepspeed")
         files = {key: file_sha256(path) for key in keys if (path := getattr(self, key))}
-        spec = {k: v for k, v in asdict(self).items() if k not in ("folder", *files)}
-        sections = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "training")}
+        spec = {k: v for k, v in asdict(self).items() if k not in ("folder", "checkpoint_seconds", *files)}
+        dumped = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "training")}
+        sections = dumped | {"training": {k: v for k, v in dumped["training"].items() if k != "deepspeed"}}
         inputs = json.dumps([spec, files, sections, config.seed], sort_keys=True, default=str)
         return hashlib.sha256(inputs.encode()).hexdigest()
+
+    def inputs(self, directory: Path) -> list[str]:
+        """What it reads of the run directory, as names in there, its own folder included: nodes may have a copy."""
+        paths = [path for path in (self.weights, self.start, self.folder) if path and path.is_relative_to(directory)]
+        return ["data", *(path.relative_to(directory).as_posix() for path in paths)]
 
     def is_finished(self, config: Config) -> bool:
         """Whether the folder holds the result of this very job."""

@@ -1,0 +1,99 @@
+"""The user's own modules that an experiment names functions of, for a job to take along."""
+
+from __future__ import annotations
+
+import ast
+import importlib.machinery
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+from patterning_dist.config import (
+    Config,
+    FunctionConfig,
+    FunctionDataConfig,
+    ModuleModelConfig,
+    StudyConfig,
+)
+from patterning_dist.errors import PatterningError
+
+
+def own_modules(experiment: Path, config: Config | StudyConfig) -> dict[str, Path]:
+    """Those in the current folder, and what they import from there; a package counts as a whole.
+
+    What is installed as well is left out: it goes before the current folder, in a job as in a run on this machine.
+
+    Args:
+        experiment: file of the experiment, for messages.
+        config: the experiment.
+
+    Returns:
+        Name below the current folder -> file.
+
+    Raises:
+        PatterningError: a module is neither there nor installed, or is not valid Python.
+    """
+    here, waiting, packed, files = Path.cwd(), [], set(), {}
+    for key, path in _functions(config):
+        name = path.partition(":")[0].partition(".")[0]
+        if not _is_here(name, here) and not _is_installed(name, here):
+            raise PatterningError(
+                f"{experiment}: {key}: module {name} is neither in {here} nor installed; submit from the folder that "
+                "it is in"
+            )
+        waiting.append(name)
+    while waiting:
+        name = waiting.pop()
+        if name in packed or not _is_here(name, here) or _is_installed(name, here):
+            continue
+        packed.add(name)
+        folder = here / name
+        found = python_package(folder) if folder.is_dir() else {f"{name}.py": here / f"{name}.py"}
+        files |= found
+        for file in found.values():
+            if file.suffix == ".py":
+                waiting += _imports(experiment, file)
+    return files
+
+
+def python_package(folder: Path) -> dict[str, Path]:
+    """All files of a package, but for what is hidden or compiled: name from the package's own folder on -> file."""
+    names = {p.relative_to(folder.parent).as_posix(): p for p in folder.rglob("*") if p.is_file()}
+    return {name: file for name, file in names.items() if "/." not in name and "__pycache__" not in name}
+
+
+def _functions(config: Config | StudyConfig) -> Iterator[tuple[str, str]]:
+    """Key and ``package.module:function`` of the user's own functions."""
+    for number, observable in enumerate(config.sampling.observables):
+        if isinstance(observable, FunctionConfig):
+            yield f"sampling.observables.{number}.path", observable.path
+    if isinstance(config, StudyConfig):
+        if isinstance(config.model, ModuleModelConfig):
+            yield "model.build", config.model.build
+            yield "model.per_sample_loss", config.model.per_sample_loss
+        if isinstance(config.data, FunctionDataConfig):
+            yield "data.load", config.data.load
+
+
+def _is_here(name: str, here: Path) -> bool:
+    return (here / name).is_dir() or (here / f"{name}.py").is_file()
+
+
+def _is_installed(name: str, here: Path) -> bool:
+    if name in sys.stdlib_module_names or name == "patterning_dist":  # this package is packed anyway
+        return True
+    elsewhere = [path for path in sys.path if path and Path(path).resolve() != here.resolve()]
+    return importlib.machinery.PathFinder.find_spec(name, elsewhere) is not None
+
+
+def _imports(experiment: Path, file: Path) -> Iterator[str]:
+    """Top-level names of all that a module imports by absolute name."""
+    try:
+        tree = ast.parse(file.read_bytes(), str(file))
+    except (SyntaxError, ValueError) as error:
+        raise PatterningError(f"{experiment}: {file}: is not valid Python ({error}); correct it") from None
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from (alias.name.partition(".")[0] for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+            yield node.module.partition(".")[0]
