@@ -144,7 +144,7 @@ def measure(directory: Path, num_draws: int) -> dict[str, float]:
     with PeakMemory() as peak, Progress() as progress:
         sample(config, run, progress)
     return {
-        "aggregator": peak.of("Aggregator"),
+        "aggregator": peak.of("AggregatorShard"),
         "worker": peak.of("ModelWorker"),
         "seconds": time.monotonic() - started,
         "kept": num_draws * NUM_CHAINS * PROBE_SEQUENCES * (CONTEXT_LENGTH - 1) * 4 / 1e6,

@@ -17,11 +17,13 @@ from parity_meter import Meter, disk, memory
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from patterning_dist.files import write_parquet
+from patterning_dist.files import write_npz, write_parquet
 from patterning_dist.models.components import select_component
 from patterning_dist.models.huggingface import load_language_model, next_token_losses
-from patterning_dist.response.ledger import ChainRecord, Ledger, read_chains
+from patterning_dist.response.ledger import ChainRecord
+from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import Susceptibility, susceptibility
+from patterning_dist.response.units import write_unit
 from patterning_dist.sampling.chain import Chain, ChainSettings
 from patterning_dist.sampling.module_target import ModuleTarget
 from patterning_dist.sampling.posterior import Posterior
@@ -31,10 +33,9 @@ NUM_BATCHES = 16
 
 def sample(
     checkpoint: PreTrainedModel, component: str, tokens: Tensor, settings: dict, num_draws: int, seed: int, out: Path
-) -> None:
-    """All chains on one component, one after another; leaves what the aggregator of a run leaves."""
+) -> list[CoMoments]:
+    """All chains on one component, one after another; leaves co-moments and traces as files, like a study."""
     num_sequences, num_positions = len(tokens), tokens.shape[1] - 1
-    ledger = Ledger(["component_loss"], num_sequences * (num_positions + 1), num_draws, NUM_BATCHES)
     chain_settings = ChainSettings(
         posterior=Posterior(settings["inverse_temperature"], settings["localization"]),
         step_size=settings["step_size"],
@@ -45,6 +46,7 @@ def sample(
         steps_between_draws=settings["steps_between_draws"],
         seed=seed,
     )
+    chains, records, traces = [], [], []
     for number in range(settings["num_chains"]):
         model = copy.deepcopy(checkpoint)  # a target moves the weights of its model
         target = ModuleTarget(
@@ -57,25 +59,31 @@ def sample(
             micro_batch_size=settings["batch_size"],
         )
         chain = Chain(target, chain_settings, number, population=num_sequences)
-        ledger.open(number)
+        moments = CoMoments.empty(number, num_draws, 1, num_sequences * (num_positions + 1), NUM_BATCHES)
+        rows = []
         for draw in chain.draws():
-            ledger.push(number, draw.number, draw.observables[None], draw.losses[None], np.array([draw.mean_loss]))
-        ledger.close(ChainRecord(number, steps=chain.state.step), {"center_losses": chain.center_losses})
-    ledger.write(out)
+            moments.update(draw.observables[None], draw.losses[None])
+            rows.append([draw.mean_loss, *draw.observables])
+        arrays = moments.state_dict() | {"center_losses": chain.center_losses}
+        write_npz(out / f"chain-{number}.npz", arrays)
+        chains.append(moments)
+        records.append(ChainRecord(number, draws=num_draws, steps=chain.state.step))
+        traces.append(np.array(rows))
+    write_unit(out, ["component_loss"], records, traces)
+    return chains
 
 
 def estimate(
     checkpoint: PreTrainedModel, tokens: Tensor, settings: dict, num_draws: int, seed: int, out: Path
 ) -> Susceptibility:
     """The chains of the head and of the whole model, then chi with the peer's baseline, as a table."""
-    for name, component in (("head", settings["head"]), ("full", "everything")):
+    head, full = (
         sample(checkpoint, component, tokens, settings, num_draws, seed, out / name)
+        for name, component in (("head", settings["head"]), ("full", "everything"))
+    )
     num_entries = tokens[:, 1:].numel()
     # L is the mean over entries; the means of sequences, which follow them, have no part in it.
     weights = np.concatenate([np.ones(num_entries), np.zeros(len(tokens))])
-    (head, failed), (full, failed_full) = read_chains(out / "head"), read_chains(out / "full")
-    if failed or failed_full:
-        raise SystemExit(f"chains failed: {failed | failed_full}")
     found = susceptibility(head, loss_weights=weights, baseline="full", full=full)
     table = {"chi": found.chi[0, :num_entries], "se": found.standard_error[0, :num_entries]}
     write_parquet(out / "susceptibility.parquet", pa.table(table))
