@@ -81,9 +81,9 @@ class Run:
         return self._json(path, list) or []
 
     def table(self, path: str, columns: list[str] | None = None) -> pa.Table | None:
-        """A Parquet table (memory-mapped), all columns or those named."""
+        """A Parquet table (memory-mapped), of a file or of a folder of files; all columns or those named."""
         full = self.directory / path
-        if not full.is_file():
+        if not full.is_file() and not any(full.glob("*.parquet")):
             return None
         try:
             table = pq.read_table(full, columns=columns, memory_map=True)

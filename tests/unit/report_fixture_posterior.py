@@ -93,7 +93,7 @@ def write_posterior(run: Path, blocks: np.ndarray, rng: np.random.Generator) -> 
                 f"se_{o}": np.full(ids.size, 0.08, np.float32),
             }
         write_table(
-            run / f"response/susceptibility-{component}.parquet",
+            run / f"response/susceptibility-{component}.parquet/part-00000.parquet",
             {**table, "rhat": np.full(ids.size, 1.01)},
             metadata,
         )
@@ -101,7 +101,7 @@ def write_posterior(run: Path, blocks: np.ndarray, rng: np.random.Generator) -> 
             "sequence_id": np.arange(blocks.shape[0]),
             **{f"chi_{o}": np.zeros(blocks.shape[0]) for o in OBSERVABLES},
         }
-        write_table(run / f"response/susceptibility-{component}-sequences.parquet", rows, metadata)
+        write_table(run / f"response/susceptibility-{component}-sequences.parquet/part-00000.parquet", rows, metadata)
     heads = COMPONENTS[1:]
     loadings = np.linalg.qr(rng.standard_normal((4, 4)))[0]
     values = [2.4, 0.9, 0.4, 0.1]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 from scipy.stats import pearsonr
@@ -58,7 +60,7 @@ def test_sums_over_parts_of_the_probe_add_up_to_the_reliability_of_the_whole(num
     chi = noisy_chi(num_chains, 1.0)
     chi += np.linspace(-2, 2, chi.shape[-1])  # parts differ in their means
     edges = [0, 0, 1, 900, 900, 2500, 4000]
-    parts = [chi[:, :, start:stop] for start, stop in zip(edges, edges[1:], strict=False)]
+    parts = [chi[:, :, start:stop] for start, stop in pairwise(edges)]
     got = reliability_from_sums(sum(split_half_sums(part) for part in parts))
     wanted = split_half_reliability(chi)
     np.testing.assert_allclose(got, wanted, rtol=1e-12)
