@@ -88,17 +88,17 @@ class Plan:
     def render(self) -> Group:
         """The table, and lines for what is not of one stage."""
         table = Table(
-            Column("stage", no_wrap=True), "what", Column("time", justify="right", no_wrap=True),
-            Column("processes", justify="right"), Column("memory of each", justify="right"),
-            Column("disk", justify="right"), box=None, pad_edge=False,
+            Column("stage", no_wrap=True), Column("min:s (from, to)", no_wrap=True), Column("processes", no_wrap=True),
+            Column("each", justify="right", no_wrap=True), Column("disk", justify="right", no_wrap=True), "what",
+            box=None, pad_edge=False,
         )  # fmt: skip
         for stage in self.stages:
             if stage.is_done:
-                table.add_row(stage.name, "done", "0 s", "", "", "")
+                table.add_row(stage.name, "0:00", "", "", "", "done")
                 continue
             memory = "" if stage.process_bytes is None else size(stage.process_bytes)
             processes = f"{stage.processes} x {stage.cores} CPU" if stage.process_bytes else ""
-            table.add_row(stage.name, Text(stage.what), span(stage.seconds), processes, memory, size(stage.disk_bytes))
+            table.add_row(stage.name, span(stage.seconds), processes, memory, size(stage.disk_bytes), Text(stage.what))
         lines = [
             f"aggregator: {size(self.aggregator_bytes)} of statistics over {self.aggregator_shards} actors",
             *(self._memory(stage) for stage in self.stages if stage.details.get("weight_bytes")),
@@ -145,8 +145,13 @@ def duration(seconds: float) -> str:
 
 
 def span(seconds: Seconds) -> str:
-    """81 s (70 to 95)."""
-    return f"{duration(seconds.value)} ({duration(seconds.low)} to {duration(seconds.high)})"
+    """1:21 (1:10, 1:35)."""
+
+    def clock(value: float) -> str:
+        minutes, rest = divmod(round(value), 60)
+        return f"{minutes}:{rest:02}"
+
+    return f"{clock(seconds.value)} ({clock(seconds.low)}, {clock(seconds.high)})"
 
 
 def size(num_bytes: float) -> str:
