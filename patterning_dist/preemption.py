@@ -32,5 +32,10 @@ def preemptible() -> Iterator[None]:
     before = signal.signal(signal.SIGTERM, leave)
     try:
         yield
+    except KeyboardInterrupt:
+        # While Ray waits, whatever a handler raises arrives as a plain KeyboardInterrupt.
+        if signal.getsignal(signal.SIGTERM) is signal.SIG_IGN:
+            raise Preempted from None
+        raise
     finally:
         signal.signal(signal.SIGTERM, before)

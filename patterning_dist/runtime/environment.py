@@ -86,13 +86,20 @@ def _start(num_threads: int) -> None:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS")
     on_sigterm = signal.getsignal(signal.SIGTERM)
-    ray.init(
-        address=address or "local",  # never a stranger's cluster that happens to run on this machine
-        include_dashboard=None if address else False,
-        runtime_env={"env_vars": environment} if address else None,
-        logging_level=logging.ERROR,
-        log_to_driver=False,
-    )
+    try:
+        ray.init(
+            address=address or "local",  # never a stranger's cluster that happens to run on this machine
+            include_dashboard=None if address else False,
+            runtime_env={"env_vars": environment} if address else None,
+            logging_level=logging.ERROR,
+            log_to_driver=False,
+        )
+    except Exception as error:  # Ray raises bare ones, with pages of traceback
+        what = f"the Ray cluster at {address} could not be joined" if address else "Ray could not be started here"
+        reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+        raise PatterningError(
+            f"{what} ({reason}); `patterning doctor` looks for the cause; run the same command again to resume"
+        ) from error
     if threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put one of its own there, which knows no checkpoints
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
-import _thread
 import json
 import os
 import signal
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from ray.cluster_utils import Cluster
 from tiny_run import copy_run, tiny_config
@@ -45,7 +47,8 @@ _PATIENCE = 240.0  # seconds for anything that a test waits for
 @contextmanager
 def cluster_of(num_nodes: int) -> Iterator[Cluster]:
     """A head without CPUs, and nodes with one CPU each; processes on them find the modules of the tests."""
-    with pytest.MonkeyPatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
+        patch.setenv("FAULT_TESTS", folder)
         for name, value in worker_environment(1).items():
             patch.setenv(name, value)
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
@@ -84,11 +87,14 @@ def kill(pid: int) -> None:
     os.kill(pid, signal.SIGKILL)
 
 
-def wait_for(what: str, condition: Callable[[], Any], seconds: float = _PATIENCE) -> Any:
-    """The first true value of a condition."""
-    deadline = time.monotonic() + seconds
+def wait_for(what: str, condition: Callable[[], Any], running: Future | None = None) -> Any:
+    """The first true value of a condition; an error if it takes long, or if what brings it about is over."""
+    deadline = time.monotonic() + _PATIENCE
     while not (value := condition()):
-        assert time.monotonic() < deadline, f"{what} did not happen within {seconds:g} s"
+        if running is not None and running.done():
+            running.result()
+            raise AssertionError(f"the run was over before {what}")
+        assert time.monotonic() < deadline, f"{what} did not happen within {_PATIENCE:g} s"
         time.sleep(0.05)
     return value
 
@@ -150,30 +156,24 @@ def middle(run: RunDirectory, least: int = 3) -> dict[str, list[int]]:
     return {name: numbers for name, numbers in snapshots(run, "checkpoints").items() if max(numbers) >= least}
 
 
-class Attack(threading.Thread):
-    """Runs ``plan`` beside the run that it is to disturb; ``join`` raises what it raised, and if it was not through."""
+@contextmanager
+def beside(function: Callable[..., Any], *arguments: Any) -> Iterator[Callable[..., Any]]:
+    """Runs a function in a thread, to be disturbed by the body; it must be at it when the body ends, and come through.
 
-    def __init__(self, plan: Callable[[], None]) -> None:
-        super().__init__(daemon=True)
-        self._plan, self._error, self._through = plan, None, False
+    Yields ``wait_for`` for the body.
 
-    def run(self) -> None:
+    Raises:
+        Exception: what the function raised.
+    """
+    with ThreadPoolExecutor(1) as pool:
+        running = pool.submit(function, *arguments)
         try:
-            self._plan()
-            self._through = True
-        except BaseException as error:  # shown by the test, which need not go on
-            self._error = error
-            _thread.interrupt_main()
-
-    def __enter__(self) -> Attack:
-        self.start()
-        return self
-
-    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
-        self.join(timeout=5)
-        if self._error is not None:
-            raise self._error
-        assert error is not None or self._through, "the run was over before all kills had happened"
+            yield partial(wait_for, running=running)
+            assert not running.done(), "the run was over before all kills had happened"
+        except BaseException:
+            ray.shutdown()  # the thread would go on for long
+            raise
+        running.result(_PATIENCE)
 
 
 class HoldingStorage(LocalStorage):
@@ -212,13 +212,16 @@ def edge(model: torch.nn.Module) -> torch.Tensor:
 
 
 def deadly_edge(model: torch.nn.Module) -> torch.Tensor:
-    """The same, but the process dies wherever it is large: in the same chain at the same draw, every time."""
-    if model.unembedding[0, 0] > EDGE:
+    """The same, but the process dies wherever it lies above ``set_edge``: at the same draw of a chain every time."""
+    value = edge(model)
+    if value > float((Path(os.environ["FAULT_TESTS"]) / "edge").read_text()):
         kill(os.getpid())
-    return edge(model)
+    return value
 
 
-EDGE = 0.5  # only one of the three chains gets there
+def set_edge(threshold: float) -> None:
+    """For ``deadly_edge`` on the cluster of this process."""
+    (Path(os.environ["FAULT_TESTS"]) / "edge").write_text(str(threshold))
 
 
 def results(run: RunDirectory) -> dict[str, np.ndarray]:

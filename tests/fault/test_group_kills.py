@@ -5,7 +5,7 @@ from __future__ import annotations
 import failures
 import pytest
 import ray
-from failures import Attack, actors, events, kill, middle, wait_for
+from failures import actors, beside, events, kill, middle
 from study_models import make_study, study_config
 from tiny_run import quiet
 
@@ -13,7 +13,7 @@ from patterning_dist.rundir import RunDirectory
 from patterning_dist.stages.study import run_study
 
 pytestmark = pytest.mark.slow
-# Positions are the same sums in the same order after a restart.
+# Sums over the ranks come in the same order after a restart: bit-equal where this was tried, equal to rounding by law.
 TOLERANCE = 1e-6
 
 
@@ -32,6 +32,7 @@ def study(tmp_path_factory):
         "model.checkpoints=[final]",
         "sampling.components=[{name: layer.0.head.1}]",
         "sampling.num_chains=2",
+        "sampling.num_draws=100",
         "sampling.ranks_per_chain=2",
     )
     return study_config(file, *failures.LONG, *changes)
@@ -48,14 +49,11 @@ def undisturbed(cluster, study, tmp_path_factory):
 def test_a_rank(cluster, study, undisturbed, tmp_path):
     run = RunDirectory(tmp_path / "run")
 
-    def attack():
+    with beside(run_study, study, run.path, quiet()) as until:
         for rank in range(2):
-            wait_for("progress", lambda rank=rank: middle(run, 3 + 8 * rank) and len(actors(cluster, "ChainRank")) == 2)
+            until("progress", lambda rank=rank: middle(run, 3 + 4 * rank) and len(actors(cluster, "ChainRank")) == 2)
             kill(actors(cluster, "ChainRank")[rank])
-            wait_for("the loss", lambda rank=rank: len(events(run, "chain_lost")) > rank)
-
-    with Attack(attack):
-        run_study(study, run.path, quiet())
+            until("the loss", lambda rank=rank: len(events(run, "chain_lost")) > rank)
     lost = events(run, "chain_lost")
     assert len(lost) == 2
     for event in lost:
@@ -68,15 +66,12 @@ def test_a_rank(cluster, study, undisturbed, tmp_path):
 def test_a_whole_group(cluster, study, undisturbed, tmp_path):
     run = RunDirectory(tmp_path / "run")
 
-    def attack():
-        wait_for("progress", lambda: middle(run) and len(actors(cluster, "ChainRank")) == 2)
+    with beside(run_study, study, run.path, quiet()) as until:
+        until("progress", lambda: middle(run) and len(actors(cluster, "ChainRank")) == 2)
         (watcher,) = actors(cluster, "ChainGroup")
         for process in [watcher, *actors(cluster, "ChainRank")]:
             kill(process)
-        wait_for("the loss", lambda: events(run, "chain_lost"))
-
-    with Attack(attack):
-        run_study(study, run.path, quiet())
+        until("the loss", lambda: events(run, "chain_lost"))
     (lost,) = events(run, "chain_lost")
-    assert 0 < lost["draws"] < 200
+    assert 0 < lost["draws"] < 100
     failures.assert_same(failures.results(run), undisturbed, TOLERANCE)

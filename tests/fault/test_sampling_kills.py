@@ -9,13 +9,15 @@ import io
 import json
 import os
 import random
+import re
 import signal
 import time
 
 import failures
+import numpy as np
 import pytest
 import ray
-from failures import Attack, HoldingStorage, actors, events, kill, long_run, middle, pushes, snapshots, wait_for
+from failures import HoldingStorage, actors, beside, events, kill, long_run, middle, pushes, snapshots, wait_for
 from rich.console import Console
 from tiny_run import quiet
 
@@ -57,22 +59,14 @@ def undisturbed(cluster, tiny_run, tmp_path_factory):
     return found
 
 
-def sample_under(attack, config, run, progress=None):
-    with Attack(attack):
-        sample(config, run, progress or quiet())
-
-
 def test_workers(nodes, undisturbed, tiny_run, tmp_path):
     config, run = long_run(tiny_run, tmp_path / "run")
-
-    def attack():
+    with beside(sample, config, run, quiet()) as until:
         for number in range(3):
             before = pushes(run)
-            wait_for("progress", lambda before=before: pushes(run) > before + 12 and actors(nodes, "ModelWorker.chain"))
+            until("progress", lambda before=before: pushes(run) > before + 12 and actors(nodes, "ModelWorker.chain"))
             kill(actors(nodes, "ModelWorker.chain")[number % 2 - 1])
-            wait_for("the loss", lambda number=number: len(events(run, "chain_lost")) > number)
-
-    sample_under(attack, config, run)
+            until("the loss", lambda number=number: len(events(run, "chain_lost")) > number)
     lost = events(run, "chain_lost")
     assert len(lost) == 3
     assert any(0 < event["draws"] < 200 for event in lost)
@@ -84,16 +78,14 @@ def test_shards_at_random_moments(nodes, undisturbed, tiny_run, tmp_path):
     config, run = long_run(tiny_run, tmp_path / "run")
     chosen, killed = random.Random(4), []
 
-    def attack():
+    with beside(sample, config, run, quiet()) as until:
         for _ in range(5):
-            before = pushes(run)
-            wait_for("progress", lambda before=before: pushes(run) > before + chosen.randrange(1, 12))
+            goal = pushes(run) + chosen.randrange(1, 12)
+            until("progress", lambda goal=goal: pushes(run) > goal)
             time.sleep(chosen.uniform(0, 0.3))
-            victim = chosen.choice(wait_for("both shards", lambda: len(s := actors(nodes, "Aggreg")) == 2 and s))
+            victim = chosen.choice(until("both shards", lambda: len(s := actors(nodes, "Aggreg")) == 2 and s))
             kill(victim)
             killed.append(victim)
-
-    sample_under(attack, config, run)
     assert len(set(killed)) == 5
     failures.assert_same(failures.results(run), undisturbed)
 
@@ -104,14 +96,12 @@ def test_a_shard_before_its_acknowledgement(nodes, undisturbed, tiny_run, tmp_pa
     config, run = long_run(tiny_run, tmp_path / "run")
     run.storage = HoldingStorage(run.path)
 
-    def attack():
-        wait_for("a chain under way", lambda: middle(run))
+    with beside(sample, config, run, quiet()) as until:
+        until("a chain under way", lambda: middle(run))
         (run.path / f"hold-{place}").touch()
-        victim = wait_for("a shard inside push", lambda: run.storage.held(place))
+        victim = until("a shard inside push", lambda: run.storage.held(place))
         assert victim in actors(nodes, "AggregatorShard")
         kill(victim)
-
-    sample_under(attack, config, run)
     assert not (run.path / f"hold-{place}").exists()
     failures.assert_same(failures.results(run), undisturbed)
 
@@ -119,30 +109,24 @@ def test_a_shard_before_its_acknowledgement(nodes, undisturbed, tiny_run, tmp_pa
 def test_a_shard_after_its_acknowledgement(nodes, undisturbed, tiny_run, tmp_path):
     """Checkpoints go when all shards have answered that they hold durably what was pushed before."""
     config, run = long_run(tiny_run, tmp_path / "run")
+    first = {}
 
-    def attack():
-        first = wait_for("a checkpoint", lambda: snapshots(run, "checkpoints"))
-        chain, numbers = next(iter(first.items()))
-        wait_for(
-            "that it is needed no more",
-            lambda: (left := snapshots(run, "checkpoints").get(chain)) and min(left) > max(numbers),
-        )
+    def needed_no_more():
+        return any(min(now) > max(first.setdefault(chain, now)) for chain, now in snapshots(run, "checkpoints").items())
+
+    with beside(sample, config, run, quiet()) as until:
+        until("a checkpoint needed no more", needed_no_more)
         for victim in actors(nodes, "AggregatorShard"):
             kill(victim)
-
-    sample_under(attack, config, run)
     failures.assert_same(failures.results(run), undisturbed)
 
 
 def test_a_node_with_room_left_on_the_other(nodes, undisturbed, tiny_run, tmp_path):
     config, run = long_run(tiny_run, tmp_path / "run")
-
-    def attack():
-        wait_for("both workers at work", lambda: middle(run) and len(actors(nodes, "ModelWorker.chain")) == 2)
+    with beside(sample, config, run, quiet()) as until:
+        until("both workers at work", lambda: middle(run) and len(actors(nodes, "ModelWorker.chain")) == 2)
         nodes.remove_node(min(nodes.worker_nodes, key=id), allow_graceful=False)
-        wait_for("the loss", lambda: events(run, "chain_lost"))
-
-    sample_under(attack, config, run)
+        until("the loss", lambda: events(run, "chain_lost"))
     failures.assert_same(failures.results(run), undisturbed)
 
 
@@ -152,34 +136,30 @@ def test_all_nodes_with_a_replacement_later(nodes, undisturbed, tiny_run, tmp_pa
     shown = Progress(Console(file=io.StringIO(), width=200))
     waiting = "waiting for a worker: a worker needs 1 CPU; the Ray cluster has 0 CPU, 0 of them free\n"
 
-    def attack():
-        wait_for("chains under way", lambda: middle(run))
+    with beside(sample, config, run, shown) as until:
+        until("chains under way", lambda: middle(run))
         for node in list(nodes.worker_nodes):
             nodes.remove_node(node, allow_graceful=False)
-        wait_for("what is waited for", lambda: waiting in shown.console.file.getvalue())
+        until("what is waited for", lambda: waiting in shown.console.file.getvalue())
         nodes.add_node(num_cpus=1)
-
-    sample_under(attack, config, run, shown)
     failures.assert_same(failures.results(run), undisturbed)
 
 
 def test_room_that_does_not_come_back_is_a_bounded_wait(nodes, undisturbed, tiny_run, tmp_path, monkeypatch):
     config, run = long_run(tiny_run, tmp_path / "run")
-    monkeypatch.setattr(workforce, "_SAID_AFTER", 1.0)
-    monkeypatch.setattr(workforce, "_ROOM_TIMEOUT", 8.0)
-
-    def attack():
-        wait_for("chains under way", lambda: middle(run))
+    with pytest.raises(PatterningError) as caught, beside(sample, config, run, quiet()) as until:
+        until("chains under way", lambda: middle(run))
+        monkeypatch.setattr(workforce, "_SAID_AFTER", 1.0)
+        monkeypatch.setattr(workforce, "_ROOM_TIMEOUT", 8.0)
         for node in list(nodes.worker_nodes):
             nodes.remove_node(node, allow_graceful=False)
-
-    with pytest.raises(PatterningError) as caught:
-        sample_under(attack, config, run)
-    assert str(caught.value) == (
-        "no worker could be started within 8 s: a worker needs 1 CPU; the Ray cluster has 0 CPU, 0 of them free; wait "
-        "for other work to end or add nodes, and run the same command again to resume"
+    # Ray takes seconds to count a node as dead, on a busy machine more than these.
+    assert re.fullmatch(
+        "no worker could be started within 8 s: a worker needs 1 CPU; the Ray cluster has [012] CPU, 0 of them free; "
+        "wait for other work to end or add nodes, and run the same command again to resume",
+        str(caught.value),
     )
-    assert snapshots(run, "checkpoints")
+    assert 0 < pushes(run) < 2 * 3 * 40
     monkeypatch.undo()
     nodes.add_node(num_cpus=1)
     sample(config, run, quiet())
@@ -200,7 +180,7 @@ def test_a_worker_that_no_node_has_room_for_is_refused_at_once(nodes, tiny_run, 
 
 def test_a_chain_that_fails_every_time_is_left_out(nodes, tiny_run, tmp_path):
     """Its process dies at the same draw every time; the other chains are what they are without it."""
-    outcomes = {}
+    outcomes, deadly = [], 0
     for name in ("edge", "deadly_edge"):
         changes = (
             "sampling.components=[{name: everything}]",
@@ -210,10 +190,12 @@ def test_a_chain_that_fails_every_time_is_left_out(nodes, tiny_run, tmp_path):
         )
         config, run = long_run(tiny_run, tmp_path / name, *changes)
         sample(config, run, quiet())
-        outcomes[name] = failures.results(run)
-    healthy, disturbed = outcomes.values()
-    peaks = healthy["sampling/everything/traces/edge"].max(axis=1)
-    (deadly,) = (chain for chain, peak in enumerate(peaks) if peak > failures.EDGE)
+        outcomes.append(failures.results(run))
+        if name == "edge":
+            peaks = outcomes[0]["sampling/everything/traces/edge"].max(axis=1)
+            deadly = int(peaks.argmax())
+            failures.set_edge(np.sort(peaks)[-2:].mean())
+    healthy, disturbed = outcomes
     assert list(disturbed["sampling/everything/excluded"]) == [deadly]
     for chain in {0, 1, 2} - {deadly}:
         for name in [name for name in healthy if name.startswith(f"sampling/everything/{chain}/")]:
