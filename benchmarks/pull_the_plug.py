@@ -82,10 +82,15 @@ def results(folder: Path) -> dict[str, object]:
             continue
         if file.suffix == ".parquet":
             table = pq.read_table(file)
-            found[name] = table.drop_columns([c for c in table.column_names if c in COURSE])
+            found[name] = table.drop_columns([c for c in table.column_names if c in COURSE]).to_pandas()
         elif file.suffix == ".safetensors" or "/gradients/" in name:
             found[name] = hashlib.sha256(file.read_bytes()).hexdigest()
     return found
+
+
+def same(a: object, b: object) -> bool:
+    """Whether two results are equal; a NaN, such as the training loss before the first step, is equal to itself."""
+    return a.equals(b) if hasattr(a, "equals") else a == b
 
 
 def main() -> None:
@@ -124,7 +129,7 @@ def main() -> None:
     code, took, _ = run_until(command, None)
     print(f"last attempt: {took:.0f} s, exit code {code}; all of it {time.monotonic() - started:.0f} s, {killed} kills")
     a, b = results(arguments.whole), results(arguments.broken)
-    different = [name for name in a.keys() | b.keys() if name not in a or name not in b or a[name] != b[name]]
+    different = [name for name in a.keys() | b.keys() if name not in a or name not in b or not same(a[name], b[name])]
     for name in sorted(different):
         print(f"DIFFERENT: {name}")
     print(f"{len(a)} files compared, {len(different)} different")
