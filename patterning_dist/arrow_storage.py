@@ -86,7 +86,7 @@ class ArrowStorage:
 
         def action() -> str:
             with self._fs.open_input_stream(self._path(name)) as stream:
-                etag = (stream.metadata() or {}).get(b"ETag", b"").decode()
+                etag = (stream.metadata() or {}).get("ETag", b"").decode()
             info = None if etag else self._fs.get_file_info(self._path(name))
             return etag or f"{info.size}-{info.mtime_ns}"
 

@@ -110,6 +110,8 @@ def run_chains(
             run.run(workers)
         except BaseException:
             run.stop(workers)
+            for actor in (*shards, run.board):  # as for workers: the traceback keeps them
+                ray.kill(actor)
             raise
 
 

@@ -6,10 +6,9 @@ is one failure domain: a process group cannot take a lost rank back, so when one
 
 from __future__ import annotations
 
-import contextlib
 import itertools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NoReturn
 
@@ -175,11 +174,10 @@ class ChainGroup:
         raise RuntimeError(f"rank {rank} of {self.name}{node} failed {when}, and the group with it") from error
 
 
-@contextlib.contextmanager
 def chain_groups(
     make_study: MakeStudy, sampling: SamplingConfig, device: str, num_tasks: int, progress: Progress
-) -> Iterator[Workforce]:
-    """As many groups as the configuration or the cluster allows, at most one a task; all is given back at the end.
+) -> Workforce:
+    """As many groups as the configuration or the cluster allows, at most one a task.
 
     A group has ``sampling.ranks_per_chain`` ranks; on cuda each takes a GPU, elsewhere ``sampling.threads_per_worker``
     CPUs.
@@ -188,7 +186,7 @@ def chain_groups(
         PatterningError: the cluster has not what one group needs; says what is asked for and what is there.
     """
     size, (resource, amount) = sampling.ranks_per_chain, _need(sampling, device)
-    nodes = [node["Resources"].get(resource, 0) for node in ray.nodes() if node["Alive"]]
+    nodes = sorted(node["Resources"].get(resource, 0) for node in ray.nodes() if node["Alive"])
     strategy, fitting = fitting_groups(nodes, amount, size)
     if fitting < 1:
         raise PatterningError(
@@ -215,23 +213,15 @@ def chain_groups(
         remove_placement_group(groups.pop(group))
 
     number = min(sampling.workers or fitting, fitting, num_tasks)
-    try:
-        yield Workforce(hire, number, (resource, amount * size), progress, dismiss)
-    finally:
-        for group in list(groups):
-            dismiss(group)
+    return Workforce(hire, number, (resource, amount * size), progress, dismiss)
 
 
-@contextlib.contextmanager
 def chain_workers(
     make_study: MakeStudy, sampling: SamplingConfig, device: str, num_tasks: int, progress: Progress
-) -> Iterator[Workforce]:
+) -> Workforce:
     """Who runs the chains: workers, or chain groups where a chain's model is shared by several ranks."""
-    if sampling.ranks_per_chain == 1:
-        yield model_workers(make_study, sampling, device, num_tasks, progress)
-    else:
-        with chain_groups(make_study, sampling, device, num_tasks, progress) as groups:
-            yield groups
+    kind = model_workers if sampling.ranks_per_chain == 1 else chain_groups
+    return kind(make_study, sampling, device, num_tasks, progress)
 
 
 def fitting_groups(nodes: list[float], amount: int, size: int) -> tuple[str, int]:

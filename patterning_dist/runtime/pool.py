@@ -60,10 +60,11 @@ def score_pool(
     num_chains, num_observables, _ = gradients.shape
     ids = np.arange(study.pool.num_sequences)
     shards = [ids[start : start + SHARD_SEQUENCES] for start in range(0, len(ids), SHARD_SEQUENCES)]
-    with ray_session(study.config.sampling.threads_per_worker):
-        workers = model_workers(
-            partial(open_study, study.config, place), study.config.sampling, study.device, len(shards), progress
-        )
+    sampling, make_study = study.config.sampling, partial(open_study, study.config, place)
+    with (
+        ray_session(sampling.threads_per_worker),
+        model_workers(make_study, sampling, study.device, len(shards), progress) as workers,
+    ):
 
         def together(label: str, calls: list[Callable]) -> list[Any]:
             progress.start(label, len(calls))

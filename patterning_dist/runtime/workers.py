@@ -140,7 +140,7 @@ def model_workers(
         PatterningError: the cluster has not what one worker needs; says what is asked for and what is there.
     """
     resource, amount = need = ("GPU", 1) if device == "cuda" else ("CPU", sampling.threads_per_worker)
-    nodes = [node["Resources"].get(resource, 0) for node in ray.nodes() if node["Alive"]]
+    nodes = sorted(node["Resources"].get(resource, 0) for node in ray.nodes() if node["Alive"])
     options = {"num_gpus": 1, "num_cpus": 0} if resource == "GPU" else {"num_cpus": amount}
     fitting = sum(int(has // amount) for has in nodes)
     if fitting < 1:

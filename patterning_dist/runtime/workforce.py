@@ -26,14 +26,14 @@ Lost = Callable[[int, str], Any]  # (index of the task, what happened) -> a resu
 
 
 class Workforce:
-    """A number of workers of one kind.
+    """A number of workers of one kind; as a context, they go at its end.
 
     Args:
         hire: starts one worker; the actor, and a reference that resolves when it can take tasks.
         number: of workers.
         need: resource and amount that one worker takes, for messages.
         progress: is told what is waited for.
-        dismiss: gives back what a worker that died leaves behind.
+        dismiss: ends a worker, or gives back what one that died leaves behind.
     """
 
     def __init__(
@@ -42,7 +42,7 @@ class Workforce:
         number: int,
         need: tuple[str, float],
         progress: Progress,
-        dismiss: Callable[[ActorHandle], None] = lambda worker: None,
+        dismiss: Callable[[ActorHandle], None] = ray.kill,
     ) -> None:
         self._dismiss = dismiss
         self._hire, self.number, self._need, self._progress = hire, number, need, progress
@@ -111,6 +111,15 @@ class Workforce:
             again = [i for i, (a, b) in enumerate(zip(before, results, strict=True)) if a is not None and b is None]
             waiting.extend(again)
         return results
+
+    def __enter__(self) -> Workforce:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        # Left to garbage collection, a worker that still waits for room would take it from the next workforce: the
+        # traceback of what ended this one keeps the handles.
+        for worker in (*self._starting.values(), *self._idle, *(worker for _, worker in self._running.values())):
+            self._dismiss(worker)
 
     def wind_down(self, seconds: float) -> None:
         """Give the tasks under way some time to come to an end of their own."""

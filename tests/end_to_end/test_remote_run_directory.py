@@ -149,7 +149,12 @@ def test_a_killed_driver_is_followed_and_a_living_one_is_not(
 
 
 def test_a_driver_that_was_thought_dead_stops(url: str, machine: Callable[[str], None]) -> None:
+    storage = open_storage(url)
     with started_driver(url) as driver:
+        # Between two beats: one that is held up halfway and then ends takes the lease back, and the other driver stops.
+        beat = storage.read(patterning_dist.lease.NAME)
+        while storage.read(patterning_dist.lease.NAME) == beat:
+            time.sleep(0.01)
         driver.send_signal(signal.SIGSTOP)
         with RunDirectory(url).locked() as run:
             before = run.manifest

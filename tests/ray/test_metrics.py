@@ -19,6 +19,7 @@ from patterning_dist.runtime import metrics
 Samples = dict[str, dict[tuple[str, ...], float]]
 # Ray forgets a gauge after two of these. It exports every so often, and the driver repeats itself every 5 s.
 REPORT_SECONDS = 5
+RUN = "scraped"  # and no other: a driver repeats what it said of the runs of other tests in its process
 
 
 @ray.remote(num_cpus=0)
@@ -27,19 +28,19 @@ class Reporter:
 
     def report(self) -> None:
         for loss in (3.5, 2.5):
-            chain = metrics.chain_metrics("r", "w/head", 3)
+            chain = metrics.chain_metrics(RUN, "w/head", 3)
             chain.draws(5)
             chain.loss(loss)
             chain.push(1, 0.004, 1000, "applied")
             chain.unacknowledged(2)
             chain.checkpoint(0.2)
         chain.push(0, 20.0, 0, "duplicate")
-        shard = metrics.shard_metrics("r", 1)
+        shard = metrics.shard_metrics(RUN, 1)
         shard.snapshot(0.3, 4096)
-        training = metrics.training_metrics("r", "up-0")
+        training = metrics.training_metrics(RUN, "up-0")
         training.step(7)
         training.loss(1.25)
-        metrics.chain_metrics("r", "w/head", 4).loss(math.nan)
+        metrics.chain_metrics(RUN, "w/head", 4).loss(math.nan)
 
 
 def scrape(port: int) -> Samples:
@@ -49,7 +50,7 @@ def scrape(port: int) -> Samples:
     found: Samples = {}
     for family in text_string_to_metric_families(text):
         for sample in family.samples:
-            if sample.name.startswith("ray_patterning_"):
+            if sample.name.startswith("ray_patterning_") and sample.labels["run"] == RUN:
                 keys = (*names[sample.name], "le") if sample.name.endswith("_bucket") else names[sample.name]
                 found.setdefault(sample.name, {})[tuple(sample.labels[key] for key in keys)] = sample.value
     return found
@@ -77,7 +78,7 @@ def port() -> Iterator[int]:
 @pytest.fixture(scope="module")
 def samples(port: int) -> Iterator[Samples]:
     """One scrape with all that was reported; the actor lives on, and reports no more."""
-    run = metrics.run_metrics("r")
+    run = metrics.run_metrics(RUN)
     run.rhat("w/head", 1.01)
     run.excluded("w/head", 1)
     run.restart("w/head", 3)
@@ -98,26 +99,26 @@ def test_every_name_is_exported_with_its_tags(samples: Samples) -> None:
 
 
 def test_counters_add_up_and_gauges_keep_the_last(samples: Samples) -> None:
-    chain = ("r", "w/head", "3")
+    chain = (RUN, "w/head", "3")
     assert samples["ray_patterning_draws_total"] == {chain: 10}
     assert samples["ray_patterning_chain_loss_nats"] == {chain: 2.5}  # Ray drops what is not a number
     assert samples["ray_patterning_unacknowledged_pushes"] == {chain: 2}
-    assert samples["ray_patterning_pushes_total"] == {("r", "applied"): 2, ("r", "duplicate"): 1}
-    assert samples["ray_patterning_push_bytes_total"] == {("r", "1"): 2000}
-    assert samples["ray_patterning_training_steps_total"] == {("r", "up-0"): 7}
-    assert samples["ray_patterning_training_loss_nats"] == {("r", "up-0"): 1.25}
-    assert samples["ray_patterning_snapshot_bytes"] == {("r", "1"): 4096}
-    assert samples["ray_patterning_rhat"] == {("r", "w/head"): 1.01}
-    assert samples["ray_patterning_chains_excluded"] == {("r", "w/head"): 1}
+    assert samples["ray_patterning_pushes_total"] == {(RUN, "applied"): 2, (RUN, "duplicate"): 1}
+    assert samples["ray_patterning_push_bytes_total"] == {(RUN, "1"): 2000}
+    assert samples["ray_patterning_training_steps_total"] == {(RUN, "up-0"): 7}
+    assert samples["ray_patterning_training_loss_nats"] == {(RUN, "up-0"): 1.25}
+    assert samples["ray_patterning_snapshot_bytes"] == {(RUN, "1"): 4096}
+    assert samples["ray_patterning_rhat"] == {(RUN, "w/head"): 1.01}
+    assert samples["ray_patterning_chains_excluded"] == {(RUN, "w/head"): 1}
     assert samples["ray_patterning_chain_restarts_total"] == {chain: 1}
-    assert samples["ray_patterning_stage"] == {("r", "train"): 0, ("r", "sample"): 1}
+    assert samples["ray_patterning_stage"] == {(RUN, "train"): 0, (RUN, "sample"): 1}
 
 
 def test_latencies_fall_into_their_buckets(samples: Samples) -> None:
-    assert samples["ray_patterning_push_seconds_count"] == {("r", "0"): 1, ("r", "1"): 2}
+    assert samples["ray_patterning_push_seconds_count"] == {(RUN, "0"): 1, (RUN, "1"): 2}
     buckets = samples["ray_patterning_push_seconds_bucket"]
-    assert (buckets["r", "1", "0.0025"], buckets["r", "1", "0.005"]) == (0, 2)
-    assert (buckets["r", "0", "10.0"], buckets["r", "0", "30.0"]) == (0, 1)
+    assert (buckets[RUN, "1", "0.0025"], buckets[RUN, "1", "0.005"]) == (0, 2)
+    assert (buckets[RUN, "0", "10.0"], buckets[RUN, "0", "30.0"]) == (0, 1)
 
 
 def test_what_the_driver_says_stays(port: int, samples: Samples) -> None:
