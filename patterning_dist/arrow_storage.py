@@ -61,9 +61,11 @@ class ArrowStorage:
             self._tried("deleted", name, lambda: self._fs.delete_file(self._path(name)))
 
     def names(self, folder: str) -> list[str]:
-        selector = fs.FileSelector(self._path(folder), allow_not_found=True)
-        infos = self._tried("listed", folder, lambda: self._fs.get_file_info(selector))
-        return sorted(info.base_name for info in infos if _is_whole_file(info))
+        return sorted(info.base_name for info in self._files(folder) if _is_whole_file(info))
+
+    def clear(self, folder: str) -> None:
+        for info in self._files(folder):
+            self.delete(f"{folder}/{info.base_name}")
 
     def sizes(self, *prefixes: str) -> dict[str, int]:
         """Name -> size [bytes] of every file that is named, or lies under a folder that is named ("": all)."""
@@ -123,6 +125,11 @@ class ArrowStorage:
 
     def _path(self, name: str) -> str:
         return posixpath.join(self._root, name).rstrip("/")
+
+    def _files(self, folder: str) -> list[fs.FileInfo]:
+        selector = fs.FileSelector(self._path(folder), allow_not_found=True)
+        infos = self._tried("listed", folder, lambda: self._fs.get_file_info(selector))
+        return [info for info in infos if info.type == fs.FileType.File]
 
     def _put(self, path: str, content: Any) -> None:
         # One call of write: what a stream has when it is closed becomes the file, however little that is.

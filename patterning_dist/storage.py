@@ -34,6 +34,10 @@ class Storage(Protocol):
         """Names of the files directly in a folder, sorted; none if there is no such folder."""
         ...
 
+    def clear(self, folder: str) -> None:
+        """Delete the files directly in a folder, with what writers left half-written when they were killed."""
+        ...
+
 
 @dataclass(frozen=True)
 class LocalStorage:
@@ -55,6 +59,12 @@ class LocalStorage:
         if not directory.is_dir():
             return []
         return sorted(p.name for p in directory.iterdir() if p.is_file() and not p.name.endswith(".tmp"))
+
+    def clear(self, folder: str) -> None:
+        directory = self.root / folder
+        for file in directory.iterdir() if directory.is_dir() else ():
+            if file.is_file():
+                file.unlink(missing_ok=True)
 
 
 def path_or_url(place: str | Path) -> Path | str:

@@ -254,9 +254,7 @@ class _Run:
         self.metrics.excluded(unit, sum(not record.healthy for record in records))
         for shard in self.shards:
             shard.drop.remote(unit)
-        folder = f"sampling/{unit}/checkpoints"
-        for file in self.storage.names(folder):
-            self.storage.delete(f"{folder}/{file}")
+        self.storage.clear(f"sampling/{unit}/checkpoints")
 
     def _measure_rhat(self) -> None:
         """R-hat of the loss of every unit so far, for whoever watches the metrics."""

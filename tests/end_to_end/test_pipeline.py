@@ -3,55 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
 import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 from tiny_run import copy_run
+from whole_run import command, events
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
-
-OVERRIDES = [
-    "training.anneal_steps=4",
-    "response.baseline=full",
-    "retrain.seeds=[0,1]",
-    "retrain.concurrent_arms=2",
-]
-
-
-def command(stage: str, config: Path, directory: Path, *overrides: str) -> list[str]:
-    options = [argument for override in (*OVERRIDES, *overrides) for argument in ("--set", override)]
-    script = "from patterning_dist.cli import app_main; app_main()"
-    return [sys.executable, "-c", script, stage, str(config), "--run-dir", str(directory), *options]
-
-
-def events(directory: Path) -> list[tuple[str, str]]:
-    lines = (directory / "events.jsonl").read_text().splitlines() if (directory / "events.jsonl").exists() else []
-    return [(event["stage"], event["kind"]) for event in map(json.loads, lines)]
-
-
-@pytest.fixture(scope="module")
-def finished(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that was stopped by Ctrl-C while it sampled, and then run again by the same command."""
-    directory = tmp_path_factory.mktemp("pipeline") / "run"
-    config = tiny_run / "config.yaml"
-    first = subprocess.Popen(command("run", config, directory), stderr=subprocess.PIPE, text=True)
-    deadline = time.monotonic() + 240
-    while ("sample", "started") not in events(directory) and time.monotonic() < deadline and first.poll() is None:
-        time.sleep(0.05)
-    os.kill(first.pid, signal.SIGINT)
-    _, complaint = first.communicate(timeout=120)
-    assert first.returncode == 130, complaint
-    assert "run the same command to resume" in complaint
-    second = subprocess.run(command("run", config, directory), capture_output=True, text=True, timeout=400)
-    assert second.returncode == 0, second.stderr
-    return directory
 
 
 def test_resuming_keeps_the_stages_that_were_finished(finished: Path) -> None:

@@ -57,6 +57,13 @@ def test_files_come_back_on_every_storage(storage: Storage) -> None:
     assert storage.names("sampling/attention") == ["b"]
     with pytest.raises(FileNotFoundError):
         storage.read("sampling/attention/a")
+    storage.write("sampling/attention/.c.0123.tmp", b"half")
+    storage.clear("sampling/attention")
+    storage.clear("absent")
+    for name in ("b", ".c.0123.tmp"):
+        with pytest.raises(FileNotFoundError):
+            storage.read(f"sampling/attention/{name}")
+    assert storage.names("sampling/attention-2") == ["c"]
     assert pickle.loads(pickle.dumps(storage)).read("manifest.json") == b"{}"
 
 
