@@ -10,7 +10,7 @@ from typing import Annotated
 
 import typer
 
-from patterning_dist.config import Config, StudyConfig, config_schema, load_config
+from patterning_dist.config import AnyConfig, Config, ParenthesesConfig, StudyConfig, config_schema, load_config
 from patterning_dist.errors import PatterningError
 from patterning_dist.place import Place
 from patterning_dist.preemption import EXIT_CODE, Preempted, preemptible
@@ -74,7 +74,7 @@ def _reported() -> Iterator[None]:
 
 def _open(
     config: Path | str, overrides: Sequence[str] | None, run_dir: Path | str | None
-) -> tuple[Config | StudyConfig, Path | str]:
+) -> tuple[AnyConfig, Path | str]:
     """The experiment and its run directory; a run directory is its own unless another is asked for."""
     config, run_dir = _local(config, run_dir)
     if config.is_dir():
@@ -95,7 +95,7 @@ def _local(config: Path | str, run_dir: Path | str | None) -> tuple[Path, Path |
 
 def _open_run(
     config: Path | str, overrides: Sequence[str] | None, run_dir: Path | str | None
-) -> tuple[Config, Path | str]:
+) -> tuple[Config | ParenthesesConfig, Path | str]:
     loaded, directory = _open(config, overrides, run_dir)
     if isinstance(loaded, StudyConfig):
         raise PatterningError(f"{config}: is a study of a given model; run `patterning study {config}`")
@@ -106,9 +106,17 @@ def _open_study(
     config: Path | str, overrides: Sequence[str] | None, run_dir: Path | str | None
 ) -> tuple[StudyConfig, Path | str]:
     loaded, directory = _open(config, overrides, run_dir)
-    if isinstance(loaded, Config):
+    if not isinstance(loaded, StudyConfig):
         raise PatterningError(f"{config}: is the whole loop, with a training; run `patterning run {config}`")
     return loaded, directory
+
+
+def _refuse_parentheses(config: Path | str, loaded: AnyConfig, command: str) -> None:
+    if isinstance(loaded, ParenthesesConfig):
+        raise PatterningError(
+            f"{config}: is the parentheses experiment, which {command} knows nothing of; its settings and its time are "
+            f"said in the file; run `patterning run {config}`"
+        )
 
 
 @app.command(help="Run every stage that is not done yet, from the corpus to the report.")
@@ -118,7 +126,7 @@ def run(config: ConfigArgument, overrides: SetOption = None, run_dir: RunDirOpti
         _run_stages(loaded, list(STAGES), directory)
 
 
-def _run_stages(config: Config, stages: list[str], directory: Path | str) -> None:
+def _run_stages(config: Config | ParenthesesConfig, stages: list[str], directory: Path | str) -> None:
     from patterning_dist.driver import run_stages
 
     run_stages(config, stages, directory)
@@ -182,6 +190,7 @@ def plan(
 ) -> None:
     with _reported():
         loaded, directory = _open(config, overrides, run_dir)
+        _refuse_parentheses(config, loaded, "plan")
         from patterning_dist.driver import plan_experiment
 
         plan_experiment(loaded, directory, as_json)
@@ -221,6 +230,7 @@ def components(
 def calibrate(config: ConfigArgument, overrides: SetOption = None, run_dir: RunDirOption = None) -> None:
     with _reported():
         loaded, directory = _open(config, overrides, run_dir)
+        _refuse_parentheses(config, loaded, "calibrate")
         if isinstance(loaded, StudyConfig):
             from patterning_dist.stages.calibrate import calibrate_study
 
@@ -253,7 +263,7 @@ def check(config: ConfigArgument, overrides: SetOption = None) -> None:
             check_study_inputs(loaded, directory)
             typer.echo(f"{config}: ok; the study is kept in {directory}")
             return
-        for index, source in enumerate(loaded.data.sources):
+        for index, source in enumerate(loaded.data.sources if isinstance(loaded, Config) else ()):
             if not source.path.exists():
                 raise PatterningError(f"{config}: data.sources.{index}.path: {source.path} is not there; correct it")
         typer.echo(f"{config}: ok; the run is kept in {directory}")

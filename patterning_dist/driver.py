@@ -13,7 +13,7 @@ from typing import Any
 
 from rich.console import Console
 
-from patterning_dist.config import Config, StudyConfig, dump_config
+from patterning_dist.config import Config, ParenthesesConfig, StudyConfig, dump_config
 from patterning_dist.config.sampling import LAYOUT_KEYS
 from patterning_dist.errors import PatterningError
 from patterning_dist.files import file_sha256
@@ -23,6 +23,7 @@ from patterning_dist.rundir import STAGES, RunDirectory, read_manifest, stage_fi
 from patterning_dist.runtime.environment import ray_session, resolve_device
 from patterning_dist.runtime.metrics import run_metrics
 from patterning_dist.sampling.observables import load_function
+from patterning_dist.stages import parentheses
 from patterning_dist.stages.calibrate import calibrate
 from patterning_dist.stages.calibration_subject import run_subject
 from patterning_dist.stages.plan import plan_run, plan_study
@@ -32,21 +33,31 @@ from patterning_dist.stages.sample import sample
 from patterning_dist.stages.solve import solve
 from patterning_dist.stages.train import retrain, train
 
-Stage = Callable[[Config, RunDirectory, Progress], list[Path]]
-_STAGES: dict[str, Stage] = dict(zip(STAGES, (prepare, train, sample, solve, retrain, report), strict=True))
-_ON_RAY = ("train", "sample", "solve", "retrain")
-# What a stage depends on besides the stages before it.
-_SECTIONS = {
-    "prepare": ("seed", "data"),
-    "train": ("seed", "device", "model", "training"),
-    "sample": ("sampling", "response"),
-    "solve": ("response", "solve"),
-    "retrain": ("retrain",),
-    "report": ("name",),
+RunConfig = Config | ParenthesesConfig
+Stage = Callable[[Any, RunDirectory, Progress], list[Path]]
+# The stages of an experiment, and the sections that each depends on besides the stages before it.
+_PIPELINES: dict[type[RunConfig], dict[str, tuple[Stage, tuple[str, ...]]]] = {
+    Config: {
+        "prepare": (prepare, ("seed", "data")),
+        "train": (train, ("seed", "device", "model", "training")),
+        "sample": (sample, ("sampling", "response")),
+        "solve": (solve, ("response", "solve")),
+        "retrain": (retrain, ("retrain",)),
+        "report": (report, ("name",)),
+    },
+    ParenthesesConfig: {
+        "prepare": (parentheses.prepare, ("seed", "task")),
+        "train": (parentheses.train, ("device", "model", "training", "references")),
+        "sample": (parentheses.sample, ("sampling",)),
+        "solve": (parentheses.solve, ("weights", "check")),
+        "retrain": (parentheses.retrain, ("arms",)),
+        "report": (parentheses.report, ("name",)),
+    },
 }
+_ON_RAY = ("train", "sample", "solve", "retrain")
 
 
-def run_stages(config: Config, stages: list[str], directory: Path | str) -> None:
+def run_stages(config: RunConfig, stages: list[str], directory: Path | str) -> None:
     """Run the named stages of a run, skipping those whose inputs have not changed since they finished.
 
     Args:
@@ -75,7 +86,7 @@ def run_stages(config: Config, stages: list[str], directory: Path | str) -> None
                 if stage in _ON_RAY:
                     run_metrics(config.name).stage(stage)
                 with run.stage(stage, fingerprints[stage]) as outputs:
-                    outputs += _STAGES[stage](config, run, progress)
+                    outputs += _PIPELINES[type(config)][stage][0](config, run, progress)
                 progress.say(f"{stage}: {run.manifest['stages'][stage]['seconds']:.0f} s")
 
 
@@ -128,7 +139,7 @@ def plan_experiment(config: Config | StudyConfig, directory: Path | str, as_json
         Console().print(plan.render())
 
 
-def _preflight(config: Config) -> None:
+def _preflight(config: RunConfig) -> None:
     """Refuse now what would otherwise fail after hours: no GPU, an observable that cannot be imported."""
     resolve_device(config.device)
     if os.getcwd() not in sys.path:  # as `python -m` has it: observables of the user's own lie there
@@ -148,17 +159,17 @@ def _refuse_stale(run: RunDirectory, stage: str, fingerprints: dict[str, str]) -
             )
 
 
-def _fingerprints(config: Config, corpus: str) -> dict[str, str]:
+def _fingerprints(config: RunConfig, corpus: str) -> dict[str, str]:
     """A hash a stage: its own sections of the configuration, and the hash of the stage before."""
     fingerprints: dict[str, str] = {}
     upstream = [corpus]
     dumped = config.model_dump(mode="json")
     for stage in STAGES:
-        sections = {name: dumped[name] for name in _SECTIONS[stage]}
+        sections = {name: dumped[name] for name in _PIPELINES[type(config)][stage][1]}
         if "sampling" in sections:  # nor how chains are spread over processes
             sections["sampling"] = {k: v for k, v in sections["sampling"].items() if k not in LAYOUT_KEYS}
         for section, key in (("training", "deepspeed"), ("retrain", "deepspeed"), ("sampling", "probe")):
-            if section in sections and (path := sections[section][key]) is not None:  # nor where a file lies
+            if section in sections and (path := sections[section].get(key)) is not None:  # nor where a file lies
                 sections[section] = sections[section] | {key: file_sha256(Path(path))}
         if "data" in sections:  # the text counts, not the place where it lies: that differs between machines
             sections["data"] = {key: value for key, value in sections["data"].items() if key != "sources"}
@@ -167,8 +178,10 @@ def _fingerprints(config: Config, corpus: str) -> dict[str, str]:
     return fingerprints
 
 
-def _corpus_hash(config: Config, run: RunDirectory) -> str:
+def _corpus_hash(config: RunConfig, run: RunDirectory) -> str:
     """Hash of the text itself, which the manifest then keeps; see ``_corpus``."""
+    if isinstance(config, ParenthesesConfig):
+        return ""  # its strings follow from the seed
     corpus = _corpus(config, run.manifest.get("corpus", {}))
     run.update_manifest(corpus=corpus)
     return corpus["sha256"]

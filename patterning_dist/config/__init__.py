@@ -1,7 +1,8 @@
 """The experiment file: one strict schema, read from YAML with `--set` overrides; no torch, no ray."""
 
 from patterning_dist.config.calibration import CalibrationConfig
-from patterning_dist.config.load import config_schema, dump_config, load_config
+from patterning_dist.config.load import AnyConfig, config_schema, dump_config, load_config
+from patterning_dist.config.parentheses import ParenthesesConfig
 from patterning_dist.config.sampling import (
     ComponentConfig,
     ComponentLossConfig,
@@ -33,6 +34,7 @@ from patterning_dist.config.study import (
 )
 
 __all__ = [
+    "AnyConfig",
     "CalibrationConfig",
     "ComponentConfig",
     "ComponentLossConfig",
@@ -47,6 +49,7 @@ __all__ = [
     "ModelConfig",
     "ModuleModelConfig",
     "ObservableConfig",
+    "ParenthesesConfig",
     "ResponseConfig",
     "RetrainConfig",
     "SamplingConfig",

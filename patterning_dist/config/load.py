@@ -12,6 +12,8 @@ import yaml
 from pydantic import ValidationError
 
 from patterning_dist.config.checks import check
+from patterning_dist.config.parentheses import ParenthesesConfig
+from patterning_dist.config.parentheses_checks import check_parentheses
 from patterning_dist.config.schema import Config
 from patterning_dist.config.study import HuggingFaceModelConfig, StudyConfig, TokensConfig
 from patterning_dist.config.study_checks import check_study
@@ -37,12 +39,15 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
+AnyConfig = Config | StudyConfig | ParenthesesConfig
+
 # Sections that only the whole loop has: a file with one of them is not a study, even if `model.kind` is missing.
 _RUN_SECTIONS = {"training", "response", "solve", "retrain"}
 
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config | StudyConfig:
-    """Read an experiment file: of a run (the whole loop), or of a study, whose `model` has a `kind`.
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
+    """Read an experiment file: of a run (the whole loop), of a study, whose `model` has a `kind`, or of the
+    parentheses experiment, which has a `kind` itself.
 
     overrides: `section.key=value`, the value in YAML; a list's entries go by number (`retrain.seeds.0=7`).
     Relative paths are looked up from the current directory, then from the file's own folder.
@@ -59,25 +64,40 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config | Stu
         raise PatterningError(f"{path}: expected sections of `key: value`, got {_show(raw)}")
     for override in overrides:
         apply_override(raw, override)
-    schema = StudyConfig if _is_study(raw) else Config
+    schema = _schema_of(raw)
     try:
         config = schema.model_validate(raw)
     except ValidationError as error:
         lines = _explain(error, schema.model_json_schema())
         raise PatterningError("\n".join(f"{path}: {line}" for line in lines)) from None
-    folder = path.resolve().parent
-    config = _locate_study(config, folder) if isinstance(config, StudyConfig) else _locate(config, folder)
-    if faults := check_study(config) if isinstance(config, StudyConfig) else check(config):
+    config, faults = _checked(config, path.resolve().parent)
+    if faults:
         raise PatterningError("\n".join(f"{path}: {line}" for line in faults))
     return config
 
 
-def _is_study(raw: dict[str, Any]) -> bool:
+def _schema_of(raw: dict[str, Any]) -> type[AnyConfig]:
+    if "kind" in raw:
+        return ParenthesesConfig
     model = raw.get("model")
-    return (isinstance(model, dict) and "kind" in model) or (bool(raw) and not _RUN_SECTIONS & raw.keys())
+    is_study = (isinstance(model, dict) and "kind" in model) or (bool(raw) and not _RUN_SECTIONS & raw.keys())
+    return StudyConfig if is_study else Config
 
 
-def dump_config(config: Config | StudyConfig) -> str:
+def _checked(config: AnyConfig, folder: Path) -> tuple[AnyConfig, list[str]]:
+    """The experiment with its paths found, and every rule that it breaks."""
+    match config:
+        case StudyConfig():
+            config = _locate_study(config, folder)
+            return config, check_study(config)
+        case ParenthesesConfig():
+            return config, check_parentheses(config)
+        case _:
+            config = _locate(config, folder)
+            return config, check(config)
+
+
+def dump_config(config: AnyConfig) -> str:
     """The whole experiment, defaults written out, as YAML that `load_config` reads back to the same."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 

@@ -56,3 +56,18 @@ def epoch_batch(seed: int, step: int, batch_size: int, population: int) -> np.nd
         ids[filled : filled + len(part)] = part
         filled += len(part)
     return ids
+
+
+def weighted_minibatch(seed: int, stream: int, step: int, batch_size: int, cumulative: np.ndarray) -> np.ndarray:
+    """`batch_size` ids (int64), independent, id i with probability proportional to its weight, with replacement.
+
+    The same numbers as `minibatch` go through the inverse of the distribution function: runs of one seed under two
+    weightings see much the same samples.
+
+    Args:
+        seed, stream, step: as in `minibatch`.
+        batch_size: number of ids.
+        cumulative: running sums of the weights [sample], float64.
+    """
+    unit = (_raw(seed, stream, step, _MINIBATCH, batch_size) >> np.uint64(11)) * 2.0**-53
+    return np.searchsorted(cumulative, unit * cumulative[-1], side="right").clip(max=len(cumulative) - 1)

@@ -52,7 +52,7 @@ def _sections(run: Run) -> list[Section]:
     return [_guarded(run, name, title, build) for name, title, build in builders]
 
 
-def _when(created: Any) -> str:
+def when(created: Any) -> str:
     """The time of the summary as a reader writes it; anything else as it stands."""
     try:
         return datetime.fromisoformat(created).strftime("%-d %B %Y, %H:%M %Z").strip()
@@ -95,7 +95,7 @@ def build_report(run_directory: Path) -> Path:
         path,
         kind="Patterning report",
         name=summary.get("name") or run_directory.resolve().name,
-        created=_when(summary.get("created")),
+        created=when(summary.get("created")),
         status="partly finished" if any(section.missing for section in sections) else "all stages run",
         warnings=[str(warning) for warning in summary.get("warnings") or []] + list(dict.fromkeys(run.problems)),
         sections=sections,

@@ -1,0 +1,93 @@
+"""From responses at solutions of two kinds to the direction that makes one of them more likely.
+
+A solution is a network at which chains were run. Its row is the response of its free energy to the weight of every
+sample, chi_i = <l_i - L> in nats (``llc.free_energy_response``). Between solutions U and V of equal loss the log odds
+of the posterior move by -(dF_U - dF_V) = -(n_beta / n) sum_i (chi^U_i - chi^V_i) h_i. There is no network and no Ray
+here.
+"""
+
+from __future__ import annotations
+
+from itertools import combinations
+from typing import NamedTuple
+
+import numpy as np
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.response.moments import Floats
+
+
+class Rows(NamedTuple):
+    """Mean rows of the two kinds [kind, sample], and their standard errors over solutions."""
+
+    mean: Floats
+    standard_error: Floats
+
+
+def mean_rows(responses: Floats, kinds: np.ndarray) -> Rows:
+    """Rows of kind 1 and of kind 0, means over solutions; the error is their spread / sqrt(solutions).
+
+    Args:
+        responses: [solution, sample].
+        kinds: 1 or 0 [solution].
+
+    Raises:
+        PatterningError: fewer than two solutions of a kind.
+    """
+    rows = [responses[kinds == kind] for kind in (1, 0)]
+    if min(map(len, rows)) < 2:
+        raise PatterningError(
+            f"responses: {len(rows[0])} and {len(rows[1])} solutions of the two kinds, expected at least two of each"
+        )
+    errors = [row.std(axis=0, ddof=1) / np.sqrt(len(row)) for row in rows]
+    return Rows(np.stack([row.mean(axis=0) for row in rows]), np.stack(errors))
+
+
+def winsorised(scores: Floats, classes: np.ndarray, share: float) -> Floats:
+    """Scores cut off at the quantiles `share` and 1 - `share` of their class [sample]."""
+    result = np.array(scores, np.float64)
+    for label in np.unique(classes):
+        here = classes == label
+        result[here] = np.clip(result[here], *np.quantile(result[here], [share, 1 - share]))
+    return result
+
+
+def standardised(scores: Floats, classes: np.ndarray) -> Floats:
+    """Scores with mean 0 and standard deviation 1 within every class; 0 in a class without spread [sample]."""
+    result = np.array(scores, np.float64)
+    for label in np.unique(classes):
+        here = classes == label
+        result[here] -= result[here].mean()
+        spread = result[here].std()
+        result[here] /= spread if spread > 0 else 1.0
+    return result
+
+
+def shuffled_kinds(rng: np.random.Generator, kinds: np.ndarray) -> np.ndarray:
+    """Kinds dealt out anew, half of each kind wrong: a direction from them knows as little of the rules as can be."""
+    flipped = kinds.copy()
+    for kind in (0, 1):
+        of_kind = np.flatnonzero(kinds == kind)
+        flipped[rng.permutation(of_kind)[: len(of_kind) // 2]] = 1 - kind
+    return flipped
+
+
+def reliability(halves: tuple[Floats, Floats], classes: np.ndarray) -> float:
+    """Correlation of two estimates of a direction over samples, each standardised within classes [1]."""
+    first, second = (standardised(half, classes) for half in halves)
+    return float(np.corrcoef(first, second)[0, 1])
+
+
+def reliability_between_solutions(responses: Floats, kinds: np.ndarray, classes: np.ndarray) -> float:
+    """Mean ``reliability`` of directions from disjoint halves of the solutions of either kind, over all halvings."""
+    ones, zeros = np.flatnonzero(kinds == 1), np.flatnonzero(kinds == 0)
+    found = []
+    for some_ones in combinations(ones, len(ones) // 2):
+        for some_zeros in combinations(zeros, len(zeros) // 2):
+            rest = [np.setdiff1d(ones, some_ones), np.setdiff1d(zeros, some_zeros)]
+            halves = [
+                responses[list(a)].mean(axis=0) - responses[list(b)].mean(axis=0)
+                for a, b in ((some_ones, some_zeros), rest)
+            ]
+            found.append(reliability((halves[0], halves[1]), classes))
+    return float(np.mean(found))

@@ -1,0 +1,200 @@
+"""Stacks of small networks trained on Ray, a task a stack; a stack that is done is a file, and is not trained again."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+
+from patterning_dist.config.parentheses import ParenthesesConfig
+from patterning_dist.data.parentheses import SPLITS, read_split
+from patterning_dist.errors import PatterningError
+from patterning_dist.files import write_npz
+from patterning_dist.place import Place
+from patterning_dist.progress import Progress
+from patterning_dist.rundir import stage_fingerprint
+from patterning_dist.runtime.environment import prepare_process, ray_session
+from patterning_dist.runtime.workers import progress_board
+from patterning_dist.runtime.workforce import Workforce
+from patterning_dist.training.behaviour import Behaviour, behaviour
+from patterning_dist.training.stacked import Phase, StackedTraining
+
+_NOTE_EVERY = 0.5  # seconds between two notes of a stack to the progress board
+
+
+@dataclass(frozen=True)
+class StackTask:
+    """Networks that are trained together.
+
+    Attributes:
+        arm: name of what they are trained for.
+        seeds: of the networks.
+        phases: of the training; the weights are [sample].
+    """
+
+    arm: str
+    seeds: tuple[int, ...]
+    phases: tuple[Phase, ...]
+
+    @property
+    def key(self) -> str:
+        return f"{self.arm} seeds {self.seeds[0]} to {self.seeds[-1]}"
+
+    def fingerprint(self, inputs: str) -> str:
+        """Hash of what the networks follow from; `inputs`: of the strings and the settings."""
+        phases = [[phase.until, np.asarray(phase.weights, "<f8").tobytes().hex()] for phase in self.phases]
+        return stage_fingerprint("stack", {"inputs": inputs, "seeds": list(self.seeds), "phases": phases})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Networks after their training: parameters by name [network, ...], and what they do."""
+
+    parameters: dict[str, np.ndarray]
+    behaviour: Behaviour
+
+
+@ray.remote
+class StackTrainer:
+    """One process with the strings of a run, for any number of stacks one after another."""
+
+    def __init__(self, config: ParenthesesConfig, device: str) -> None:
+        prepare_process(config.sampling.threads_per_worker)
+        self.config, self.device = config, device
+
+    def open(self, place: Place) -> None:
+        """Read the strings."""
+        folder = place.fetch("data") / "data"
+        self.splits = {name: read_split(folder, name, self.config.task.max_length) for name in SPLITS}
+
+    def train(self, stack: StackTask, board: ActorHandle) -> Trained:
+        """Train a stack from fresh weights."""
+        training = StackedTraining(
+            self.config.model, self.config.training, self.splits["train"], stack.seeds, self.device
+        )
+        noted = 0.0
+
+        def note(step: int) -> None:
+            nonlocal noted
+            if time.monotonic() - noted > _NOTE_EVERY or step == self.config.training.num_steps:
+                board.note.remote(stack.key, done=step, total=self.config.training.num_steps, loss=None, healthy=True)
+                noted = time.monotonic()
+
+        training.run(stack.phases, note)
+        networks = training.networks()
+        done = behaviour(training.skeleton, training.parameters, self.splits)
+        return Trained({name: tensor.numpy() for name, tensor in networks.items()}, done)
+
+
+def train_stacks(
+    config: ParenthesesConfig,
+    device: str,
+    place: Place,
+    inputs: str,
+    stacks: Sequence[StackTask],
+    folder: Path,
+    progress: Progress,
+) -> list[Trained]:
+    """Train the stacks of which there is no file yet, side by side, and write one each.
+
+    Args:
+        config: of the run.
+        device: of the trainers.
+        place: of the run; its strings are read.
+        inputs: hash of the strings and of the settings of a training.
+        stacks: in the order in which they are begun.
+        folder: of the files, <arm>-<first seed>.npz.
+        progress: shows the steps done, and the time left.
+
+    Returns:
+        All stacks, in their order.
+
+    Raises:
+        PatterningError: a network's parameters are not finite, or the cluster has no room.
+    """
+    files = [folder / f"{stack.arm}-{stack.seeds[0]}.npz" for stack in stacks]
+    prints = [stack.fingerprint(inputs) for stack in stacks]
+    found = [_read(file, fingerprint) for file, fingerprint in zip(files, prints, strict=True)]
+    missing = [index for index, trained in enumerate(found) if trained is None]
+    if not missing:
+        return found
+    if len(missing) < len(stacks):
+        progress.say(f"{len(stacks) - len(missing)} of {len(stacks)} stacks of networks were trained before")
+    with (
+        ray_session(config.sampling.threads_per_worker),
+        _trainers(config, device, place, len(missing), progress) as on,
+    ):
+        board = progress_board()
+        progress.start("training networks (steps)", len(missing) * config.training.num_steps)
+
+        def poll(results: list[Trained | None]) -> None:
+            for index, trained in zip(missing, results, strict=True):
+                if trained is not None and found[index] is None:
+                    _refuse_not_finite(stacks[index], trained)
+                    found[index] = trained
+                    _write(files[index], trained, prints[index])
+            notes = ray.get(board.read.remote())
+            for key, note in sorted(notes.items()):
+                progress.update_line(key, **note)
+            progress.update(sum(note["done"] for note in notes.values()))
+
+        on.run([lambda worker, s=stacks[index]: worker.train.remote(s, board) for index in missing], poll)
+    return found
+
+
+def _trainers(config: ParenthesesConfig, device: str, place: Place, number: int, progress: Progress) -> Workforce:
+    resource, amount = need = ("GPU", 1) if device == "cuda" else ("CPU", config.sampling.threads_per_worker)
+    options = {"num_gpus": 1, "num_cpus": 0} if resource == "GPU" else {"num_cpus": amount}
+    fitting = sum(int(node["Resources"].get(resource, 0) // amount) for node in ray.nodes() if node["Alive"])
+    if fitting < 1:
+        raise PatterningError(
+            f"a trainer needs {amount} {resource}, and no node of the Ray cluster has them; add nodes"
+        )
+
+    def hire() -> tuple[ActorHandle, ray.ObjectRef]:
+        trainer = StackTrainer.options(**options).remote(config, device)
+        return trainer, trainer.open.remote(place)
+
+    return Workforce(hire, min(config.sampling.workers or fitting, fitting, number), need, progress)
+
+
+def _refuse_not_finite(stack: StackTask, trained: Trained) -> None:
+    for name, values in trained.parameters.items():
+        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+        if len(bad):
+            raise PatterningError(
+                f"arm {stack.arm}: {name} of the network of seed {stack.seeds[bad[0]]} is not finite after training; "
+                "lower training.learning_rate"
+            )
+
+
+def _write(file: Path, trained: Trained, fingerprint: str) -> None:
+    arrays: dict[str, Any] = {f"parameters/{name}": values for name, values in trained.parameters.items()}
+    arrays |= {f"behaviour/{name}": values for name, values in trained.behaviour._asdict().items()}
+    write_npz(file, arrays | {"header": np.array(json.dumps({"fingerprint": fingerprint}))})
+
+
+def _read(file: Path, fingerprint: str) -> Trained | None:
+    """The networks of a file; None if there is none, or one of other inputs."""
+    try:
+        with np.load(io.BytesIO(file.read_bytes())) as stored:
+            header = json.loads(str(stored["header"]))
+            arrays = {name: stored[name] for name in stored.files}
+    except (OSError, ValueError, KeyError, BadZipFile):
+        return None
+    if header.get("fingerprint") != fingerprint:
+        return None
+
+    def under(prefix: str) -> dict[str, np.ndarray]:
+        return {n.removeprefix(prefix): values for n, values in arrays.items() if n.startswith(prefix)}
+
+    return Trained(under("parameters/"), Behaviour(**under("behaviour/")))

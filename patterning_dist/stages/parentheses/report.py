@@ -1,0 +1,72 @@
+"""Stage ``report``: summary.json with every headline number and its interval, and report.html."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from patterning_dist.config.parentheses import ParenthesesConfig
+from patterning_dist.files import read_parquet, write_json
+from patterning_dist.progress import Progress
+from patterning_dist.report.parentheses import write_parentheses_page
+from patterning_dist.rundir import STAGES, RunDirectory
+from patterning_dist.stages.parentheses.summary import summarise_arms, summarise_check, summarise_llc
+
+_STRINGS_SHOWN = 12  # of the most up- and of the most down-weighted, of either label
+
+
+def report(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> list[Path]:
+    """Write summary.json and report.html; returns both."""
+    progress.start("writing the report", None)
+    solution = json.loads((run.path / "weights" / "solution.json").read_text())
+    stages = run.manifest["stages"]
+    summary = {
+        "name": config.name,
+        "created": datetime.now(UTC).isoformat(timespec="seconds"),
+        "seconds": {stage: stages[stage]["seconds"] for stage in STAGES if "seconds" in stages.get(stage, {})},
+        "arms": summarise_arms(config, run.path),
+        "llc": summarise_llc(config, run.path),
+        "check": summarise_check(config, run.path),
+        "reliability": solution["reliability"],
+        "weights": {
+            arm: {k: v for k, v in entry.items() if k != "predicted"} for arm, entry in solution["arms"].items()
+        },
+        "strings": _strings(run.path),
+        "warnings": _warnings(run.path),
+    }
+    write_json(run.path / "summary.json", summary)
+    write_parentheses_page(run.path / "report.html", summary)
+    return [run.path / "summary.json", run.path / "report.html"]
+
+
+def _strings(folder: Path) -> dict[str, list[dict[str, Any]]]:
+    """The strings that the arm toward NESTED weighs most and least, of either label."""
+    table, _ = read_parquet(folder / "weights" / "nested.parquet", ("text", "label", "score", "relative_weight"))
+    scores, labels = table["score"].to_numpy(), table["label"].to_numpy()
+    found = {}
+    for label, words in ((1, "balanced"), (0, "unbalanced")):
+        order = np.flatnonzero(labels == label)[np.argsort(scores[labels == label], kind="stable")]
+        for side, ids in (("up", order[::-1][:_STRINGS_SHOWN]), ("down", order[:_STRINGS_SHOWN])):
+            found[f"{words}_{side}"] = [
+                {
+                    "sample_id": int(i),
+                    "text": table["text"][int(i)].as_py(),
+                    "relative_weight": float(table["relative_weight"][int(i)].as_py()),
+                }
+                for i in ids
+            ]
+    return found
+
+
+def _warnings(folder: Path) -> list[str]:
+    """What the chains say against themselves, a line a finding."""
+    lines = []
+    for file in ("diagnostics.json", "realised.json"):
+        for name, entry in json.loads((folder / "response" / file).read_text()).items():
+            lines += [f"{name}: {finding['message']}" for finding in entry["findings"]]
+            lines += [f"{name}: chain {e['chain']} is left out: {e['reason']}" for e in entry["excluded"]]
+    return lines

@@ -1,0 +1,121 @@
+"""The parentheses experiment by its command: stopped by Ctrl-C, resumed, and every number of its summary there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+
+CONFIG = Path(__file__).parents[2] / "configs" / "parentheses-small.yaml"
+# A third of the training: rough networks, of which some follow either rule more than others.
+OVERRIDES = (
+    "training.num_steps=300",
+    "training.seeds_per_task=8",
+    "training.weight_decay=1.5",
+    "references={num_seeds: 16, per_rule: 2, nested_above: 0.5, equal_count_below: 0.4, train_accuracy: 0.7}",
+    "sampling.num_draws=20",
+    "sampling.burn_in=50",
+    "sampling.steps_between_draws=2",
+    "arms={num_seeds: 8, num_control_seeds: 4, num_shuffles: 1}",
+    "check={strengths: [-1.0, 1.0], per_rule: 2}",
+)
+
+
+def start(directory: Path) -> subprocess.Popen:
+    options = [argument for override in OVERRIDES for argument in ("--set", override)]
+    command = [sys.executable, "-m", "patterning_dist", "run", str(CONFIG), "--run-dir", str(directory), *options]
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A run that was stopped while its networks were trained, and again while it sampled; what it said at last."""
+    directory = tmp_path_factory.mktemp("parentheses") / "run"
+    for awaited in ("baseline/stacks/*.npz", "sampling/*/shard-0/chain-*"):
+        driver, deadline = start(directory), time.monotonic() + 240
+        while not list(directory.glob(awaited)) and time.monotonic() < deadline and driver.poll() is None:
+            time.sleep(0.05)
+        driver.send_signal(signal.SIGINT)
+        said, _ = driver.communicate(timeout=120)
+        assert driver.returncode == 130, said
+    driver = start(directory)
+    said, _ = driver.communicate(timeout=400)
+    assert driver.returncode == 0, said
+    return directory, said
+
+
+def test_what_was_done_is_kept(finished: tuple[Path, str]) -> None:
+    directory, said = finished
+    lines = (directory / "events.jsonl").read_text().splitlines()
+    found = [(event["stage"], event["kind"]) for event in map(json.loads, lines)]
+    assert found.count(("prepare", "started")) == 1
+    assert found.count(("train", "started")) == 2
+    assert ("sample", "unit_resumed") in found
+    assert "train: done before, inputs unchanged" in said
+
+
+def test_every_arm_is_there_with_its_interval(finished: tuple[Path, str]) -> None:
+    summary = json.loads((finished[0] / "summary.json").read_text())
+    assert list(summary["arms"])[:4] == ["base", "nested", "equal_count", "permuted"]
+    assert len(summary["arms"]) == 9
+    for arm, entry in summary["arms"].items():
+        assert (
+            entry["num_networks"]
+            == len(entry["rejected"]["per_seed"])
+            == (8 if arm in list(summary["arms"])[:3] else 4)
+        )
+        low, high = entry["rejected"]["interval"]
+        assert low < entry["rejected"]["value"] < high
+    assert summary["arms"]["base"]["difference_from_base"]["value"] == 0
+
+
+def test_arms_are_paired_and_base_is_plain(finished: tuple[Path, str]) -> None:
+    folder = finished[0] / "retrain"
+    tables = {path.name: pq.read_table(path / "networks.parquet") for path in folder.iterdir() if path.name != "stacks"}
+    seeds = tables["base"]["seed"].to_numpy()
+    for table in tables.values():
+        assert (table["seed"].to_numpy() == seeds[: table.num_rows]).all()
+    pool = pq.read_table(finished[0] / "baseline" / "networks.parquet")
+    assert not set(pool["seed"].to_pylist()) & set(seeds.tolist()), "never the networks that were chosen from"
+
+
+def test_weights_keep_the_labels_and_the_effective_share(finished: tuple[Path, str]) -> None:
+    for file in (finished[0] / "weights").glob("*.parquet"):
+        table = pq.read_table(file)
+        relative, label = table["relative_weight"].to_numpy(), table["label"].to_numpy()
+        for value in (0, 1):
+            assert relative[label == value].mean() == pytest.approx(1, abs=1e-6)
+        assert relative.min() >= 0.02 - 1e-9
+        if not file.name.startswith("strength_"):
+            share = relative.sum() ** 2 / (len(relative) * (relative @ relative))
+            assert share == pytest.approx(0.6, abs=1e-4)
+    nested, permuted = (
+        pq.read_table(finished[0] / "weights" / f"{arm}.parquet")["relative_weight"].to_numpy()
+        for arm in ("nested", "permuted")
+    )
+    assert np.sort(nested) == pytest.approx(np.sort(permuted))
+    assert abs(np.corrcoef(nested, permuted)[0, 1]) < 0.1
+
+
+def test_prediction_is_compared_with_measurement(finished: tuple[Path, str]) -> None:
+    summary = json.loads((finished[0] / "summary.json").read_text())
+    assert {(row["rule"], row["strength"], row["quantity"]) for row in summary["check"]} == {
+        (rule, strength, quantity)
+        for rule in ("nested", "equal_count")
+        for strength in (-1.0, 1.0)
+        for quantity in ("llc", "free_energy")
+    }
+    page = (finished[0] / "report.html").read_text()
+    for words in ("toward EQUAL-COUNT", "Predicted and measured", "The strings that decide", "loss contrast, NESTED"):
+        assert words in page

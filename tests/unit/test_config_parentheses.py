@@ -1,0 +1,48 @@
+"""The parentheses experiment file: what is read, and what is refused before anything is run."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from patterning_dist.config import ParenthesesConfig, dump_config, load_config
+from patterning_dist.errors import PatterningError
+
+CONFIGS = Path(__file__).parents[2] / "configs"
+FILE = CONFIGS / "parentheses.yaml"
+
+
+@pytest.mark.parametrize("name", ["parentheses", "parentheses-small"])
+def test_the_experiments_of_the_project_are_read_and_written_back(name: str, tmp_path: Path) -> None:
+    config = load_config(CONFIGS / f"{name}.yaml")
+    assert isinstance(config, ParenthesesConfig)
+    (tmp_path / "config.yaml").write_text(dump_config(config))
+    assert load_config(tmp_path / "config.yaml") == config
+
+
+@pytest.mark.parametrize(
+    ("override", "line"),
+    [
+        ("task.min_length=2", "task.min_length: stratified strings need at least 4 brackets"),
+        ("task.min_length=5", "task.min_length: expected a multiple of 2, got 5"),
+        ("model.num_heads=3", "model.num_heads: 3 heads do not divide the width 16"),
+        ("training.warmup_steps=1000", "training.warmup_steps: must be below training.num_steps = 1000"),
+        ("references.per_rule=40", "references.per_rule: 40 networks of each rule out of"),
+        ("references.equal_count_below=0.9", "references.equal_count_below: must be below references.nested_above"),
+        ("sampling.components=[{name: attention}]", "sampling.components: the experiment samples all weights"),
+        ("sampling.observables=[{kind: llc, name: llc}]", "sampling.observables: expected one each of the kinds"),
+        ("sampling.probe=strings.parquet", "sampling.probe: the losses of all training strings are recorded"),
+        ("arms.num_control_seeds=1000", "arms.num_control_seeds: at most arms.num_seeds"),
+        ("check.strengths=[0.0,1.0]", "check.strengths: expected different numbers, none of them 0"),
+        ("check.strengths=[1.0,1.0]", "check.strengths: expected different numbers"),
+        ("check.per_rule=30", "check.per_rule: at most references.per_rule"),
+        ("weights.min_weight=0", "weights.min_weight: expected a number greater than 0, got 0"),
+        ("kind=brackets", "kind: expected 'parentheses', got 'brackets'"),
+        ("training.deepspeed=a.json", "training.deepspeed is not a known key"),
+    ],
+)
+def test_faults_name_the_key(override: str, line: str) -> None:
+    with pytest.raises(PatterningError) as caught:
+        load_config(FILE, [override])
+    assert str(caught.value).startswith(f"{FILE}: {line}")

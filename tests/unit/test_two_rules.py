@@ -1,0 +1,79 @@
+"""Directions between two kinds of solutions: what is averaged, cut off, standardised, and how reliable it is."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.response.two_rules import (
+    mean_rows,
+    reliability,
+    reliability_between_solutions,
+    shuffled_kinds,
+    standardised,
+    winsorised,
+)
+
+CLASSES = np.repeat([1.0, 0.0], [300, 700])
+
+
+def solutions(rng: np.random.Generator, number: int, noise: float) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Responses of `number` solutions of either kind around a known contrast."""
+    truth = rng.normal(size=len(CLASSES))
+    kinds = np.repeat([1, 0], number)
+    responses = np.where(kinds[:, None] == 1, truth, -truth) / 2 + noise * rng.normal(size=(2 * number, len(CLASSES)))
+    return responses, kinds, truth
+
+
+def test_mean_rows_are_means_with_the_error_over_solutions() -> None:
+    responses, kinds, _ = solutions(np.random.default_rng(0), 5, 1.0)
+    rows = mean_rows(responses, kinds)
+    assert rows.mean == pytest.approx(np.stack([responses[:5].mean(axis=0), responses[5:].mean(axis=0)]))
+    assert rows.standard_error[1] == pytest.approx(responses[5:].std(axis=0, ddof=1) / np.sqrt(5))
+
+
+def test_one_solution_of_a_kind_is_no_mean() -> None:
+    with pytest.raises(PatterningError, match="1 and 2 solutions of the two kinds, expected at least two of each"):
+        mean_rows(np.zeros((3, 4)), np.array([1, 0, 0]))
+
+
+def test_winsorised_cuts_each_class_at_its_own_quantiles() -> None:
+    scores = np.concatenate([np.arange(300.0), 1000 + np.arange(700.0)])
+    cut = winsorised(scores, CLASSES, 0.1)
+    for label in (1.0, 0.0):
+        here = label == CLASSES
+        low, high = np.quantile(scores[here], [0.1, 0.9])
+        assert (cut[here].min(), cut[here].max()) == (low, high)
+        inside = here & (scores > low) & (scores < high)
+        assert (cut[inside] == scores[inside]).all()
+    assert (winsorised(scores, CLASSES, 0.0) == scores).all()
+
+
+def test_standardised_within_classes() -> None:
+    scores = standardised(np.random.default_rng(1).normal(3 * CLASSES, 1 + CLASSES), CLASSES)
+    for label in (1.0, 0.0):
+        here = scores[label == CLASSES]
+        assert (here.mean(), here.std()) == pytest.approx((0, 1))
+    assert not standardised(np.ones(1000), CLASSES).any(), "no spread, no score"
+
+
+@pytest.mark.parametrize("number", [2, 5, 6])
+def test_shuffled_kinds_have_half_of_each_kind_wrong(number: int) -> None:
+    kinds = np.repeat([1, 0], number)
+    seen = set()
+    for seed in range(20):
+        shuffled = shuffled_kinds(np.random.default_rng(seed), kinds)
+        assert (shuffled[:number] == 0).sum() == (shuffled[number:] == 1).sum() == number // 2
+        seen.add(tuple(shuffled))
+    assert len(seen) > 1
+
+
+def test_reliability_is_what_the_noise_leaves() -> None:
+    """Halves of k solutions of either kind: signal variance 1, noise variance 2 s^2 / k, so r = 1 / (1 + 2 s^2 / k)."""
+    responses, kinds, _ = solutions(np.random.default_rng(2), 8, 1.5)
+    expected = 1 / (1 + 2 * 1.5**2 / 4)
+    # Standard error of one correlation over 1,000 strings: (1 - r^2) / sqrt(1000); halvings are not independent.
+    assert reliability_between_solutions(responses, kinds, CLASSES) == pytest.approx(expected, abs=5 * 0.024)
+    noise = np.random.default_rng(3).normal(size=(2, len(CLASSES)))
+    assert abs(reliability((noise[0], noise[1]), CLASSES)) < 5 / np.sqrt(len(CLASSES))
