@@ -49,8 +49,8 @@ _PIPELINES: dict[type[RunConfig], dict[str, tuple[Stage, tuple[str, ...]]]] = {
         "prepare": (parentheses.prepare, ("seed", "task")),
         "train": (parentheses.train, ("device", "model", "training", "references")),
         "sample": (parentheses.sample, ("sampling",)),
-        "solve": (parentheses.solve, ("weights", "check")),
-        "retrain": (parentheses.retrain, ("arms",)),
+        "solve": (parentheses.solve, ("weights", "arms", "check")),
+        "retrain": (parentheses.retrain, ()),
         "report": (parentheses.report, ("name",)),
     },
 }

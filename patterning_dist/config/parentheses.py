@@ -77,9 +77,6 @@ class ArmsConfig(Section):
         0.6, gt=0, le=1, description="first part of the training that is weighted; plain afterwards; 1: one phase [1]"
     )
     num_shuffles: int = Field(4, ge=1, description="times that the labels of the references are shuffled [arms]")
-    online_rounds: int = Field(
-        0, ge=0, description="times the networks in training are measured, and reweighted [rounds]"
-    )
 
 
 class CheckConfig(Section):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -102,6 +102,7 @@ def train_stacks(
     inputs: str,
     stacks: Sequence[StackTask],
     folder: Path,
+    publish: Callable[[Path], None],
     progress: Progress,
 ) -> list[Trained]:
     """Train the stacks of which there is no file yet, side by side, and write one each.
@@ -113,6 +114,7 @@ def train_stacks(
         inputs: hash of the strings and of the settings of a training.
         stacks: in the order in which they are begun.
         folder: of the files, <arm>-<first seed>.npz.
+        publish: is given each file as soon as it is there.
         progress: shows the steps done, and the time left.
 
     Returns:
@@ -142,6 +144,7 @@ def train_stacks(
                     _refuse_not_finite(stacks[index], trained)
                     found[index] = trained
                     _write(files[index], trained, prints[index])
+                    publish(files[index])
             notes = ray.get(board.read.remote())
             for key, note in sorted(notes.items()):
                 progress.update_line(key, **note)

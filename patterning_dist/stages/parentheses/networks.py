@@ -61,7 +61,8 @@ def train_networks(
             "device": device,
         },
     )
-    done = train_stacks(config, device, run.place, inputs, tasks, run.path / folder / "stacks", progress)
+    stacks = run.path / folder / "stacks"
+    done = train_stacks(config, device, run.place, inputs, tasks, stacks, run.publish, progress)
     return {
         arm: _joined([trained for task, trained in zip(tasks, done, strict=True) if task.arm == arm]) for arm in arms
     }
