@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -55,47 +56,53 @@ def test_arms_of_one_seed_start_from_the_same_weights(finished: Path) -> None:
     assert other != initial[0]
 
 
-def test_base_arm_of_the_baseline_seed_repeats_the_baseline(finished: Path, tiny_run: Path) -> None:
+@pytest.fixture(scope="module")
+def changed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A copy for tests that run some of it again in another way; ``finished`` is read by other modules too."""
+    return Path(shutil.copytree(finished, tmp_path_factory.mktemp("changed") / "run"))
+
+
+def test_base_arm_of_the_baseline_seed_repeats_the_baseline(changed: Path, tiny_run: Path) -> None:
     """Same initialisation, data order and engine: before the annealing the two are one run."""
     again = subprocess.run(
-        command("run", tiny_run / "config.yaml", finished, "retrain.seeds=[3]", "retrain.arms=[base,plus]"),
+        command("run", tiny_run / "config.yaml", changed, "retrain.seeds=[3]", "retrain.arms=[base,plus]"),
         capture_output=True,
         text=True,
         timeout=400,
     )
     assert again.returncode == 0, again.stderr
-    baseline = pq.read_table(finished / "baseline" / "metrics.parquet").to_pylist()
-    arm = pq.read_table(finished / "retrain" / "base" / "seed-3" / "metrics.parquet").to_pylist()
+    baseline = pq.read_table(changed / "baseline" / "metrics.parquet").to_pylist()
+    arm = pq.read_table(changed / "retrain" / "base" / "seed-3" / "metrics.parquet").to_pylist()
     for expected, row in zip(baseline, arm, strict=False):
         assert row["step"] == expected["step"]
         assert row["validation_loss"] == expected["validation_loss"]
 
 
-def test_solving_again_by_regression_keeps_the_chains(finished: Path, tiny_run: Path) -> None:
+def test_solving_again_by_regression_keeps_the_chains(changed: Path, tiny_run: Path) -> None:
     overrides = ("solve.scores=regression", "solve.targets={component: -1}")
     again = subprocess.run(
-        command("solve", tiny_run / "config.yaml", finished, *overrides), capture_output=True, text=True, timeout=200
+        command("solve", tiny_run / "config.yaml", changed, *overrides), capture_output=True, text=True, timeout=200
     )
     assert again.returncode == 0, again.stderr
-    solution = json.loads((finished / "weights" / "solution.json").read_text())
+    solution = json.loads((changed / "weights" / "solution.json").read_text())
     assert solution["estimator"] == "regression"
     assert -1 <= solution["held_out_correlation"]["component"]["value"] <= 1
-    assert events(finished).count(("sample", "finished")) == 1
+    assert events(changed).count(("sample", "finished")) == 1
 
 
-def test_infeasible_strength_is_refused_with_the_largest_one_named(finished: Path, tiny_run: Path) -> None:
+def test_infeasible_strength_is_refused_with_the_largest_one_named(changed: Path, tiny_run: Path) -> None:
     overrides = ("solve.effective_sample_share=null", "solve.strength=1e6")
     refused = subprocess.run(
-        command("solve", tiny_run / "config.yaml", finished, *overrides), capture_output=True, text=True, timeout=200
+        command("solve", tiny_run / "config.yaml", changed, *overrides), capture_output=True, text=True, timeout=200
     )
     assert refused.returncode == 2
     assert "largest feasible strength" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
 
 
-def test_a_stage_alone_is_refused_on_results_of_another_configuration(finished: Path, tiny_run: Path) -> None:
+def test_a_stage_alone_is_refused_on_results_of_another_configuration(changed: Path, tiny_run: Path) -> None:
     refused = subprocess.run(
-        command("sample", tiny_run / "config.yaml", finished, "training.num_steps=7"),
+        command("sample", tiny_run / "config.yaml", changed, "training.num_steps=7"),
         capture_output=True,
         text=True,
         timeout=100,
