@@ -114,8 +114,7 @@ def _open_study(
 def _refuse_parentheses(config: Path | str, loaded: AnyConfig, command: str) -> None:
     if isinstance(loaded, ParenthesesConfig):
         raise PatterningError(
-            f"{config}: is the parentheses experiment, which {command} knows nothing of; its settings and its time are "
-            f"said in the file; run `patterning run {config}`"
+            f"{config}: is the parentheses experiment, which {command} is not for; run `patterning run {config}`"
         )
 
 

@@ -13,8 +13,9 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from patterning_dist.config import Config, HuggingFaceModelConfig, StudyConfig, load_config
+from patterning_dist.config import Config, HuggingFaceModelConfig, ParenthesesConfig, load_config
 from patterning_dist.models.attention import build_model
+from patterning_dist.models.bracket_classifier import BracketClassifier
 from patterning_dist.models.components import Component, Piece, model_components
 from patterning_dist.models.huggingface import language_model_skeleton
 from patterning_dist.sampling.model_study import model_location
@@ -44,7 +45,9 @@ def open_model(model: str, revision: str | None) -> nn.Module:
         place = place / "config.yaml"
     if place.suffix not in (".yaml", ".yml"):
         return language_model_skeleton(model, revision)
-    config: Config | StudyConfig = load_config(place)
+    config = load_config(place)
+    if isinstance(config, ParenthesesConfig):
+        return BracketClassifier(config.model, config.task.max_length)
     if isinstance(config, Config):
         return build_model(config.model, config.data.vocabulary_size, config.data.context_length)
     if isinstance(config.model, HuggingFaceModelConfig):

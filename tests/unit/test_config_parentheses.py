@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from typer.testing import CliRunner
 
+from patterning_dist.cli import app
 from patterning_dist.config import ParenthesesConfig, dump_config, load_config
 from patterning_dist.errors import PatterningError
 
@@ -46,3 +48,19 @@ def test_faults_name_the_key(override: str, line: str) -> None:
     with pytest.raises(PatterningError) as caught:
         load_config(FILE, [override])
     assert str(caught.value).startswith(f"{FILE}: {line}")
+
+
+@pytest.mark.parametrize(
+    ("command", "said"),
+    [
+        ("config check", "ok; the run is kept in"),
+        ("components", "everything"),
+        ("plan", "is the parentheses experiment, which plan is not for"),
+        ("calibrate", "is the parentheses experiment, which calibrate is not for"),
+        ("study", "is the whole loop, with a training"),
+    ],
+)
+def test_every_command_takes_it_or_says_why_not(command: str, said: str) -> None:
+    result = CliRunner().invoke(app, [*command.split(), str(FILE)])
+    assert said in " ".join(result.output.split())
+    assert result.exit_code == (0 if command in ("config check", "components") else 2)
