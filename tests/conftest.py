@@ -11,6 +11,8 @@ import pytest
 # Before torch is imported: tests are small, and threads that wait for each other only cost time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+# Ray's workers yield to everything else of the machine by default, and tests wait for them with deadlines.
+os.environ.setdefault("RAY_worker_niceness", "0")
 
 
 @pytest.fixture(scope="session")

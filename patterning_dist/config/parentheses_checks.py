@@ -6,10 +6,17 @@ from collections.abc import Iterator
 
 from patterning_dist.config.checks import chains, observable_names
 from patterning_dist.config.parentheses import ParenthesesConfig
+from patterning_dist.config.sampling import SamplingConfig
 
 # What the experiment needs of every set of chains: all weights free, and the loss with what follows from it.
 _COMPONENTS = ["everything"]
 _OBSERVABLES = ["component_loss", "llc", "free_energy"]
+_FIXED = {
+    "ranks_per_chain": "a bracket classifier takes one process",
+    "compute_dtype": "a bracket classifier is sampled in float32",
+    "probe_sequences": "the losses of all training strings are recorded",
+    "evaluation_sequences": "there are no split losses here",
+}
 
 
 def check_parentheses(config: ParenthesesConfig) -> list[str]:
@@ -50,6 +57,9 @@ def _sampling(config: ParenthesesConfig) -> Iterator[str]:
         yield "sampling.components: the experiment samples all weights; expected [{name: everything}]"
     if [observable.kind for observable in sampling.observables] != _OBSERVABLES:
         yield f"sampling.observables: expected one each of the kinds {', '.join(_OBSERVABLES)}, in this order"
+    for key, why in _FIXED.items():
+        if getattr(sampling, key) != SamplingConfig.model_fields[key].default:
+            yield f"sampling.{key}: {why}; remove it"
     if sampling.probe is not None:
         yield "sampling.probe: the losses of all training strings are recorded; remove it"
     yield from observable_names(sampling)

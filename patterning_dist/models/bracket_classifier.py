@@ -90,8 +90,13 @@ def build_classifier(config: ClassifierConfig, longest: int, seed: int) -> Brack
 
 
 def string_losses(model: BracketClassifier, tokens: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
-    """l_i = -log p(label_i | string_i) in nats [sample]."""
-    return functional.binary_cross_entropy_with_logits(model(tokens, lengths), labels, reduction="none")
+    """l_i = -log p(label_i | string_i) in nats [sample]; tokens [sample, position], lengths and labels [sample]."""
+    return label_losses(model(tokens, lengths), labels)
+
+
+def label_losses(logits: Tensor, labels: Tensor) -> Tensor:
+    """-log p(label) in nats, elementwise, of the logits of "balanced"."""
+    return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
 
 
 def _normalised(x: Tensor, gain: Tensor) -> Tensor:

@@ -8,24 +8,16 @@ here.
 
 from __future__ import annotations
 
-from itertools import combinations
-from typing import NamedTuple
-
 import numpy as np
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.moments import Floats
 
-
-class Rows(NamedTuple):
-    """Mean rows of the two kinds [kind, sample], and their standard errors over solutions."""
-
-    mean: Floats
-    standard_error: Floats
+_HALVINGS = 100  # of all there are, which are too many from a dozen solutions on
 
 
-def mean_rows(responses: Floats, kinds: np.ndarray) -> Rows:
-    """Rows of kind 1 and of kind 0, means over solutions; the error is their spread / sqrt(solutions).
+def mean_rows(responses: Floats, kinds: np.ndarray) -> Floats:
+    """Rows of kind 1 and of kind 0, means over solutions [kind, sample].
 
     Args:
         responses: [solution, sample].
@@ -39,8 +31,7 @@ def mean_rows(responses: Floats, kinds: np.ndarray) -> Rows:
         raise PatterningError(
             f"responses: {len(rows[0])} and {len(rows[1])} solutions of the two kinds, expected at least two of each"
         )
-    errors = [row.std(axis=0, ddof=1) / np.sqrt(len(row)) for row in rows]
-    return Rows(np.stack([row.mean(axis=0) for row in rows]), np.stack(errors))
+    return np.stack([row.mean(axis=0) for row in rows])
 
 
 def winsorised(scores: Floats, classes: np.ndarray, share: float) -> Floats:
@@ -79,15 +70,13 @@ def reliability(halves: tuple[Floats, Floats], classes: np.ndarray) -> float:
 
 
 def reliability_between_solutions(responses: Floats, kinds: np.ndarray, classes: np.ndarray) -> float:
-    """Mean ``reliability`` of directions from disjoint halves of the solutions of either kind, over all halvings."""
-    ones, zeros = np.flatnonzero(kinds == 1), np.flatnonzero(kinds == 0)
-    found = []
-    for some_ones in combinations(ones, len(ones) // 2):
-        for some_zeros in combinations(zeros, len(zeros) // 2):
-            rest = [np.setdiff1d(ones, some_ones), np.setdiff1d(zeros, some_zeros)]
-            halves = [
-                responses[list(a)].mean(axis=0) - responses[list(b)].mean(axis=0)
-                for a, b in ((some_ones, some_zeros), rest)
-            ]
-            found.append(reliability((halves[0], halves[1]), classes))
+    """Mean ``reliability`` of directions from disjoint halves of the solutions of either kind, over random halvings."""
+    rng, found = np.random.default_rng(0), []
+    for _ in range(_HALVINGS):
+        ones, zeros = (np.array_split(rng.permutation(np.flatnonzero(kinds == kind)), 2) for kind in (1, 0))
+        first, second = (
+            responses[some].mean(axis=0) - responses[others].mean(axis=0)
+            for some, others in zip(ones, zeros, strict=True)
+        )
+        found.append(reliability((first, second), classes))
     return float(np.mean(found))

@@ -111,7 +111,8 @@ def run_chains(
         except BaseException:
             run.stop(workers)
             for actor in (*shards, run.board):  # as for workers: the traceback keeps them
-                ray.kill(actor)
+                with contextlib.suppress(ray.exceptions.RayError):
+                    ray.kill(actor)
             raise
 
 

@@ -23,7 +23,7 @@ from patterning_dist.place import Place
 from patterning_dist.progress import Progress
 from patterning_dist.rundir import stage_fingerprint
 from patterning_dist.runtime.environment import prepare_process, ray_session
-from patterning_dist.runtime.workers import progress_board
+from patterning_dist.runtime.workers import fitting_workforce, progress_board
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.training.behaviour import Behaviour, behaviour
 from patterning_dist.training.stacked import Phase, StackedTraining
@@ -155,19 +155,11 @@ def train_stacks(
 
 
 def _trainers(config: ParenthesesConfig, device: str, place: Place, number: int, progress: Progress) -> Workforce:
-    resource, amount = need = ("GPU", 1) if device == "cuda" else ("CPU", config.sampling.threads_per_worker)
-    options = {"num_gpus": 1, "num_cpus": 0} if resource == "GPU" else {"num_cpus": amount}
-    fitting = sum(int(node["Resources"].get(resource, 0) // amount) for node in ray.nodes() if node["Alive"])
-    if fitting < 1:
-        raise PatterningError(
-            f"a trainer needs {amount} {resource}, and no node of the Ray cluster has them; add nodes"
-        )
-
-    def hire() -> tuple[ActorHandle, ray.ObjectRef]:
+    def start(options: dict[str, int]) -> tuple[ActorHandle, ray.ObjectRef]:
         trainer = StackTrainer.options(**options).remote(config, device)
         return trainer, trainer.open.remote(place)
 
-    return Workforce(hire, min(config.sampling.workers or fitting, fitting, number), need, progress)
+    return fitting_workforce(start, config.sampling, device, number, progress)
 
 
 def _refuse_not_finite(stack: StackTask, trained: Trained) -> None:

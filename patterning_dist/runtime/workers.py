@@ -139,18 +139,40 @@ def model_workers(
     Raises:
         PatterningError: the cluster has not what one worker needs; says what is asked for and what is there.
     """
+
+    def start(options: dict[str, int]) -> tuple[ActorHandle, ray.ObjectRef]:
+        worker = ModelWorker.options(**options).remote(sampling, device)
+        return worker, worker.open_study.remote(make_study)
+
+    return fitting_workforce(start, sampling, device, num_tasks, progress)
+
+
+def fitting_workforce(
+    start: Callable[[dict[str, int]], tuple[ActorHandle, ray.ObjectRef]],
+    sampling: SamplingConfig,
+    device: str,
+    num_tasks: int,
+    progress: Progress,
+) -> Workforce:
+    """As many workers of one process each as the configuration or the cluster allows, at most one a task.
+
+    Args:
+        start: starts one with these options of Ray; the actor, and a reference that resolves when it can take tasks.
+        sampling: section of the experiment: how many, and with how many threads.
+        device: of the workers.
+        num_tasks: that they share.
+        progress: is told what is waited for.
+
+    Raises:
+        PatterningError: as in ``model_workers``.
+    """
     resource, amount = need = ("GPU", 1) if device == "cuda" else ("CPU", sampling.threads_per_worker)
     nodes = sorted(node["Resources"].get(resource, 0) for node in ray.nodes() if node["Alive"])
     options = {"num_gpus": 1, "num_cpus": 0} if resource == "GPU" else {"num_cpus": amount}
     fitting = sum(int(has // amount) for has in nodes)
     if fitting < 1:
         raise PatterningError(
-            f"a chain worker needs {amount} {resource}, the nodes of the Ray cluster have "
+            f"a worker needs {amount} {resource}, the nodes of the Ray cluster have "
             f"{', '.join(f'{has:g}' for has in nodes)}; lower sampling.threads_per_worker or add nodes"
         )
-
-    def hire() -> tuple[ActorHandle, ray.ObjectRef]:
-        worker = ModelWorker.options(**options).remote(sampling, device)
-        return worker, worker.open_study.remote(make_study)
-
-    return Workforce(hire, min(sampling.workers or fitting, fitting, num_tasks), need, progress)
+    return Workforce(lambda: start(options), min(sampling.workers or fitting, fitting, num_tasks), need, progress)

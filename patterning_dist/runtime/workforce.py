@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections import Counter, deque
 from collections.abc import Callable
@@ -119,7 +120,8 @@ class Workforce:
         # Left to garbage collection, a worker that still waits for room would take it from the next workforce: the
         # traceback of what ended this one keeps the handles.
         for worker in (*self._starting.values(), *self._idle, *(worker for _, worker in self._running.values())):
-            self._dismiss(worker)
+            with contextlib.suppress(ray.exceptions.RayError):  # no Ray any more: it must not hide what ended this
+                self._dismiss(worker)
 
     def wind_down(self, seconds: float) -> None:
         """Give the tasks under way some time to come to an end of their own."""

@@ -14,7 +14,7 @@ from torch.func import functional_call, stack_module_state, vmap
 from patterning_dist.config.parentheses import ClassifierConfig, ClassifierTrainingConfig
 from patterning_dist.data.parentheses import BracketStrings
 from patterning_dist.data.sampler import weighted_minibatch
-from patterning_dist.models.bracket_classifier import BracketClassifier, build_classifier
+from patterning_dist.models.bracket_classifier import BracketClassifier, build_classifier, label_losses
 
 Networks = dict[str, Tensor]  # parameter name -> [network, ...]
 
@@ -88,7 +88,7 @@ class StackedTraining:
         )
         tokens, lengths, labels = (part.to(self.device) for part in self.strings[torch.from_numpy(ids)])
         # The sum over networks: each parameter's gradient is that of its own network's mean loss.
-        _losses(self.skeleton, self.parameters, (tokens, lengths, labels), 0).mean(dim=1).sum().backward()
+        _losses(self.skeleton, self.parameters, (tokens, lengths, labels)).mean(dim=1).sum().backward()
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
 
@@ -113,11 +113,10 @@ def stacked_logits(skeleton: BracketClassifier, networks: Networks, strings: Bra
     return torch.cat(parts, dim=1).numpy()
 
 
-def _losses(skeleton: BracketClassifier, networks: Networks, batch: tuple[Tensor, ...], axis: int | None) -> Tensor:
-    """Losses [network, sample] of a batch for each network (axis 0), or of one for all (None)."""
+def _losses(skeleton: BracketClassifier, networks: Networks, batches: tuple[Tensor, ...]) -> Tensor:
+    """Losses [network, sample] of every network on a batch of its own."""
 
-    def one(parameters: Networks, *strings: Tensor) -> Tensor:
-        logits = functional_call(skeleton, parameters, strings[:2])
-        return torch.nn.functional.binary_cross_entropy_with_logits(logits, strings[2], reduction="none")
+    def one(parameters: Networks, tokens: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+        return label_losses(functional_call(skeleton, parameters, (tokens, lengths)), labels)
 
-    return vmap(one, in_dims=(0, axis, axis, axis))(networks, *batch)
+    return vmap(one)(networks, *batches)

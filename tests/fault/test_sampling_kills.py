@@ -173,7 +173,7 @@ def test_a_worker_that_no_node_has_room_for_is_refused_at_once(nodes, tiny_run, 
     with pytest.raises(PatterningError) as caught:
         sample(config, run, quiet())
     assert str(caught.value) == (
-        f"a chain worker needs {threads} CPU, the nodes of the Ray cluster have 0, 1, 1; "
+        f"a worker needs {threads} CPU, the nodes of the Ray cluster have 0, 1, 1; "
         "lower sampling.threads_per_worker or add nodes"
     )
 

@@ -58,7 +58,7 @@ def solve(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> l
     rng = np.random.default_rng([config.seed, _SHUFFLES])
 
     def toward_nested(rows: Floats, of_kinds: np.ndarray) -> Floats:
-        mean = mean_rows(rows, of_kinds).mean
+        mean = mean_rows(rows, of_kinds)
         # Odds of the first kind rise with -(dF_first - dF_second).
         return standardised(winsorised(mean[1] - mean[0], classes, config.weights.winsorise), classes)
 
@@ -68,7 +68,7 @@ def solve(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> l
     for number in range(config.arms.num_shuffles):
         scores[f"shuffled_{number}"] = toward_nested(by_solution, shuffled_kinds(rng, kinds))
     solutions = {arm: _solved(config, values[None], [1.0], classes) for arm, values in scores.items()}
-    rows = mean_rows(by_solution, kinds).mean
+    rows = mean_rows(by_solution, kinds)
     for arm, target in (("minimum_norm_nested", [-1.0, 1.0]), ("minimum_norm_equal_count", [1.0, -1.0])):
         solutions[arm] = _solved(config, rows, target, classes)
     relative = {arm: solution.weights for arm, solution in solutions.items()}
@@ -167,7 +167,7 @@ def _reliability(responses: Responses, classes: np.ndarray) -> dict[str, Any]:
     for name, chi in (("free_energy", responses.free_energy), ("llc", responses.llc)):
         entry: dict[str, Any] = {"between_solutions": reliability_between_solutions(chi.mean(axis=1), kinds, classes)}
         if chi.shape[1] > 1:
-            halves = [mean_rows(chi[:, half::2].mean(axis=1), kinds).mean for half in (0, 1)]
+            halves = [mean_rows(chi[:, half::2].mean(axis=1), kinds) for half in (0, 1)]
             entry["between_chains"] = reliability(tuple(rows[1] - rows[0] for rows in halves), classes)
         found[name] = entry
     return found

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 from scipy.stats import binomtest
-from scipy.stats import t as student_t
 
 from patterning_dist.config.parentheses import ParenthesesConfig
 from patterning_dist.files import read_parquet
@@ -16,6 +15,7 @@ from patterning_dist.response.units import read_chains
 from patterning_dist.sampling.bracket_study import COMPONENT
 from patterning_dist.stages.parentheses.references import NESTED, read_references
 from patterning_dist.stages.parentheses.retrain import weighted_arms
+from patterning_dist.stages.report import interval
 
 # Shares of networks that are told, by the share of out-of-distribution strings that they reject.
 _SHARES = {"above_half": 0.5, "clean_nested": 0.9, "clean_equal_count": 0.1}
@@ -90,18 +90,14 @@ def summarise_check(config: ParenthesesConfig, folder: Path) -> list[dict[str, A
 
 def mean_with_interval(values: np.ndarray) -> dict[str, Any]:
     """Mean and 95 % Student interval; None as the interval of one value."""
-    values = np.asarray(values, np.float64)
-    if len(values) < 2:
-        return {"value": float(values.mean()), "interval": None}
-    width = student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
-    return {"value": float(values.mean()), "interval": [float(values.mean() - width), float(values.mean() + width)]}
+    return {"value": float(values.mean()), "interval": interval(values)}
 
 
 def _share(rejected: np.ndarray, bound: float) -> dict[str, Any]:
     """Share of networks beyond a bound, with its exact interval."""
     hits = int((rejected < bound).sum() if bound < 0.5 else (rejected > bound).sum())
-    interval = binomtest(hits, len(rejected)).proportion_ci(0.95, method="exact")
-    return {"value": hits / len(rejected), "interval": [float(interval.low), float(interval.high)]}
+    exact = binomtest(hits, len(rejected)).proportion_ci(0.95, method="exact")
+    return {"value": hits / len(rejected), "interval": [float(exact.low), float(exact.high)]}
 
 
 def _behaviour(folder: Path) -> dict[str, np.ndarray]:
