@@ -41,6 +41,9 @@ class ClassifierConfig(Section):
     num_heads: int = Field(ge=1, description="attention heads a layer [heads]")
     width: int = Field(ge=2, description="of the residual stream [coordinates]")
     feedforward: int = Field(ge=1, description="hidden units of a layer's MLP [units]")
+    embedding_scale: float = Field(
+        1.0, gt=0, description="standard deviation of fresh token and position embeddings [1]"
+    )
 
 
 class ClassifierTrainingConfig(Section):
@@ -50,6 +53,10 @@ class ClassifierTrainingConfig(Section):
     learning_rate: float = Field(gt=0, description="of AdamW at its highest [1]")
     betas: tuple[float, float] = Field((0.9, 0.98), description="of AdamW [1]")
     weight_decay: float = Field(ge=0, description="of AdamW, the lever between the two rules [1]")
+    engine: Literal["torch", "deepspeed"] = Field(
+        "torch",
+        description="what takes the steps; DeepSpeed (ZeRO stage 0) costs more a step, for large networks",
+    )
     seeds_per_task: int = Field(16, ge=1, description="networks trained at once by one process [networks]")
 
 
@@ -68,6 +75,16 @@ class WeightsConfig(Section):
     )
     max_weight: float = Field(8.0, gt=1, description="of a string, in units of its weight in plain training [1]")
     winsorise: float = Field(0.02, ge=0, lt=0.5, description="share of scores cut off at either end of a label [1]")
+
+
+class OnlineConfig(Section):
+    """Rounds of: networks under the weights so far, chains around them, weights again."""
+
+    num_rounds: int = Field(1, ge=1, description="after the first measurement, for either direction [rounds]")
+    num_seeds: int = Field(ge=4, description="fresh networks trained in a round [networks]")
+    per_rule: int = Field(
+        ge=2, description="of them, those that reject most and those that reject least are sampled around [networks]"
+    )
 
 
 class ArmsConfig(Section):
@@ -101,6 +118,7 @@ class ParenthesesConfig(Section):
     references: ReferencesConfig = Field(description="the solutions that are sampled around")
     sampling: SamplingConfig = Field(description="posterior chains around every reference")
     weights: WeightsConfig = Field(WeightsConfig(), description="from responses to weights")
+    online: OnlineConfig = Field(description="measuring again on networks under the weights so far")
     arms: ArmsConfig = Field(description="what is trained under the weights, and what it is compared with")
     check: CheckConfig = Field(CheckConfig(), description="prediction against measurement")
 

@@ -21,7 +21,7 @@ _FIXED = {
 
 def check_parentheses(config: ParenthesesConfig) -> list[str]:
     """Every broken rule, one line each; an empty list if the experiment can be run."""
-    rules = (_task, _model, _training, _references, _sampling, _arms, _check)
+    rules = (_task, _model, _training, _references, _sampling, _online, _arms, _check)
     return [line for rule in rules for line in rule(config)]
 
 
@@ -64,6 +64,14 @@ def _sampling(config: ParenthesesConfig) -> Iterator[str]:
         yield "sampling.probe: the losses of all training strings are recorded; remove it"
     yield from observable_names(sampling)
     yield from chains(sampling)
+
+
+def _online(config: ParenthesesConfig) -> Iterator[str]:
+    if 2 * config.online.per_rule > config.online.num_seeds:
+        yield (
+            f"online.per_rule: {config.online.per_rule} networks at either end of {config.online.num_seeds}; "
+            "raise online.num_seeds"
+        )
 
 
 def _arms(config: ParenthesesConfig) -> Iterator[str]:

@@ -74,7 +74,7 @@ class _Layer(nn.Module):
 
 
 def build_classifier(config: ClassifierConfig, longest: int, seed: int) -> BracketClassifier:
-    """A fresh network, a function of the seed: embeddings N(0, 1), matrices N(0, 1 / inputs), biases 0, gains 1."""
+    """A fresh network, a function of the seed: matrices N(0, 1 / inputs), biases 0, gains 1; embeddings as asked."""
     model = BracketClassifier(config, longest)
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -84,7 +84,7 @@ def build_classifier(config: ClassifierConfig, longest: int, seed: int) -> Brack
             if parameter.dim() < 2:
                 parameter.zero_()
             else:
-                scale = 1.0 if "embedding" in name else parameter.shape[-1] ** -0.5
+                scale = config.embedding_scale if "embedding" in name else parameter.shape[-1] ** -0.5
                 parameter.normal_(std=scale, generator=generator)
     return model
 

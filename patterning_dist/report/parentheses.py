@@ -20,12 +20,23 @@ _NAMES = {
     "nested": "toward NESTED",
     "equal_count": "toward EQUAL-COUNT",
     "permuted": "permuted weights",
+    "online_nested": "toward NESTED, online",
+    "online_equal_count": "toward EQUAL-COUNT, online",
+    "one_phase_nested": "toward NESTED, one phase",
+    "one_phase_equal_count": "toward EQUAL-COUNT, one phase",
     "minimum_norm_nested": "minimum norm, NESTED",
     "minimum_norm_equal_count": "minimum norm, EQUAL-COUNT",
     "loss_nested": "loss contrast, NESTED",
     "loss_equal_count": "loss contrast, EQUAL-COUNT",
 }
-_STYLES = {"base": "arm-base", "nested": "arm-plus", "equal_count": "arm-minus", "permuted": "arm-permuted"}
+_STYLES = {
+    "base": "arm-base",
+    "nested": "arm-plus",
+    "online_nested": "arm-plus",
+    "equal_count": "arm-minus",
+    "online_equal_count": "arm-minus",
+    "permuted": "arm-permuted",
+}
 _QUANTITIES = {"llc": "LLC", "free_energy": "free energy"}
 _RULES = {"nested": "NESTED", "equal_count": "EQUAL-COUNT"}
 
@@ -41,6 +52,7 @@ def write_parentheses_page(path: Path, summary: Mapping[str, Any]) -> None:
         warnings=list(summary["warnings"]),
         sections=[
             _arms(summary["arms"]),
+            _rounds(summary["rounds"]),
             _llc(summary["llc"], summary["reliability"]),
             _check(summary["check"]),
             _strings(summary["strings"]),
@@ -110,6 +122,41 @@ def _distributions(arms: Mapping[str, Any]) -> Markup:
         plot.span(max(low, 0.0), min(high, 1.0), row + 0.36, style)
         plot.dot(entry["rejected"]["value"], row + 0.36, style, 5, f"{_name(arm)}: {estimate(entry['rejected'])}")
     return plot.svg("Share of out-of-distribution strings that the networks of every arm reject")
+
+
+def _rounds(rounds: list[dict[str, Any]]) -> Section:
+    lead = (
+        "A direction is measured on networks of plain strings. The online arms measure again, on fresh networks under "
+        "the weights so far: what separates those that reject most from those that reject least is added to the score."
+    )
+    rows = []
+    for entry in rounds:
+        shares = {
+            rule: [network["rejected"] for network in entry["references"] if network["rule"] == rule]
+            for rule in ("nested", "equal_count")
+        }
+        rows.append(
+            [
+                _round_name(entry["round"]),
+                str(entry["num_networks"]),
+                estimate(entry["rejected"]),
+                *(f"{number(min(found))} to {number(max(found))}" for found in shares.values()),
+                number(entry["reliability"]["free_energy"].get("between_chains")),
+                number(entry["reliability"]["free_energy"]["between_solutions"]),
+                number(entry["correlation_with_score"]),
+            ]
+        )
+    headers = [
+        "round",
+        "networks",
+        "rejected",
+        "upper references",
+        "lower references",
+        "reliability between chains",
+        "between solutions",
+        "correlation with the score so far",
+    ]
+    return Section("rounds", "The rounds", [Note(lead, "lead"), Table(headers, rows)])
 
 
 def _llc(llc: Mapping[str, Any], reliability: Mapping[str, Any]) -> Section:
@@ -203,6 +250,11 @@ def _strings(strings: Mapping[str, list[dict[str, Any]]]) -> Section:
 
 def _cost(seconds: Mapping[str, float]) -> Section:
     return Section("cost", "Cost", [Table(["stage", "time"], [[s, duration(v)] for s, v in seconds.items()])])
+
+
+def _round_name(name: str) -> str:
+    side, _, count = name.removeprefix("toward_").rpartition("_")
+    return f"{_NAMES[side]}, round {count}" if side else "plain strings"
 
 
 def _name(arm: str) -> str:

@@ -34,6 +34,25 @@ def mean_rows(responses: Floats, kinds: np.ndarray) -> Floats:
     return np.stack([row.mean(axis=0) for row in rows])
 
 
+def toward_first(responses: Floats, kinds: np.ndarray, classes: np.ndarray, share: float) -> Floats:
+    """Score of the samples that make solutions of kind 1 more likely: -(mean row of kind 1 - mean row of kind 0).
+
+    Cut off at the quantiles `share` and 1 - `share` of its class, then with mean 0 and standard deviation 1 in every
+    class, so that weights along it keep the mass of the classes [sample].
+
+    Args:
+        responses: of the free energy, or losses [solution, sample].
+        kinds: 1 or 0 [solution].
+        classes: labels [sample].
+        share: see above.
+
+    Raises:
+        PatterningError: as in ``mean_rows``.
+    """
+    ones, zeros = mean_rows(responses, kinds)
+    return standardised(winsorised(zeros - ones, classes, share), classes)
+
+
 def winsorised(scores: Floats, classes: np.ndarray, share: float) -> Floats:
     """Scores cut off at the quantiles `share` and 1 - `share` of their class [sample]."""
     result = np.array(scores, np.float64)

@@ -55,6 +55,15 @@ def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[
     return engine
 
 
+def initialize_alone(module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], device: str) -> Any:
+    """A DeepSpeed engine of this process and no other."""
+    if not torch.distributed.is_initialized():
+        os.environ |= {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "LOCAL_WORLD_SIZE": "1"}
+        backend = "gloo" if device == "cpu" else "nccl"
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+    return initialize(module, optimizer, config, device)
+
+
 @contextlib.contextmanager
 def whole_parameters(engine: Any) -> Iterator[nn.Module]:
     """The module with all its weights in place on every rank (ZeRO stage 3 keeps them in pieces otherwise)."""

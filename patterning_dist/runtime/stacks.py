@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from zipfile import BadZipFile
@@ -16,83 +14,15 @@ import ray
 from ray.actor import ActorHandle
 
 from patterning_dist.config.parentheses import ParenthesesConfig
-from patterning_dist.data.parentheses import SPLITS, read_split
 from patterning_dist.errors import PatterningError
 from patterning_dist.files import write_npz
 from patterning_dist.place import Place
 from patterning_dist.progress import Progress
-from patterning_dist.rundir import stage_fingerprint
-from patterning_dist.runtime.environment import prepare_process, ray_session
+from patterning_dist.runtime.environment import ray_session
+from patterning_dist.runtime.stack_trainer import StackTask, StackTrainer, Trained
 from patterning_dist.runtime.workers import fitting_workforce, progress_board
 from patterning_dist.runtime.workforce import Workforce
-from patterning_dist.training.behaviour import Behaviour, behaviour
-from patterning_dist.training.stacked import Phase, StackedTraining
-
-_NOTE_EVERY = 0.5  # seconds between two notes of a stack to the progress board
-
-
-@dataclass(frozen=True)
-class StackTask:
-    """Networks that are trained together.
-
-    Attributes:
-        arm: name of what they are trained for.
-        seeds: of the networks.
-        phases: of the training; the weights are [sample].
-    """
-
-    arm: str
-    seeds: tuple[int, ...]
-    phases: tuple[Phase, ...]
-
-    @property
-    def key(self) -> str:
-        return f"{self.arm} seeds {self.seeds[0]} to {self.seeds[-1]}"
-
-    def fingerprint(self, inputs: str) -> str:
-        """Hash of what the networks follow from; `inputs`: of the strings and the settings."""
-        phases = [[phase.until, np.asarray(phase.weights, "<f8").tobytes().hex()] for phase in self.phases]
-        return stage_fingerprint("stack", {"inputs": inputs, "seeds": list(self.seeds), "phases": phases})
-
-
-@dataclass(frozen=True)
-class Trained:
-    """Networks after their training: parameters by name [network, ...], and what they do."""
-
-    parameters: dict[str, np.ndarray]
-    behaviour: Behaviour
-
-
-@ray.remote
-class StackTrainer:
-    """One process with the strings of a run, for any number of stacks one after another."""
-
-    def __init__(self, config: ParenthesesConfig, device: str) -> None:
-        prepare_process(config.sampling.threads_per_worker)
-        self.config, self.device = config, device
-
-    def open(self, place: Place) -> None:
-        """Read the strings."""
-        folder = place.fetch("data") / "data"
-        self.splits = {name: read_split(folder, name, self.config.task.max_length) for name in SPLITS}
-
-    def train(self, stack: StackTask, board: ActorHandle) -> Trained:
-        """Train a stack from fresh weights."""
-        training = StackedTraining(
-            self.config.model, self.config.training, self.splits["train"], stack.seeds, self.device
-        )
-        noted = 0.0
-
-        def note(step: int) -> None:
-            nonlocal noted
-            if time.monotonic() - noted > _NOTE_EVERY or step == self.config.training.num_steps:
-                board.note.remote(stack.key, done=step, total=self.config.training.num_steps, loss=None, healthy=True)
-                noted = time.monotonic()
-
-        training.run(stack.phases, note)
-        networks = training.networks()
-        done = behaviour(training.skeleton, training.parameters, self.splits)
-        return Trained({name: tensor.numpy() for name, tensor in networks.items()}, done)
+from patterning_dist.training.behaviour import Behaviour
 
 
 def train_stacks(

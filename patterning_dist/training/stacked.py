@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from patterning_dist.config.parentheses import ClassifierConfig, ClassifierTrainingConfig
@@ -31,6 +32,45 @@ class Phase:
     weights: np.ndarray
 
 
+class Stack(nn.Module):
+    """The sum over networks of each one's mean loss, so that every parameter has the gradient of its own network.
+
+    Args:
+        skeleton: of one network, on the meta device.
+        networks: parameters by name [network, ...].
+    """
+
+    def __init__(self, skeleton: BracketClassifier, networks: Networks) -> None:
+        super().__init__()
+        self._skeleton = (skeleton,)  # not a submodule: its parameters are shapes and nothing else
+        self._names, self._values = list(networks), nn.ParameterList(networks.values())
+
+    @property
+    def networks(self) -> Networks:
+        return dict(zip(self._names, self._values, strict=True))
+
+    def forward(self, tokens: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+        """nats; tokens [network, sample, position], lengths and labels [network, sample]."""
+        return _losses(self._skeleton[0], self.networks, (tokens, lengths, labels)).mean(dim=1).sum()
+
+
+class TorchEngine:
+    """Forward, backward and step of a module; what a DeepSpeed engine is in one process, without its cost a step."""
+
+    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self.module, self.optimizer = module, optimizer
+
+    def __call__(self, *batch: Tensor) -> Tensor:
+        return self.module(*batch)
+
+    def backward(self, loss: Tensor) -> None:
+        loss.backward()
+
+    def step(self) -> None:
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
 class StackedTraining:
     """Networks of several seeds in training; a pure function of (configuration, seeds, phases).
 
@@ -44,6 +84,7 @@ class StackedTraining:
         strings: training strings.
         seeds: of the networks [network]; initial weights and minibatches follow from them.
         device: torch device.
+        make_engine: (module, optimiser) -> what takes the steps, TorchEngine or a DeepSpeed engine.
     """
 
     def __init__(
@@ -53,17 +94,18 @@ class StackedTraining:
         strings: BracketStrings,
         seeds: Sequence[int],
         device: str = "cpu",
+        make_engine: Callable[[nn.Module, torch.optim.Optimizer], Any] = TorchEngine,
     ) -> None:
         self.training, self.strings, self.seeds, self.device = training, strings, list(seeds), device
         longest = strings.tokens.shape[1] - 1
         self.skeleton = BracketClassifier(model, longest).to("meta")
         stacked, _ = stack_module_state([build_classifier(model, longest, seed) for seed in seeds])
-        self.parameters: Networks = {
-            name: tensor.detach().to(device).requires_grad_(True) for name, tensor in stacked.items()
-        }
+        stack = Stack(self.skeleton, {name: tensor.detach() for name, tensor in stacked.items()}).to(device)
+        self.parameters = stack.networks
         self.optimizer = torch.optim.AdamW(
-            self.parameters.values(), betas=training.betas, weight_decay=training.weight_decay, foreach=True
+            stack.parameters(), betas=training.betas, weight_decay=training.weight_decay, foreach=True
         )
+        self.engine = make_engine(stack, self.optimizer)
         self.step = 0
 
     def run(self, phases: Sequence[Phase], noted: Callable[[int], None] = lambda step: None) -> None:
@@ -87,10 +129,8 @@ class StackedTraining:
             [weighted_minibatch(seed, _BATCH_STREAM, self.step, settings.batch_size, cumulative) for seed in self.seeds]
         )
         tokens, lengths, labels = (part.to(self.device) for part in self.strings[torch.from_numpy(ids)])
-        # The sum over networks: each parameter's gradient is that of its own network's mean loss.
-        _losses(self.skeleton, self.parameters, (tokens, lengths, labels)).mean(dim=1).sum().backward()
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.engine.backward(self.engine(tokens, lengths, labels))
+        self.engine.step()
 
 
 def schedule(step: int, warmup: int, num_steps: int) -> float:

@@ -15,12 +15,13 @@ from patterning_dist.files import atomic_path, file_sha256, write_parquet
 from patterning_dist.progress import Progress
 from patterning_dist.rundir import RunDirectory, stage_fingerprint
 from patterning_dist.runtime.environment import resolve_device
-from patterning_dist.runtime.stacks import StackTask, Trained, train_stacks
+from patterning_dist.runtime.stack_trainer import StackTask, Trained
+from patterning_dist.runtime.stacks import train_stacks
 from patterning_dist.training.behaviour import Behaviour
 from patterning_dist.training.stacked import Phase
 
-# First seeds of networks that are chosen from, and of those that are trained under weights: never the same ones.
-POOL, ARMS = 0, 1_000_000
+# First seeds of networks that are chosen from, of those of the arms, and of those of online rounds: never the same.
+POOL, ARMS, ROUNDS = 0, 1_000_000, 2_000_000
 
 
 def network_seeds(config: ParenthesesConfig, first: int, number: int) -> list[int]:

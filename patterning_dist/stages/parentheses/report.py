@@ -14,7 +14,12 @@ from patterning_dist.files import read_parquet, write_json
 from patterning_dist.progress import Progress
 from patterning_dist.report.parentheses import write_parentheses_page
 from patterning_dist.rundir import STAGES, RunDirectory
-from patterning_dist.stages.parentheses.summary import summarise_arms, summarise_check, summarise_llc
+from patterning_dist.stages.parentheses.summary import (
+    summarise_arms,
+    summarise_check,
+    summarise_llc,
+    summarise_rounds,
+)
 
 _STRINGS_SHOWN = 12  # of the most up- and of the most down-weighted, of either label
 
@@ -29,6 +34,7 @@ def report(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> 
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": {stage: stages[stage]["seconds"] for stage in STAGES if "seconds" in stages.get(stage, {})},
         "arms": summarise_arms(config, run.path),
+        "rounds": summarise_rounds(run.path),
         "llc": summarise_llc(config, run.path),
         "check": summarise_check(config, run.path),
         "reliability": solution["reliability"],

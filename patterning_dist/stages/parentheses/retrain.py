@@ -13,9 +13,11 @@ from patterning_dist.sampling.bracket_study import Subject
 from patterning_dist.stages.parentheses.networks import ARMS, network_seeds, train_networks, write_networks
 from patterning_dist.stages.parentheses.references import NESTED, read_references
 from patterning_dist.stages.parentheses.sample import sample_subjects
+from patterning_dist.stages.parentheses.weighting import two_phases
 from patterning_dist.training.stacked import Phase
 
-MAIN_ARMS = ("nested", "equal_count")
+MAIN_ARMS = ("nested", "equal_count", "online_nested", "online_equal_count")
+_ONE_PHASE = {"one_phase_nested": "nested", "one_phase_equal_count": "equal_count"}
 # Numbers of subjects under changed weights begin here: their chains are not those of the references.
 _CHECKED = 1000
 
@@ -27,13 +29,14 @@ def retrain(config: ParenthesesConfig, run: RunDirectory, progress: Progress) ->
     """
     strings = read_split(run.path / "data", "train", config.task.max_length)
     seeds = network_seeds(config, ARMS, config.arms.num_seeds)
-    plain = Phase(config.training.num_steps, strings.class_weights)
-    weighted_until = round(config.arms.reweighted_share * config.training.num_steps)
-    arms = {"base": (seeds, [plain])}
+    num_steps = config.training.num_steps
+    arms = {"base": (seeds, [Phase(num_steps, strings.class_weights)])}
     for arm in weighted_arms(config):
-        weights = read_parquet(run.path / "weights" / f"{arm}.parquet", ("weight",))[0]["weight"].to_numpy()
+        file = run.path / "weights" / f"{_ONE_PHASE.get(arm, arm)}.parquet"
+        weights = read_parquet(file, ("weight",))[0]["weight"].to_numpy()
+        phases = [Phase(num_steps, weights)] if arm in _ONE_PHASE else two_phases(config, strings, weights)
         number = config.arms.num_seeds if arm in MAIN_ARMS else config.arms.num_control_seeds
-        arms[arm] = (seeds[:number], [Phase(weighted_until, weights), plain])
+        arms[arm] = (seeds[:number], phases)
     trained = train_networks(config, run, arms, "retrain", progress)
     written = []
     for arm, networks in trained.items():
@@ -47,7 +50,7 @@ def weighted_arms(config: ParenthesesConfig) -> list[str]:
     """All arms but base, in the order of the report."""
     shuffled = [f"shuffled_{number}" for number in range(config.arms.num_shuffles)]
     controls = ["minimum_norm_nested", "minimum_norm_equal_count", "loss_nested", "loss_equal_count"]
-    return [*MAIN_ARMS, "permuted", *shuffled, *controls]
+    return [*MAIN_ARMS, *_ONE_PHASE, "permuted", *shuffled, *controls]
 
 
 def checked_subjects(config: ParenthesesConfig, run: RunDirectory) -> dict[str, Subject]:

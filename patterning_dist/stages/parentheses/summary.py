@@ -43,6 +43,30 @@ def summarise_arms(config: ParenthesesConfig, folder: Path) -> dict[str, Any]:
     return found
 
 
+def summarise_rounds(folder: Path) -> list[dict[str, Any]]:
+    """What the networks of every online round do, the plain ones first, and how reliable their direction is."""
+    solution = json.loads((folder / "weights" / "solution.json").read_text())
+    rejected = _behaviour(folder / "baseline")["rejected"]
+    plain = {
+        "round": "plain",
+        "num_networks": len(rejected),
+        "rejected": mean_with_interval(rejected),
+        "references": [reference._asdict() for reference in read_references(folder / "baseline")],
+        "reliability": solution["reliability"],
+        "correlation_with_score": None,
+    }
+    rounds = [
+        entry
+        | {
+            "round": name,
+            "num_networks": len(entry["rejected"]),
+            "rejected": mean_with_interval(np.array(entry["rejected"])),
+        }
+        for name, entry in solution["rounds"].items()
+    ]
+    return [plain, *rounds]
+
+
 def summarise_llc(config: ParenthesesConfig, folder: Path) -> dict[str, Any]:
     """LLC of the references of either rule: mean with an interval over networks, and every network with its own."""
     diagnostics = json.loads((folder / "response" / "diagnostics.json").read_text())

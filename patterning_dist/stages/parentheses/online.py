@@ -1,0 +1,119 @@
+"""Online rounds: fresh networks under the weights so far, chains around them, and a direction that adds to the last.
+
+The first direction is that of networks on plain strings. Under its weights networks of other kinds come out, among
+which it says little: the rounds ask what separates *those* that follow either rule.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from patterning_dist.config.parentheses import ParenthesesConfig
+from patterning_dist.data.parentheses import BracketStrings
+from patterning_dist.errors import PatterningError
+from patterning_dist.files import write_json
+from patterning_dist.progress import Progress
+from patterning_dist.response.moments import Floats
+from patterning_dist.response.two_rules import standardised, toward_first
+from patterning_dist.rundir import RunDirectory
+from patterning_dist.sampling.bracket_study import Subject
+from patterning_dist.stages.parentheses.networks import ROUNDS, network_seeds, train_networks, write_networks
+from patterning_dist.stages.parentheses.references import EQUAL_COUNT, NESTED, Reference
+from patterning_dist.stages.parentheses.responses import read_responses, reliabilities
+from patterning_dist.stages.parentheses.sample import sample_subjects
+from patterning_dist.stages.parentheses.weighting import two_phases, weights_along
+from patterning_dist.training.behaviour import Behaviour
+
+# Numbers of subjects: those of the rounds begin here, those of a round and side are this far apart.
+_FIRST_SUBJECT, _SUBJECTS = 1_000_000, 100_000
+
+
+def online_scores(
+    config: ParenthesesConfig, run: RunDirectory, score: Floats, strings: BracketStrings, progress: Progress
+) -> tuple[dict[str, Floats], dict[str, Any], list[Path]]:
+    """Scores toward either rule after the rounds, what was seen in each round, and the files written.
+
+    Args:
+        config: of the run.
+        run: its directory; rounds/ is written.
+        score: toward NESTED, of the networks on plain strings [sample].
+        strings: training strings.
+        progress: shows the networks and the chains.
+
+    Raises:
+        PatterningError: too few networks of a round are accurate.
+    """
+    scores, seen, written = {NESTED: score, EQUAL_COUNT: -score}, {}, []
+    for number in range(1, config.online.num_rounds + 1):
+        names = {side: f"toward_{side}_{number}" for side in scores}
+        seeds = network_seeds(config, ROUNDS + number * config.online.num_seeds, config.online.num_seeds)
+        arms = {
+            names[side]: (
+                seeds,
+                two_phases(
+                    config,
+                    strings,
+                    strings.class_weights * weights_along(config, toward[None], [1.0], strings.labels),
+                ),
+            )
+            for side, toward in scores.items()
+        }
+        trained = train_networks(config, run, arms, "rounds", progress)
+        first = _FIRST_SUBJECT + (number - 1) * len(names) * _SUBJECTS
+        references: dict[str, list[Reference]] = {}
+        subjects: dict[str, Subject] = {}
+        for name, networks in trained.items():
+            folder = f"rounds/{name}"
+            files = write_networks(run.path / folder, seeds, networks)
+            references[name] = _ends(config, name, networks.behaviour)
+            write_json(run.path / folder / "references.json", [entry._asdict() for entry in references[name]])
+            files.append(run.path / folder / "references.json")
+            run.publish(*files)  # workers elsewhere read them
+            written += files
+            for reference in references[name]:
+                subjects[_unit(name, reference)] = Subject(
+                    first + reference.index, f"{folder}/networks.safetensors", reference.index
+                )
+            first += _SUBJECTS
+        _, tables = sample_subjects(config, run, "solve", subjects, progress)
+        written += tables
+        for side, name in names.items():
+            responses = read_responses(
+                config, run, references[name], [_unit(name, reference) for reference in references[name]]
+            )
+            found = toward_first(responses.by_solution(), responses.kinds, strings.labels, config.weights.winsorise)
+            along = found if side == NESTED else -found
+            seen[name] = {
+                "rejected": trained[name].behaviour.rejected,
+                "train_accuracy": trained[name].behaviour.train,
+                "references": [reference._asdict() for reference in references[name]],
+                "reliability": reliabilities(responses, strings.labels),
+                "correlation_with_score": float(np.corrcoef(along, scores[side])[0, 1]),
+            }
+            scores[side] = standardised(scores[side] + along, strings.labels)
+    return scores, seen, written
+
+
+def _unit(name: str, reference: Reference) -> str:
+    return f"{name}-{reference.rule}-{reference.index}"
+
+
+def _ends(config: ParenthesesConfig, name: str, behaviour: Behaviour) -> list[Reference]:
+    """The networks that reject most, and those that reject least, of those that are accurate enough."""
+    accurate = np.flatnonzero(behaviour.train >= config.references.train_accuracy)
+    wanted = config.online.per_rule
+    if len(accurate) < 2 * wanted:
+        raise PatterningError(
+            f"round {name}: {len(accurate)} of {len(behaviour.train)} networks have a training accuracy of at least "
+            f"{config.references.train_accuracy:g}, twice online.per_rule = {wanted} are wanted; raise "
+            "online.num_seeds or weights.effective_share, or lower arms.reweighted_share"
+        )
+    order = accurate[np.argsort(behaviour.rejected[accurate], kind="stable")]
+    return [
+        Reference(rule, int(index), float(behaviour.rejected[index]))
+        for rule, found in ((NESTED, order[::-1][:wanted]), (EQUAL_COUNT, order[:wanted]))
+        for index in found
+    ]
