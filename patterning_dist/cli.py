@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -247,9 +247,11 @@ def calibrate(config: ConfigArgument, overrides: SetOption = None, run_dir: RunD
 
 @config_app.command(help="Print the JSON schema of the experiment file, for editors.")
 def schema(
-    study: Annotated[bool, typer.Option("--study", help="Of a study instead of the whole loop.")] = False,
+    kind: Annotated[
+        Literal["run", "study", "parentheses"], typer.Option(help="Of which kind of experiment; run: the whole loop.")
+    ] = "run",
 ) -> None:
-    typer.echo(json.dumps(config_schema(study), indent=2))
+    typer.echo(json.dumps(config_schema(kind), indent=2))
 
 
 @config_app.command(help="Check an experiment file without running anything.")

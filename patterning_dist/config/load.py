@@ -6,7 +6,7 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import ValidationError
@@ -102,9 +102,10 @@ def dump_config(config: AnyConfig) -> str:
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def config_schema(study: bool = False) -> dict[str, Any]:
-    """JSON schema of the experiment file of a run or of a study, for editors."""
-    return (StudyConfig if study else Config).model_json_schema()
+def config_schema(kind: Literal["run", "study", "parentheses"] = "run") -> dict[str, Any]:
+    """JSON schema of an experiment file, for editors."""
+    kinds: dict[str, type[AnyConfig]] = {"run": Config, "study": StudyConfig, "parentheses": ParenthesesConfig}
+    return kinds[kind].model_json_schema()
 
 
 def parse_yaml(text: str, where: str) -> Any:

@@ -67,14 +67,11 @@ def test_what_was_done_is_kept(finished: tuple[Path, str]) -> None:
 
 def test_every_arm_is_there_with_its_interval(finished: tuple[Path, str]) -> None:
     summary = json.loads((finished[0] / "summary.json").read_text())
-    assert list(summary["arms"])[:4] == ["base", "nested", "equal_count", "permuted"]
-    assert len(summary["arms"]) == 9
+    main = ["base", "nested", "equal_count", "online_nested", "online_equal_count"]
+    assert list(summary["arms"])[:5] == main
+    assert len(summary["arms"]) == 13
     for arm, entry in summary["arms"].items():
-        assert (
-            entry["num_networks"]
-            == len(entry["rejected"]["per_seed"])
-            == (8 if arm in list(summary["arms"])[:3] else 4)
-        )
+        assert entry["num_networks"] == len(entry["rejected"]["per_seed"]) == (8 if arm in main else 4)
         low, high = entry["rejected"]["interval"]
         assert low < entry["rejected"]["value"] < high
     assert summary["arms"]["base"]["difference_from_base"]["value"] == 0
@@ -88,6 +85,8 @@ def test_arms_are_paired_and_base_is_plain(finished: tuple[Path, str]) -> None:
         assert (table["seed"].to_numpy() == seeds[: table.num_rows]).all()
     pool = pq.read_table(finished[0] / "baseline" / "networks.parquet")
     assert not set(pool["seed"].to_pylist()) & set(seeds.tolist()), "never the networks that were chosen from"
+    for path in (finished[0] / "rounds").glob("*/networks.parquet"):
+        assert not set(pq.read_table(path)["seed"].to_pylist()) & set(seeds.tolist()), "nor those of a round"
 
 
 def test_weights_keep_the_labels_and_the_effective_share(finished: tuple[Path, str]) -> None:
@@ -99,13 +98,32 @@ def test_weights_keep_the_labels_and_the_effective_share(finished: tuple[Path, s
         assert relative.min() >= 0.02 - 1e-9
         if not file.name.startswith("strength_"):
             share = relative.sum() ** 2 / (len(relative) * (relative @ relative))
-            assert share == pytest.approx(0.6, abs=1e-4)
+            assert share == pytest.approx(0.4, abs=1e-4)
     nested, permuted = (
         pq.read_table(finished[0] / "weights" / f"{arm}.parquet")["relative_weight"].to_numpy()
         for arm in ("nested", "permuted")
     )
     assert np.sort(nested) == pytest.approx(np.sort(permuted))
     assert abs(np.corrcoef(nested, permuted)[0, 1]) < 0.1
+
+
+def test_a_round_adds_what_it_measured(finished: tuple[Path, str]) -> None:
+    summary = json.loads((finished[0] / "summary.json").read_text())
+    rounds = {entry["round"]: entry for entry in summary["rounds"]}
+    assert list(rounds) == ["plain", "toward_nested_1", "toward_equal_count_1"]
+    strings = pq.read_table(finished[0] / "weights" / "nested.parquet")
+    for rule, sign in (("nested", 1), ("equal_count", -1)):
+        found = rounds[f"toward_{rule}_1"]
+        rejected = {
+            side: [network["rejected"] for network in found["references"] if network["rule"] == side]
+            for side in ("nested", "equal_count")
+        }
+        assert len(rejected["nested"]) == len(rejected["equal_count"]) == 2
+        assert min(rejected["nested"]) >= max(rejected["equal_count"])
+        online = pq.read_table(finished[0] / "weights" / f"online_{rule}.parquet")["score"].to_numpy()
+        # Old and new direction of equal size: the sum keeps sqrt((1 + r) / 2) of either, r their correlation.
+        kept = np.corrcoef(sign * strings["score"].to_numpy(), online)[0, 1]
+        assert kept == pytest.approx(np.sqrt((1 + found["correlation_with_score"]) / 2), abs=1e-6)
 
 
 def test_prediction_is_compared_with_measurement(finished: tuple[Path, str]) -> None:
@@ -117,5 +135,11 @@ def test_prediction_is_compared_with_measurement(finished: tuple[Path, str]) -> 
         for quantity in ("llc", "free_energy")
     }
     page = (finished[0] / "report.html").read_text()
-    for words in ("toward EQUAL-COUNT", "Predicted and measured", "The strings that decide", "loss contrast, NESTED"):
+    for words in (
+        "toward EQUAL-COUNT",
+        "Predicted and measured",
+        "The strings that decide",
+        "loss contrast, NESTED",
+        "The rounds",
+    ):
         assert words in page

@@ -8,14 +8,14 @@ import pytest
 from typer.testing import CliRunner
 
 from patterning_dist.cli import app
-from patterning_dist.config import ParenthesesConfig, dump_config, load_config
+from patterning_dist.config import ParenthesesConfig, config_schema, dump_config, load_config
 from patterning_dist.errors import PatterningError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILE = CONFIGS / "parentheses.yaml"
 
 
-@pytest.mark.parametrize("name", ["parentheses", "parentheses-small"])
+@pytest.mark.parametrize("name", ["parentheses", "parentheses-small", "parentheses-paper"])
 def test_the_experiments_of_the_project_are_read_and_written_back(name: str, tmp_path: Path) -> None:
     config = load_config(CONFIGS / f"{name}.yaml")
     assert isinstance(config, ParenthesesConfig)
@@ -38,6 +38,8 @@ def test_the_experiments_of_the_project_are_read_and_written_back(name: str, tmp
         ("sampling.ranks_per_chain=2", "sampling.ranks_per_chain: a bracket classifier takes one process; remove it"),
         ("sampling.compute_dtype=bfloat16", "sampling.compute_dtype: a bracket classifier is sampled in float32"),
         ("sampling.probe_sequences=7", "sampling.probe_sequences: the losses of all training strings are recorded"),
+        ("online.per_rule=17", "online.per_rule: 17 networks at either end of 32; raise online.num_seeds"),
+        ("training.engine=jax", "training.engine: expected"),
         ("arms.num_control_seeds=1000", "arms.num_control_seeds: at most arms.num_seeds"),
         ("check.strengths=[0.0,1.0]", "check.strengths: expected different numbers, none of them 0"),
         ("check.strengths=[1.0,1.0]", "check.strengths: expected different numbers"),
@@ -67,3 +69,12 @@ def test_every_command_takes_it_or_says_why_not(command: str, said: str) -> None
     result = CliRunner().invoke(app, [*command.split(), str(FILE)])
     assert said in " ".join(result.output.split())
     assert result.exit_code == (0 if command in ("config check", "components") else 2)
+
+
+def test_schema_describes_every_field() -> None:
+    schema = config_schema("parentheses")
+    definitions = [schema, *schema["$defs"].values()]
+    fields = [(name, field) for entry in definitions for name, field in entry["properties"].items()]
+    assert {"task", "references", "online", "arms", "check"} <= {name for name, _ in fields}
+    assert [name for name, field in fields if not field.get("description")] == []
+    assert all(entry["additionalProperties"] is False for entry in definitions)

@@ -199,7 +199,7 @@ def test_what_a_run_refuses(override: str, text: str) -> None:
 
 
 def test_schema_describes_every_field() -> None:
-    schema = config_schema(study=True)
+    schema = config_schema("study")
     definitions = [schema, *schema["$defs"].values()]
     fields = [(name, field) for entry in definitions for name, field in entry["properties"].items()]
     assert {"model", "data", "sampling", "calibration", "traces"} <= {name for name, _ in fields}

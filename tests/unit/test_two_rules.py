@@ -12,6 +12,7 @@ from patterning_dist.response.two_rules import (
     reliability_between_solutions,
     shuffled_kinds,
     standardised,
+    toward_first,
     winsorised,
 )
 
@@ -76,3 +77,14 @@ def test_reliability_is_what_the_noise_leaves() -> None:
     assert reliability_between_solutions(responses, kinds, CLASSES) == pytest.approx(expected, abs=5 * 0.024)
     noise = np.random.default_rng(3).normal(size=(2, len(CLASSES)))
     assert abs(reliability((noise[0], noise[1]), CLASSES)) < 5 / np.sqrt(len(CLASSES))
+
+
+def test_toward_first_raises_what_solutions_of_kind_one_lose_less_on() -> None:
+    rng = np.random.default_rng(3)
+    responses, kinds, truth = solutions(rng, 4, 0.0)
+    score = toward_first(responses, kinds, CLASSES, 0.0)
+    assert reliability((score, -truth), CLASSES) == pytest.approx(1)
+    assert toward_first(responses, 1 - kinds, CLASSES, 0.0) == pytest.approx(-score)
+    for label in (0, 1):
+        assert score[label == CLASSES].mean() == pytest.approx(0, abs=1e-12)
+        assert score[label == CLASSES].std() == pytest.approx(1)

@@ -34,7 +34,7 @@ _FIRST_SUBJECT, _SUBJECTS = 1_000_000, 100_000
 def online_scores(
     config: ParenthesesConfig, run: RunDirectory, score: Floats, strings: BracketStrings, progress: Progress
 ) -> tuple[dict[str, Floats], dict[str, Any], list[Path]]:
-    """Scores toward either rule after the rounds, what was seen in each round, and the files written.
+    """Scores toward either rule after the rounds, what is to be told of each round, and the files written.
 
     Args:
         config: of the run.
@@ -46,55 +46,61 @@ def online_scores(
     Raises:
         PatterningError: too few networks of a round are accurate.
     """
-    scores, seen, written = {NESTED: score, EQUAL_COUNT: -score}, {}, []
+    scores, told, written, diagnostics = {NESTED: score, EQUAL_COUNT: -score}, {}, [], {}
     for number in range(1, config.online.num_rounds + 1):
         names = {side: f"toward_{side}_{number}" for side in scores}
-        seeds = network_seeds(config, ROUNDS + number * config.online.num_seeds, config.online.num_seeds)
-        arms = {
-            names[side]: (
-                seeds,
-                two_phases(
-                    config,
-                    strings,
-                    strings.class_weights * weights_along(config, toward[None], [1.0], strings.labels),
-                ),
+        references, files = _train_round(
+            config, run, number, {names[side]: toward for side, toward in scores.items()}, strings, progress
+        )
+        subjects = {
+            _unit(name, reference): Subject(
+                _FIRST_SUBJECT + (2 * number + place) * _SUBJECTS + reference.index,
+                f"rounds/{name}/networks.safetensors",
+                reference.index,
             )
-            for side, toward in scores.items()
+            for place, name in enumerate(names.values())
+            for reference in references[name]
         }
-        trained = train_networks(config, run, arms, "rounds", progress)
-        first = _FIRST_SUBJECT + (number - 1) * len(names) * _SUBJECTS
-        references: dict[str, list[Reference]] = {}
-        subjects: dict[str, Subject] = {}
-        for name, networks in trained.items():
-            folder = f"rounds/{name}"
-            files = write_networks(run.path / folder, seeds, networks)
-            references[name] = _ends(config, name, networks.behaviour)
-            write_json(run.path / folder / "references.json", [entry._asdict() for entry in references[name]])
-            files.append(run.path / folder / "references.json")
-            run.publish(*files)  # workers elsewhere read them
-            written += files
-            for reference in references[name]:
-                subjects[_unit(name, reference)] = Subject(
-                    first + reference.index, f"{folder}/networks.safetensors", reference.index
-                )
-            first += _SUBJECTS
-        _, tables = sample_subjects(config, run, "solve", subjects, progress)
-        written += tables
+        found, tables = sample_subjects(config, run, "solve", subjects, progress)
+        diagnostics |= found
+        written += [*files, *tables]
         for side, name in names.items():
-            responses = read_responses(
-                config, run, references[name], [_unit(name, reference) for reference in references[name]]
-            )
-            found = toward_first(responses.by_solution(), responses.kinds, strings.labels, config.weights.winsorise)
-            along = found if side == NESTED else -found
-            seen[name] = {
-                "rejected": trained[name].behaviour.rejected,
-                "train_accuracy": trained[name].behaviour.train,
-                "references": [reference._asdict() for reference in references[name]],
+            units = [_unit(name, reference) for reference in references[name]]
+            responses = read_responses(config, run, references[name], units)
+            kinds = responses.kinds if side == NESTED else 1 - responses.kinds
+            toward = toward_first(responses.by_solution(), kinds, strings.labels, config.weights.winsorise)
+            told[name] = {
                 "reliability": reliabilities(responses, strings.labels),
-                "correlation_with_score": float(np.corrcoef(along, scores[side])[0, 1]),
+                "correlation_with_score": float(np.corrcoef(toward, scores[side])[0, 1]),
             }
-            scores[side] = standardised(scores[side] + along, strings.labels)
-    return scores, seen, written
+            scores[side] = standardised(scores[side] + toward, strings.labels)
+    write_json(run.path / "response" / "rounds.json", diagnostics)
+    return scores, told, [*written, run.path / "response" / "rounds.json"]
+
+
+def _train_round(
+    config: ParenthesesConfig,
+    run: RunDirectory,
+    number: int,
+    scores: dict[str, Floats],
+    strings: BracketStrings,
+    progress: Progress,
+) -> tuple[dict[str, list[Reference]], list[Path]]:
+    """Fresh networks under the weights along each score: those to sample around, by name, and the files written."""
+    seeds = network_seeds(config, ROUNDS + number * config.online.num_seeds, config.online.num_seeds)
+    arms = {}
+    for name, toward in scores.items():
+        weights = strings.class_weights * weights_along(config, toward[None], [1.0], strings.labels)
+        arms[name] = (seeds, two_phases(config, strings, weights))
+    references, written = {}, []
+    for name, networks in train_networks(config, run, arms, "rounds", progress).items():
+        folder = run.path / "rounds" / name
+        references[name] = _ends(config, name, networks.behaviour)
+        written += write_networks(folder, seeds, networks)
+        write_json(folder / "references.json", [entry._asdict() for entry in references[name]])
+        written.append(folder / "references.json")
+    run.publish(*written)  # workers elsewhere read them
+    return references, written
 
 
 def _unit(name: str, reference: Reference) -> str:

@@ -71,7 +71,7 @@ def _strings(folder: Path) -> dict[str, list[dict[str, Any]]]:
 def _warnings(folder: Path) -> list[str]:
     """What the chains say against themselves, a line a finding."""
     lines = []
-    for file in ("diagnostics.json", "realised.json"):
+    for file in ("diagnostics.json", "rounds.json", "realised.json"):
         for name, entry in json.loads((folder / "response" / file).read_text()).items():
             lines += [f"{name}: {finding['message']}" for finding in entry["findings"]]
             lines += [f"{name}: chain {e['chain']} is left out: {e['reason']}" for e in entry["excluded"]]

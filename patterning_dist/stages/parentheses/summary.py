@@ -46,25 +46,22 @@ def summarise_arms(config: ParenthesesConfig, folder: Path) -> dict[str, Any]:
 def summarise_rounds(folder: Path) -> list[dict[str, Any]]:
     """What the networks of every online round do, the plain ones first, and how reliable their direction is."""
     solution = json.loads((folder / "weights" / "solution.json").read_text())
-    rejected = _behaviour(folder / "baseline")["rejected"]
-    plain = {
-        "round": "plain",
-        "num_networks": len(rejected),
-        "rejected": mean_with_interval(rejected),
-        "references": [reference._asdict() for reference in read_references(folder / "baseline")],
-        "reliability": solution["reliability"],
-        "correlation_with_score": None,
-    }
-    rounds = [
-        entry
-        | {
-            "round": name,
-            "num_networks": len(entry["rejected"]),
-            "rejected": mean_with_interval(np.array(entry["rejected"])),
-        }
-        for name, entry in solution["rounds"].items()
-    ]
-    return [plain, *rounds]
+    plain = {"reliability": solution["reliability"], "correlation_with_score": None}
+    found = []
+    for name, told in ({"plain": plain} | solution["rounds"]).items():
+        networks = folder / "baseline" if name == "plain" else folder / "rounds" / name
+        rejected = _behaviour(networks)["rejected"]
+        references = [reference._asdict() for reference in read_references(networks)]
+        found.append(
+            told
+            | {
+                "round": name,
+                "num_networks": len(rejected),
+                "rejected": mean_with_interval(rejected),
+                "references": references,
+            }
+        )
+    return found
 
 
 def summarise_llc(config: ParenthesesConfig, folder: Path) -> dict[str, Any]:
