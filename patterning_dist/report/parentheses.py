@@ -38,6 +38,7 @@ _STYLES = {
     "permuted": "arm-permuted",
 }
 _QUANTITIES = {"llc": "LLC", "free_energy": "free energy"}
+_DIRECTIONS = {"direction": "expected losses (the one used)", "llc": "LLC"}
 _RULES = {"nested": "NESTED", "equal_count": "EQUAL-COUNT"}
 
 
@@ -141,8 +142,8 @@ def _rounds(rounds: list[dict[str, Any]]) -> Section:
                 str(entry["num_networks"]),
                 estimate(entry["rejected"]),
                 *(f"{number(min(found))} to {number(max(found))}" for found in shares.values()),
-                number(entry["reliability"]["free_energy"].get("between_chains")),
-                number(entry["reliability"]["free_energy"]["between_solutions"]),
+                number(entry["reliability"]["direction"].get("between_chains")),
+                number(entry["reliability"]["direction"]["between_solutions"]),
                 number(entry["correlation_with_score"]),
             ]
         )
@@ -169,7 +170,7 @@ def _llc(llc: Mapping[str, Any], reliability: Mapping[str, Any]) -> Section:
     table = Table(
         ["direction between the rules from", "between chains", "between solutions"],
         [
-            [_QUANTITIES[name], number(entry.get("between_chains")), number(entry["between_solutions"])]
+            [_DIRECTIONS[name], number(entry.get("between_chains")), number(entry["between_solutions"])]
             for name, entry in reliability.items()
         ],
         title="Reliability of the direction (correlation over strings)",

@@ -13,6 +13,7 @@ import numpy as np
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.moments import Floats
 
+_SMALLEST_LOSS = 1e-9  # nats; below, float32 has no probability next to 1
 _HALVINGS = 100  # of all there are, which are too many from a dozen solutions on
 
 
@@ -34,14 +35,18 @@ def mean_rows(responses: Floats, kinds: np.ndarray) -> Floats:
     return np.stack([row.mean(axis=0) for row in rows])
 
 
-def toward_first(responses: Floats, kinds: np.ndarray, classes: np.ndarray, share: float) -> Floats:
-    """Score of the samples that make solutions of kind 1 more likely: -(mean row of kind 1 - mean row of kind 0).
+def toward_first(losses: Floats, kinds: np.ndarray, classes: np.ndarray, share: float) -> Floats:
+    """Score of the samples that make solutions of kind 1 more likely: mean log <l_i> of kind 0 - that of kind 1.
+
+    The log odds themselves move by <l_i> of kind 0 - <l_i> of kind 1 in nats: sample by sample the same sign, but for
+    the spread over solutions. In nats a few samples that are hard for both kinds outweigh all others, and so do the
+    solutions with the largest losses; a logarithm asks for the factor between the kinds instead.
 
     Cut off at the quantiles `share` and 1 - `share` of its class, then with mean 0 and standard deviation 1 in every
     class, so that weights along it keep the mass of the classes [sample].
 
     Args:
-        responses: of the free energy, or losses [solution, sample].
+        losses: expected losses <l_i> of the chains, or losses at the solutions; not negative, nats [solution, sample].
         kinds: 1 or 0 [solution].
         classes: labels [sample].
         share: see above.
@@ -49,8 +54,13 @@ def toward_first(responses: Floats, kinds: np.ndarray, classes: np.ndarray, shar
     Raises:
         PatterningError: as in ``mean_rows``.
     """
-    ones, zeros = mean_rows(responses, kinds)
+    ones, zeros = mean_rows(log_losses(losses), kinds)
     return standardised(winsorised(zeros - ones, classes, share), classes)
+
+
+def log_losses(losses: Floats) -> Floats:
+    """log l, elementwise; what float32 cannot tell from zero counts as a billionth of a nat."""
+    return np.log(np.maximum(losses, _SMALLEST_LOSS))
 
 
 def winsorised(scores: Floats, classes: np.ndarray, share: float) -> Floats:

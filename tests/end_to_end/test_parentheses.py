@@ -17,7 +17,7 @@ import pytest
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
 CONFIG = Path(__file__).parents[2] / "configs" / "parentheses-small.yaml"
-# A third of the training: rough networks, of which some follow either rule more than others.
+# Even less training: rough networks, of which some follow either rule more than others.
 OVERRIDES = (
     "training.num_steps=300",
     "training.seeds_per_task=8",
@@ -95,7 +95,7 @@ def test_weights_keep_the_labels_and_the_effective_share(finished: tuple[Path, s
         relative, label = table["relative_weight"].to_numpy(), table["label"].to_numpy()
         for value in (0, 1):
             assert relative[label == value].mean() == pytest.approx(1, abs=1e-6)
-        assert relative.min() >= 0.02 - 1e-9
+        assert relative.min() >= 0.1 - 1e-9
         if not file.name.startswith("strength_"):
             share = relative.sum() ** 2 / (len(relative) * (relative @ relative))
             assert share == pytest.approx(0.4, abs=1e-4)

@@ -82,9 +82,11 @@ def test_reliability_is_what_the_noise_leaves() -> None:
 def test_toward_first_raises_what_solutions_of_kind_one_lose_less_on() -> None:
     rng = np.random.default_rng(3)
     responses, kinds, truth = solutions(rng, 4, 0.0)
-    score = toward_first(responses, kinds, CLASSES, 0.0)
+    # Samples are hard or easy for both kinds, and some solutions are worse at all of them.
+    losses = np.exp(responses + rng.normal(size=len(CLASSES)) + rng.normal(size=(len(kinds), 1)))
+    score = toward_first(losses, kinds, CLASSES, 0.0)
     assert reliability((score, -truth), CLASSES) == pytest.approx(1)
-    assert toward_first(responses, 1 - kinds, CLASSES, 0.0) == pytest.approx(-score)
+    assert toward_first(losses, 1 - kinds, CLASSES, 0.0) == pytest.approx(-score)
     for label in (0, 1):
         assert score[label == CLASSES].mean() == pytest.approx(0, abs=1e-12)
         assert score[label == CLASSES].std() == pytest.approx(1)

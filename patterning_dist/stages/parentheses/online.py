@@ -68,7 +68,7 @@ def online_scores(
             units = [_unit(name, reference) for reference in references[name]]
             responses = read_responses(config, run, references[name], units)
             kinds = responses.kinds if side == NESTED else 1 - responses.kinds
-            toward = toward_first(responses.by_solution(), kinds, strings.labels, config.weights.winsorise)
+            toward = toward_first(responses.expected_loss.mean(axis=1), kinds, strings.labels, config.weights.winsorise)
             told[name] = {
                 "reliability": reliabilities(responses, strings.labels),
                 "correlation_with_score": float(np.corrcoef(toward, scores[side])[0, 1]),

@@ -12,7 +12,7 @@ from patterning_dist.config.parentheses import ParenthesesConfig
 from patterning_dist.files import read_parquet
 from patterning_dist.response.llc import free_energy_response, llc_response
 from patterning_dist.response.moments import Floats
-from patterning_dist.response.two_rules import mean_rows, reliability, reliability_between_solutions
+from patterning_dist.response.two_rules import log_losses, mean_rows, reliability, reliability_between_solutions
 from patterning_dist.response.units import read_chains
 from patterning_dist.rundir import RunDirectory
 from patterning_dist.sampling.bracket_study import COMPONENT
@@ -26,18 +26,16 @@ class Responses:
     Attributes:
         kinds: 1 for NESTED, 0 for EQUAL-COUNT [solution].
         free_energy: rho_i <l_i - L> of the chains, nats [solution, chain, sample].
+        expected_loss: rho_i <l_i>, the same without what all strings have in common, nats [solution, chain, sample].
         llc: response of the LLC, direct term and covariance, nats [solution, chain, sample].
         loss: rho_i l_i(w*), nats [solution, sample].
     """
 
     kinds: np.ndarray
     free_energy: Floats
+    expected_loss: Floats
     llc: Floats
     loss: Floats
-
-    def by_solution(self) -> Floats:
-        """Response of the free energy, mean over chains [solution, sample]."""
-        return self.free_energy.mean(axis=1)
 
 
 def read_responses(
@@ -52,31 +50,40 @@ def read_responses(
         names: of their units, in the same order.
     """
     n_beta = config.sampling.resolve(COMPONENT).inverse_temperature
-    free_energy, llc, loss = [], [], []
+    free_energy, expected_loss, llc, loss = [], [], [], []
     for name in names:
         chains, _ = read_chains(run.path / "sampling" / name)
         table, _ = read_parquet(run.path / "response" / f"{name}.parquet", ("sample_id", "center_loss"))
         center = table["center_loss"].to_numpy().astype(np.float64)
         free_energy.append(free_energy_response(chains, center).chi_per_chain[:, 0])
+        expected_loss.append(np.stack([chain.total().mean_loss for chain in chains]) + center)
         llc.append(llc_response(chains, 0, n_beta).chi_per_chain[:, 0])
         loss.append(center)
     fewest = min(map(len, free_energy))
     return Responses(
         kinds=np.array([reference.rule == NESTED for reference in references], int),
         free_energy=np.stack([chi[:fewest] for chi in free_energy]),
+        expected_loss=np.stack([losses[:fewest] for losses in expected_loss]),
         llc=np.stack([chi[:fewest] for chi in llc]),
         loss=np.stack(loss),
     )
 
 
 def reliabilities(responses: Responses, classes: np.ndarray) -> dict[str, Any]:
-    """Of the direction between the rules, from disjoint chains and from disjoint solutions."""
+    """Of the direction between the rules, from disjoint chains and from disjoint solutions.
+
+    ``direction`` is the one that weights follow (``toward_first``), ``llc`` the contrast of the LLC's responses.
+    """
     kinds, found = responses.kinds, {}
-    for name, chi in (("free_energy", responses.free_energy), ("llc", responses.llc)):
-        entry: dict[str, Any] = {"between_solutions": reliability_between_solutions(chi.mean(axis=1), kinds, classes)}
+    for name, chi, scale in (
+        ("direction", responses.expected_loss, log_losses),
+        ("llc", responses.llc, np.asarray),
+    ):
+        rows = scale(chi.mean(axis=1))
+        entry: dict[str, Any] = {"between_solutions": reliability_between_solutions(rows, kinds, classes)}
         if chi.shape[1] > 1:
-            halves = [mean_rows(chi[:, half::2].mean(axis=1), kinds) for half in (0, 1)]
-            entry["between_chains"] = reliability(tuple(rows[1] - rows[0] for rows in halves), classes)
+            halves = [mean_rows(scale(chi[:, half::2].mean(axis=1)), kinds) for half in (0, 1)]
+            entry["between_chains"] = reliability(tuple(ones - zeros for ones, zeros in halves), classes)
         found[name] = entry
     return found
 

@@ -31,20 +31,20 @@ def solve(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> l
     names = [f"{reference.rule}-{number}" for number, reference in enumerate(references)]
     responses = read_responses(config, run, references, names)
     classes, kinds, winsorise = strings.labels, responses.kinds, config.weights.winsorise
-    by_solution = responses.by_solution()
+    expected = responses.expected_loss.mean(axis=1)
     rng = np.random.default_rng([config.seed, _SHUFFLES])
 
-    score = toward_first(by_solution, kinds, classes, winsorise)
+    score = toward_first(expected, kinds, classes, winsorise)
     contrast = toward_first(responses.loss, kinds, classes, winsorise)
     scores = {"nested": score, "equal_count": -score, "loss_nested": contrast, "loss_equal_count": -contrast}
     for number in range(config.arms.num_shuffles):
-        scores[f"shuffled_{number}"] = toward_first(by_solution, shuffled_kinds(rng, kinds), classes, winsorise)
+        scores[f"shuffled_{number}"] = toward_first(expected, shuffled_kinds(rng, kinds), classes, winsorise)
     online, rounds, written = online_scores(config, run, score, strings, progress)
     scores |= {f"online_{side}": online[side] for side in (NESTED, EQUAL_COUNT)}
 
     progress.start("solving for weights", None)
     relative = {arm: weights_along(config, along[None], [1.0], classes) for arm, along in scores.items()}
-    rows = mean_rows(by_solution, kinds)
+    rows = mean_rows(responses.free_energy.mean(axis=1), kinds)
     for arm, target in (("minimum_norm_nested", [-1.0, 1.0]), ("minimum_norm_equal_count", [1.0, -1.0])):
         relative[arm] = weights_along(config, rows, target, classes)
     relative["permuted"] = permuted(config.seed, relative["nested"], classes)
