@@ -13,7 +13,7 @@ import numpy as np
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.moments import Floats
 
-_SMALLEST_LOSS = 1e-9  # nats; below, float32 has no probability next to 1
+_OFFSET = 1e-4  # nats; smaller differences are sampling noise
 _HALVINGS = 100  # of all there are, which are too many from a dozen solutions on
 
 
@@ -36,11 +36,11 @@ def mean_rows(responses: Floats, kinds: np.ndarray) -> Floats:
 
 
 def toward_first(losses: Floats, kinds: np.ndarray, classes: np.ndarray, share: float) -> Floats:
-    """Score of the samples that make solutions of kind 1 more likely: mean log <l_i> of kind 0 - that of kind 1.
+    """Score of the samples that make solutions of kind 1 more likely: mean ``log_excess`` of kind 0 - that of kind 1.
 
-    The log odds themselves move by <l_i> of kind 0 - <l_i> of kind 1 in nats: sample by sample the same sign, but for
-    the spread over solutions. In nats a few samples that are hard for both kinds outweigh all others, and so do the
-    solutions with the largest losses; a logarithm asks for the factor between the kinds instead.
+    The log odds themselves move by <l_i> of kind 0 - <l_i> of kind 1 in nats. Taken as it is, this is led by a few
+    samples that are hard for both kinds, by the solutions with the largest losses, and by how sure of itself a solution
+    is: those are not what tells the kinds apart.
 
     Cut off at the quantiles `share` and 1 - `share` of its class, then with mean 0 and standard deviation 1 in every
     class, so that weights along it keep the mass of the classes [sample].
@@ -54,13 +54,20 @@ def toward_first(losses: Floats, kinds: np.ndarray, classes: np.ndarray, share: 
     Raises:
         PatterningError: as in ``mean_rows``.
     """
-    ones, zeros = mean_rows(log_losses(losses), kinds)
+    ones, zeros = mean_rows(log_excess(losses, classes), kinds)
     return standardised(winsorised(zeros - ones, classes, share), classes)
 
 
-def log_losses(losses: Floats) -> Floats:
-    """log l, elementwise; what float32 cannot tell from zero counts as a billionth of a nat."""
-    return np.log(np.maximum(losses, _SMALLEST_LOSS))
+def log_excess(losses: Floats, classes: np.ndarray) -> Floats:
+    """log of the losses above the least of the solution and class, plus a ten-thousandth of a nat [solution, sample].
+
+    The least loss is that of saturated logits, the same for many samples: it says how sure a solution is, not of what.
+    """
+    excess = np.array(losses, np.float64)
+    for label in np.unique(classes):
+        here = classes == label
+        excess[:, here] -= excess[:, here].min(axis=1, keepdims=True)
+    return np.log(excess + _OFFSET)
 
 
 def winsorised(scores: Floats, classes: np.ndarray, share: float) -> Floats:

@@ -7,6 +7,7 @@ import pytest
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.two_rules import (
+    log_excess,
     mean_rows,
     reliability,
     reliability_between_solutions,
@@ -82,11 +83,21 @@ def test_reliability_is_what_the_noise_leaves() -> None:
 def test_toward_first_raises_what_solutions_of_kind_one_lose_less_on() -> None:
     rng = np.random.default_rng(3)
     responses, kinds, truth = solutions(rng, 4, 0.0)
-    # Samples are hard or easy for both kinds, and some solutions are worse at all of them.
-    losses = np.exp(responses + rng.normal(size=len(CLASSES)) + rng.normal(size=(len(kinds), 1)))
-    score = toward_first(losses, kinds, CLASSES, 0.0)
-    assert reliability((score, -truth), CLASSES) == pytest.approx(1)
-    assert toward_first(losses, 1 - kinds, CLASSES, 0.0) == pytest.approx(-score)
+    # Samples are hard or easy for both kinds; some solutions are worse at all of them, or less sure of all of a class.
+    excess = np.exp(responses + rng.normal(size=len(CLASSES)) + rng.normal(size=(len(kinds), 1)))
+    sure = np.exp(rng.normal(size=(len(kinds), 2)))[:, CLASSES.astype(int)]
+    score = toward_first(excess + sure, kinds, CLASSES, 0.0)
+    # Not 1: the least of a class has no excess at all.
+    assert reliability((score, -truth), CLASSES) > 0.97
+    assert toward_first(excess + sure, 1 - kinds, CLASSES, 0.0) == pytest.approx(-score)
     for label in (0, 1):
         assert score[label == CLASSES].mean() == pytest.approx(0, abs=1e-12)
         assert score[label == CLASSES].std() == pytest.approx(1)
+
+
+def test_log_excess_knows_no_floor_of_a_class() -> None:
+    losses = np.array([[0.2, 0.3, 1.0, 1.5]])
+    classes = np.array([1, 1, 0, 0])
+    found = log_excess(losses, classes)
+    assert found == pytest.approx(np.log([[1e-4, 0.1001, 1e-4, 0.5001]]))
+    assert log_excess(losses + np.array([3, 3, 7, 7]), classes) == pytest.approx(found)

@@ -12,7 +12,7 @@ from patterning_dist.config.parentheses import ParenthesesConfig
 from patterning_dist.files import read_parquet
 from patterning_dist.response.llc import free_energy_response, llc_response
 from patterning_dist.response.moments import Floats
-from patterning_dist.response.two_rules import log_losses, mean_rows, reliability, reliability_between_solutions
+from patterning_dist.response.two_rules import log_excess, mean_rows, reliability, reliability_between_solutions
 from patterning_dist.response.units import read_chains
 from patterning_dist.rundir import RunDirectory
 from patterning_dist.sampling.bracket_study import COMPONENT
@@ -76,7 +76,7 @@ def reliabilities(responses: Responses, classes: np.ndarray) -> dict[str, Any]:
     """
     kinds, found = responses.kinds, {}
     for name, chi, scale in (
-        ("direction", responses.expected_loss, log_losses),
+        ("direction", responses.expected_loss, lambda losses: log_excess(losses, classes)),
         ("llc", responses.llc, np.asarray),
     ):
         rows = scale(chi.mean(axis=1))
