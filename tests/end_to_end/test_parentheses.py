@@ -121,8 +121,8 @@ def test_a_round_adds_what_it_measured(finished: tuple[Path, str]) -> None:
         assert len(rejected["nested"]) == len(rejected["equal_count"]) == 2
         assert min(rejected["nested"]) >= max(rejected["equal_count"])
         online = pq.read_table(finished[0] / "weights" / f"online_{rule}.parquet")["score"].to_numpy()
-        # Old and new direction of equal size: the sum keeps sqrt((1 + r) / 2) of either, r their correlation. That holds
-        # label by label, and the labels' correlations differ somewhat.
+        # Old and new direction of equal size: the sum keeps sqrt((1 + r) / 2) of either, r their correlation. So it is
+        # label by label, and their correlations differ somewhat.
         kept = np.corrcoef(sign * strings["score"].to_numpy(), online)[0, 1]
         assert kept == pytest.approx(np.sqrt((1 + found["correlation_with_score"]) / 2), abs=0.03)
 

@@ -49,7 +49,7 @@ def test_the_sources_are_a_valid_experiment(tmp_path: Path) -> None:
 
 
 def test_the_commands_are_there() -> None:
-    listed = re.findall(r"^    patterning ([a-z ]+?)(?: (?:CONFIG|MODEL|\[--\w+\]))?  ", README, re.MULTILINE)
+    listed = re.findall(r"^    patterning ([a-z ]+?)(?: (?:CONFIG|MODEL|\[--\w+(?: \w+)?\]))?  ", README, re.MULTILINE)
     command = get_command(app)
     there = {name for name in command.commands if name != "config"}
     there |= {f"config {name}" for name in command.commands["config"].commands}
