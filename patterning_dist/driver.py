@@ -49,7 +49,7 @@ _PIPELINES: dict[type[RunConfig], dict[str, tuple[Stage, tuple[str, ...]]]] = {
         "prepare": (parentheses.prepare, ("seed", "task")),
         "train": (parentheses.train, ("device", "model", "training", "references")),
         "sample": (parentheses.sample, ("sampling",)),
-        "solve": (parentheses.solve, ("weights", "arms", "check")),
+        "solve": (parentheses.solve, ("weights", "online", "arms", "check")),
         "retrain": (parentheses.retrain, ()),
         "report": (parentheses.report, ("name",)),
     },

@@ -9,6 +9,8 @@ from typer.testing import CliRunner
 
 from patterning_dist.cli import app
 from patterning_dist.config import ParenthesesConfig, config_schema, dump_config, load_config
+from patterning_dist.config.schema import Config
+from patterning_dist.driver import _PIPELINES
 from patterning_dist.errors import PatterningError
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -78,3 +80,13 @@ def test_schema_describes_every_field() -> None:
     assert {"task", "references", "online", "arms", "check"} <= {name for name, _ in fields}
     assert [name for name, field in fields if not field.get("description")] == []
     assert all(entry["additionalProperties"] is False for entry in definitions)
+
+
+@pytest.mark.parametrize(
+    ("kind", "free"),
+    [(Config, {"run_dir", "calibration"}), (ParenthesesConfig, {"run_dir", "kind"})],
+)
+def test_a_change_of_any_section_is_noticed(kind: type, free: set[str]) -> None:
+    """A section that no stage counts among its inputs could be changed, and the results of another one be kept."""
+    counted = {section for _, sections in _PIPELINES[kind].values() for section in sections}
+    assert set(kind.model_fields) - counted == free

@@ -12,7 +12,7 @@ import numpy as np
 from patterning_dist.config.parentheses import ParenthesesConfig
 from patterning_dist.files import read_parquet, write_json
 from patterning_dist.progress import Progress
-from patterning_dist.report.parentheses import write_parentheses_page
+from patterning_dist.report.parentheses.page import write_parentheses_page
 from patterning_dist.rundir import STAGES, RunDirectory
 from patterning_dist.stages.parentheses.summary import (
     summarise_arms,
