@@ -28,12 +28,12 @@ def report(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> 
     """Write summary.json and report.html; returns both."""
     progress.start("writing the report", None)
     solution = json.loads((run.path / "weights" / "solution.json").read_text())
-    stages = run.manifest["stages"]
+    stages, arms = run.manifest["stages"], summarise_arms(config, run.path)
     summary = {
         "name": config.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": {stage: stages[stage]["seconds"] for stage in STAGES if "seconds" in stages.get(stage, {})},
-        "arms": summarise_arms(config, run.path),
+        "arms": arms,
         "rounds": summarise_rounds(run.path),
         "llc": summarise_llc(config, run.path),
         "check": summarise_check(config, run.path),
@@ -42,7 +42,7 @@ def report(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> 
             arm: {k: v for k, v in entry.items() if k != "predicted"} for arm, entry in solution["arms"].items()
         },
         "strings": _strings(run.path),
-        "warnings": _warnings(run.path),
+        "warnings": _warnings(run.path, arms),
     }
     write_json(run.path / "summary.json", summary)
     write_parentheses_page(run.path / "report.html", summary)
@@ -68,11 +68,25 @@ def _strings(folder: Path) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-def _warnings(folder: Path) -> list[str]:
-    """What the chains say against themselves, a line a finding."""
-    lines = []
+def _warnings(folder: Path, arms: dict[str, Any]) -> list[str]:
+    """What speaks against the chains and the networks: a line for each way to fail, with the worst case of it."""
+    entries: dict[str, dict[str, Any]] = {}
     for file in ("diagnostics.json", "rounds.json", "realised.json"):
-        for name, entry in json.loads((folder / "response" / file).read_text()).items():
-            lines += [f"{name}: {finding['message']}" for finding in entry["findings"]]
-            lines += [f"{name}: chain {e['chain']} is left out: {e['reason']}" for e in entry["excluded"]]
-    return lines
+        entries |= json.loads((folder / "response" / file).read_text())
+    found: dict[str, list[tuple[float, str]]] = {}
+    for name, entry in entries.items():
+        for finding in entry["findings"]:
+            worst = max(finding["evidence"].values(), default=0.0)
+            found.setdefault(finding["mode"], []).append((worst, f"{name}: {finding['message']}"))
+    lines = []
+    for cases in found.values():
+        among = f"{len(cases)} of {len(entries)} sampled networks, the worst " if len(cases) > 1 else ""
+        lines.append(among + max(cases)[1])
+    for name, entry in entries.items():
+        lines += [f"{name}: chain {e['chain']} is left out: {e['reason']}" for e in entry["excluded"]]
+    return lines + [
+        f"arm {arm}: {entry['num_imperfect_on_train']} of {entry['num_networks']} networks do not fit all training "
+        f"strings, the worst {100 * entry['train_accuracy_min']:.2f} % of them"
+        for arm, entry in arms.items()
+        if entry["num_imperfect_on_train"]
+    ]
