@@ -13,6 +13,8 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray's workers yield to everything else of the machine by default, and tests wait for them with deadlines.
 os.environ.setdefault("RAY_worker_niceness", "0")
+# How often Ray Train asks how its workers are: trainings of tests last for seconds.
+os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 
 
 @pytest.fixture(scope="session")

@@ -12,20 +12,6 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.response.moments import CoMoments
 
 
-def healthy_chains(chains: Sequence[CoMoments]) -> tuple[list[CoMoments], dict[int, str]]:
-    """Chains with all their planned draws and finite moments, and chain -> reason for the others."""
-    healthy, excluded = [], {}
-    for moments in chains:
-        arrays = (moments.mean_phi, moments.mean_loss, moments.m2_phi, moments.m2_loss, moments.comoment)
-        if moments.num_recorded != moments.num_draws:
-            excluded[moments.chain] = f"{moments.num_recorded} of {moments.num_draws} draws recorded"
-        elif not all(np.isfinite(array).all() for array in arrays):
-            excluded[moments.chain] = "moments are not finite"
-        else:
-            healthy.append(moments)
-    return healthy, excluded
-
-
 def observable_diagnostics(traces: Mapping[str, ArrayLike]) -> dict[str, dict[str, float]]:
     """Rank-normalised split R-hat, bulk ESS, the Monte-Carlo error of the mean (Vehtari et al. 2021), autocorrelation.
 

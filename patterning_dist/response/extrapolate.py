@@ -6,8 +6,6 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from sklearn.ensemble import HistGradientBoostingRegressor
-from sklearn.model_selection import GroupKFold, cross_val_predict
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.moments import Floats
@@ -54,6 +52,10 @@ def extrapolate(
             f"extrapolation: {len(np.unique(groups))} sequences, expected at least {num_folds} (num_folds); "
             "use a larger probe"
         )
+    # Half a second to import, which every start of the driver would pay.
+    from sklearn.ensemble import HistGradientBoostingRegressor
+    from sklearn.model_selection import GroupKFold, cross_val_predict
+
     # Early stopping would hold out tokens of sequences it also trains on.
     model = HistGradientBoostingRegressor(early_stopping=False, random_state=seed)
     folds = GroupKFold(num_folds, shuffle=True, random_state=seed)

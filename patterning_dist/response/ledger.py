@@ -12,8 +12,7 @@ from dataclasses import asdict, dataclass, field, replace
 import numpy as np
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.response.diagnostics import healthy_chains
-from patterning_dist.response.moments import CoMoments
+from patterning_dist.response.moments import CoMoments, healthy_chains
 from patterning_dist.response.protocol import Answer, Incarnation, Mark, PushId, Verdict
 from patterning_dist.snapshots import Snapshots, pack, unpack
 from patterning_dist.storage import Storage

@@ -5,7 +5,7 @@ Axes: `phi` is [draw, observable], `losses` is [draw, probe]; batched arrays hav
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -183,3 +183,17 @@ class CoMoments:
         scalars = {name: int(state[name]) for name in ("chain", "num_draws")}
         arrays = {name: np.array(state[name]) for name in names if name not in scalars}
         return cls(**scalars, **arrays)
+
+
+def healthy_chains(chains: Sequence[CoMoments]) -> tuple[list[CoMoments], dict[int, str]]:
+    """Chains with all their planned draws and finite moments, and chain -> reason for the others."""
+    healthy, excluded = [], {}
+    for moments in chains:
+        arrays = (moments.mean_phi, moments.mean_loss, moments.m2_phi, moments.m2_loss, moments.comoment)
+        if moments.num_recorded != moments.num_draws:
+            excluded[moments.chain] = f"{moments.num_recorded} of {moments.num_draws} draws recorded"
+        elif not all(np.isfinite(array).all() for array in arrays):
+            excluded[moments.chain] = "moments are not finite"
+        else:
+            healthy.append(moments)
+    return healthy, excluded

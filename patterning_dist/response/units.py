@@ -18,9 +18,8 @@ import pyarrow as pa
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.files import read_parquet, write_json, write_parquet
-from patterning_dist.response.diagnostics import healthy_chains
 from patterning_dist.response.ledger import ChainRecord
-from patterning_dist.response.moments import CoMoments
+from patterning_dist.response.moments import CoMoments, healthy_chains
 from patterning_dist.snapshots import Snapshots, unpack
 from patterning_dist.storage import LocalStorage
 

@@ -13,8 +13,6 @@ from typing import Any, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.distributed.tensor import DTensor
-from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Component, Piece, Vector
@@ -172,10 +170,17 @@ class ModuleTarget:
             raise PatterningError("the per-sample loss is not finite at the checkpoint; mend the model or the data")
 
 
+def _is_sharded(tensor: Tensor) -> bool:
+    """Whether it is a DTensor; that class takes a second to import, which is for chain groups alone to pay."""
+    return hasattr(tensor, "device_mesh")
+
+
 def _rows(tensor: Tensor) -> tuple[int, int]:
     """Rows [start, stop) along axis 0 that this rank holds."""
-    if not isinstance(tensor, DTensor):
+    if not _is_sharded(tensor):
         return 0, tensor.shape[0] if tensor.dim() else 1
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
     shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
     return offset[0], offset[0] + shape[0]
 
@@ -199,7 +204,7 @@ def _extent(piece: Piece, tensor: Tensor) -> Extent:
 
 def _local(piece: Piece, tensor: Tensor) -> Tensor:
     """This rank's part of a box, a view."""
-    if not isinstance(tensor, DTensor):
+    if not _is_sharded(tensor):
         return piece.view(tensor)
     start, stop = _overlap(piece, tensor)
     first, _ = _rows(tensor)
@@ -212,7 +217,7 @@ def _local(piece: Piece, tensor: Tensor) -> Tensor:
 
 def _whole(value: Tensor) -> Tensor:
     """What a function of a sharded model's parameters gives is sharded itself."""
-    return value.full_tensor() if isinstance(value, DTensor) else value
+    return value.full_tensor() if _is_sharded(value) else value
 
 
 def to_device(batch: Any, device: torch.device) -> Any:

@@ -13,7 +13,6 @@ from functools import partial
 import torch
 from torch import nn
 from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.utils.checkpoint import checkpoint
 
 from patterning_dist.errors import PatterningError
@@ -40,6 +39,8 @@ def shard_model(
     """
     if ranks.size == 1:
         return model.to(device)
+    from torch.distributed.fsdp import FSDPModule, fully_shard  # takes a second to import
+
     for name, parameter in model.named_parameters():
         if parameter.dim() == 0:
             raise PatterningError(

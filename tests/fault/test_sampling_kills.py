@@ -236,8 +236,9 @@ def test_drivers_that_are_killed_interrupted_and_preempted(cluster, undisturbed,
     failures.assert_same(failures.results(run), undisturbed)
 
 
-def test_the_head(undisturbed, tiny_run, tmp_path):
+def test_the_head(undisturbed, tiny_run, tmp_path, monkeypatch):
     """The cluster is gone with it; the same command on another goes on with the run."""
+    monkeypatch.setenv("RAY_gcs_rpc_server_reconnect_timeout_s", "15")  # a minute by default
     _, run = long_run(tiny_run, tmp_path / "run")
     with failures.cluster_of(1) as cluster:
         driver = failures.start_driver(run, cluster)

@@ -224,7 +224,7 @@ def test_the_driver_killed_then_preempted_then_a_checkpoint_damaged(run, undistu
     driver.write_text(DRIVER)
     runs = [copy_run(tiny_run, tmp_path / name) for name in ("whole", "broken")]
     overrides = ["training.num_steps=1500", "training.anneal_steps=20", "training.evaluate_every=500"]
-    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_ADDRESS")}
+    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
 
     def start(directory):
         return subprocess.Popen(
@@ -238,9 +238,10 @@ def test_the_driver_killed_then_preempted_then_a_checkpoint_damaged(run, undistu
 
     with start(runs[1].path) as process:
         wait_for_checkpoints(broken, process, 0)
-        orphans = psutil.Process(process.pid).children(recursive=True)
+        orphans = training_workers()
+        assert orphans
         process.kill()
-    # Workers go on, and go on saving, until they notice that they are alone.
+    # They go on, and go on saving, until they notice that they are alone.
     assert not psutil.wait_procs(orphans, timeout=120)[1]
     killed_at = steps_saved(broken)[-1]
 

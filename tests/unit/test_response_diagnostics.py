@@ -8,7 +8,7 @@ from arviz_stats.base import array_stats
 from scipy.signal import lfilter
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.response.diagnostics import healthy_chains, observable_diagnostics, split_rhat
+from patterning_dist.response.diagnostics import observable_diagnostics, split_rhat
 from patterning_dist.response.moments import CoMoments
 
 
@@ -109,11 +109,3 @@ def test_bad_traces_are_named():
         observable_diagnostics({"gap": trace})
     with pytest.raises(PatterningError, match=r"gap: trace of shape \(2, 3\), expected \[chain, draw\]"):
         observable_diagnostics({"gap": trace[:, :3]})
-
-
-def test_health_is_all_draws_and_finite_moments():
-    good, short, bad = (chain_of(np.ones((8, 2)), c, n) for c, n in ((0, 8), (1, 10), (2, 8)))
-    bad.comoment[0, 0, 0] = np.inf
-    healthy, excluded = healthy_chains([good, short, bad])
-    assert healthy == [good]
-    assert excluded == {1: "8 of 10 draws recorded", 2: "moments are not finite"}

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.response.moments import CoMoments, Moments, merge_moments
+from patterning_dist.response.moments import CoMoments, Moments, healthy_chains, merge_moments
 
 
 def draws(num_draws, num_observables=2, num_probes=5, seed=0):
@@ -149,3 +149,13 @@ def test_wrong_input_is_named():
     for num_batches, num_draws in ((3, 10), (0, 10), (16, 10)):
         with pytest.raises(PatterningError, match=f"{num_batches} batches for {num_draws} draws"):
             CoMoments.empty(0, num_draws, 1, 1, num_batches)
+
+
+def test_health_is_all_draws_and_finite_moments():
+    good, short, bad = (CoMoments.empty(chain, planned, 1, 2, 4) for chain, planned in ((0, 8), (1, 10), (2, 8)))
+    for moments in (good, short, bad):
+        moments.update(np.ones((8, 1)), np.ones((8, 2)))
+    bad.comoment[0, 0, 0] = np.inf
+    healthy, excluded = healthy_chains([good, short, bad])
+    assert healthy == [good]
+    assert excluded == {1: "8 of 10 draws recorded", 2: "moments are not finite"}
