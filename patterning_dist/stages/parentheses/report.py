@@ -76,8 +76,7 @@ def _warnings(folder: Path, arms: dict[str, Any]) -> list[str]:
     found: dict[str, list[tuple[float, str]]] = {}
     for name, entry in entries.items():
         for finding in entry["findings"]:
-            worst = max(finding["evidence"].values(), default=0.0)
-            found.setdefault(finding["mode"], []).append((worst, f"{name}: {finding['message']}"))
+            found.setdefault(finding["mode"], []).append((_severity(finding), f"{name}: {finding['message']}"))
     lines = []
     for cases in found.values():
         among = f"{len(cases)} of {len(entries)} sampled networks, the worst " if len(cases) > 1 else ""
@@ -90,3 +89,9 @@ def _warnings(folder: Path, arms: dict[str, Any]) -> list[str]:
         for arm, entry in arms.items()
         if entry["num_imperfect_on_train"]
     ]
+
+
+def _severity(finding: dict[str, Any]) -> float:
+    """Larger is worse among findings of one mode: a signal is too small, everything else too far from nought."""
+    values = finding["evidence"].values()
+    return -min(values) if finding["mode"] == "too_little_signal" else max(map(abs, values))
