@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import uuid
 from typing import Any
 
 import ray
@@ -29,7 +30,7 @@ class JobControl:
     """What the driver wants of the trainings, and what they have for the driver to say."""
 
     def __init__(self) -> None:
-        self._stop, self._messages = False, []
+        self._stop, self._messages = False, {}
 
     def stop(self) -> None:
         """Let every training save its state and stop."""
@@ -41,12 +42,12 @@ class JobControl:
 
     def tell(self, kind: str, text: str, **fields: Any) -> None:
         """Leave an event, and a line for the user."""
-        self._messages.append((kind, text, fields))
+        self._messages[uuid.uuid4().hex] = (kind, text, fields)
 
-    def take(self) -> list[tuple[str, str, dict[str, Any]]]:
-        """All that was left since the last time: kind, line, fields of the event."""
-        messages, self._messages = self._messages, []
-        return messages
+    def messages(self, heard: set[str]) -> dict[str, tuple[str, str, dict[str, Any]]]:
+        """Kind, line and fields of the events that were left, by a name for each; those heard are forgotten."""
+        self._messages = {name: message for name, message in self._messages.items() if name not in heard}
+        return self._messages
 
 
 def run_jobs(
@@ -76,6 +77,7 @@ def run_jobs(
         num_lanes = min(num_fitting(config, jobs[0].num_workers), concurrent or len(jobs), len(jobs))
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         board, control = progress_board(), JobControl.options(scheduling_strategy=here).remote()
+        heard: set[str] = set()
         progress.start(label, sum(job.num_steps + job.anneal_steps for job in jobs))
         start = _run_lane.options(max_retries=config.retrain.max_failures).remote
         arguments = {
@@ -92,7 +94,7 @@ def run_jobs(
                 for key, note in sorted(notes.items()):
                     progress.update_line(key, **note)
                 progress.update(sum(note["done"] for note in notes.values()))
-                _pass_on(control, run, progress)
+                _pass_on(control, heard, run, progress)
                 ray.get(done)
         except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
             raise PatterningError(
@@ -105,12 +107,16 @@ def run_jobs(
                 with contextlib.suppress(RayError, PatterningError):  # the error on its way out says more
                     ray.get(control.stop.remote(), timeout=_SECONDS_TO_ASK)
                     ray.wait(running, num_returns=len(running), timeout=_SECONDS_TO_SAVE)
-                    _pass_on(control, run, progress)
+                    _pass_on(control, heard, run, progress)
 
 
-def _pass_on(control: ActorHandle, run: RunDirectory, progress: Progress) -> None:
-    for kind, text, fields in ray.get(control.take.remote()):
+def _pass_on(control: ActorHandle, heard: set[str], run: RunDirectory, progress: Progress) -> None:
+    """Record what trainings have to say, once: Ctrl-C may come at any place in here, and this is called again then."""
+    messages = ray.get(control.messages.remote(heard))
+    heard.clear()
+    for name, (kind, text, fields) in messages.items():
         run.event("train", kind, text=text, **fields)
+        heard.add(name)
         progress.say(text)
 
 

@@ -14,13 +14,14 @@ import numpy as np
 import psutil
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from safetensors.torch import load_file
 from tiny_run import copy_run, quiet, tiny_config
 
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.data.weights import write_sample_weights
-from patterning_dist.runtime.retraining import run_jobs
+from patterning_dist.runtime.retraining import JobControl, _pass_on, run_jobs
 from patterning_dist.stages.train import JOB_FILES, retrain
 from patterning_dist.training.job import TrainingJob
 
@@ -222,3 +223,34 @@ def test_finished_retrainings_are_kept_and_changed_ones_done_again(run):
     assert [job.is_finished(config) for job in jobs] == [True, False]
     assert not jobs[0].is_finished(tiny_config(run.path, "training.weight_decay=0.1"))
     assert not dataclasses.replace(jobs[0], num_steps=7).is_finished(config)
+
+
+@pytest.mark.parametrize("interrupted", ["before anything is read", "while it is written", "while it is said"])
+def test_what_trainings_say_is_recorded_once_though_an_interruption_comes_between(run, monkeypatch, interrupted):
+    control, heard, progress = JobControl.remote(), set(), quiet()
+    for number in range(3):
+        ray.get(control.tell.remote("told", f"message {number}", number=number))
+    recorded = []
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    def record(stage, kind, text, number):
+        if interrupted == "while it is written" and number == 1:
+            interrupt()
+        recorded.append(number)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(run, "event", record)
+        if interrupted == "while it is said":
+            patch.setattr(progress, "say", interrupt)
+        if interrupted == "before anything is read":
+            get = ray.get
+            patch.setattr(ray, "get", lambda reference: interrupt(get(reference)))
+        with pytest.raises(KeyboardInterrupt):
+            _pass_on(control, heard, run, progress)
+    monkeypatch.setattr(run, "event", lambda stage, kind, text, number: recorded.append(number))
+    _pass_on(control, heard, run, progress)
+    ray.get(control.tell.remote("told", "message 3", number=3))
+    _pass_on(control, heard, run, progress)
+    assert recorded == [0, 1, 2, 3]
