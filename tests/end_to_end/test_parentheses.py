@@ -69,12 +69,18 @@ def test_every_arm_is_there_with_its_interval(finished: tuple[Path, str]) -> Non
     summary = json.loads((finished[0] / "summary.json").read_text())
     main = ["base", "nested", "equal_count", "online_nested", "online_equal_count"]
     assert list(summary["arms"])[:5] == main
-    assert len(summary["arms"]) == 13
+    assert len(summary["arms"]) == 15
     for arm, entry in summary["arms"].items():
         assert entry["num_networks"] == len(entry["rejected"]["per_seed"]) == (8 if arm in main else 4)
         low, high = entry["rejected"]["interval"]
         assert low < entry["rejected"]["value"] < high
     assert summary["arms"]["base"]["difference_from_base"]["value"] == 0
+    contrasts = {(entry["arm"], entry["other"]): entry for entry in summary["contrasts"]}
+    first, second = (summary["arms"][arm]["rejected"]["per_seed"] for arm in ("nested", "llc_nested"))
+    paired = np.subtract(first[:4], second)
+    assert contrasts["nested", "llc_nested"]["num_networks"] == 4
+    assert contrasts["nested", "llc_nested"]["difference"]["value"] == pytest.approx(paired.mean())
+    assert contrasts["online_nested", "nested"]["num_networks"] == 8
 
 
 def test_arms_are_paired_and_base_is_plain(finished: tuple[Path, str]) -> None:

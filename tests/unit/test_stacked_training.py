@@ -17,7 +17,13 @@ from patterning_dist.training.stacked import Phase, StackedTraining, schedule, s
 
 MODEL = ClassifierConfig(num_layers=2, num_heads=2, width=8, feedforward=12)
 TRAINING = ClassifierTrainingConfig(
-    num_steps=30, warmup_steps=5, batch_size=16, learning_rate=5e-3, weight_decay=0.3, seeds_per_task=4
+    num_steps=30,
+    warmup_steps=5,
+    batch_size=16,
+    learning_rate=5e-3,
+    betas=(0.85, 0.97),
+    weight_decay=0.3,
+    seeds_per_task=4,
 )
 TASK = TaskConfig(
     min_length=4,
@@ -67,7 +73,7 @@ def test_a_network_is_trained_as_torch_would(splits: dict[str, BracketStrings]) 
     weights = np.linspace(0, 2, len(strings))
     found = trained(strings, [5], [Phase(30, weights)])
     model = build_classifier(MODEL, TASK.max_length, 5)
-    optimizer = torch.optim.AdamW(model.parameters(), betas=TRAINING.betas, weight_decay=TRAINING.weight_decay)
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.85, 0.97), weight_decay=0.3)
     for step in range(30):
         for group in optimizer.param_groups:
             group["lr"] = TRAINING.learning_rate * schedule(step, 5, 30)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,8 +14,8 @@ from patterning_dist.report.svg import Plot
 from patterning_dist.report.words import estimate, number
 
 
-def arms_section(arms: Mapping[str, Any]) -> Section:
-    """Every arm: its networks as dots, its mean and shares with intervals, its difference from base."""
+def arms_section(arms: Mapping[str, Any], contrasts: Sequence[Mapping[str, Any]]) -> Section:
+    """Every arm: its networks as dots, its mean and shares with intervals, its differences from others."""
     lead = (
         "Both rules fit the training strings. Strings of equal counts that do not nest tell them apart: a network that "
         "follows NESTED rejects all of them (1), one that follows EQUAL-COUNT none (0). Every dot is a network."
@@ -46,14 +46,28 @@ def arms_section(arms: Mapping[str, Any]) -> Section:
     note = (
         "Intervals are 95 %: Student's over networks for means, exact binomial ones for shares; the strings, the "
         "references and the weights are fixed. First-symbol difference: rejected among strings that begin with “)” "
-        "minus among those with “(”, 1 for a network that looks at nothing else."
+        "minus among those with “(”, 1 for a network that looks at nothing else. Free energy and LLC: weights of "
+        "minimum norm for the responses of these as they are, lower for the one rule and higher for the other."
     )
     figure = Figure("Share of out-of-distribution strings rejected", _distributions(arms))
     return Section(
         "arms",
         "Which rule the networks follow",
-        [Note(lead, "lead"), Figures([figure]), Table(headers, rows), Note(note)],
+        [Note(lead, "lead"), Figures([figure]), Table(headers, rows), Note(note), _contrasts(contrasts)],
     )
+
+
+def _contrasts(contrasts: Sequence[Mapping[str, Any]]) -> Table:
+    rows = [
+        [
+            arm_name(entry["arm"]),
+            arm_name(entry["other"]),
+            str(entry["num_networks"]),
+            estimate(entry["difference"], sign=True),
+        ]
+        for entry in contrasts
+    ]
+    return Table(["arm", "against", "networks", "rejected, difference"], rows, title="Arms against each other, paired")
 
 
 def _distributions(arms: Mapping[str, Any]) -> Markup:

@@ -9,8 +9,10 @@ NAMES = {
     "online_equal_count": "toward EQUAL-COUNT, online",
     "one_phase_nested": "toward NESTED, one phase",
     "one_phase_equal_count": "toward EQUAL-COUNT, one phase",
-    "minimum_norm_nested": "minimum norm, NESTED",
-    "minimum_norm_equal_count": "minimum norm, EQUAL-COUNT",
+    "free_energy_nested": "free energy, NESTED",
+    "free_energy_equal_count": "free energy, EQUAL-COUNT",
+    "llc_nested": "LLC, NESTED",
+    "llc_equal_count": "LLC, EQUAL-COUNT",
     "loss_nested": "loss contrast, NESTED",
     "loss_equal_count": "loss contrast, EQUAL-COUNT",
 }

@@ -24,7 +24,7 @@ def write_parentheses_page(path: Path, summary: Mapping[str, Any]) -> None:
         status="all stages run",
         warnings=list(summary["warnings"]),
         sections=[
-            arms_section(summary["arms"]),
+            arms_section(summary["arms"], summary["contrasts"]),
             rounds_section(summary["rounds"]),
             llc_section(summary["llc"], summary["reliability"]),
             check_section(summary["check"]),

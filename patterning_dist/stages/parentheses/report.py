@@ -17,6 +17,7 @@ from patterning_dist.rundir import STAGES, RunDirectory
 from patterning_dist.stages.parentheses.summary import (
     summarise_arms,
     summarise_check,
+    summarise_contrasts,
     summarise_llc,
     summarise_rounds,
 )
@@ -34,6 +35,7 @@ def report(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> 
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": {stage: stages[stage]["seconds"] for stage in STAGES if "seconds" in stages.get(stage, {})},
         "arms": arms,
+        "contrasts": summarise_contrasts(run.path),
         "rounds": summarise_rounds(run.path),
         "llc": summarise_llc(config, run.path),
         "check": summarise_check(config, run.path),

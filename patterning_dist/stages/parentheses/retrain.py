@@ -11,7 +11,7 @@ from patterning_dist.progress import Progress
 from patterning_dist.rundir import RunDirectory
 from patterning_dist.sampling.bracket_study import Subject
 from patterning_dist.stages.parentheses.networks import ARMS, network_seeds, train_networks, write_networks
-from patterning_dist.stages.parentheses.references import NESTED, read_references
+from patterning_dist.stages.parentheses.references import EQUAL_COUNT, NESTED, read_references
 from patterning_dist.stages.parentheses.sample import sample_subjects
 from patterning_dist.stages.parentheses.weighting import two_phases
 from patterning_dist.training.stacked import Phase
@@ -49,8 +49,8 @@ def retrain(config: ParenthesesConfig, run: RunDirectory, progress: Progress) ->
 def weighted_arms(config: ParenthesesConfig) -> list[str]:
     """All arms but base, in the order of the report."""
     shuffled = [f"shuffled_{number}" for number in range(config.arms.num_shuffles)]
-    controls = ["minimum_norm_nested", "minimum_norm_equal_count", "loss_nested", "loss_equal_count"]
-    return [*MAIN_ARMS, *_ONE_PHASE, "permuted", *shuffled, *controls]
+    others = [f"{kind}_{rule}" for kind in ("free_energy", "llc", "loss") for rule in (NESTED, EQUAL_COUNT)]
+    return [*MAIN_ARMS, *_ONE_PHASE, "permuted", *shuffled, *others]
 
 
 def checked_subjects(config: ParenthesesConfig, run: RunDirectory) -> dict[str, Subject]:

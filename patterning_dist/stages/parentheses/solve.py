@@ -44,9 +44,11 @@ def solve(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> l
 
     progress.start("solving for weights", None)
     relative = {arm: weights_along(config, along[None], [1.0], classes) for arm, along in scores.items()}
-    rows = mean_rows(responses.free_energy.mean(axis=1), kinds)
-    for arm, target in (("minimum_norm_nested", [-1.0, 1.0]), ("minimum_norm_equal_count", [1.0, -1.0])):
-        relative[arm] = weights_along(config, rows, target, classes)
+    # What is lowered is favoured. These rows are taken as they are, without a score of the strings in between.
+    for quantity, chi in (("free_energy", responses.free_energy), ("llc", responses.llc)):
+        rows = mean_rows(chi.mean(axis=1), kinds)
+        for rule, target in ((NESTED, [-1.0, 1.0]), (EQUAL_COUNT, [1.0, -1.0])):
+            relative[f"{quantity}_{rule}"] = weights_along(config, rows, target, classes)
     relative["permuted"] = permuted(config.seed, relative["nested"], classes)
     written += [
         write_weights(run.path / "weights" / f"{arm}.parquet", strings, values, scores.get(arm))

@@ -13,7 +13,7 @@ from patterning_dist.config.parentheses import ParenthesesConfig
 from patterning_dist.files import read_parquet
 from patterning_dist.response.units import read_chains
 from patterning_dist.sampling.bracket_study import COMPONENT
-from patterning_dist.stages.parentheses.references import NESTED, read_references
+from patterning_dist.stages.parentheses.references import EQUAL_COUNT, NESTED, read_references
 from patterning_dist.stages.parentheses.retrain import weighted_arms
 from patterning_dist.stages.report import interval
 
@@ -40,6 +40,21 @@ def summarise_arms(config: ParenthesesConfig, folder: Path) -> dict[str, Any]:
             "first_symbol": mean_with_interval(table["rejected_close"] - table["rejected_open"]),
             **{name: _share(rejected, bound) for name, bound in _SHARES.items()},
         }
+    return found
+
+
+def summarise_contrasts(folder: Path) -> list[dict[str, Any]]:
+    """Differences between arms, network by network: against controls, and between ways to make the weights."""
+    pairs = [(f"{kind}{rule}", "permuted") for kind in ("", "llc_") for rule in (NESTED, EQUAL_COUNT)]
+    for rule in (NESTED, EQUAL_COUNT):
+        pairs += [(rule, f"{kind}_{rule}") for kind in ("loss", "free_energy", "llc")]
+        pairs += [(f"{kind}_{rule}", rule) for kind in ("online", "one_phase")]
+    found = []
+    for arm, other in pairs:
+        first, second = (_behaviour(folder / "retrain" / name)["rejected"] for name in (arm, other))
+        number = min(len(first), len(second))
+        difference = mean_with_interval(first[:number] - second[:number])
+        found.append({"arm": arm, "other": other, "num_networks": number, "difference": difference})
     return found
 
 
