@@ -11,7 +11,7 @@ quickstart: $(STAMP)
 	$(VENV)/bin/patterning run configs/quickstart.yaml
 
 test: $(STAMP)
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n 2
 
 # The 40 MB corpus of configs/induction-large.yaml, out of Debian packages.
 corpus: $(STAMP)

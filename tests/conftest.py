@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling
 
 # Before torch is imported: tests are small, and threads that wait for each other only cost time.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -15,6 +17,22 @@ os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 os.environ.setdefault("RAY_worker_niceness", "0")
 # How often Ray Train asks how its workers are: trainings of tests last for seconds.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
+
+
+# Tests of these folders start a Ray each, which takes what cores there are.
+CLUSTERS = {"end_to_end", "fault", "gpu", "ray"}
+
+
+class OneClusterAtATime(LoadScopeScheduling):
+    """With ``-n 2`` one process runs all tests with a Ray, one after another, and the other one those without."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        _, folder, file = nodeid.split("::")[0].split("/")
+        return "clusters" if folder in CLUSTERS else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneClusterAtATime:
+    return OneClusterAtATime(config, log)
 
 
 @pytest.fixture(scope="session")

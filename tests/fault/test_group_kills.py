@@ -17,12 +17,11 @@ pytestmark = pytest.mark.slow
 TOLERANCE = 1e-6
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    with failures.cluster_of(2) as cluster:
-        ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
-        yield cluster
-        ray.shutdown()
+@pytest.fixture(scope="module", autouse=True)
+def driver(cluster):
+    ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
+    yield
+    ray.shutdown()
 
 
 @pytest.fixture(scope="module")
@@ -39,14 +38,14 @@ def study(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def undisturbed(cluster, study, tmp_path_factory):
+def whole(study, tmp_path_factory):
     run = RunDirectory(tmp_path_factory.mktemp("undisturbed") / "run")
     run_study(study, run.path, quiet())
     assert not events(run, "chain_lost")
     return failures.results(run)
 
 
-def test_a_rank(cluster, study, undisturbed, tmp_path):
+def test_a_rank(cluster, study, whole, tmp_path):
     run = RunDirectory(tmp_path / "run")
 
     with beside(run_study, study, run.path, quiet()) as until:
@@ -60,10 +59,10 @@ def test_a_rank(cluster, study, undisturbed, tmp_path):
         assert event["reason"].startswith("rank ")
         assert "of chain group 0 on node" in event["reason"]
     assert max(event["draws"] for event in lost) > 0
-    failures.assert_same(failures.results(run), undisturbed, TOLERANCE)
+    failures.assert_same(failures.results(run), whole, TOLERANCE)
 
 
-def test_a_whole_group(cluster, study, undisturbed, tmp_path):
+def test_a_whole_group(cluster, study, whole, tmp_path):
     run = RunDirectory(tmp_path / "run")
 
     with beside(run_study, study, run.path, quiet()) as until:
@@ -74,4 +73,4 @@ def test_a_whole_group(cluster, study, undisturbed, tmp_path):
         until("the loss", lambda: events(run, "chain_lost"))
     (lost,) = events(run, "chain_lost")
     assert 0 < lost["draws"] < 100
-    failures.assert_same(failures.results(run), undisturbed, TOLERANCE)
+    failures.assert_same(failures.results(run), whole, TOLERANCE)

@@ -22,19 +22,6 @@ from patterning_dist.stages.sample import sample
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    with failures.cluster_of(2) as cluster:
-        yield cluster
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cluster, tiny_run, tmp_path_factory):
-    _, run = long_run(tiny_run, tmp_path_factory.mktemp("undisturbed") / "run")
-    failures.finish(failures.start_driver(run, cluster), run)
-    return failures.results(run)
-
-
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     folder = tmp_path / "disk"

@@ -29,12 +29,6 @@ from patterning_dist.stages.sample import sample
 pytestmark = pytest.mark.slow
 
 
-@pytest.fixture(scope="module")
-def cluster():
-    with failures.cluster_of(2) as cluster:
-        yield cluster
-
-
 @pytest.fixture
 def nodes(cluster):
     """Two nodes again after every test, and the driver in this process connected to the head."""
@@ -44,19 +38,6 @@ def nodes(cluster):
     wait_for("two CPUs", lambda: ray.cluster_resources().get("CPU") == 2)
     yield cluster
     ray.shutdown()
-
-
-@pytest.fixture(scope="module")
-def undisturbed(cluster, tiny_run, tmp_path_factory):
-    config, run = long_run(tiny_run, tmp_path_factory.mktemp("undisturbed") / "run")
-    ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
-    sample(config, run, quiet())
-    ray.shutdown()
-    assert not events(run, "chain_lost")
-    found = failures.results(run)
-    assert not any(len(value) for name, value in found.items() if name.endswith("/excluded"))
-    assert len(found) > 60
-    return found
 
 
 def test_workers(nodes, undisturbed, tiny_run, tmp_path):

@@ -21,36 +21,25 @@ VICTIMS = {"ModelWorker": 50, "AggregatorShard": 35, "node": 10, "driver": 5}
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_fifty_random_kills(tiny_run, tmp_path):
-    with failures.cluster_of(2) as cluster:
-        expected = _undisturbed(cluster, tiny_run, tmp_path / "undisturbed")
-        _, run = long_run(tiny_run, tmp_path / "run")
-        chosen, kills = random.Random(11), Counter[str]()
-        total = 2 * 3 * 40  # units, chains, pushes
-        # The last quarter without kills: dozens of pushes may pass between two looks.
-        moments = sorted(chosen.randrange(total * 3 // 4) for _ in range(NUM_KILLS))
-        driver = failures.start_driver(run, cluster)
-        for moment in moments:
-            wait_for(
-                "progress", lambda moment=moment, driver=driver: pushes(run) >= moment or driver.poll() is not None
-            )
-            time.sleep(chosen.uniform(0, 0.2))
-            assert driver.poll() is None, f"the driver was gone after {kills.total()} kills: see {run.path}.log"
-            (kind,) = chosen.choices(list(VICTIMS), list(VICTIMS.values()))
-            driver = _kill(kind, cluster, run, driver, chosen)
-            kills[kind] += 1
-        failures.finish(driver, run)
-        failures.assert_same(failures.results(run), expected)
+def test_fifty_random_kills(cluster, undisturbed, tiny_run, tmp_path):
+    _, run = long_run(tiny_run, tmp_path / "run")
+    chosen, kills = random.Random(11), Counter[str]()
+    total = 2 * 3 * 40  # units, chains, pushes
+    # The last quarter without kills: dozens of pushes may pass between two looks.
+    moments = sorted(chosen.randrange(total * 3 // 4) for _ in range(NUM_KILLS))
+    driver = failures.start_driver(run, cluster)
+    for moment in moments:
+        wait_for("progress", lambda moment=moment, driver=driver: pushes(run) >= moment or driver.poll() is not None)
+        time.sleep(chosen.uniform(0, 0.2))
+        assert driver.poll() is None, f"the driver was gone after {kills.total()} kills: see {run.path}.log"
+        (kind,) = chosen.choices(list(VICTIMS), list(VICTIMS.values()))
+        driver = _kill(kind, cluster, run, driver, chosen)
+        kills[kind] += 1
+    failures.finish(driver, run)
+    failures.assert_same(failures.results(run), undisturbed)
     print(f"{kills.total()} kills: {dict(kills)}; {len(events(run, 'chain_lost'))} chains lost their worker")
     assert kills.total() >= 50
     assert set(kills) == set(VICTIMS)
-
-
-def _undisturbed(cluster, tiny_run, folder):
-    _, run = long_run(tiny_run, folder)
-    failures.finish(failures.start_driver(run, cluster), run)
-    assert not events(run, "chain_lost")
-    return failures.results(run)
 
 
 def _kill(kind, cluster, run, driver, chosen) -> subprocess.Popen:

@@ -169,7 +169,7 @@ def test_two_ranks_under_zero(run):
     def jobs(prefix):
         return [
             make_job(run, f"zero{stage}", folder=run.path / prefix / str(stage), deepspeed=ZERO / f"zero{stage}.json")
-            for stage in range(4)
+            for stage in (2, 3)  # the optimizer is shared out; the parameters too
         ]
 
     whole, broken = ([dataclasses.replace(job, **common) for job in jobs(prefix)] for prefix in ("whole", "broken"))
@@ -177,7 +177,7 @@ def test_two_ranks_under_zero(run):
     before = len(events(run, "job_resumed"))
     with disturbed(*((job, [signal.SIGKILL]) for job in broken)) as sent:
         run_jobs(config, run, broken, "training", quiet(), 1)
-    assert sent == [signal.SIGKILL] * 4
+    assert sent == [signal.SIGKILL] * 2
     for job, expected in zip(broken, whole, strict=True):
         assert_equal(job, expected)
     resumed = events(run, "job_resumed")[before:]
@@ -219,7 +219,7 @@ def wait_for_checkpoints(job, process, above):
         time.sleep(0.01)
 
 
-def test_the_driver_killed_then_preempted_then_a_checkpoint_damaged(run, undisturbed, tiny_run, tmp_path):
+def test_the_driver_killed_then_preempted_then_a_checkpoint_damaged(tiny_run, tmp_path):
     driver = tmp_path / "driver.py"
     driver.write_text(DRIVER)
     runs = [copy_run(tiny_run, tmp_path / name) for name in ("whole", "broken")]

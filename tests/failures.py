@@ -52,7 +52,7 @@ def cluster_of(num_nodes: int) -> Iterator[Cluster]:
         for name, value in worker_environment(1).items():
             patch.setenv(name, value)
         patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        patch.setenv("PYTHONPATH", os.pathsep.join(str(Path(__file__).parents[n]) for n in (0, 1)))
+        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
         patch.delenv("RAY_ADDRESS", raising=False)
         head = {"num_cpus": 0, "include_dashboard": False, "_system_config": _HEALTH_CHECKS}
         cluster = Cluster(initialize_head=True, head_node_args=head)
