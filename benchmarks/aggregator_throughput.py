@@ -30,12 +30,12 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
-from patterning_dist.response.ledger import LedgerPlan
-from patterning_dist.response.protocol import START, Incarnation, PushId, Verdict, block_digest
-from patterning_dist.runtime.aggregator import AggregatorShard
+from patterning_dist.aggregation.ledger import LedgerPlan
+from patterning_dist.aggregation.protocol import START, Incarnation, PushId, Verdict, block_digest
+from patterning_dist.runtime.chains.aggregator import AggregatorShard
+from patterning_dist.runtime.chains.pushes import WINDOW
 from patterning_dist.runtime.environment import ray_session
-from patterning_dist.runtime.link import WINDOW
-from patterning_dist.storage import LocalStorage
+from patterning_dist.storage.store import LocalStorage
 
 BLOCKS = ((10, 1_024, 2), (10, 16_384, 2), (10, 131_072, 4))  # draws, columns, observables
 SHARDS, CHAINS = (1, 2), (10, 30, 100, 300, 1_000)

@@ -26,8 +26,8 @@ from patterning_dist.data.corpus import Document
 from patterning_dist.data.prepare import prepare_tokens
 from patterning_dist.models.attention import build_model
 from patterning_dist.progress import Progress
-from patterning_dist.rundir import RunDirectory
 from patterning_dist.stages.sample import sample
+from patterning_dist.storage.run import RunDirectory
 
 NUM_CHAINS, PROBE_SEQUENCES, CONTEXT_LENGTH = 2, 128, 128
 EXPERIMENT = {

@@ -25,8 +25,8 @@ from torch import Tensor
 
 from patterning_dist.models.components import select_component
 from patterning_dist.models.huggingface import next_token_losses
+from patterning_dist.runtime.chains.groups import RANK_ENVIRONMENT
 from patterning_dist.runtime.environment import prepare_process, worker_environment
-from patterning_dist.runtime.groups import RANK_ENVIRONMENT
 from patterning_dist.sampling.chain import Chain, ChainSettings
 from patterning_dist.sampling.module_target import ModuleTarget
 from patterning_dist.sampling.posterior import Posterior

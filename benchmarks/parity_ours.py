@@ -17,16 +17,16 @@ from parity_meter import Meter, disk, memory
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from patterning_dist.files import write_npz, write_parquet
+from patterning_dist.aggregation.files import write_unit
+from patterning_dist.aggregation.ledger import ChainRecord
 from patterning_dist.models.components import select_component
 from patterning_dist.models.huggingface import load_language_model, next_token_losses
-from patterning_dist.response.ledger import ChainRecord
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import Susceptibility, susceptibility
-from patterning_dist.response.units import write_unit
 from patterning_dist.sampling.chain import Chain, ChainSettings
 from patterning_dist.sampling.module_target import ModuleTarget
 from patterning_dist.sampling.posterior import Posterior
+from patterning_dist.storage.files import write_npz, write_parquet
 
 NUM_BATCHES = 16
 

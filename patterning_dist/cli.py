@@ -12,10 +12,10 @@ import typer
 
 from patterning_dist.config import AnyConfig, Config, ParenthesesConfig, StudyConfig, config_schema, load_config
 from patterning_dist.errors import PatterningError
-from patterning_dist.place import Place
 from patterning_dist.preemption import EXIT_CODE, Preempted, preemptible
-from patterning_dist.rundir import STAGES, read_manifest
-from patterning_dist.storage import path_or_url
+from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.run import STAGES, read_manifest
+from patterning_dist.storage.store import path_or_url
 
 HELP = {
     "prepare": "Train the tokenizer and cut the corpus into sequences.",
@@ -174,7 +174,7 @@ def submit(
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the log until the job has ended.")] = True,
 ) -> None:
     with _reported():
-        from patterning_dist.runtime.submit import submit_run
+        from patterning_dist.runtime.jobs.submit import submit_run
 
         config, run_dir = _local(config, run_dir)
         raise typer.Exit(submit_run(config, overrides or (), run_dir, address, follow))

@@ -16,22 +16,22 @@ from rich.console import Console
 from patterning_dist.config import Config, ParenthesesConfig, StudyConfig, dump_config
 from patterning_dist.config.sampling import LAYOUT_KEYS
 from patterning_dist.errors import PatterningError
-from patterning_dist.files import file_sha256
-from patterning_dist.place import Place
+from patterning_dist.experiments.two_rules import stages as parentheses
 from patterning_dist.progress import Progress
-from patterning_dist.rundir import STAGES, RunDirectory, read_manifest, stage_fingerprint
 from patterning_dist.runtime.environment import ray_session, resolve_device
 from patterning_dist.runtime.metrics import run_metrics
 from patterning_dist.sampling.observables import load_function
-from patterning_dist.stages import parentheses
 from patterning_dist.stages.calibrate import calibrate
 from patterning_dist.stages.calibration_subject import run_subject
-from patterning_dist.stages.plan import plan_run, plan_study
+from patterning_dist.stages.plan.plan import plan_run, plan_study
 from patterning_dist.stages.prepare import prepare
 from patterning_dist.stages.report import report
 from patterning_dist.stages.sample import sample
 from patterning_dist.stages.solve import solve
 from patterning_dist.stages.train import retrain, train
+from patterning_dist.storage.files import file_sha256
+from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.run import STAGES, RunDirectory, read_manifest, stage_fingerprint
 
 RunConfig = Config | ParenthesesConfig
 Stage = Callable[[Any, RunDirectory, Progress], list[Path]]

@@ -14,8 +14,8 @@ from rich.text import Text
 from torch import nn
 
 from patterning_dist.config import Config, HuggingFaceModelConfig, ParenthesesConfig, load_config
+from patterning_dist.experiments.two_rules.classifier import BracketClassifier
 from patterning_dist.models.attention import build_model
-from patterning_dist.models.bracket_classifier import BracketClassifier
 from patterning_dist.models.components import Component, Piece, model_components
 from patterning_dist.models.huggingface import language_model_skeleton
 from patterning_dist.sampling.model_study import model_location

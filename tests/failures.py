@@ -24,12 +24,12 @@ import torch
 from ray.cluster_utils import Cluster
 from tiny_run import copy_run, tiny_config
 
+from patterning_dist.aggregation.files import read_chains, read_gradients, read_records, read_traces
 from patterning_dist.config import Config, dump_config
 from patterning_dist.driver import _corpus_hash, _fingerprints
-from patterning_dist.response.units import read_chains, read_gradients, read_records, read_traces
-from patterning_dist.rundir import RunDirectory
 from patterning_dist.runtime.environment import worker_environment
-from patterning_dist.storage import LocalStorage
+from patterning_dist.storage.run import RunDirectory
+from patterning_dist.storage.store import LocalStorage
 
 # Long enough that a kill which waits for files finds the run under way; chains are never given up, but where a test
 # says so.

@@ -16,8 +16,8 @@ from safetensors.torch import save_file
 from patterning_dist.config import Config, load_config
 from patterning_dist.models.attention import AttentionOnlyTransformer, build_model
 from patterning_dist.progress import Progress
-from patterning_dist.rundir import RunDirectory
 from patterning_dist.stages.prepare import prepare
+from patterning_dist.storage.run import RunDirectory
 
 SETTINGS = {
     "name": "tiny",

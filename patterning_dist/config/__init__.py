@@ -2,7 +2,6 @@
 
 from patterning_dist.config.calibration import CalibrationConfig
 from patterning_dist.config.load import AnyConfig, config_schema, dump_config, load_config
-from patterning_dist.config.parentheses import ParenthesesConfig
 from patterning_dist.config.sampling import (
     ComponentConfig,
     ComponentLossConfig,
@@ -32,6 +31,7 @@ from patterning_dist.config.study import (
     TokensConfig,
     TracesConfig,
 )
+from patterning_dist.experiments.two_rules.config import ParenthesesConfig
 
 __all__ = [
     "AnyConfig",

@@ -12,12 +12,12 @@ import yaml
 from pydantic import ValidationError
 
 from patterning_dist.config.checks import check
-from patterning_dist.config.parentheses import ParenthesesConfig
-from patterning_dist.config.parentheses_checks import check_parentheses
 from patterning_dist.config.schema import Config
 from patterning_dist.config.study import HuggingFaceModelConfig, StudyConfig, TokensConfig
 from patterning_dist.config.study_checks import check_study
 from patterning_dist.errors import PatterningError
+from patterning_dist.experiments.two_rules.checks import check_parentheses
+from patterning_dist.experiments.two_rules.config import ParenthesesConfig
 
 
 class _Loader(yaml.SafeLoader):

@@ -10,7 +10,7 @@ from pydantic import AfterValidator, Field, PlainSerializer
 from patterning_dist.config.calibration import CalibrationConfig
 from patterning_dist.config.sampling import SamplingConfig
 from patterning_dist.config.section import Section
-from patterning_dist.storage import path_or_url
+from patterning_dist.storage.store import path_or_url
 
 Device = Literal["cpu", "cuda", "auto"]
 Arm = Literal["base", "plus", "minus", "permuted"]

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.files import require_columns
+from patterning_dist.storage.files import require_columns
 
 PLAIN_SUFFIXES = frozenset({".txt", ".md", ".rst", ".py"})
 SUFFIXES = PLAIN_SUFFIXES | {".jsonl", ".parquet"}

@@ -26,7 +26,7 @@ from patterning_dist.data.tokenizer import (
 )
 from patterning_dist.data.tokens import write_token_table
 from patterning_dist.errors import PatterningError
-from patterning_dist.files import write_json
+from patterning_dist.storage.files import write_json
 
 MIN_TRAIN_BLOCKS, MIN_VALIDATION_BLOCKS = 64, 32
 # "split" and "block" in ASCII: apart from the epochs, which number their streams from 0.

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
-from patterning_dist.files import METADATA_KEY, require_columns
+from patterning_dist.storage.files import METADATA_KEY, require_columns
 
 _ROWS_AT_ONCE = 1024
 _SHARD = re.compile(r"-\d+-of-\d+$")  # train-00000-of-00004.parquet

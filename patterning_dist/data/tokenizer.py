@@ -10,7 +10,7 @@ import numpy as np
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.files import write_text
+from patterning_dist.storage.files import write_text
 
 SEPARATOR = "<|endoftext|>"
 MIN_VOCABULARY = 257  # 256 bytes and the separator

@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from patterning_dist.data.tokenizer import MAX_VOCABULARY
 from patterning_dist.errors import PatterningError
-from patterning_dist.files import read_parquet, write_parquet
+from patterning_dist.storage.files import read_parquet, write_parquet
 
 
 def write_token_table(

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.files import read_parquet, write_parquet
+from patterning_dist.storage.files import read_parquet, write_parquet
 
 
 def write_sample_weights(

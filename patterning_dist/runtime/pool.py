@@ -10,11 +10,11 @@ from typing import Any
 import numpy as np
 import ray
 
-from patterning_dist.place import Place
 from patterning_dist.progress import Progress
+from patterning_dist.runtime.chains.workers import model_workers
 from patterning_dist.runtime.environment import ray_session
-from patterning_dist.runtime.workers import model_workers
 from patterning_dist.sampling.study import Study, open_study
+from patterning_dist.storage.mirror import Place
 
 SHARD_SEQUENCES = 256  # pool sequences a task: seconds of work, so that the last tasks do not leave workers idle
 SUBSET_TASKS = 4

@@ -18,7 +18,6 @@ from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.attention import AttentionOnlyTransformer, build_model
 from patterning_dist.models.components import select_component
-from patterning_dist.place import Place
 from patterning_dist.sampling.chain import Chain, ChainSettings
 from patterning_dist.sampling.layered import LayeredTarget
 from patterning_dist.sampling.observables import SplitLosses, load_function, split_losses
@@ -26,6 +25,7 @@ from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.restricted import RestrictedModel
 from patterning_dist.sampling.samplers import Sampler
+from patterning_dist.storage.mirror import Place
 
 # Streams of the counter-based sampler, apart from those of chains (small numbers) and epochs.
 _PROBE_STREAM, _HELD_OUT_STREAM, _HESSIAN_STREAM = 0x70726F6265, 0x68656C64, 0x68657373

@@ -10,8 +10,8 @@ from pathlib import Path
 
 import numpy as np
 
-from patterning_dist.files import explained
 from patterning_dist.sampling.chain import Draw
+from patterning_dist.storage.files import explained
 
 # Draws of one block: few enough for memory, enough for files of a useful size.
 _BLOCK = 16

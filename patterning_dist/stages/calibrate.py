@@ -9,17 +9,17 @@ from typing import Any
 
 from patterning_dist.config import Config, StudyConfig, dump_config, load_config
 from patterning_dist.errors import PatterningError
-from patterning_dist.files import write_json, write_text
-from patterning_dist.place import Place
 from patterning_dist.progress import Progress
 from patterning_dist.report.calibration import WHAT_IS_WHAT, Calibration, foretold, write_calibration_report
 from patterning_dist.response.calibration import Assessment, Setting, assess, grid, must_diverge
 from patterning_dist.response.ranking import rank
 from patterning_dist.response.run_length import RunPlan, plan_run
-from patterning_dist.rundir import RunDirectory, stage_fingerprint
-from patterning_dist.runtime.trials import TrialPlan, run_trials
+from patterning_dist.runtime.chains.trials import TrialPlan, run_trials
 from patterning_dist.stages.calibration_subject import Subject, study_subject
 from patterning_dist.stages.study import find_own_code
+from patterning_dist.storage.files import write_json, write_text
+from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 
 # Of the value that the sampling section has, where the grid names none.
 _MULTIPLES = (0.1, 0.3, 1.0, 3.0)

@@ -6,13 +6,13 @@ from dataclasses import dataclass
 from functools import partial
 
 from patterning_dist.config import ComponentConfig, Config, SamplingConfig, StudyConfig
-from patterning_dist.rundir import RunDirectory, stage_fingerprint
+from patterning_dist.runtime.chains.workers import MakeStudy
 from patterning_dist.runtime.environment import resolve_device
-from patterning_dist.runtime.workers import MakeStudy
 from patterning_dist.sampling.model_study import ModelStudy
 from patterning_dist.sampling.study import Study, open_study
 from patterning_dist.stages.study import open_model_study
 from patterning_dist.stages.study_inputs import unit_fingerprints
+from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 
 # What calibration chooses itself, or what does not bear on a trial.
 _CHOSEN = {

@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from patterning_dist.files import explained, plain
 from patterning_dist.stages.study_response import UnitResponse
+from patterning_dist.storage.files import explained, plain
 
 
 def study_tree(

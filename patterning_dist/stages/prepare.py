@@ -7,9 +7,9 @@ from pathlib import Path
 from patterning_dist.config import Config
 from patterning_dist.data.corpus import Source, read_documents
 from patterning_dist.data.prepare import prepare_tokens
-from patterning_dist.files import file_sha256
 from patterning_dist.progress import Progress
-from patterning_dist.rundir import RunDirectory
+from patterning_dist.storage.files import file_sha256
+from patterning_dist.storage.run import RunDirectory
 
 
 def prepare(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:

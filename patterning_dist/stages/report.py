@@ -13,13 +13,13 @@ from safetensors.torch import load_file
 from scipy.stats import t as student_t
 
 from patterning_dist.config import Config
-from patterning_dist.files import write_json
 from patterning_dist.models.attention import build_model
 from patterning_dist.progress import Progress
 from patterning_dist.report import build_report
-from patterning_dist.rundir import STAGES, RunDirectory
 from patterning_dist.sampling.study import Study
 from patterning_dist.stages.warnings import find_warnings
+from patterning_dist.storage.files import write_json
+from patterning_dist.storage.run import STAGES, RunDirectory
 from patterning_dist.training.metrics import batched_losses
 
 # Metrics of an arm in the summary, with their unit.

@@ -7,18 +7,18 @@ from pathlib import Path
 
 import numpy as np
 
+from patterning_dist.aggregation.ledger import LedgerPlan
 from patterning_dist.config import Config
 from patterning_dist.config.sampling import LAYOUT_KEYS
-from patterning_dist.files import file_sha256
 from patterning_dist.models.components import select_component
 from patterning_dist.progress import Progress
-from patterning_dist.response.ledger import LedgerPlan
-from patterning_dist.rundir import RunDirectory, stage_fingerprint
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.sampling.study import Study, open_study
 from patterning_dist.stages.susceptibilities import write_response
 from patterning_dist.stages.unit_analysis import SIGN, STANDARD_ERROR, UNITS, Analysis, TablePlan
 from patterning_dist.stages.units import Unit, sample_units, unit_outputs
+from patterning_dist.storage.files import file_sha256
+from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 
 STAGE = "sample"
 

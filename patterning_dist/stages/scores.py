@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
+from patterning_dist.aggregation.files import read_chains, read_gradients
 from patterning_dist.data.induction import token_features
 from patterning_dist.data.sampler import permutation
 from patterning_dist.errors import PatterningError
@@ -15,11 +16,10 @@ from patterning_dist.progress import Progress
 from patterning_dist.response.extrapolate import Extrapolation, extrapolate
 from patterning_dist.response.reliability import bootstrap_correlation
 from patterning_dist.response.susceptibility import susceptibility
-from patterning_dist.response.units import read_chains, read_gradients
-from patterning_dist.rundir import RunDirectory
 from patterning_dist.runtime.pool import score_pool
 from patterning_dist.sampling.study import Study
 from patterning_dist.stages.susceptibilities import token_columns
+from patterning_dist.storage.run import RunDirectory
 
 # Pool sequences that are scored chain by chain: errors of sums over the pool come from the spread between chains, and a
 # part of the pool shows that as well as all of it.

@@ -12,7 +12,6 @@ import pyarrow as pa
 from patterning_dist.config import Config
 from patterning_dist.data.sampler import permutation
 from patterning_dist.data.weights import write_sample_weights
-from patterning_dist.files import write_json, write_parquet
 from patterning_dist.progress import Progress
 from patterning_dist.response.prediction import (
     PredictedResponse,
@@ -20,11 +19,12 @@ from patterning_dist.response.prediction import (
     predicted_response_with_error,
 )
 from patterning_dist.response.solver import WeightSolution, solve_for_effective_sample_share, solve_weights
-from patterning_dist.rundir import RunDirectory
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.sampling.study import Study
 from patterning_dist.stages.scores import Scores, direction_scores, regression_scores
 from patterning_dist.stages.susceptibilities import SIGN
+from patterning_dist.storage.files import write_json, write_parquet
+from patterning_dist.storage.run import RunDirectory
 
 _PERMUTED_STREAM = 0x7065726D
 _HISTOGRAM_BINS = 48

@@ -16,10 +16,7 @@ from rich.text import Text
 from patterning_dist.config import StudyConfig, dump_config
 from patterning_dist.config.sampling import LAYOUT_KEYS
 from patterning_dist.errors import PatterningError
-from patterning_dist.files import write_json
-from patterning_dist.place import Place
 from patterning_dist.progress import Progress
-from patterning_dist.rundir import RunDirectory, stage_fingerprint
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.sampling.model_study import ModelStudy
 from patterning_dist.sampling.ranks import Ranks
@@ -37,6 +34,9 @@ from patterning_dist.stages.study_response import (
 )
 from patterning_dist.stages.unit_analysis import SIGN, UNITS
 from patterning_dist.stages.units import Unit, is_current, is_done, sample_units, unit_outputs
+from patterning_dist.storage.files import write_json
+from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 
 STAGE = "study"
 _SHOWN = 6  # findings in full at the end; the others are in a file

@@ -9,10 +9,10 @@ from typing import Any
 
 from patterning_dist.config import FunctionConfig, HuggingFaceModelConfig, StudyConfig, TokensConfig
 from patterning_dist.config.sampling import LAYOUT_KEYS, PosteriorQuantityConfig
-from patterning_dist.files import file_sha256
-from patterning_dist.rundir import RunDirectory, stage_fingerprint
 from patterning_dist.sampling.model_study import ModelStudy, model_location
 from patterning_dist.sampling.observables import load_function
+from patterning_dist.storage.files import file_sha256
+from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 
 _MODEL_FILES = ("*.safetensors", "*.json")
 

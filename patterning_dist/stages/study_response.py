@@ -8,15 +8,15 @@ from typing import Any
 
 import numpy as np
 
+from patterning_dist.aggregation.files import read_records, read_traces
+from patterning_dist.aggregation.ledger import LedgerPlan
 from patterning_dist.config import StudyConfig, TokensConfig
 from patterning_dist.config.sampling import LlcConfig
-from patterning_dist.files import read_parquet
-from patterning_dist.response.ledger import LedgerPlan
-from patterning_dist.response.units import read_records, read_traces
-from patterning_dist.rundir import RunDirectory
 from patterning_dist.sampling.model_study import ModelStudy
 from patterning_dist.stages.unit_analysis import SIGN, STANDARD_ERROR, UNITS, Analysis, TablePlan
 from patterning_dist.stages.units import Unit
+from patterning_dist.storage.files import read_parquet
+from patterning_dist.storage.run import RunDirectory
 
 SCALE = "predicted change of an observable: (inverse_temperature / num_training_losses) * sum_i chi_i (rho_i - 1)"
 

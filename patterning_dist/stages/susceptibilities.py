@@ -8,11 +8,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from patterning_dist.files import read_parquet, write_json, write_parquet
 from patterning_dist.response.modes import susceptibility_modes
-from patterning_dist.rundir import RunDirectory
 from patterning_dist.sampling.study import Study
 from patterning_dist.stages.unit_analysis import SIGN
+from patterning_dist.storage.files import read_parquet, write_json, write_parquet
+from patterning_dist.storage.run import RunDirectory
 
 _TOP_TOKENS = 12
 

@@ -6,9 +6,9 @@ from pathlib import Path
 
 from patterning_dist.config import Config
 from patterning_dist.progress import Progress
-from patterning_dist.rundir import RunDirectory
-from patterning_dist.runtime.retraining import run_jobs
-from patterning_dist.runtime.safekeeping import delete_checkpoints
+from patterning_dist.runtime.training.checkpoints import delete_checkpoints
+from patterning_dist.runtime.training.jobs import run_jobs
+from patterning_dist.storage.run import RunDirectory
 from patterning_dist.training.job import TrainingJob
 
 JOB_FILES = ("initial.safetensors", "model.safetensors", "metrics.parquet", "evaluation.json")

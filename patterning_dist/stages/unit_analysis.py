@@ -12,13 +12,13 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from patterning_dist.files import parquet_bytes
+from patterning_dist.aggregation.ledger import Ledger, LedgerPlan, Part
 from patterning_dist.response.diagnostics import split_rhat
-from patterning_dist.response.ledger import Ledger, LedgerPlan, Part
 from patterning_dist.response.llc import free_energy_response, llc_response
 from patterning_dist.response.reliability import split_half_sums
 from patterning_dist.response.susceptibility import Susceptibility, susceptibility
-from patterning_dist.storage import Storage
+from patterning_dist.storage.files import parquet_bytes
+from patterning_dist.storage.store import Storage
 
 SIGN = "chi = -Cov(phi, l_i - L): negative means that weighting sample i up lowers phi"
 UNITS = "chi and se: nats times the unit of the observable; center_loss: nats"

@@ -13,7 +13,7 @@ from patterning_dist.config import Config
 from patterning_dist.data.sampler import epoch_batch
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.data.weights import JoinedWeights, SampleWeights
-from patterning_dist.files import file_sha256
+from patterning_dist.storage.files import file_sha256
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 

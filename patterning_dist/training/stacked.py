@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
-from patterning_dist.config.parentheses import ClassifierConfig, ClassifierTrainingConfig
-from patterning_dist.data.parentheses import BracketStrings
 from patterning_dist.data.sampler import weighted_minibatch
-from patterning_dist.models.bracket_classifier import BracketClassifier, build_classifier, label_losses
+from patterning_dist.experiments.two_rules.classifier import BracketClassifier, build_classifier, label_losses
+from patterning_dist.experiments.two_rules.config import ClassifierConfig, ClassifierTrainingConfig
+from patterning_dist.experiments.two_rules.strings import BracketStrings
 
 Networks = dict[str, Tensor]  # parameter name -> [network, ...]
 

@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from patterning_dist.cli import app
 from patterning_dist.config import load_config
 from patterning_dist.driver import run_stages
-from patterning_dist.rundir import STAGES
+from patterning_dist.storage.run import STAGES
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 

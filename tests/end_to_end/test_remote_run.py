@@ -14,8 +14,8 @@ import pytest
 from s3_server import s3_server
 from whole_run import command
 
-from patterning_dist.place import Place
-from patterning_dist.rundir import STAGES, read_manifest
+from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.run import STAGES, read_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 

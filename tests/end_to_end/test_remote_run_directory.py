@@ -20,25 +20,25 @@ import pytest
 from s3_server import s3_server
 from typer.testing import CliRunner
 
-import patterning_dist.lease
+import patterning_dist.storage.lease
 from patterning_dist.cli import app
 from patterning_dist.errors import PatterningError
-from patterning_dist.files import write_text
-from patterning_dist.lease import Lease
-from patterning_dist.place import Place
-from patterning_dist.rundir import RunDirectory, read_manifest
-from patterning_dist.storage import open_storage
+from patterning_dist.storage.files import write_text
+from patterning_dist.storage.lease import Lease
+from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.run import RunDirectory, read_manifest
+from patterning_dist.storage.store import open_storage
 
 BEAT = 0.3
 # A driver: takes the run, finishes stage prepare, begins stage train, and waits.
 DRIVER = f"""
 import sys, time
-import patterning_dist.lease
+import patterning_dist.storage.lease
 from patterning_dist.errors import PatterningError
-from patterning_dist.files import write_text
-from patterning_dist.rundir import RunDirectory
+from patterning_dist.storage.files import write_text
+from patterning_dist.storage.run import RunDirectory
 
-patterning_dist.lease.BEAT = {BEAT}
+patterning_dist.storage.lease.BEAT = {BEAT}
 try:
     with RunDirectory(sys.argv[1]).locked() as run:
         if not run.is_done("prepare", "p"):
@@ -70,7 +70,7 @@ def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], None]:
     """Go on at the machine of that name, which has a cache of its own."""
-    monkeypatch.setattr(patterning_dist.lease, "BEAT", BEAT)
+    monkeypatch.setattr(patterning_dist.storage.lease, "BEAT", BEAT)
 
     def go_to(name: str) -> None:
         monkeypatch.setenv("PATTERNING_CACHE", str(tmp_path / name))
@@ -152,8 +152,8 @@ def test_a_driver_that_was_thought_dead_stops(url: str, machine: Callable[[str],
     storage = open_storage(url)
     with started_driver(url) as driver:
         # Between two beats: one that is held up halfway and then ends takes the lease back, and the other driver stops.
-        beat = storage.read(patterning_dist.lease.NAME)
-        while storage.read(patterning_dist.lease.NAME) == beat:
+        beat = storage.read(patterning_dist.storage.lease.NAME)
+        while storage.read(patterning_dist.storage.lease.NAME) == beat:
             time.sleep(0.01)
         driver.send_signal(signal.SIGSTOP)
         with RunDirectory(url).locked() as run:
@@ -194,7 +194,7 @@ def test_one_of_those_that_start_at_once_has_the_run(url: str, machine: Callable
 def test_the_last_writer_wins(url: str, machine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Two found no lease; the slow one of them writes when the quick one has written already."""
     quick, slow = (Lease(open_storage(url), "place") for _ in range(2))
-    monkeypatch.setattr(patterning_dist.lease.time, "sleep", lambda seconds: slow._write())
+    monkeypatch.setattr(patterning_dist.storage.lease.time, "sleep", lambda seconds: slow._write())
     with pytest.raises(PatterningError, match="place: in use by another driver"):
         quick.take()
     slow.confirm()

@@ -150,7 +150,7 @@ def story(folder: Path) -> Iterator[Story]:
         heads.append(Head(port))
         lost = (*first.communicate(timeout=120), first.returncode)
         # One of the two takes five silent seconds for a dead connection, and makes a new one.
-        impatient = "import patterning_dist.runtime.submit as submit; submit._SILENCE = 5"
+        impatient = "import patterning_dist.runtime.jobs.submit as submit; submit._SILENCE = 5"
         clients += (both := [submit(folder, address, "--run-dir", str(run), setup=setup) for setup in ("", impatient)])
         wait_for(run, ("sample", "started"), 2, both[0])
         clients.append(watcher := submit(folder, address, "--run-dir", str(run), "--set", "seed=4"))

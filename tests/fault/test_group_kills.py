@@ -9,8 +9,8 @@ from failures import actors, beside, events, kill, middle
 from study_models import make_study, study_config
 from tiny_run import quiet
 
-from patterning_dist.rundir import RunDirectory
 from patterning_dist.stages.study import run_study
+from patterning_dist.storage.run import RunDirectory
 
 pytestmark = pytest.mark.slow
 # Sums over the ranks come in the same order after a restart: bit-equal where this was tried, equal to rounding by law.

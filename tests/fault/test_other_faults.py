@@ -15,8 +15,8 @@ import ray
 from failures import events, long_run, middle, pushes, wait_for
 from tiny_run import quiet
 
+from patterning_dist.aggregation.files import read_chains
 from patterning_dist.errors import PatterningError
-from patterning_dist.response.units import read_chains
 from patterning_dist.stages.sample import sample
 
 pytestmark = pytest.mark.slow

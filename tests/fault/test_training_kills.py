@@ -22,7 +22,7 @@ from safetensors.torch import load_file
 from tiny_run import copy_run, quiet, tiny_config
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.runtime.retraining import run_jobs
+from patterning_dist.runtime.training.jobs import run_jobs
 from patterning_dist.training.job import TrainingJob
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow, pytest.mark.timeout(900)]
@@ -37,7 +37,7 @@ from pathlib import Path
 sys.path.insert(0, {str(TESTS)!r})
 from tiny_run import quiet, tiny_config
 from patterning_dist.preemption import preemptible
-from patterning_dist.rundir import RunDirectory
+from patterning_dist.storage.run import RunDirectory
 from patterning_dist.stages import train as stage
 stage.TrainingJob = partial(stage.TrainingJob, checkpoint_seconds=0.1)
 if __name__ == "__main__":

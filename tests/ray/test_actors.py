@@ -11,10 +11,10 @@ import pytest
 import torch
 from tiny_run import copy_run, quiet, tiny_config
 
+from patterning_dist.aggregation.files import read_chains, read_gradients, read_records
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import susceptibility
-from patterning_dist.response.units import read_chains, read_gradients, read_records
 from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.sampling.chain import ChainFailure
 from patterning_dist.sampling.study import Study

@@ -18,12 +18,12 @@ from chain_group_study import GroupStudy
 from rich.console import Console
 from tiny_run import SETTINGS, quiet
 
+from patterning_dist.aggregation.ledger import LedgerPlan
+from patterning_dist.aggregation.protocol import Incarnation
 from patterning_dist.config import SamplingConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
-from patterning_dist.response.ledger import LedgerPlan
-from patterning_dist.response.protocol import Incarnation
-from patterning_dist.storage import LocalStorage
+from patterning_dist.storage.store import LocalStorage
 
 SIZES = (2, 4)
 CASES = [*script.CASES, "bfloat16"]
@@ -150,14 +150,14 @@ UNITS = {"worker/steady": 2, "worker/diverging": 1, "group/steady": 2, "group/di
 
 def make_shard(storage):
     """The only shard of an aggregator for ``UNITS``."""
-    from patterning_dist.runtime.aggregator import AggregatorShard
+    from patterning_dist.runtime.chains.aggregator import AggregatorShard
 
     plans = {unit: ledger_plan(num_chains) for unit, num_chains in UNITS.items()}
     return AggregatorShard.remote("test", plans, 0, 1, storage, 60.0)
 
 
 def groups(make_study, **changes):
-    from patterning_dist.runtime.groups import chain_groups
+    from patterning_dist.runtime.chains.groups import chain_groups
 
     return chain_groups(make_study, sampling_config(**changes), "cpu", 1, quiet())
 
@@ -169,10 +169,10 @@ def test_a_group_is_a_worker_and_its_losses_are_told(tmp_path):
     import ray
     from ray.util import placement_group, remove_placement_group
 
-    from patterning_dist.runtime.chain_run import Ending
-    from patterning_dist.runtime.groups import ChainGroup
-    from patterning_dist.runtime.link import ChainTask
-    from patterning_dist.runtime.workers import ModelWorker, progress_board
+    from patterning_dist.runtime.chains.attempt import Ending
+    from patterning_dist.runtime.chains.groups import ChainGroup
+    from patterning_dist.runtime.chains.pushes import ChainTask
+    from patterning_dist.runtime.chains.workers import ModelWorker, progress_board
     from patterning_dist.runtime.workforce import WorkerLost
 
     storage = LocalStorage(tmp_path)
@@ -233,7 +233,7 @@ def test_a_group_is_a_worker_and_its_losses_are_told(tmp_path):
 @pytest.mark.usefixtures("local_ray")
 def test_a_chain_that_loses_ranks_goes_on_and_one_that_always_does_is_left_out(tmp_path):
     """Either rank dies once, in the middle; then one that dies whenever its chain begins. The rest is undisturbed."""
-    from patterning_dist.runtime.chains import Events, UnitPlan, run_chains
+    from patterning_dist.runtime.chains.run import Events, UnitPlan, run_chains
 
     units = ("group/steady", "group/struck", "group/mortal")
     sampling = sampling_config(
@@ -305,7 +305,7 @@ def test_a_group_without_room_on_any_node_is_spread_and_says_so(monkeypatch):
     import ray
     from ray.util import placement_group_table
 
-    from patterning_dist.runtime.groups import chain_groups
+    from patterning_dist.runtime.chains.groups import chain_groups
 
     nodes = [{"Alive": True, "Resources": {"CPU": 1.0}}] * 2 + [{"Alive": False, "Resources": {"CPU": 64.0}}]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
@@ -325,7 +325,7 @@ def test_waiting_for_room_ends_and_says_what_it_waited_for():
     import ray
     from ray.util import placement_group, remove_placement_group
 
-    from patterning_dist.runtime.groups import ChainGroup
+    from patterning_dist.runtime.chains.groups import ChainGroup
 
     @ray.remote(num_cpus=1)
     class Occupant:

@@ -21,7 +21,7 @@ from tiny_run import copy_run, quiet, tiny_config
 
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.data.weights import write_sample_weights
-from patterning_dist.runtime.retraining import JobControl, _pass_on, run_jobs
+from patterning_dist.runtime.training.jobs import JobControl, _pass_on, run_jobs
 from patterning_dist.stages.train import JOB_FILES, retrain
 from patterning_dist.training.job import TrainingJob
 

@@ -9,10 +9,10 @@ import pytest
 from tiny_run import quiet
 
 from patterning_dist.config import ParenthesesConfig, load_config
-from patterning_dist.data.parentheses import read_split, write_splits
-from patterning_dist.place import Place
-from patterning_dist.runtime.stack_trainer import StackTask, Trained
-from patterning_dist.runtime.stacks import train_stacks
+from patterning_dist.experiments.two_rules.strings import read_split, write_splits
+from patterning_dist.runtime.training.stack_worker import StackTask, Trained
+from patterning_dist.runtime.training.stacks import train_stacks
+from patterning_dist.storage.mirror import Place
 from patterning_dist.training.stacked import Phase
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from patterning_dist.data import dyck
+from patterning_dist.experiments.two_rules import dyck
 
 NUMBER = 60_000
 

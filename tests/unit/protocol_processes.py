@@ -12,8 +12,8 @@ from typing import Protocol
 
 import numpy as np
 
-from patterning_dist.response.protocol import START, Answer, Incarnation, Mark, PushId, Sender, Verdict, block_digest
-from patterning_dist.snapshots import Snapshots
+from patterning_dist.aggregation.protocol import START, Answer, Incarnation, Mark, PushId, Sender, Verdict, block_digest
+from patterning_dist.storage.snapshots import Snapshots
 
 RUN = "run"
 

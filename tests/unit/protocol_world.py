@@ -8,8 +8,8 @@ from dataclasses import dataclass
 
 from protocol_processes import RUN, Attempt, MemoryStorage, ProcessDied, Shard, is_ended, restored, snapshots_of
 
-from patterning_dist.response.protocol import Answer, Incarnation, PushId, Verdict
-from patterning_dist.snapshots import Snapshots
+from patterning_dist.aggregation.protocol import Answer, Incarnation, PushId, Verdict
+from patterning_dist.storage.snapshots import Snapshots
 
 
 class Violation(AssertionError):

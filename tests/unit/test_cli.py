@@ -17,7 +17,7 @@ from typer.testing import CliRunner
 from patterning_dist.cli import app
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
-from patterning_dist.rundir import STAGES, RunDirectory
+from patterning_dist.storage.run import STAGES, RunDirectory
 
 EXPERIMENT = """
 name: small

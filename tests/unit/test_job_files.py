@@ -12,7 +12,7 @@ from tiny_run import SETTINGS
 
 from patterning_dist.config import Config, load_config
 from patterning_dist.errors import PatterningError
-from patterning_dist.runtime.job_files import pack_job
+from patterning_dist.runtime.jobs.files import pack_job
 
 OBSERVABLE = {"kind": "function", "names": ["norm"], "path": "own.parts:norm"}
 
@@ -72,7 +72,7 @@ def test_relative_files_and_own_modules_go_along_and_nothing_else(folder: Path) 
         "helper.py",
         "unused_but_named.py",
     }
-    package = Path(pack_job.__code__.co_filename).parents[1]
+    package = Path(pack_job.__code__.co_filename).parents[2]
     assert files["patterning_dist/cli.py"] == (package / "cli.py").read_bytes()
     assert "patterning_dist/report/template.html" in files
 

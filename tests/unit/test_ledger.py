@@ -10,11 +10,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from patterning_dist.aggregation.files import read_chains, write_unit
+from patterning_dist.aggregation.ledger import ChainRecord, Ledger, LedgerPlan
+from patterning_dist.aggregation.protocol import START, Incarnation, PushId, Verdict, block_digest
 from patterning_dist.errors import PatterningError
-from patterning_dist.response.ledger import ChainRecord, Ledger, LedgerPlan
-from patterning_dist.response.protocol import START, Incarnation, PushId, Verdict, block_digest
-from patterning_dist.response.units import read_chains, write_unit
-from patterning_dist.storage import LocalStorage
+from patterning_dist.storage.store import LocalStorage
 
 NAMES, NUM_COLUMNS, NUM_DRAWS = ("induction", "overall"), 5, 24
 UNIT, RUN = "final/layer.0", "run"

@@ -9,11 +9,11 @@ import pyarrow as pa
 import pytest
 import torch
 
-from patterning_dist.config.parentheses import TaskConfig
-from patterning_dist.data import dyck
-from patterning_dist.data.parentheses import END, OPEN, SPLITS, BracketStrings, read_split, write_splits
 from patterning_dist.errors import PatterningError
-from patterning_dist.files import write_parquet
+from patterning_dist.experiments.two_rules import dyck
+from patterning_dist.experiments.two_rules.config import TaskConfig
+from patterning_dist.experiments.two_rules.strings import END, OPEN, SPLITS, BracketStrings, read_split, write_splits
+from patterning_dist.storage.files import write_parquet
 
 TASK = TaskConfig(
     min_length=8,

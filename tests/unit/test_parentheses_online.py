@@ -9,8 +9,8 @@ import pytest
 
 from patterning_dist.config import load_config
 from patterning_dist.errors import PatterningError
-from patterning_dist.stages.parentheses.online import _ends
-from patterning_dist.training.behaviour import Behaviour
+from patterning_dist.experiments.two_rules.behaviour import Behaviour
+from patterning_dist.experiments.two_rules.stages.online import _ends
 
 CONFIG = load_config(Path(__file__).parents[2] / "configs" / "parentheses.yaml", ["online={num_seeds: 8, per_rule: 2}"])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from patterning_dist.stages.parentheses.report import _warnings
+from patterning_dist.experiments.two_rules.stages.report import _warnings
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,7 @@ import torch
 from patterning_dist.config import ModelConfig
 from patterning_dist.models.attention import build_model
 from patterning_dist.models.components import select_component
-from patterning_dist.stages.plan_sampling import representatives
+from patterning_dist.stages.plan.sampling import representatives
 
 
 def test_heads_of_a_layer_stand_for_each_other() -> None:

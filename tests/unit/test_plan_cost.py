@@ -8,7 +8,7 @@ import pytest
 
 from patterning_dist.response.cost import NOTHING, Seconds, UnitCounts, aggregator_bytes, makespan
 from patterning_dist.response.moments import CoMoments
-from patterning_dist.stages.plan_table import Plan, StagePlan, duration, size
+from patterning_dist.stages.plan.table import Plan, StagePlan, duration, size
 
 
 def counts(**changes: int) -> UnitCounts:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from patterning_dist.response.protocol import START, Answer, Incarnation, Mark, PushId, Sender, Verdict, block_digest
+from patterning_dist.aggregation.protocol import START, Answer, Incarnation, Mark, PushId, Sender, Verdict, block_digest
 
 FIRST, SECOND = Incarnation(1, 1), Incarnation(1, 2)
 

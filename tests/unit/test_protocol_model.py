@@ -14,7 +14,7 @@ from protocol_events import SCENARIOS, play
 from protocol_processes import Attempt, Shard
 from protocol_world import Violation
 
-from patterning_dist.response.protocol import START, Answer, Incarnation, Mark, Sender, Verdict, block_digest
+from patterning_dist.aggregation.protocol import START, Answer, Incarnation, Mark, Sender, Verdict, block_digest
 
 WORLDS = st.builds(
     dict,

@@ -16,8 +16,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.files import atomic_path, write_json, write_npz, write_parquet, write_text
-from patterning_dist.rundir import RunDirectory, read_manifest, stage_fingerprint
+from patterning_dist.storage.files import atomic_path, write_json, write_npz, write_parquet, write_text
+from patterning_dist.storage.run import RunDirectory, read_manifest, stage_fingerprint
 
 
 def events(run: RunDirectory) -> list[dict[str, object]]:
@@ -26,7 +26,7 @@ def events(run: RunDirectory) -> list[dict[str, object]]:
 
 def test_second_driver_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> None:
     script = (
-        "import sys; from patterning_dist.rundir import RunDirectory\n"
+        "import sys; from patterning_dist.storage.run import RunDirectory\n"
         "with RunDirectory(sys.argv[1]).locked(): print('held', flush=True); sys.stdin.read()"
     )
     command = [sys.executable, "-c", script, str(tmp_path)]
@@ -93,7 +93,7 @@ def test_read_only_file_system_is_refused_at_once(tmp_path: Path) -> None:
     """A real one: whoever is root may write in spite of permissions."""
     script = (
         "import sys; from patterning_dist.errors import PatterningError; "
-        "from patterning_dist.rundir import RunDirectory\n"
+        "from patterning_dist.storage.run import RunDirectory\n"
         "for name in ('there', 'new'):\n"
         "    try:\n"
         "        with RunDirectory(f'{sys.argv[1]}/{name}').locked(): print('written')\n"

@@ -11,7 +11,7 @@ from torch import nn
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.attention import AttentionOnlyTransformer
-from patterning_dist.runtime.groups import fitting_groups
+from patterning_dist.runtime.chains.groups import fitting_groups
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.shard import decoder_layers, shard_model
 from patterning_dist.sampling.shard_loading import parameters_without_memory

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.snapshots import Snapshots, pack, unpack
-from patterning_dist.storage import LocalStorage
+from patterning_dist.storage.snapshots import Snapshots, pack, unpack
+from patterning_dist.storage.store import LocalStorage
 
 
 @pytest.fixture

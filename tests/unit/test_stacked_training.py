@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 
-from patterning_dist.config.parentheses import ClassifierConfig, ClassifierTrainingConfig, TaskConfig
-from patterning_dist.data.parentheses import SPLITS, BracketStrings, read_split, write_splits
 from patterning_dist.data.sampler import minibatch, weighted_minibatch
-from patterning_dist.models.bracket_classifier import BracketClassifier, build_classifier, string_losses
-from patterning_dist.training.behaviour import behaviour
+from patterning_dist.experiments.two_rules.behaviour import behaviour
+from patterning_dist.experiments.two_rules.classifier import BracketClassifier, build_classifier, string_losses
+from patterning_dist.experiments.two_rules.config import ClassifierConfig, ClassifierTrainingConfig, TaskConfig
+from patterning_dist.experiments.two_rules.strings import SPLITS, BracketStrings, read_split, write_splits
 from patterning_dist.training.stacked import Phase, StackedTraining, schedule, stacked_logits
 
 MODEL = ClassifierConfig(num_layers=2, num_heads=2, width=8, feedforward=12)

@@ -12,10 +12,10 @@ from pathlib import Path
 import pytest
 from s3_server import s3_server
 
-import patterning_dist.arrow_storage
-from patterning_dist.arrow_storage import ArrowStorage
+import patterning_dist.storage.arrow_store
 from patterning_dist.errors import PatterningError
-from patterning_dist.storage import LocalStorage, Storage, open_storage, path_or_url
+from patterning_dist.storage.arrow_store import ArrowStorage
+from patterning_dist.storage.store import LocalStorage, Storage, open_storage, path_or_url
 
 
 @pytest.fixture(scope="module")
@@ -104,7 +104,7 @@ def test_bucket_that_is_not_there_is_said_at_once(s3: str, monkeypatch: pytest.M
     def sleep(seconds: float) -> None:
         raise AssertionError("tried again")
 
-    monkeypatch.setattr(patterning_dist.arrow_storage.time, "sleep", sleep)
+    monkeypatch.setattr(patterning_dist.storage.arrow_store.time, "sleep", sleep)
     storage = ArrowStorage(s3.format("run").replace("bucket", "no-bucket"))
     with pytest.raises(PatterningError, match=r"^s3://no-bucket/run/a: cannot be written \(.*NO_SUCH_BUCKET"):
         storage.write("a", b"a")
@@ -139,13 +139,13 @@ def test_outage_is_outlasted_and_a_long_one_is_an_error(
 ) -> None:
     url = f"s3://id:secret@bucket/run?scheme=http&endpoint_override=127.0.0.1:{busy.server_address[1]}"
     storage = ArrowStorage(url)
-    monkeypatch.setattr(patterning_dist.arrow_storage, "_WAITS", ())
+    monkeypatch.setattr(patterning_dist.storage.arrow_store, "_WAITS", ())
     with pytest.raises(PatterningError, match=r"^s3://bucket/run/a: cannot be read \(") as caught:
         storage.read("a")
     assert "secret" not in f"{caught.value} {storage!r}"
     once = busy.num_requests
     busy.num_requests, busy.refusals = 0, once + 1  # more than pyarrow itself outlasts
-    monkeypatch.setattr(patterning_dist.arrow_storage, "_WAITS", (0.1,))
+    monkeypatch.setattr(patterning_dist.storage.arrow_store, "_WAITS", (0.1,))
     with pytest.raises(FileNotFoundError):
         storage.read("a")
     assert busy.num_requests == once + 2

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.response.two_rules import (
+from patterning_dist.experiments.two_rules.scores import (
     log_excess,
     mean_rows,
     reliability,

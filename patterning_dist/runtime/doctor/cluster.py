@@ -16,8 +16,8 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patterning_dist.runtime.doctor.finding import Finding
-from patterning_dist.runtime.engine import deepspeed_config, initialize
-from patterning_dist.runtime.probe_ranks import probe_groups
+from patterning_dist.runtime.probe.ranks import probe_groups
+from patterning_dist.runtime.training.engine import deepspeed_config, initialize
 
 _TIMEOUT = 90.0
 _PACKAGES = ("ray", "torch", "patterning-dist")

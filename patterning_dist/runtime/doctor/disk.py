@@ -13,7 +13,7 @@ from pathlib import Path
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.runtime.doctor.finding import Finding
-from patterning_dist.storage import open_storage
+from patterning_dist.storage.store import open_storage
 
 _BLOCK, _NUM_BLOCKS = bytes(1 << 20), 32
 _LITTLE_ROOM, _SLOW = 5e9, 20e6  # bytes, bytes a second

@@ -1,0 +1,119 @@
+"""The files of a unit, a set of chains on one component, once its chains are through.
+
+shard-<s>/chain-<n>.*   statistics of the probe columns of one shard: see ``Ledger.snapshot``
+gradients/chain-<n>.*   sums of positions and gradients over the draws, where they were taken
+traces.parquet          mean loss and observables of every draw
+chains.json             how every chain ended
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from patterning_dist.aggregation.ledger import ChainRecord
+from patterning_dist.errors import PatterningError
+from patterning_dist.response.moments import CoMoments, healthy_chains
+from patterning_dist.storage.files import read_parquet, write_json, write_parquet
+from patterning_dist.storage.snapshots import Snapshots, unpack
+from patterning_dist.storage.store import LocalStorage
+
+GRADIENTS = "gradients"
+
+
+def write_unit(
+    folder: Path, observables: Sequence[str], records: Sequence[ChainRecord], traces: Sequence[np.ndarray]
+) -> list[Path]:
+    """Write traces.parquet and chains.json; returns their paths.
+
+    Args:
+        folder: of the unit.
+        observables: names.
+        records: of all chains.
+        traces: mean loss and observables of every chain's draws [draw, 1 + observable].
+    """
+    columns: dict[str, list] = {name: [] for name in ("chain", "draw", "loss", *observables)}
+    for record, rows in zip(records, traces, strict=True):
+        columns["chain"].append(np.full(len(rows), record.chain, np.int32))
+        columns["draw"].append(np.arange(len(rows), dtype=np.int32))
+        for name, column in zip(("loss", *observables), rows.T, strict=True):
+            columns[name].append(column)
+    write_parquet(folder / "traces.parquet", pa.table({k: np.concatenate(v) for k, v in columns.items()}))
+    write_json(folder / "chains.json", [dataclasses.asdict(record) for record in records])
+    return [folder / "traces.parquet", folder / "chains.json"]
+
+
+def read_records(folder: Path) -> list[ChainRecord]:
+    """How the chains of a unit ended."""
+    return [ChainRecord(**record) for record in json.loads((folder / "chains.json").read_text())]
+
+
+def read_traces(folder: Path, chains: Sequence[int]) -> dict[str, np.ndarray]:
+    """Traces of the loss and the observables, name -> [chain, draw], of the chains named."""
+    table, _ = read_parquet(folder / "traces.parquet", ("chain", "draw", "loss"))
+    chain_of_row = table["chain"].to_numpy()
+    return {
+        name: np.stack([table[name].to_numpy()[chain_of_row == chain] for chain in chains])
+        for name in table.column_names
+        if name not in ("chain", "draw")
+    }
+
+
+def read_chains(folder: Path) -> tuple[list[CoMoments], dict[int, str]]:
+    """Co-moments of the healthy chains over the probe columns of all shards, and the others as chain -> reason.
+
+    What a chain says of itself is checked: one that lacks draws, or whose moments are not finite, is left out as well.
+
+    Raises:
+        PatterningError: a file is missing or damaged.
+    """
+    records = read_records(folder)
+    claimed = [_joined(_shards(folder, r.chain)) for r in records if r.healthy]
+    healthy, excluded = healthy_chains(claimed)
+    return healthy, {r.chain: r.reason for r in records if not r.healthy} | excluded
+
+
+def read_gradients(folder: Path, chains: Sequence[int]) -> np.ndarray:
+    """Means over the draws of the position, then of the gradients of the split losses [chain, 1 + split, coordinate].
+
+    Raises:
+        PatterningError: a file is missing or damaged.
+    """
+    return np.stack([_checked(folder, GRADIENTS, chain)["means"] for chain in chains])
+
+
+def _shards(folder: Path, chain: int) -> list[CoMoments]:
+    there = (path for path in folder.glob("shard-*") if any(path.iterdir()))  # empty ones are of another layout
+    shards = sorted(there, key=lambda path: int(path.name.removeprefix("shard-")))
+    parts = []
+    for shard in shards:
+        arrays = _checked(folder, shard.name, chain)
+        prefix = "moments/"
+        moments = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
+        parts.append(CoMoments.from_state_dict(moments))
+    return parts
+
+
+def _joined(parts: list[CoMoments]) -> CoMoments:
+    """One chain over the columns of all shards, without their columns of the mean loss."""
+    joined = {
+        name: np.concatenate([getattr(part, name)[..., :-1] for part in parts], axis=-1)
+        for name in ("mean_loss", "m2_loss", "comoment")
+    }
+    return dataclasses.replace(parts[0], **joined)
+
+
+def _checked(folder: Path, part: str, chain: int) -> dict[str, np.ndarray]:
+    found: list[str] = []
+    stored = Snapshots(LocalStorage(folder), part, f"chain-{chain}", found.append).newest()
+    if stored is None:
+        raise PatterningError(
+            f"{folder / part}: {'; '.join(found) or f'nothing of chain {chain} is there'}; "
+            "delete the folder of this component and run the same command again"
+        )
+    return unpack(stored[1])

@@ -1,0 +1,145 @@
+"""The parameter server: shards, each an actor that reduces its probe columns of all chains as their draws arrive.
+
+A shard is restarted by Ray wherever there is room when its process or node dies, and goes on from its snapshots; chains
+send again what those do not hold.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+
+from patterning_dist.aggregation.ledger import ChainRecord, Ledger, LedgerPlan, Part
+from patterning_dist.aggregation.protocol import Answer, PushId
+from patterning_dist.errors import PatterningError
+from patterning_dist.runtime.metrics import shard_metrics
+from patterning_dist.storage.store import Storage
+
+# Snapshots take at most this share of a shard's time, however long one takes.
+_SNAPSHOT_SHARE = 0.05
+RESTART_TIMEOUT = 300.0  # seconds until a shard that died must answer again
+ANSWER_TIMEOUT = 600.0  # seconds for any one answer of a shard
+
+
+@ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=1)
+class AggregatorShard:
+    """Ledgers of all units, over one contiguous range of probe columns.
+
+    Args:
+        run: name of the run, for metrics.
+        plans: of the units that are to be sampled.
+        shard, num_shards: which of how many.
+        storage: of the run; what a shard that was restarted goes on from.
+        snapshot_seconds: between two snapshots of one chain, at least.
+    """
+
+    def __init__(
+        self,
+        run: str,
+        plans: dict[str, LedgerPlan],
+        shard: int,
+        num_shards: int,
+        storage: Storage,
+        snapshot_seconds: float,
+    ) -> None:
+        self._metrics = shard_metrics(run, shard)
+        self._damaged: list[str] = []
+        self._ledgers = {
+            unit: Ledger(plan, shard, num_shards, storage, unit, self._damaged.append) for unit, plan in plans.items()
+        }
+        self._shard, self._snapshot_seconds = shard, snapshot_seconds
+        self._last: dict[tuple[str, int], float] = {}  # monotonic time of a chain's last snapshot
+        self._busy_until = 0.0
+        self._stop = False
+
+    def open(
+        self, unit: str, push: PushId, center_losses: np.ndarray | None, anew: bool
+    ) -> tuple[Answer, ChainRecord | None]:
+        """See ``Ledger.open``."""
+        answer, record = self._ledgers[unit].open(push, center_losses, anew=anew)
+        return answer._replace(stop=self._stop), record
+
+    def push(self, unit: str, push: PushId, previous: bytes, digest: bytes, *draws: np.ndarray) -> Answer:
+        """See ``Ledger.push``; takes a snapshot of the chain where one is due."""
+        ledger, key = self._ledgers[unit], (unit, push.chain)
+        answer = ledger.push(push, previous, digest, *draws)
+        now = time.monotonic()
+        due = now - self._last.setdefault(key, now) >= self._snapshot_seconds and now >= self._busy_until
+        if due and answer.mark > answer.durable:
+            self._snapshot(ledger, push.chain, key)
+            answer = answer._replace(durable=answer.mark)
+        return answer._replace(stop=self._stop)
+
+    def close(self, unit: str, push: PushId, last: bytes, record: ChainRecord) -> Answer:
+        """See ``Ledger.close``."""
+        return self._ledgers[unit].close(push, last, record)._replace(stop=self._stop)
+
+    def finish(self, unit: str, analysis: Callable[[Part], Any] | None) -> tuple[list[ChainRecord | None], Any, Any]:
+        """Records of a unit, traces of its chains (of the first shard), and what ``analysis`` makes of this part of it.
+
+        The analysis is not begun while a chain is missing: its record is None then, and it is to be run again.
+        """
+        ledger = self._ledgers[unit]
+        records = ledger.records()
+        if None in records:
+            return records, [], None
+        traces = [ledger.traces(record.chain) for record in records] if self._shard == 0 else []
+        return records, traces, analysis and analysis(ledger.part())
+
+    def losses(self, unit: str) -> list[np.ndarray]:
+        """Mean losses of the draws of every chain so far [draw]; empty on all shards but the first."""
+        ledger = self._ledgers.get(unit)
+        return [ledger.traces(chain)[:, 0] for chain in range(ledger.plan.num_chains)] if ledger else []
+
+    def drop(self, unit: str) -> None:
+        """Let go of a unit that is finished."""
+        del self._ledgers[unit]
+
+    def stop(self) -> None:
+        """Take snapshots of all that is not durable, and tell chains with every answer to come to a stop."""
+        self._stop = True
+        for unit, ledger in self._ledgers.items():
+            for chain in ledger.volatile():
+                self._snapshot(ledger, chain, (unit, chain))
+
+    def damaged(self) -> list[str]:
+        """Files that were found damaged since the last call, a line each."""
+        found = list(self._damaged)
+        self._damaged.clear()
+        return found
+
+    def _snapshot(self, ledger: Ledger, chain: int, key: tuple[str, int]) -> None:
+        started = time.monotonic()
+        num_bytes = ledger.snapshot(chain)
+        self._last[key] = now = time.monotonic()
+        self._busy_until = now + (now - started) * (1 / _SNAPSHOT_SHARE - 1)
+        self._metrics.snapshot(now - started, num_bytes)
+
+
+def answer_of(shards: list[ActorHandle], number: int, call: Callable[[ActorHandle], ray.ObjectRef]) -> Any:
+    """The answer of one shard, asked again when its process dies.
+
+    Raises:
+        PatterningError: it does not come back in time.
+    """
+    deadline = time.monotonic() + RESTART_TIMEOUT
+    while True:
+        try:
+            return ray.get(call(shards[number]), timeout=ANSWER_TIMEOUT)
+        except ray.exceptions.GetTimeoutError:
+            raise PatterningError(
+                f"aggregator shard {number} of {len(shards)} gave no answer within {ANSWER_TIMEOUT:g} s; look at the "
+                "disk and the load of its node, and run the same command again to resume"
+            ) from None
+        except ray.exceptions.RayActorError as error:
+            if time.monotonic() > deadline:
+                raise PatterningError(
+                    f"aggregator shard {number} of {len(shards)} died and did not come back within "
+                    f"{RESTART_TIMEOUT:g} s ({str(error).splitlines()[0]}); run the same command again to resume"
+                ) from error
+            time.sleep(0.5)

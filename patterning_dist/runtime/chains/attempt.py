@@ -1,0 +1,264 @@
+"""One attempt at one chain, on one rank or several: draws, pushes, checkpoints, and going back after a loss.
+
+Rank 0 talks to the aggregator and decides; the other ranks of a chain group do as it says, between any two blocks.
+"""
+
+from __future__ import annotations
+
+import enum
+import time
+from collections.abc import Iterator
+from itertools import islice
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from ray.actor import ActorHandle
+
+from patterning_dist.aggregation.files import GRADIENTS
+from patterning_dist.aggregation.ledger import ChainRecord
+from patterning_dist.aggregation.protocol import START, Verdict, block_digest
+from patterning_dist.runtime.chains.pushes import WINDOW, Block, ChainTask, ShardLink
+from patterning_dist.sampling.chain import Chain, ChainFailure
+from patterning_dist.sampling.checkpoint import decode, encode
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.storage.snapshots import Snapshots, pack
+
+_NOTE_EVERY = 0.5  # seconds between two notes of a chain to the progress board
+_CHECKPOINT_SHARE = 0.05  # of a chain's time, at most
+
+
+class ChainStudy(Protocol):
+    """What a worker needs of a study: any of its chains."""
+
+    def chain(self, unit: str, number: int, **changes: Any) -> Chain: ...
+
+
+class Ending(enum.StrEnum):
+    """Why an attempt is over."""
+
+    CLOSED = "closed"  # the chain is through, healthy or not, and all shards know it durably
+    STOPPED = "stopped"  # the run is being stopped
+    SUPERSEDED = "superseded"  # a later incarnation has taken over
+    CONFLICT = "conflict"  # the replay was not what was pushed before: the chain has to begin anew
+
+
+class Outcome(NamedTuple):
+    """How an attempt ended; ``record`` where it is closed."""
+
+    ending: Ending
+    record: ChainRecord | None = None
+
+
+class _Action(enum.IntEnum):
+    DRAW = 0
+    CHECKPOINT = 1
+    RESTORE = 2
+    END = 3
+
+
+def run_chain(
+    study: ChainStudy, ranks: Ranks, task: ChainTask, shards: list[ActorHandle], board: ActorHandle
+) -> Outcome | None:
+    """Run one chain to its end, from wherever earlier attempts left it; a failed chain is a record, not an error.
+
+    Args:
+        study: held by this process.
+        ranks: of the chain group; every rank calls this.
+        task: what is to be done.
+        shards: of the aggregator.
+        board: actor that takes notes of progress.
+
+    Returns:
+        How it ended; None on all ranks but the first.
+    """
+    attempt = _Attempt(study, ranks, task, board)
+    if ranks.rank > 0:
+        attempt.follow()
+        return None
+    return attempt.lead(ShardLink(task, shards))
+
+
+class _Attempt:
+    def __init__(self, study: ChainStudy, ranks: Ranks, task: ChainTask, board: ActorHandle) -> None:
+        self.study, self.ranks, self.task, self.board = study, ranks, task, board
+        self.started = time.monotonic()
+        self.chain: Chain | None = None
+        self.sequence, self.digest = 0, START  # of the next push, and of the one before it
+        self.block: Block | None = None
+        folder, name = f"sampling/{task.unit}/checkpoints", f"chain-{task.number}-rank-{ranks.rank}"
+        self.checkpoints = Snapshots(task.storage, folder, name, damaged=lambda message: None)
+        if task.anew:
+            self.checkpoints.delete()
+        self.checkpoint_at, self.noted = self.started + task.snapshot_seconds, 0.0
+        self.is_restored = False
+
+    def follow(self) -> None:
+        """Do as rank 0 says, to the end."""
+        try:
+            while True:
+                action, number = self._agree(_Action.DRAW, 0)
+                if action is _Action.END:
+                    if number:
+                        self.checkpoints.delete()
+                    return
+                self._do(action, number)
+        except ChainFailure:  # the same on all ranks; rank 0 records it
+            pass
+
+    def lead(self, link: ShardLink) -> Outcome:
+        """Decide, and tell the other ranks."""
+        decisions = self._decide(link)
+        try:
+            while True:
+                try:
+                    decision = next(decisions)
+                except StopIteration as end:
+                    outcome = end.value
+                    break
+                self._do(*self._agree(*decision))
+            closed = outcome.ending is Ending.CLOSED
+            self._agree(_Action.END, int(closed))
+        except ChainFailure as failure:
+            record = self._record(healthy=False, reason=str(failure))
+            self._note(0, None, healthy=False)
+            link.settle(0)
+            closed = link.close(self.digest, record) is not Verdict.ZOMBIE
+            outcome = Outcome(Ending.CLOSED, record) if closed else Outcome(Ending.SUPERSEDED)
+        if closed:
+            self.checkpoints.delete()
+        return outcome
+
+    def _decide(self, link: ShardLink) -> Iterator[tuple[_Action, int]]:
+        """What all ranks do next, one thing after another; returns the outcome."""
+        task = self.task
+        verdict, records = link.open(None, 0.0, task.anew)
+        if verdict is Verdict.ZOMBIE:
+            return Outcome(Ending.SUPERSEDED)
+        if records[0] is not None and all(record == records[0] for record in records):
+            return Outcome(Ending.CLOSED, records[0])
+        verdict = yield from self._resume(link)
+        while True:
+            if verdict is Verdict.GAP:
+                verdict = yield from self._resume(link)
+                continue
+            if verdict in (Verdict.ZOMBIE, Verdict.CONFLICT):
+                return Outcome(Ending.SUPERSEDED if verdict is Verdict.ZOMBIE else Ending.CONFLICT)
+            if link.stop:
+                yield _Action.CHECKPOINT, 0
+                return Outcome(Ending.STOPPED)
+            if self.sequence == task.num_pushes:
+                verdict = link.settle(0)
+                if verdict in (Verdict.APPLIED, Verdict.DUPLICATE):
+                    record = self._record()
+                    self._write_gradients()
+                    verdict = link.close(self.digest, record)
+                    if verdict is Verdict.APPLIED:
+                        return Outcome(Ending.CLOSED, record)
+                continue
+            yield _Action.DRAW, 0
+            link.push(self.block)
+            link.metrics.draws(len(self.block.mean_losses))
+            link.metrics.loss(float(self.block.mean_losses[-1]))
+            verdict = link.settle(WINDOW - 1, self.block.losses.nbytes)
+            if time.monotonic() >= self.checkpoint_at and self.sequence < task.num_pushes:
+                started = time.monotonic()
+                yield _Action.CHECKPOINT, link.sender.needed(self.checkpoints.numbers())
+                link.metrics.checkpoint(time.monotonic() - started)
+
+    def _resume(self, link: ShardLink) -> Iterator[tuple[_Action, int]]:
+        """Go to a place that no shard is behind of: where the chain is, a checkpoint, or the beginning."""
+        verdict = link.settle(0)  # what is under way would come between
+        if verdict in (Verdict.ZOMBIE, Verdict.CONFLICT):
+            return verdict
+        if self.chain is None:
+            yield _Action.RESTORE, 0
+        verdict, _ = link.open(self.chain.center_losses, self.chain.center_mean_loss, False)
+        if verdict is Verdict.ZOMBIE:
+            return verdict
+        places = {0, self.sequence, *self.checkpoints.numbers()}
+        for place in sorted((p for p in places if p <= min(link.sender.marks)), reverse=True):
+            if place != self.sequence:
+                yield _Action.RESTORE, place
+                if not self.is_restored:  # damaged, or not there on another rank
+                    continue
+            break
+        link.sender.sequence = self.sequence
+        return Verdict.APPLIED
+
+    def _agree(self, action: _Action, number: int) -> tuple[_Action, int]:
+        """What rank 0 has decided, on all ranks."""
+        mine = [action, number] if self.ranks.rank == 0 else [0, 0]
+        agreed, number = self.ranks.sum(torch.tensor(mine)).tolist()
+        return _Action(agreed), number
+
+    def _do(self, action: _Action, number: int) -> None:
+        if action is _Action.DRAW:
+            self._draw()
+        elif action is _Action.CHECKPOINT:
+            self._checkpoint(number)
+        else:
+            self._restore(number)
+
+    def _draw(self) -> None:
+        total, draws = self.task.plan.num_draws, []
+        for draw in islice(self.chain.draws(), self.task.draws_per_push):
+            draws.append(draw)
+            if self.ranks.rank == 0 and (time.monotonic() - self.noted > _NOTE_EVERY or draw.number + 1 == total):
+                self._note(draw.number + 1, draw.mean_loss)
+        self.sequence += 1
+        if self.ranks.rank > 0:
+            return
+        arrays = (
+            np.stack([draw.observables for draw in draws]),
+            np.stack([draw.losses for draw in draws]).astype(np.float32),
+            np.array([draw.mean_loss for draw in draws]),
+        )
+        self.block = Block(self.digest, block_digest(self.digest, arrays), *arrays)
+        self.digest = self.block.digest
+
+    def _checkpoint(self, needed: int) -> None:
+        """Write this rank's part, and delete those before the one that is needed (0: none)."""
+        started = time.monotonic()
+        if self.chain.recorder is not None:
+            self.chain.recorder.flush()
+        self.checkpoints.write(self.sequence, self._encoded())
+        self.checkpoints.delete(below=needed)
+        now = time.monotonic()
+        self.checkpoint_at = now + max(self.task.snapshot_seconds, (now - started) * (1 / _CHECKPOINT_SHARE - 1))
+
+    def _encoded(self) -> bytes:
+        return encode(self.chain.state_dict(), digest=self.digest.hex(), run=self.task.plan.run)
+
+    def _restore(self, number: int) -> None:
+        """Go to a checkpoint, or to the beginning (0); ``is_restored`` says whether all ranks could."""
+        if self.chain is not None and self.chain.recorder is not None:
+            self.chain.recorder.flush()  # or else what it holds would be taken for what follows the checkpoint
+        if number == 0:
+            self.chain = self.study.chain(self.task.unit, self.task.number)
+            self.sequence, self.digest, self.is_restored = 0, START, True
+            return
+        content = self.checkpoints.read(number)
+        state, extra = (None, {}) if content is None else decode(content, self.chain.target.device)
+        is_ours = extra.get("run") == self.task.plan.run  # not of other inputs, nor damaged
+        self.is_restored = self.ranks.sum(torch.tensor(int(is_ours))).item() == self.ranks.size
+        if self.is_restored:
+            self.chain.load_state_dict(state)
+            self.sequence, self.digest = number, bytes.fromhex(extra["digest"])
+
+    def _write_gradients(self) -> None:
+        if self.chain.sums is None:
+            return
+        task = self.task
+        means = self.chain.sums.numpy() / self.chain.num_draws
+        store = Snapshots(task.storage, f"sampling/{task.unit}/{GRADIENTS}", f"chain-{task.number}")
+        store.write(task.num_pushes, pack({"means": means}))
+
+    def _record(self, healthy: bool = True, reason: str = "") -> ChainRecord:
+        steps = 0 if self.chain is None else self.chain.state.step
+        return ChainRecord(self.task.number, healthy, reason, steps=steps, seconds=time.monotonic() - self.started)
+
+    def _note(self, done: int, loss: float | None, healthy: bool = True) -> None:
+        total = self.task.plan.num_draws
+        self.board.note.remote(self.task.key, done=done, total=total, loss=loss, healthy=healthy)
+        self.noted = time.monotonic()

@@ -1,0 +1,108 @@
+"""What a job needs on a cluster, as one archive: the experiment, the files and modules that it names, this package."""
+
+from __future__ import annotations
+
+import zipfile
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+import patterning_dist
+from patterning_dist.config import Config, HuggingFaceModelConfig, StudyConfig, TokensConfig, load_config
+from patterning_dist.config.load import apply_override, parse_yaml
+from patterning_dist.config.section import Section
+from patterning_dist.errors import PatterningError
+from patterning_dist.runtime.jobs.modules import own_modules, python_package
+
+LARGEST_UPLOAD = 50 << 20  # bytes; Ray keeps uploads in the memory of the head node
+
+Key = tuple[str | int, ...]
+
+
+def pack_job(experiment: Path, overrides: Sequence[str], archive: Path) -> Config | StudyConfig:
+    """Check an experiment and pack it for a cluster.
+
+    Relative paths of the experiment are packed with it. Absolute ones, and names that are no files here, are left for
+    the cluster to find. Of the user's own modules, those in the current folder are packed, with what they import from
+    there; a package goes as a whole.
+
+    Args:
+        experiment: the file. It is at the top of the archive under its own name, overrides and paths filled in.
+        overrides: as of ``load_config``.
+        archive: ZIP file to write; the same files give the same bytes.
+
+    Returns:
+        The experiment.
+
+    Raises:
+        PatterningError: a fault in the experiment, a file or module that is missing, or more than ``LARGEST_UPLOAD``.
+    """
+    config = load_config(experiment, overrides)
+    written = parse_yaml(experiment.read_text(encoding="utf-8"), str(experiment))
+    for override in overrides:
+        apply_override(written, override)
+    files: dict[str, Path] = {}
+    for number, (key, path, required) in enumerate(_paths(config)):
+        *parents, last = key
+        section = written
+        for name in parents:
+            section = section[name]
+        if Path(section[last]).expanduser().is_absolute() or not (path.exists() or required):
+            continue
+        name = ".".join(map(str, key))
+        if not path.exists():
+            raise PatterningError(f"{experiment}: {name}: {path} is not there; correct it")
+        section[last] = f"inputs/{number}/{path.name}"
+        found = {section[last]: path} if path.is_file() else _folder(path, section[last])
+        if (size := _size(found)) > LARGEST_UPLOAD:
+            raise PatterningError(
+                f"{experiment}: {name}: {path} has {size >> 20} MB, more than the {LARGEST_UPLOAD >> 20} MB that are "
+                "uploaded; put it on storage that all nodes share, and give its absolute path there"
+            )
+        files |= found
+    files |= own_modules(experiment, config) | python_package(Path(patterning_dist.__file__).parent)
+    if (size := _size(files)) > LARGEST_UPLOAD:
+        raise PatterningError(
+            f"{experiment}: the files and modules that it names have {size >> 20} MB, more than the "
+            f"{LARGEST_UPLOAD >> 20} MB that are uploaded; put data on storage that all nodes share, and give absolute "
+            "paths there"
+        )
+    text = yaml.safe_dump(written, sort_keys=False, allow_unicode=True)
+    with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as packed:
+        # ZipInfo's own date, not the file's: what has not changed is not uploaded again.
+        packed.writestr(zipfile.ZipInfo(experiment.name), text)
+        for name, file in sorted(files.items()):
+            packed.writestr(zipfile.ZipInfo(name), file.read_bytes(), zipfile.ZIP_DEFLATED)
+    return config
+
+
+def _paths(config: Config | StudyConfig) -> Iterator[tuple[Key, Path, bool]]:
+    """Key, path and whether it must be one, of all that may be a file: what is not may be on a hub."""
+    for key, path in _path_fields(config):
+        if key != ("run_dir",):
+            yield key, path, True
+    if isinstance(config, StudyConfig):
+        if isinstance(config.model, HuggingFaceModelConfig):
+            yield ("model", "path"), Path(config.model.path), False
+        if isinstance(config.data, TokensConfig):
+            yield ("data", "train"), Path(config.data.train), False
+            for domain, path in config.data.held_out.items():
+                yield ("data", "held_out", domain), Path(path), False
+
+
+def _path_fields(value: Any, key: Key = ()) -> Iterator[tuple[Key, Path]]:
+    if isinstance(value, Path):
+        yield key, value
+    elif isinstance(value, Section | list):
+        for name, entry in value if isinstance(value, Section) else enumerate(value):
+            yield from _path_fields(entry, (*key, name))
+
+
+def _folder(folder: Path, name: str) -> dict[str, Path]:
+    return {f"{name}/{p.relative_to(folder).as_posix()}": p for p in folder.rglob("*") if p.is_file()}
+
+
+def _size(files: dict[str, Path]) -> int:
+    return sum(file.stat().st_size for file in files.values())

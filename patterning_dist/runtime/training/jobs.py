@@ -1,0 +1,130 @@
+"""Training jobs on the cluster: as many side by side as fit, each a Ray Train ``TorchTrainer``."""
+
+from __future__ import annotations
+
+import contextlib
+import uuid
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from patterning_dist.config import Config
+from patterning_dist.errors import PatterningError
+from patterning_dist.progress import Progress
+from patterning_dist.runtime.chains.workers import progress_board
+from patterning_dist.runtime.environment import ray_session
+from patterning_dist.storage.run import RunDirectory
+from patterning_dist.training.job import TrainingJob
+
+# Of the 30 seconds that a preempted driver has, those in which trainings may save where they are.
+_SECONDS_TO_SAVE = 15.0
+_SECONDS_TO_ASK = 3.0
+
+
+# One that dies is made anew, without what it knew: trainings ask it again, and lines not yet said are lost.
+@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+class JobControl:
+    """What the driver wants of the trainings, and what they have for the driver to say."""
+
+    def __init__(self) -> None:
+        self._stop, self._messages = False, {}
+
+    def stop(self) -> None:
+        """Let every training save its state and stop."""
+        self._stop = True
+
+    def stopping(self) -> bool:
+        """Whether trainings are to stop."""
+        return self._stop
+
+    def tell(self, kind: str, text: str, **fields: Any) -> None:
+        """Leave an event, and a line for the user."""
+        self._messages[uuid.uuid4().hex] = (kind, text, fields)
+
+    def messages(self, heard: set[str]) -> dict[str, tuple[str, str, dict[str, Any]]]:
+        """Kind, line and fields of the events that were left, by a name for each; those heard are forgotten."""
+        self._messages = {name: message for name, message in self._messages.items() if name not in heard}
+        return self._messages
+
+
+def run_jobs(
+    config: Config, run: RunDirectory, jobs: list[TrainingJob], label: str, progress: Progress, concurrent: int | None
+) -> None:
+    """Train all jobs, shared out over lanes; the jobs of a lane follow each other in one set of workers.
+
+    Whatever ends this early, Ctrl-C and preemption included, the trainings under way get some seconds to save where
+    they are.
+
+    Args:
+        config: of the run.
+        run: directory of the run, whose folders hold those of the jobs.
+        jobs: all with the same number of ranks.
+        label: for the progress display, which shows a line a job.
+        progress: the display.
+        concurrent: lanes at most; None: what the cluster holds.
+
+    Raises:
+        PatterningError: the cluster cannot hold even one job, a training failed in a way the user can mend, or its
+            workers died again and again.
+    """
+    # Ray Train takes a second to import, which the processes of other stages need not spend.
+    from patterning_dist.runtime.training.queue import num_fitting
+
+    with ray_session(config.training.threads_per_worker):
+        num_lanes = min(num_fitting(config, jobs[0].num_workers), concurrent or len(jobs), len(jobs))
+        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
+        board, control = progress_board(), JobControl.options(scheduling_strategy=here).remote()
+        heard: set[str] = set()
+        progress.start(label, sum(job.num_steps + job.anneal_steps for job in jobs))
+        start = _run_lane.options(max_retries=config.retrain.max_failures).remote
+        arguments = {
+            "config": config,
+            "place": run.place,
+            "board": board,
+            "control": control,
+        }
+        running = [start({"jobs": jobs[n::num_lanes], **arguments}, f"lane-{n}") for n in range(num_lanes)]
+        try:
+            while running:
+                done, running = ray.wait(running, timeout=0.5)
+                notes = ray.get(board.read.remote())
+                for key, note in sorted(notes.items()):
+                    progress.update_line(key, **note)
+                progress.update(sum(note["done"] for note in notes.values()))
+                _pass_on(control, heard, run, progress)
+                ray.get(done)
+        except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
+            raise PatterningError(
+                f"{label}: the process that watches over a training died again and again "
+                f"({str(error).strip().splitlines()[0]}); look for memory or node failures, and run the same command "
+                "again to go on from the last checkpoints"
+            ) from error
+        finally:
+            if running:
+                with contextlib.suppress(RayError, PatterningError):  # the error on its way out says more
+                    ray.get(control.stop.remote(), timeout=_SECONDS_TO_ASK)
+                    ray.wait(running, num_returns=len(running), timeout=_SECONDS_TO_SAVE)
+                    _pass_on(control, heard, run, progress)
+
+
+def _pass_on(control: ActorHandle, heard: set[str], run: RunDirectory, progress: Progress) -> None:
+    """Record what trainings have to say: Ctrl-C may come at any place in here, and this is called again then.
+
+    Nothing is lost. What was written when Ctrl-C came, and not yet noted as heard, is written twice.
+    """
+    messages = ray.get(control.messages.remote(heard))
+    heard.clear()
+    for name, (kind, text, fields) in messages.items():
+        run.event("train", kind, text=text, **fields)
+        heard.add(name)
+        progress.say(text)
+
+
+@ray.remote(num_cpus=0)
+def _run_lane(arguments: dict[str, Any], name: str) -> None:
+    from patterning_dist.runtime.training.queue import run_lane
+
+    run_lane(arguments, name)

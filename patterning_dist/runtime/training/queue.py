@@ -1,0 +1,166 @@
+"""A lane: trainings one after another in a Ray Train ``TorchTrainer``, which is started again when a worker dies."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.actor import ActorHandle
+from ray.exceptions import RayActorError
+from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
+from ray.train.backend import Backend
+from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
+
+from patterning_dist.config import Config
+from patterning_dist.errors import PatterningError
+from patterning_dist.runtime.environment import resolve_device, users_error
+from patterning_dist.runtime.training.checkpoints import catch_sigterm, newest_step
+from patterning_dist.runtime.training.worker import train_on_worker
+
+# Ray Train waits a minute for the resources of a group: so many minutes a lane waits for what the cluster has lost.
+_STARTS = 10
+
+
+class _Torch(TorchConfig):
+    """Torch process groups whose workers save their state on SIGTERM; handlers are set in a process's main thread."""
+
+    @property
+    def backend_cls(self) -> type[Backend]:
+        parent = super().backend_cls
+
+        class CatchesSigterm(parent):
+            def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
+                super().on_start(worker_group, backend_config)
+                worker_group.execute(catch_sigterm)
+
+        return CatchesSigterm
+
+
+def run_lane(arguments: dict[str, Any], name: str) -> None:
+    """Train jobs until all are finished or the driver asks to stop.
+
+    Only restarts without progress count against ``retrain.max_failures``: machines that die every day do not end a
+    training of weeks, and one that dies at the same step again and again does.
+
+    Args:
+        arguments: those of ``train_on_worker``.
+        name: of the lane.
+
+    Raises:
+        PatterningError: too many restarts without progress, no room in the cluster, or what a training raised for
+            the user.
+    """
+    config, jobs, control = (arguments[key] for key in ("config", "jobs", "control"))
+    failures, starts = 0, 0
+    before = _progress(arguments)
+    while True:
+        try:
+            _fit(arguments, name)
+            return
+        except (TrainingFailedError, RayActorError) as error:
+            if (wrong := users_error(error)) is not None:
+                raise wrong from None
+            if ray.get(control.stopping.remote()):
+                return
+            if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
+                starts = _wait_for_room(config, jobs[0].num_workers, control, starts)
+                continue
+            reason = _reason(error)
+        starts, now = 0, _progress(arguments)
+        failures = 1 if now > before else failures + 1
+        before = now
+        unfinished = [job for job in jobs if not job.is_finished(config)]
+        if not unfinished:
+            return
+        job = unfinished[0]
+        where = f"step {now[1]} of {job.num_steps + job.anneal_steps}"
+        if failures > config.retrain.max_failures:
+            raise PatterningError(
+                f"{job.name}: a worker died {failures} times without getting further than {where} ({reason}); finished "
+                "trainings are kept: look for memory or node failures, raise retrain.max_failures if machines die "
+                "often, and run the same command to go on from there"
+            )
+        text = f"{job.name}: a worker died ({reason}); starting again from {where}"
+        control.tell.remote("job_restarted", text, job=job.name, step=now[1])
+
+
+def _fit(arguments: dict[str, Any], name: str) -> None:
+    config, place, jobs = (arguments[key] for key in ("config", "place", "jobs"))
+    device = resolve_device(config.device)
+    TorchTrainer(
+        train_on_worker,
+        train_loop_config=arguments,
+        torch_config=_Torch(backend="gloo" if device == "cpu" else "nccl"),
+        scaling_config=ScalingConfig(
+            num_workers=jobs[0].num_workers,
+            use_gpu=device != "cpu",
+            resources_per_worker={"CPU": config.training.threads_per_worker},
+        ),
+        run_config=RunConfig(
+            name=name,
+            storage_path=str(place.path / "retrain" / ".ray"),
+            # Ray Train counts every restart, this module those without progress.
+            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+        ),
+    ).fit()
+
+
+def _progress(arguments: dict[str, Any]) -> tuple[int, int]:
+    """Finished jobs, and the step of the newest checkpoint of the next one."""
+    config, place, jobs = (arguments[key] for key in ("config", "place", "jobs"))
+    place.fetch(*(name for job in jobs for name in job.inputs(place.path)))
+    finished = [job.is_finished(config) for job in jobs]
+    if all(finished):
+        return len(jobs), 0
+    job = jobs[finished.index(False)]
+    return sum(finished), newest_step(place.storage, place.path, job, job.fingerprint(config))
+
+
+def _reason(error: Exception) -> str:
+    """One line on what became of a worker; a process that is gone says more than the others, which missed it."""
+    failures = list(getattr(error, "worker_failures", {}).values()) or [getattr(error, "controller_failure", error)]
+    causes = [getattr(f, "health_check_failure", None) or getattr(f, "_base_exc", f) for f in failures]
+    causes.sort(key=lambda cause: not isinstance(cause, RayActorError))
+    lines = str(causes[0]).strip().splitlines() or [type(causes[0]).__name__]
+    line = next((line.strip() for line in lines if "because" in line), lines[0])
+    return line.split(" Some common causes")[0].rstrip(".:")  # Ray lists what may kill a process
+
+
+def num_fitting(config: Config, num_workers: int) -> int:
+    """How many jobs of ``num_workers`` ranks the cluster can hold at once.
+
+    Raises:
+        PatterningError: not even one; says what is asked for and what is there.
+    """
+    there = ray.cluster_resources()
+    need = {"CPU": config.training.threads_per_worker * num_workers}
+    if resolve_device(config.device) == "cuda":
+        need["GPU"] = num_workers
+    fitting = min(int(there.get(resource, 0) // amount) for resource, amount in need.items())
+    if fitting < 1:
+        asked = ", ".join(f"{amount} {resource}" for resource, amount in need.items())
+        found = ", ".join(f"{there.get(resource, 0):g} {resource}" for resource in need)
+        raise PatterningError(
+            f"one training needs {asked}, the Ray cluster has {found}; "
+            "lower num_workers or threads_per_worker, or add nodes"
+        )
+    return fitting
+
+
+def _wait_for_room(config: Config, num_workers: int, control: ActorHandle, starts: int) -> int:
+    """How often in a row the cluster was too small, now that a group of workers found no room for a minute.
+
+    Raises:
+        PatterningError: too often.
+    """
+    try:
+        num_fitting(config, num_workers)
+    except PatterningError as error:
+        if starts + 1 >= _STARTS:
+            raise
+        control.tell.remote("waiting", f"waiting for nodes: {error}")
+        return starts + 1
+    # What there is, other lanes have: they will be through.
+    control.tell.remote("waiting", "a training waits for room in the cluster")
+    return 0

@@ -1,0 +1,93 @@
+"""The actor that trains stacks of small networks, one after another."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+
+from patterning_dist.experiments.two_rules.behaviour import Behaviour, behaviour
+from patterning_dist.experiments.two_rules.config import ParenthesesConfig
+from patterning_dist.experiments.two_rules.strings import SPLITS, read_split
+from patterning_dist.runtime.environment import prepare_process
+from patterning_dist.runtime.training.engine import deepspeed_config, initialize_alone
+from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.run import stage_fingerprint
+from patterning_dist.training.stacked import Phase, StackedTraining, TorchEngine
+
+_NOTE_EVERY = 0.5  # seconds between two notes of a stack to the progress board
+
+
+@dataclass(frozen=True)
+class StackTask:
+    """Networks that are trained together.
+
+    Attributes:
+        arm: name of what they are trained for.
+        seeds: of the networks.
+        phases: of the training; the weights are [sample].
+    """
+
+    arm: str
+    seeds: tuple[int, ...]
+    phases: tuple[Phase, ...]
+
+    @property
+    def key(self) -> str:
+        return f"{self.arm} seeds {self.seeds[0]} to {self.seeds[-1]}"
+
+    def fingerprint(self, inputs: str) -> str:
+        """Hash of what the networks follow from; `inputs`: of the strings and the settings."""
+        phases = [[phase.until, np.asarray(phase.weights, "<f8").tobytes().hex()] for phase in self.phases]
+        return stage_fingerprint("stack", {"inputs": inputs, "seeds": list(self.seeds), "phases": phases})
+
+
+@dataclass(frozen=True)
+class Trained:
+    """Networks after their training: parameters by name [network, ...], and what they do."""
+
+    parameters: dict[str, np.ndarray]
+    behaviour: Behaviour
+
+
+@ray.remote
+class StackTrainer:
+    """One process with the strings of a run, for any number of stacks one after another."""
+
+    def __init__(self, config: ParenthesesConfig, device: str) -> None:
+        prepare_process(config.sampling.threads_per_worker)
+        self.config, self.device = config, device
+
+    def open(self, place: Place) -> None:
+        """Read the strings."""
+        folder = place.fetch("data") / "data"
+        self.splits = {name: read_split(folder, name, self.config.task.max_length) for name in SPLITS}
+
+    def train(self, stack: StackTask, board: ActorHandle) -> Trained:
+        """Train a stack from fresh weights."""
+        settings = self.config.training
+        make_engine = TorchEngine
+        if settings.engine == "deepspeed":
+            # DeepSpeed counts samples; those of one network are what it has to know of. By default it clips gradients,
+            # here by the norm over all networks: each one's steps would depend on the others.
+            engine = deepspeed_config(None, settings.batch_size, 1) | {"gradient_clipping": 0.0}
+            make_engine = partial(initialize_alone, config=engine, device=self.device)
+        training = StackedTraining(
+            self.config.model, settings, self.splits["train"], stack.seeds, self.device, make_engine
+        )
+        noted = 0.0
+
+        def note(step: int) -> None:
+            nonlocal noted
+            if time.monotonic() - noted > _NOTE_EVERY or step == settings.num_steps:
+                board.note.remote(stack.key, done=step, total=settings.num_steps, loss=None, healthy=True)
+                noted = time.monotonic()
+
+        training.run(stack.phases, note)
+        networks = training.networks()
+        done = behaviour(training.skeleton, training.parameters, self.splits)
+        return Trained({name: tensor.numpy() for name, tensor in networks.items()}, done)

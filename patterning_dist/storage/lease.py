@@ -1,0 +1,160 @@
+"""One driver at a time where there is no lock: an object that its holder keeps changing.
+
+Whoever finds it watches by its own monotonic clock whether it changes; no two clocks are compared. A newcomer that
+takes it writes its own name and looks again one beat later: the last writer wins, the others are refused. A holder
+that finds another's name was thought dead, and stops.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.storage.store import Storage
+
+NAME = ".lease"
+BEAT = 5.0  # between two changes [s]
+PATIENCE = 6  # beats without a change, after which the holder counts as dead
+
+
+def in_use(place: str, holder: str) -> PatterningError:
+    """The refusal of a second driver."""
+    return PatterningError(
+        f"{place}: in use by another driver ({holder}); wait for it or stop it, "
+        "or choose another directory with --run-dir"
+    )
+
+
+@contextlib.contextmanager
+def held(storage: Storage, place: str) -> Iterator[Lease]:
+    """Hold the lease of the run in `storage`; if it is lost, the main thread is interrupted and this raises.
+
+    Raises:
+        PatterningError: another driver holds it, or took it over.
+    """
+    lease = Lease(storage, place)
+    lease.take()
+    try:
+        yield lease
+    except KeyboardInterrupt:
+        lease.refuse_if_lost()
+        raise
+    finally:
+        lease.release()
+
+
+class Lease:
+    """The lease of one run, taken by `take` and kept by a thread until `release`."""
+
+    def __init__(self, storage: Storage, place: str) -> None:
+        self._storage, self._place = storage, place
+        self._owner, self._beats = uuid.uuid4().hex, 0
+        self._lost: str | None = None
+        self._one_at_a_time, self._over = threading.Lock(), threading.Event()
+        self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
+        self._is_main = threading.current_thread() is threading.main_thread()
+
+    def take(self) -> None:
+        """Wait until the lease is free or its holder has been still for long; then write, wait a beat, look again.
+
+        Raises:
+            PatterningError: it is held, or another took it at the same time.
+        """
+        if (found := self._read()) is not None:
+            self._outwait(found)
+        self._write()
+        time.sleep(BEAT)
+        found = self._read()
+        if _field(found, "owner") != self._owner:
+            raise in_use(self._place, _holder(found))
+        self._thread.start()
+
+    def confirm(self) -> None:
+        """Look whether the lease is still this driver's; asked before anything durable is written.
+
+        Raises:
+            PatterningError: another driver has taken it over, or the store cannot be reached.
+        """
+        with self._one_at_a_time:
+            self.refuse_if_lost()
+            found = self._read()
+            if found is not None and _field(found, "owner") != self._owner:
+                self._lost = (
+                    f"{self._place}: another driver ({_holder(found)}) has taken this run over, because this one was "
+                    f"silent for {PATIENCE * BEAT:g} s; let that one go on"
+                )
+                self.refuse_if_lost()
+
+    def refuse_if_lost(self) -> None:
+        """Raises PatterningError if another driver has been found to hold the lease."""
+        if self._lost is not None:
+            raise PatterningError(self._lost)
+
+    def release(self) -> None:
+        """Delete the lease, if it is still this driver's."""
+        self._over.set()
+        self._thread.join()
+        # A store that cannot be reached now: the next driver waits until the lease counts as dead.
+        with contextlib.suppress(PatterningError):
+            if _field(self._read(), "owner") == self._owner:
+                self._storage.delete(NAME)
+
+    def _keep(self) -> None:
+        while not self._over.wait(BEAT):
+            try:
+                self.confirm()
+                self._write()
+            except PatterningError:
+                if self._lost is None:  # an outage of the store: what the driver writes there itself says so
+                    continue
+                if self._is_main:  # whatever it waits for; where SIGINT is ignored, its next `confirm` stops it
+                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                return
+
+    def _outwait(self, found: bytes) -> None:
+        """Return when the lease is free or has not changed for PATIENCE beats; refuse as soon as it changes."""
+        start, said = time.monotonic(), False
+        while (waited := time.monotonic() - start) < PATIENCE * BEAT:
+            if waited > 2 * BEAT and not said:
+                said = True
+                sys.stderr.write(
+                    f"{self._place}: held by another driver ({_holder(found)}), which is silent; "
+                    f"taken over in {PATIENCE * BEAT - waited:.0f} s unless it moves\n"
+                )
+            time.sleep(BEAT / 2)
+            now = self._read()
+            if now is None:
+                return
+            if now != found:
+                raise in_use(self._place, _holder(now))
+
+    def _write(self) -> None:
+        self._beats += 1
+        content = {"owner": self._owner, "host": socket.gethostname(), "pid": os.getpid(), "beats": self._beats}
+        self._storage.write(NAME, json.dumps(content).encode())
+
+    def _read(self) -> bytes | None:
+        try:
+            return self._storage.read(NAME)
+        except FileNotFoundError:
+            return None
+
+
+def _holder(content: bytes | None) -> str:
+    return f"pid {_field(content, 'pid')} on {_field(content, 'host')}"
+
+
+def _field(content: bytes | None, name: str) -> object:
+    try:
+        return json.loads(content or b"{}").get(name, "unknown")
+    except (ValueError, AttributeError):
+        return "unknown"

@@ -1,0 +1,249 @@
+"""The directory of one run: lock, atomic files, manifest, events, and which stages are done."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import importlib.metadata
+import json
+import os
+import platform
+import socket
+import subprocess
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.storage.files import explained, plain, write_json, write_text
+from patterning_dist.storage.lease import Lease, held, in_use
+from patterning_dist.storage.mirror import Place
+
+STAGES = ("prepare", "train", "sample", "solve", "retrain", "report")
+PACKAGES = ("patterning-dist", "torch", "ray", "deepspeed", "transformers", "numpy", "pyarrow", "xarray", "zarr")
+_EVENTS_EVERY = 5.0  # between two copies of the events to a URL, within a stage [s]
+
+
+def stage_fingerprint(stage: str, config_sections: Mapping[str, Any], upstream: Sequence[str] = ()) -> str:
+    """What a stage's outputs follow from: its name, its sections of the config (JSON), the stages before it.
+
+    A change anywhere changes this fingerprint and, through `upstream`, those of all the later stages.
+    """
+    inputs = [stage, plain(config_sections), list(upstream)]
+    return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+def read_manifest(place: str | Path) -> dict[str, Any]:
+    """The manifest of the run at `place` (a path or a URL), which is empty before its first stage.
+
+    Raises:
+        PatterningError: it is spoilt, or the URL cannot be read.
+    """
+    found = Place.at(place)
+    try:
+        return json.loads(found.storage.read("manifest.json"))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError) as error:
+        raise PatterningError(
+            f"{found}/manifest.json: cannot be read ({error}); delete it to start the run again"
+        ) from None
+
+
+class RunDirectory:
+    """A run directory, made if it is not there. Whoever writes to it holds `locked()`.
+
+    Args:
+        place: a path, or a URL: then `path` is this node's working copy, and what is written through this class, and
+            the outputs of the stages, are published at the URL.
+
+    Attributes:
+        place: for processes on other nodes, which `fetch` what they read and `publish` what they write.
+        path: a local folder.
+        storage: the durable files, which actors on all nodes read and write.
+    """
+
+    def __init__(self, place: str | Path) -> None:
+        self.place = Place.at(place)
+        self.path, self.storage = self.place.path, self.place.storage
+        self.place.make()
+        self._lease: Lease | None = None
+        self._events_published = -_EVENTS_EVERY
+
+    @property
+    def manifest(self) -> dict[str, Any]:
+        return read_manifest(self.place.url or self.path)
+
+    def update_manifest(self, **fields: Any) -> None:
+        """Set top-level fields of the manifest (`data={"train.parquet": sha256}`), keeping the others."""
+        file = self.path / "manifest.json"
+        write_json(file, self.manifest | fields)
+        self.publish(file)
+
+    @contextlib.contextmanager
+    def locked(self) -> Iterator[RunDirectory]:
+        """Keep every other driver out, and begin with what the run has.
+
+        The kernel lets go of a folder if this process dies, however it dies; at a URL it takes PATIENCE beats.
+
+        Raises:
+            PatterningError: another driver has the run, or takes it over; or it cannot be written.
+        """
+        if self.place.url is None:
+            with self._flock():
+                for leftover in self.path.rglob(".*.tmp"):  # of a driver that was killed while writing
+                    leftover.unlink(missing_ok=True)
+                yield self
+            return
+        with held(self.storage, str(self.place)) as self._lease:
+            self.place.forget_unpublished()
+            self.place.fetch("manifest.json", "config.yaml", "events.jsonl")
+            try:
+                yield self
+            except BaseException as error:
+                # Its own error is the one to be seen; who is told to leave has no time for large files.
+                with contextlib.suppress(PatterningError):
+                    self.publish(self.path if isinstance(error, Exception) else self.path / "events.jsonl")
+                raise
+            self.publish(self.path)
+
+    @contextlib.contextmanager
+    def _flock(self) -> Iterator[None]:
+        with explained(self.path / ".lock"):
+            descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+        try:
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                holder = os.read(descriptor, 200).decode(errors="replace").strip() or "unknown"
+                raise in_use(str(self.path), f"pid {holder}") from None
+            with explained(self.path / ".lock"):
+                os.ftruncate(descriptor, 0)
+                os.pwrite(descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
+            yield
+        finally:
+            os.close(descriptor)
+
+    def store_config(self, text: str) -> list[str]:
+        """Write config.yaml (from `dump_config`), versions and git commit; return the sections that changed.
+
+        Changed sections are said in an event; the fingerprints decide which stages run again.
+        """
+        file = f"{self.place}/config.yaml"
+        try:
+            before = yaml.safe_load(self.storage.read("config.yaml")) or {}
+        except FileNotFoundError:
+            before = None
+        except (OSError, ValueError, yaml.YAMLError) as error:
+            raise PatterningError(f"{file}: cannot be read ({error}); delete it and run again") from None
+        after, changed = yaml.safe_load(text), []
+        if before is not None:
+            keys = dict.fromkeys([*after, *before])
+            changed = [key for key in keys if after.get(key) != before.get(key)]
+        write_text(self.path / "config.yaml", text)
+        self.publish(self.path / "config.yaml")
+        self.update_manifest(
+            config_sha256=hashlib.sha256(text.encode()).hexdigest(),
+            versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+            git_commit=_git_commit(),
+        )
+        if changed:
+            self.event("config", "changed", sections=changed)
+        return changed
+
+    def event(self, stage: str, kind: str, **fields: Any) -> None:
+        """Append one line to events.jsonl: time (UTC), stage, kind and whatever else there is to say."""
+        record = {"time": _now(), "stage": stage, "kind": kind, **plain(fields)}
+        path = self.path / "events.jsonl"
+        with explained(path), open(path, "ab+") as file:
+            # A driver killed while writing leaves half a line: it must not spoil the next one.
+            torn = file.tell() > 0 and os.pread(file.fileno(), 1, file.tell() - 1) != b"\n"
+            line = json.dumps(record, ensure_ascii=False, allow_nan=False) + "\n"
+            file.write(b"\n" * torn + line.encode())
+        if time.monotonic() - self._events_published >= _EVENTS_EVERY:
+            self.publish(path)
+            self._events_published = time.monotonic()
+
+    def is_done(self, stage: str, fingerprint: str) -> bool:
+        """Whether the stage finished with these inputs and all its outputs still have their sizes."""
+        entry = self.manifest.get("stages", {}).get(stage, {})
+        if entry.get("status") != "finished" or entry.get("fingerprint") != fingerprint:
+            return False
+        if self.place.sizes(entry["outputs"]) != entry["outputs"]:
+            return False
+        self.place.fetch(*entry["outputs"])  # the stages after it read them here
+        return True
+
+    @contextlib.contextmanager
+    def stage(self, stage: str, fingerprint: str) -> Iterator[list[Path]]:
+        """Mark a stage started and then finished, failed or interrupted.
+
+        Yields a list for the paths of the stage's outputs (under the run directory): while one of them is
+        missing or has another size, the stage counts as not done.
+        """
+        before = self.manifest.get("stages", {}).get(stage)
+        if before and before["fingerprint"] != fingerprint:
+            self.event(stage, "inputs_changed", reason="the config or an earlier stage changed: run again")
+        started, clock, outputs = _now(), time.monotonic(), []
+        self._mark(stage, status="started", fingerprint=fingerprint, started=started)
+        self.event(stage, "started")
+        entry = {"fingerprint": fingerprint, "started": started}
+        try:
+            yield outputs
+            names = [str(Path(path).resolve().relative_to(self.path.resolve())) for path in outputs]
+            self.place.gather(*names)
+            for name in names:
+                if not (self.path / name).is_file():
+                    raise PatterningError(f"{self.path / name}: stage {stage} did not write it; run it again")
+            self.publish(*(self.path / name for name in names), self.path)
+            sizes = self.place.sizes(names)
+        except BaseException as error:
+            status = "failed" if isinstance(error, Exception) else "interrupted"
+            seconds = time.monotonic() - clock
+            # A full disk is what may have failed the stage: its own error is the one to be seen.
+            with contextlib.suppress(PatterningError):
+                self.event(stage, status, error=f"{type(error).__name__}: {error}", seconds=seconds)
+                self._mark(stage, status=status, finished=_now(), seconds=seconds, error=str(error), **entry)
+            raise
+        seconds = time.monotonic() - clock
+        self._mark(stage, status="finished", finished=_now(), seconds=seconds, outputs=sizes, **entry)
+        self.event(stage, "finished", seconds=seconds)
+        self.publish(self.path / "events.jsonl")
+
+    def publish(self, *paths: Path) -> None:
+        """As `Place.publish`: does nothing in a folder.
+
+        Raises:
+            PatterningError: another driver has taken the run over, or the URL cannot be written.
+        """
+        if self._lease is not None:
+            self._lease.confirm()
+        self.place.publish(*paths)
+
+    def _mark(self, stage: str, **entry: Any) -> None:
+        self.update_manifest(stages=self.manifest.get("stages", {}) | {stage: entry})
+
+
+def _now() -> str:
+    return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _version(package: str) -> str | None:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    command = ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"]
+    try:
+        result = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True)
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return result.stdout.strip()

@@ -1,0 +1,82 @@
+"""Where the durable files of a run are kept, addressed by names relative to the run directory."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from patterning_dist.storage.files import write_bytes
+
+if TYPE_CHECKING:  # pyarrow is imported where a URL is opened: the command line stays quick
+    from patterning_dist.storage.arrow_store import ArrowStorage
+
+_URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
+
+
+class Storage(Protocol):
+    """Files that are whole or not there; picklable, so that actors on any node write to the same place."""
+
+    def read(self, name: str) -> bytes:
+        """Contents of a file; FileNotFoundError if there is none."""
+        ...
+
+    def write(self, name: str, content: bytes) -> None:
+        """Write a file, over whatever is there; PatterningError where that is not possible."""
+        ...
+
+    def delete(self, name: str) -> None:
+        """Delete a file if it is there."""
+        ...
+
+    def names(self, folder: str) -> list[str]:
+        """Names of the files directly in a folder, sorted; none if there is no such folder."""
+        ...
+
+    def clear(self, folder: str) -> None:
+        """Delete the files directly in a folder, with what writers left half-written when they were killed."""
+        ...
+
+
+@dataclass(frozen=True)
+class LocalStorage:
+    """A folder that every process of the run sees under the same path."""
+
+    root: Path
+
+    def read(self, name: str) -> bytes:
+        return (self.root / name).read_bytes()
+
+    def write(self, name: str, content: bytes) -> None:
+        write_bytes(self.root / name, content)
+
+    def delete(self, name: str) -> None:
+        (self.root / name).unlink(missing_ok=True)
+
+    def names(self, folder: str) -> list[str]:
+        directory = self.root / folder
+        if not directory.is_dir():
+            return []
+        return sorted(p.name for p in directory.iterdir() if p.is_file() and not p.name.endswith(".tmp"))
+
+    def clear(self, folder: str) -> None:
+        directory = self.root / folder
+        for file in directory.iterdir() if directory.is_dir() else ():
+            if file.is_file():
+                file.unlink(missing_ok=True)
+
+
+def path_or_url(place: str | Path) -> Path | str:
+    """A URL as it is (``s3://bucket/run``), anything else as a path."""
+    return place if isinstance(place, str) and _URL.match(place) else Path(place)
+
+
+def open_storage(place: str | Path) -> LocalStorage | ArrowStorage:
+    """The storage at a path, or at a URL that pyarrow or fsspec knows."""
+    found = path_or_url(place)
+    if isinstance(found, Path):
+        return LocalStorage(found)
+    from patterning_dist.storage.arrow_store import ArrowStorage
+
+    return ArrowStorage(found)
