@@ -38,8 +38,9 @@ class SplitLossConfig(Section):
     split: Annotated[
         str,
         Field(
-            pattern=r"^(overall|induction|rest|induction_minus_rest|repeated_sequence|domain:.+)$",
-            description="overall, induction, rest, induction_minus_rest, repeated_sequence or domain:<name>",
+            pattern=r"^(overall|[a-z][a-z0-9_]*|domain:.+)$",
+            description="overall, domain:<name>, or a split of the task: of language models induction, rest, "
+            "induction_minus_rest, repeated_sequence",
         ),
     ]
 
@@ -59,12 +60,12 @@ class FunctionConfig(Section):
 
 
 class LlcConfig(Section):
-    kind: Literal["llc"] = Field(description="local learning coefficient, n_beta E[L - L(w*)]; only in a study [1]")
+    kind: Literal["llc"] = Field(description="local learning coefficient, n_beta E[L - L(w*)]; [1]")
     name: ObservableName = Field(description="name of the observable")
 
 
 class FreeEnergyConfig(Section):
-    kind: Literal["free_energy"] = Field(description="-log of the posterior's normalisation; only in a study [1]")
+    kind: Literal["free_energy"] = Field(description="-log of the posterior's normalisation; [1]")
     name: ObservableName = Field(description="name of the observable")
 
 

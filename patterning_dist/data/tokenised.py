@@ -34,6 +34,9 @@ class TokenBlocks:
         num_dropped_tokens: their tokens, and those behind the last whole block of the other rows.
     """
 
+    documents: np.ndarray | None = None
+    vocabulary_size: int | None = None  # such tables do not say it
+
     def __init__(self, path: str, context_length: int, column: str, rows: Iterator[Rows]) -> None:
         """Read all ``rows``; ``load_tokens`` finds them.
 
@@ -77,6 +80,10 @@ class TokenBlocks:
         import torch
 
         return torch.from_numpy(self.tokens(ids))
+
+    def counted(self, ids: np.ndarray) -> None:
+        """Every predicted token counts."""
+        return None
 
     def tokens(self, ids: Any) -> np.ndarray:
         """int64 [sample, position]. Raises PatterningError for a number outside 0 .. num_sequences - 1."""

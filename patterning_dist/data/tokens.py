@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -14,6 +14,9 @@ import pyarrow as pa
 from patterning_dist.data.tokenizer import MAX_VOCABULARY
 from patterning_dist.errors import PatterningError
 from patterning_dist.storage.files import read_parquet, write_parquet
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def write_token_table(
@@ -91,6 +94,16 @@ class TokenDataset:
 
     def __reduce__(self) -> tuple[type[TokenDataset], tuple[Path]]:
         return TokenDataset, (self.path,)
+
+    def __getitem__(self, ids: Any) -> Tensor:
+        """int64 tensor [sample, position] of sequences by id (an array, tensor or list)."""
+        import torch
+
+        return torch.from_numpy(self.tokens(ids))
+
+    def counted(self, ids: np.ndarray) -> None:
+        """Every predicted token counts."""
+        return None
 
     def tokens(self, ids: np.ndarray) -> np.ndarray:
         """int64 [len(ids), L]. Raises PatterningError for an id outside 0 .. num_sequences-1."""

@@ -20,7 +20,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from patterning_dist.config import ModelConfig
+from patterning_dist.config import AttentionOnlyConfig
 
 
 class AttentionLayer(nn.Module):
@@ -123,20 +123,19 @@ class AttentionOnlyTransformer(nn.Module):
         """Logits [batch, position, vocabulary] of the last residual stream."""
         return _rms_norm(x) @ self.unembedding
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [batch, position, vocabulary] of token ids [batch, position]."""
-        x = self.embed(tokens)
-        for layer in self.layers:
-            x = layer(x)
-        return self.unembed(x)
+    def forward(self, tokens: Tensor, return_patterns: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Logits [batch, position, vocabulary] of token ids [batch, position].
 
-    def attention_patterns(self, tokens: Tensor) -> list[Tensor]:
-        """Attention probabilities of every layer, each [batch, head, query position, key position]."""
+        With ``return_patterns`` also the attention probabilities of every layer, each [batch, head, query position,
+        key position]: through the forward pass, since engines have the weights in place only there.
+        """
         x, patterns = self.embed(tokens), []
         for layer in self.layers:
-            patterns.append(layer.attention_pattern(x))
+            if return_patterns:
+                patterns.append(layer.attention_pattern(x))
             x = layer(x)
-        return patterns
+        logits = self.unembed(x)
+        return (logits, patterns) if return_patterns else logits
 
 
 def _rms_norm(x: Tensor) -> Tensor:
@@ -144,7 +143,7 @@ def _rms_norm(x: Tensor) -> Tensor:
 
 
 def build_model(
-    config: ModelConfig, vocabulary_size: int, context_length: int, seed: int = 0
+    config: AttentionOnlyConfig, vocabulary_size: int, context_length: int, seed: int = 0
 ) -> AttentionOnlyTransformer:
     """The model of a configuration, freshly initialised from ``seed``."""
     return AttentionOnlyTransformer(

@@ -15,13 +15,13 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
+from patterning_dist.config.model import FINAL, HuggingFaceConfig
 from patterning_dist.errors import PatterningError
-from patterning_dist.models.losses import token_losses
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PretrainedConfig, PreTrainedModel
@@ -115,26 +115,67 @@ def language_model_skeleton(path: str, revision: str | None = None) -> PreTraine
         return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, trust_remote_code=False)
 
 
-def next_token_losses(model: nn.Module, tokens: Tensor) -> Tensor:
-    """Loss of every predicted token, l(x, y) = -log p(y | x) in nats, from float32 logits.
-
-    Args:
-        model: a causal language model of ``transformers``.
-        tokens: [sample, position] token ids.
-
-    Returns:
-        [sample, position - 1]; column p is the loss of ``tokens[:, p + 1]``.
+def model_config(architecture: dict[str, Any]) -> PretrainedConfig:
+    """The configuration of a model that does not exist yet, from the keys of a config.json.
 
     Raises:
-        PatterningError: sequences longer than the model has positions for.
+        PatterningError: ``transformers`` does not know the architecture, or not as a causal language model.
     """
-    length, limit = tokens.shape[1] - 1, getattr(model.config, "max_position_embeddings", None)
-    if limit is not None and length > limit:
+    import transformers
+
+    model_type = architecture.get("model_type")
+    if model_type not in transformers.CONFIG_MAPPING:
         raise PatterningError(
-            f"sequences of {length + 1} tokens need {length} positions, and the model has {limit}; "
-            f"set the context length to {limit + 1} or less"
+            f"model.architecture.model_type: {model_type!r} is not known to transformers {transformers.__version__}; "
+            "expected one like gpt_neox or llama"
         )
-    return token_losses(model(input_ids=tokens[:, :-1], use_cache=False).logits, tokens)
+    keys = {key: value for key, value in architecture.items() if key != "model_type"}
+    try:
+        # No token is special in fresh vocabularies unless the experiment says so.
+        config = transformers.CONFIG_MAPPING[model_type](**({"bos_token_id": None, "eos_token_id": None} | keys))
+    except (TypeError, ValueError) as error:
+        raise PatterningError(f"model.architecture: {' '.join(str(error).split())}; correct it") from None
+    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+        raise PatterningError(f"model.architecture.model_type: {model_type!r} is not a causal language model")
+    return config
+
+
+def fresh_language_model(config: PretrainedConfig, seed: int | None) -> PreTrainedModel:
+    """A causal language model with fresh weights in float32, from a seed; None: whatever the generator gives."""
+    from transformers import AutoModelForCausalLM
+
+    with quiet(), torch.random.fork_rng(devices=[]):
+        if seed is not None:
+            torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(
+            config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
+        )
+    logits_in_float32(model)
+    return model.eval()
+
+
+def model_location(config: HuggingFaceConfig, checkpoint: str) -> tuple[str, str | None]:
+    """Folder of a checkpoint and None, or a name on the hub and the revision there.
+
+    Raises:
+        PatterningError: the model's folder is not there, or has no such sub-folder.
+    """
+    folder = Path(config.path or "")
+    if not folder.is_dir():
+        if folder.is_absolute() or str(config.path).startswith("."):  # no name on the hub looks like that
+            raise PatterningError(
+                f"model.path: there is no folder {folder}; give that of a model, or a name on the hub"
+            )
+        return str(config.path), None if checkpoint == FINAL else checkpoint
+    if (folder / checkpoint).is_dir():
+        return str(folder / checkpoint), None
+    if checkpoint == FINAL:
+        return str(folder), None
+    there = sorted(entry.name for entry in folder.iterdir() if (entry / "config.json").is_file())
+    raise PatterningError(
+        f"model.checkpoints: {folder} has no folder {checkpoint!r}; there are {', '.join(there) or 'none'}, and "
+        f"{FINAL} for the model itself"
+    )
 
 
 def read_config(path: str, revision: str | None) -> PretrainedConfig:

@@ -1,4 +1,4 @@
-"""The optimizer of the attention-only transformer: Muon for the matrices of every head, Adam for everything else.
+"""Optimizers. AdamW for any model; for the attention-only transformer also Muon on the matrices of every head.
 
 Muon (Jordan et al., 2024) steps along the nearest orthogonal matrix of the momentum,
 
@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from patterning_dist.config import TrainingConfig
+from patterning_dist.errors import PatterningError
 
 # Quintic coefficients of Jordan et al.: steepest at zero, so that five iterations bring singular values into
 # [0.7, 1.2].
@@ -90,8 +91,8 @@ class PerHeadMuon(torch.optim.Optimizer):
             p.addcdiv_(state["mean"], denominator, value=-group["lr"] / (1 - beta1 ** state["step"]))
 
 
-def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """The optimizer that a configuration asks for.
+def head_matrix_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """The optimizer of an attention-only transformer.
 
     ``muon``: ``PerHeadMuon`` with one matrix a head. ``adamw``: plain AdamW on everything, which is what ZeRO stages
     1-3 can partition (they hand the optimizer flat pieces, in which no head is a matrix any more).
@@ -111,6 +112,27 @@ def build_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
     for kind, group in zip((kind for kind in groups if groups[kind]), named, strict=True):
         group.update(muon=kind == "matrices", weight_decay=config.weight_decay)
     return PerHeadMuon(named)
+
+
+def plain_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
+    """AdamW (Loshchilov & Hutter 1711.05101) on all that requires gradients; matrices decay, vectors do not.
+
+    Raises:
+        PatterningError: another optimizer is asked for.
+    """
+    if config.optimizer != "adamw":
+        raise PatterningError(
+            f"training.optimizer: {config.optimizer} steps on one matrix a head, which the attention-only transformer "
+            "alone has; set it to adamw"
+        )
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    # Under ZeRO stage 3 a parameter that lies in pieces says its shape in ds_shape.
+    is_matrix = [len(getattr(p, "ds_shape", p.shape)) > 1 for p in parameters]
+    groups = [
+        {"params": [p for p, m in zip(parameters, is_matrix, strict=True) if m == matrix], "weight_decay": decay}
+        for matrix, decay in ((True, config.weight_decay), (False, 0.0))
+    ]
+    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=(0.9, 0.98))
 
 
 def set_learning_rate_factor(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -1,0 +1,115 @@
+"""What is measured of a language model while it learns, an induction circuit above all.
+
+previous-token score   mean attention from position i to i - 1
+prefix-matching score  on repeated random tokens r r: mean attention from position i of the second copy to the token
+                       that followed the same token in the first copy (Olsson et al., "In-context Learning and
+                       Induction Heads", 2022)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from patterning_dist.data.induction import induction_tokens, repeated_sequences
+from patterning_dist.data.sampler import permutation
+from patterning_dist.sampling.batches import all_losses
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.samples import Joined, Part
+from patterning_dist.tasks.task import Metric
+
+if TYPE_CHECKING:
+    from patterning_dist.tasks.language import LanguageTask
+
+_EVALUATION_STREAM = 0x6576616C
+_NUM_REPEATED = 32
+_BATCH = 16
+
+LANGUAGE_METRICS: Mapping[str, Metric] = {
+    "prefix_matching": Metric("prefix matching", "probability", "largest prefix-matching score of all heads"),
+    "induction_gap": Metric(
+        "induction gap", "nats", "mean loss on tokens that complete an earlier bigram of their sequence minus the rest"
+    ),
+    "repeated_gap": Metric(
+        "repeated-sequence gap", "nats", "mean loss on the second copy of repeated random tokens minus the first"
+    ),
+    "in_context_gap": Metric(
+        "in-context gap", "nats", "mean loss on the last quarter of the context minus the second eighth"
+    ),
+    "induction_loss": Metric("loss on induction tokens", "nats", "mean loss on tokens that complete an earlier bigram"),
+    "validation_loss": Metric("validation loss", "nats", "mean loss on held-out tokens"),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out sequences with their masks [sequence, position], and repeated random tokens.
+
+    Attributes:
+        samples: held out.
+        counted: predicted tokens that count.
+        induction: of them, those that complete an earlier bigram.
+        repeated: token ids [sequence, position].
+    """
+
+    samples: Part | Joined
+    counted: np.ndarray
+    induction: np.ndarray
+    repeated: Tensor
+
+    @classmethod
+    def build(cls, task: LanguageTask, seed: int, num_sequences: int) -> Evaluation:
+        """``num_sequences`` of every held-out set at most; the repeated ones are always the same (seed 0)."""
+        parts, counted, induction = [], [], []
+        for samples in task.held_out.values():
+            ids = permutation(seed, _EVALUATION_STREAM, len(samples))[:num_sequences]
+            here, mask = induction_tokens(samples.tokens(ids)), samples.counted(ids)
+            parts.append(Part(samples, ids))
+            counted.append(np.ones_like(here) if mask is None else mask)
+            induction.append(here & counted[-1])
+        repeated = repeated_sequences(0, _NUM_REPEATED, task.num_positions + 1, task.vocabulary_size)
+        return cls(Joined(parts), np.concatenate(counted), np.concatenate(induction), torch.from_numpy(repeated))
+
+    def measure(self, task: LanguageTask, model: nn.Module, ranks: Ranks) -> dict[str, float]:
+        """All metrics; losses in nats, scores are probabilities. Every rank calls this and does its share."""
+        measured = partial(all_losses, partial(task.losses, model), ranks=ranks, size=_BATCH, device=task.device)
+        losses, repeated = measured(self.samples), measured(self.repeated)
+        induction, rest = losses[self.induction].mean().item(), losses[self.counted & ~self.induction].mean().item()
+        num_positions, half = losses.shape[1], self.repeated.shape[1] // 2
+        late, early = (slice(num_positions - num_positions // 4, None), slice(num_positions // 8, num_positions // 4))
+        late_loss, early_loss = (losses[:, part][self.counted[:, part]].mean() for part in (late, early))
+        return {
+            "validation_loss": losses[self.counted].mean().item(),
+            "induction_loss": induction,
+            "rest_loss": rest,
+            "induction_gap": induction - rest,
+            # Column p predicts token p + 1; the first token of the second copy cannot be foreseen.
+            "repeated_gap": (repeated[:, half:].mean() - repeated[:, : half - 1].mean()).item(),
+            "in_context_gap": (late_loss - early_loss).item(),
+            **self._attention_scores(task, model),
+        }
+
+    def _attention_scores(self, task: LanguageTask, model: nn.Module) -> dict[str, float]:
+        """Previous-token and prefix-matching score of every head, and the largest prefix-matching score of all."""
+        inputs = self.repeated[:, :-1].to(task.device)
+        half = self.repeated.shape[1] // 2
+        query = torch.arange(half, inputs.shape[1], device=inputs.device)
+        everywhere = torch.arange(1, inputs.shape[1], device=inputs.device)
+        scores: dict[str, float] = {}
+        with torch.no_grad():
+            patterns = task.model.patterns(model, inputs)
+        for layer, pattern in enumerate(patterns):
+            previous = pattern[:, :, everywhere, everywhere - 1].mean(dim=(0, 2)).tolist()
+            prefix = pattern[:, :, query, query - half + 1].mean(dim=(0, 2)).tolist()
+            for head, (a, b) in enumerate(zip(previous, prefix, strict=True)):
+                scores[f"previous_token_{layer}_{head}"] = a
+                scores[f"prefix_matching_{layer}_{head}"] = b
+        if scores:
+            scores["prefix_matching"] = max(v for k, v in scores.items() if k.startswith("prefix_matching_"))
+        return scores
