@@ -14,9 +14,7 @@ ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
 
 
 class TrainingConfig(Section):
-    num_steps: int = Field(
-        ge=0, description="length of the baseline run; 0: the checkpoints are given [optimizer steps]"
-    )
+    num_steps: int = Field(0, ge=0, description="length of the baseline run, if it is trained here [optimizer steps]")
     batch_size: int = Field(ge=1, description="global batch over all ranks [sequences]")
     optimizer: Literal["muon", "adamw"] = Field("muon", description="optimizer of the weight matrices")
     matrix_learning_rate: float = Field(0.04, gt=0, description="muon's or adamw's rate for the matrices")

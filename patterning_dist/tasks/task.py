@@ -93,7 +93,7 @@ class Task(Protocol):
         ...
 
     def index(self, samples: Samples, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """What is known of samples, columns [sample]: ``key`` first; ``domain`` and ``document`` where there are some."""
+        """What is known of samples, columns [sample]: ``key`` first, then ``domain`` where there are some."""
         ...
 
     def entries(self, samples: Samples, ids: np.ndarray) -> dict[str, np.ndarray]:
