@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -18,13 +18,17 @@ from patterning_dist.models.huggingface import (
     load_language_model,
     model_config,
     model_location,
+    read_config,
 )
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.shard_loading import load_sharded_language_model
+from patterning_dist.storage.files import file_sha256
 from patterning_dist.tasks.optimizers import plain_optimizer
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PretrainedConfig
+
+_FILES = ("*.safetensors", "*.json")
 
 
 class HuggingFace:
@@ -56,7 +60,7 @@ class HuggingFace:
         """Of the first checkpoint, or of the model that is trained here."""
         if self.config.architecture is not None:
             return model_config(self._data | self.config.architecture)
-        return self.skeleton().config
+        return read_config(*model_location(self.config, self.config.checkpoints[0]))
 
     def build(self, seed: int) -> nn.Module:
         """Fresh weights from a seed, in the architecture of the model."""
@@ -112,3 +116,11 @@ class HuggingFace:
     def describe(self, folder: Path) -> None:
         """config.json, so that the folder is one that ``from_pretrained`` reads."""
         self.pretrained_config.save_pretrained(folder)
+
+    def fingerprint(self, checkpoint: str) -> Any:
+        """Hashes of a given checkpoint's files; of a model on the hub its name and revision."""
+        path, revision = model_location(self.config, checkpoint)
+        if not Path(path).is_dir():
+            return [path, revision]
+        files = sorted(entry for pattern in _FILES for entry in Path(path).glob(pattern))
+        return {file.name: file_sha256(file) for file in files}

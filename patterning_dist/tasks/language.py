@@ -18,6 +18,7 @@ from patterning_dist.models.components import Component
 from patterning_dist.models.losses import token_losses
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Samples
+from patterning_dist.storage.files import file_sha256
 from patterning_dist.tasks.language_metrics import LANGUAGE_METRICS, Evaluation
 from patterning_dist.tasks.task import Layered, Metric, Terms
 
@@ -36,7 +37,7 @@ class LanguageModel(Protocol):
     def layered(self, model: Any, component: Component) -> Layered | None: ...
     def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer: ...
     def describe(self, folder: Path) -> None: ...
-    def fingerprint(self, checkpoint: str | None) -> Any: ...
+    def fingerprint(self, checkpoint: str) -> Any: ...
 
 
 class TokenSamples(Samples, Protocol):
@@ -167,6 +168,11 @@ class LanguageTask:
         self.model.describe(folder)
 
     def fingerprint(self, checkpoint: str | None = None) -> Any:
-        """Hashes of the tokens, and of a given checkpoint's files."""
+        """Hashes of the tokens, and of a checkpoint's files."""
         held_out = {name: samples.sha256 for name, samples in self.held_out.items()}
-        return [self.train.sha256, held_out, self.model.fingerprint(checkpoint)]
+        weights = None
+        if checkpoint in self.given:
+            weights = self.model.fingerprint(checkpoint)
+        elif checkpoint is not None:
+            weights = file_sha256(self.folder / checkpoint / "model.safetensors")
+        return [self.train.sha256, held_out, weights]

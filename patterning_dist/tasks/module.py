@@ -88,7 +88,7 @@ class ModuleTask:
 
     def load(self, checkpoint: str, ranks: Ranks) -> nn.Module:
         """What ``model.build`` gives for a name of its own, else what this run trained."""
-        if self.model.build is not None and checkpoint in self.model.checkpoints:
+        if checkpoint in self.model.given_checkpoints:
             built = load_function(self.model.build, "model.build")(checkpoint)
         else:
             built = self.build(0)
@@ -148,10 +148,12 @@ class ModuleTask:
         """Nothing: the user's code has it."""
 
     def fingerprint(self, checkpoint: str | None = None) -> Any:
-        """Code of the user's own counts by the file that it is in."""
-        model = self.model
+        """Code of the user's own counts by the file that it is in, what a training wrote by its own."""
+        model, weights = self.model, checkpoint
+        if checkpoint is not None and checkpoint not in model.given_checkpoints:
+            weights = file_sha256(self.folder / checkpoint / "model.safetensors")
         paths = [self.data.load, model.per_sample_loss, model.build, model.initialise, model.evaluate]
-        return [checkpoint, *(code_fingerprint(path) for path in paths if path is not None)]
+        return [weights, *(code_fingerprint(path) for path in paths if path is not None)]
 
 
 def code_fingerprint(path: str) -> list[Any]:
