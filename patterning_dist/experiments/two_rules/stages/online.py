@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.experiments.two_rules.behaviour import Behaviour
 from patterning_dist.experiments.two_rules.config import ParenthesesConfig
 from patterning_dist.experiments.two_rules.scores import standardised, toward_first
 from patterning_dist.experiments.two_rules.stages.networks import ROUNDS, network_seeds, train_networks, write_networks
@@ -107,19 +106,19 @@ def _unit(name: str, reference: Reference) -> str:
     return f"{name}-{reference.rule}-{reference.index}"
 
 
-def _ends(config: ParenthesesConfig, name: str, behaviour: Behaviour) -> list[Reference]:
+def _ends(config: ParenthesesConfig, name: str, behaviour: dict[str, np.ndarray]) -> list[Reference]:
     """The networks that reject most, and those that reject least, of those that are accurate enough."""
-    accurate = np.flatnonzero(behaviour.train >= config.references.train_accuracy)
+    accurate = np.flatnonzero(behaviour["train"] >= config.references.train_accuracy)
     wanted = config.online.per_rule
     if len(accurate) < 2 * wanted:
         raise PatterningError(
-            f"round {name}: {len(accurate)} of {len(behaviour.train)} networks have a training accuracy of at least "
+            f"round {name}: {len(accurate)} of {len(behaviour['train'])} networks have a training accuracy of at least "
             f"{config.references.train_accuracy:g}, twice online.per_rule = {wanted} are wanted; raise "
             "online.num_seeds or weights.effective_share, or lower arms.reweighted_share"
         )
-    order = accurate[np.argsort(behaviour.rejected[accurate], kind="stable")]
+    order = accurate[np.argsort(behaviour["rejected"][accurate], kind="stable")]
     return [
-        Reference(rule, int(index), float(behaviour.rejected[index]))
+        Reference(rule, int(index), float(behaviour["rejected"][index]))
         for rule, found in ((NESTED, order[::-1][:wanted]), (EQUAL_COUNT, order[:wanted]))
         for index in found
     ]

@@ -9,7 +9,6 @@ from typing import NamedTuple
 import numpy as np
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.experiments.two_rules.behaviour import Behaviour
 from patterning_dist.experiments.two_rules.config import ParenthesesConfig
 from patterning_dist.experiments.two_rules.stages.networks import POOL, network_seeds, train_networks, write_networks
 from patterning_dist.experiments.two_rules.strings import read_split, write_splits
@@ -47,16 +46,16 @@ def train(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> l
     return [*written, run.path / "baseline" / "references.json"]
 
 
-def choose(behaviour: Behaviour, config: ParenthesesConfig) -> list[Reference]:
+def choose(behaviour: dict[str, np.ndarray], config: ParenthesesConfig) -> list[Reference]:
     """The networks that follow either rule most clearly, among those that are accurate enough.
 
     Raises:
         PatterningError: too few are as clear as asked.
     """
     wanted = config.references
-    accurate = np.flatnonzero(behaviour.train >= wanted.train_accuracy)
-    order = accurate[np.argsort(behaviour.rejected[accurate], kind="stable")]
-    rejected = behaviour.rejected
+    accurate = np.flatnonzero(behaviour["train"] >= wanted.train_accuracy)
+    order = accurate[np.argsort(behaviour["rejected"][accurate], kind="stable")]
+    rejected = behaviour["rejected"]
     nested = [i for i in order[::-1] if rejected[i] >= wanted.nested_above][: wanted.per_rule]
     equal_count = [i for i in order if rejected[i] <= wanted.equal_count_below][: wanted.per_rule]
     for rule, found, bound in (
