@@ -50,7 +50,7 @@ class TwoRules:
 
         resolve_device(config.device)
 
-    def skeleton(self, config: ParenthesesConfig, directory: Path) -> nn.Module:
+    def skeleton(self, config: ParenthesesConfig) -> nn.Module:
         """See ``Experiment``."""
         from patterning_dist.experiments.two_rules.classifier import BracketClassifier
 

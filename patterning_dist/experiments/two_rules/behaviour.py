@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import numpy as np
 from torch import Tensor, nn
 
 from patterning_dist.experiments.two_rules.strings import OPEN, BracketStrings
-from patterning_dist.experiments.two_rules.task import BracketTask
 from patterning_dist.sampling.samples import Batch
 from patterning_dist.training.stacked import Networks, stacked_outputs
+
+if TYPE_CHECKING:
+    from patterning_dist.experiments.two_rules.task import BracketTask
 
 _EVALUATED_AT_ONCE = 2**21  # strings times networks, times positions
 

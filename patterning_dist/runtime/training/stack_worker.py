@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -28,13 +29,15 @@ class StackRecipe:
     """What the stacks of a run have in common; goes to every worker.
 
     Attributes:
-        open_task: (place of the run, device) -> the task, see ``Stackable``.
+        open_task: (run directory, device) -> the task, see ``Stackable``.
+        files: names in the run directory that it reads.
         behaviour: (task, one network, all networks) -> what they do, columns [network].
         settings: of every training.
         engine: what takes the steps; DeepSpeed (ZeRO stage 0) costs more a step, for large networks.
     """
 
-    open_task: Callable[[Place, str], Any]
+    open_task: Callable[[Path, str], Any]
+    files: tuple[str, ...]
     behaviour: Callable[[Any, nn.Module, Networks], dict[str, np.ndarray]]
     settings: StackSettings
     engine: Literal["torch", "deepspeed"] = "torch"
@@ -96,7 +99,7 @@ class StackTrainer:
 
     def open(self, place: Place) -> None:
         """Read the samples."""
-        self.task = self.recipe.open_task(place, self.device)
+        self.task = self.recipe.open_task(place.fetch(*self.recipe.files), self.device)
 
     def train(self, stack: StackTask, board: ActorHandle) -> dict[str, np.ndarray]:
         """Train a stack from fresh weights; returns ``Trained.arrays``.

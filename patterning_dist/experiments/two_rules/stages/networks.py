@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 
 from patterning_dist.experiments.two_rules.behaviour import behaviour
 from patterning_dist.experiments.two_rules.config import ParenthesesConfig
-from patterning_dist.experiments.two_rules.task import open_task
+from patterning_dist.experiments.two_rules.task import BracketTask
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.runtime.training.stack_worker import StackRecipe, StackTask, Trained
@@ -65,7 +65,7 @@ def train_networks(
         },
     )
     settings = StackSettings(**config.training.model_dump(include={*StackSettings._fields}))
-    recipe = StackRecipe(partial(open_task, config), behaviour, settings, config.training.engine)
+    recipe = StackRecipe(partial(BracketTask, config), ("data",), behaviour, settings, config.training.engine)
     done = train_stacks(recipe, config.sampling, device, run, inputs, tasks, f"{folder}/stacks", progress)
     return {
         arm: _joined([trained for task, trained in zip(tasks, done, strict=True) if task.arm == arm]) for arm in arms

@@ -17,10 +17,9 @@ from patterning_dist.experiments.two_rules.scores import standardised, toward_fi
 from patterning_dist.experiments.two_rules.stages.networks import ROUNDS, network_seeds, train_networks, write_networks
 from patterning_dist.experiments.two_rules.stages.references import EQUAL_COUNT, NESTED, Reference
 from patterning_dist.experiments.two_rules.stages.responses import read_responses, reliabilities
-from patterning_dist.experiments.two_rules.stages.sample import sample_subjects
+from patterning_dist.experiments.two_rules.stages.sample import sample_subjects, subject
 from patterning_dist.experiments.two_rules.stages.weighting import two_phases, weights_along
 from patterning_dist.experiments.two_rules.strings import BracketStrings
-from patterning_dist.experiments.two_rules.study import Subject
 from patterning_dist.progress import Progress
 from patterning_dist.response.moments import Floats
 from patterning_dist.storage.files import write_json
@@ -52,17 +51,18 @@ def online_scores(
             config, run, number, {names[side]: toward for side, toward in scores.items()}, strings, progress
         )
         subjects = {
-            _unit(name, reference): Subject(
+            _unit(name, reference): subject(
+                config,
                 _FIRST_SUBJECT + (2 * number + place) * _SUBJECTS + reference.index,
-                f"rounds/{name}/networks.safetensors",
+                f"rounds/{name}",
                 reference.index,
             )
             for place, name in enumerate(names.values())
             for reference in references[name]
         }
-        found, tables = sample_subjects(config, run, "solve", subjects, progress)
-        diagnostics |= found
-        written += [*files, *tables]
+        measured = sample_subjects(config, run, "solve", subjects, progress)
+        diagnostics |= measured.diagnostics
+        written += [*files, *measured.files]
         for side, name in names.items():
             units = [_unit(name, reference) for reference in references[name]]
             responses = read_responses(config, run, references[name], units)
@@ -73,7 +73,7 @@ def online_scores(
                 "correlation_with_score": float(np.corrcoef(toward, scores[side])[0, 1]),
             }
             scores[side] = standardised(scores[side] + toward, strings.labels)
-    write_json(run.path / "response" / "rounds.json", diagnostics)
+    write_json(run.path / "response" / "rounds.json", {"subjects": diagnostics})
     return scores, told, [*written, run.path / "response" / "rounds.json"]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from patterning_dist.errors import PatterningError
 from patterning_dist.experiments.two_rules.config import ParenthesesConfig
 from patterning_dist.experiments.two_rules.stages.networks import POOL, network_seeds, train_networks, write_networks
+from patterning_dist.experiments.two_rules.stages.weighting import PLAIN, write_weights
 from patterning_dist.experiments.two_rules.strings import read_split, write_splits
 from patterning_dist.progress import Progress
 from patterning_dist.storage.files import write_json
@@ -29,9 +30,11 @@ class Reference(NamedTuple):
 
 
 def prepare(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> list[Path]:
-    """Draw the strings; returns the tables written."""
+    """Draw the strings, and write down the weights that they have in plain training; returns the tables written."""
     progress.start("drawing strings", None)
-    return write_splits(run.path / "data", config.task, config.seed)
+    tables = write_splits(run.path / "data", config.task, config.seed)
+    strings = read_split(run.path / "data", "train", config.task.max_length)
+    return [*tables, write_weights(run.path / PLAIN, strings, np.ones(len(strings)))]
 
 
 def train(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> list[Path]:
