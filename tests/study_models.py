@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import torch
 import yaml
 
-from patterning_dist.config import StudyConfig, load_config
+from patterning_dist.config import Config, load_config
 
 VOCABULARY, CONTEXT_LENGTH = 24, 8
 SETTINGS = {
@@ -92,7 +92,7 @@ def make_study(folder: Path) -> Path:
     return file
 
 
-def study_config(file: Path, *overrides: str) -> StudyConfig:
+def study_config(file: Path, *overrides: str) -> Config:
     """The configuration, with overrides as on the command line."""
     return load_config(file, overrides)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from patterning_dist.config import (
     AttentionOnlyConfig,
@@ -17,6 +18,7 @@ from patterning_dist.config import (
 )
 from patterning_dist.data.tokenised import TokenBlocks, load_tokens
 from patterning_dist.data.tokens import TokenDataset
+from patterning_dist.tasks.language import LanguageModel, LanguageTask
 from patterning_dist.tasks.task import Task
 
 Tokens = TokenDataset | TokenBlocks
@@ -44,18 +46,20 @@ def open_task(config: Config, directory: Path, device: str) -> Task:
     return _language(config, directory, device, dtype)
 
 
-def _language(config: Config, directory: Path, device: str, dtype: torch.dtype | None) -> Task:
-    from patterning_dist.tasks.attention_only import AttentionOnly
-    from patterning_dist.tasks.huggingface import HuggingFace
-    from patterning_dist.tasks.language import LanguageTask
+def open_skeleton(config: Config) -> nn.Module:
+    """Names and shapes of an experiment's model; needs no data of a language model.
 
+    Raises:
+        PatterningError: the model is not there.
+    """
+    if not isinstance(config.data, TextConfig):
+        return open_task(config, config.run_directory, "cpu").skeleton()
+    return _model(config, config.data.vocabulary_size, config.data.context_length, "cpu", None).skeleton()
+
+
+def _language(config: Config, directory: Path, device: str, dtype: torch.dtype | None) -> Task:
     train, held_out = _tokens(config, directory)
-    vocabulary_size, length = train.vocabulary_size, train.context_length
-    if isinstance(config.model, AttentionOnlyConfig):
-        model = AttentionOnly(config.model, vocabulary_size, length, device)
-    else:
-        assert isinstance(config.model, HuggingFaceConfig)
-        model = HuggingFace(config.model, vocabulary_size, length, device, dtype)
+    model = _model(config, train.vocabulary_size, train.context_length, device, dtype)
     sequences = config.training.evaluation_sequences if config.training else config.sampling.evaluation_sequences
     return LanguageTask(
         model,
@@ -67,6 +71,18 @@ def _language(config: Config, directory: Path, device: str, dtype: torch.dtype |
         device=device,
         compute_dtype=dtype,
     )
+
+
+def _model(
+    config: Config, vocabulary_size: int | None, length: int, device: str, dtype: torch.dtype | None
+) -> LanguageModel:
+    from patterning_dist.tasks.attention_only import AttentionOnly
+    from patterning_dist.tasks.huggingface import HuggingFace
+
+    if isinstance(config.model, AttentionOnlyConfig):
+        return AttentionOnly(config.model, vocabulary_size, length, device)
+    assert isinstance(config.model, HuggingFaceConfig)
+    return HuggingFace(config.model, vocabulary_size, length, device, dtype)
 
 
 def _tokens(config: Config, directory: Path) -> tuple[Tokens, dict[str, Tokens]]:
