@@ -4,9 +4,9 @@ That a run equals a repetition of itself does not show a change of all numbers; 
 purpose only, by `pytest tests/golden --golden-update`, and CHANGELOG.md says why.
 
 How a processor's last bits are told from a real change. Another processor, or another version of a kernel, adds in
-another order: float32 is off by some 6e-8 of a value at every step, n dependent steps by about sqrt(n) of that times what
-their dynamics multiply, and chi, a covariance of small differences of losses, by the ratio of a loss to its fluctuation
-more. The runs are short, so that this stays far below TOLERANCE, and one per cent of one setting far above
+another order: float32 is off by some 6e-8 of a value at every step, n dependent steps by about sqrt(n) of that times
+what their dynamics multiply, and chi, a covariance of small differences of losses, by the ratio of a loss to its
+fluctuation more. The runs are short, so that this stays far below TOLERANCE, and one per cent of one setting far above
 (`test_a_real_change_is_seen`); both are relative to the root mean square of an array. Whether the bits are the same as
 well is said at the end of the session, and asserted nowhere.
 """
