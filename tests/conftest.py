@@ -20,7 +20,7 @@ os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 
 
 # Tests of these folders start a Ray each, which takes what cores there are.
-CLUSTERS = {"end_to_end", "fault", "gpu", "ray"}
+CLUSTERS = {"end_to_end", "fault", "golden", "gpu", "ray"}
 
 
 class OneClusterAtATime(LoadScopeScheduling):
