@@ -26,7 +26,7 @@ from patterning_dist.progress import Progress
 from patterning_dist.runtime import workforce
 from patterning_dist.stages.sample import sample
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.extended]
 
 
 @pytest.fixture
@@ -146,17 +146,6 @@ def test_room_that_does_not_come_back_is_a_bounded_wait(nodes, undisturbed, tiny
     sample(config, run, quiet())
     assert events(run, "unit_resumed")
     failures.assert_same(failures.results(run), undisturbed)
-
-
-@pytest.mark.parametrize("threads", [2, 3])
-def test_a_worker_that_no_node_has_room_for_is_refused_at_once(nodes, tiny_run, tmp_path, threads):
-    config, run = long_run(tiny_run, tmp_path / "run", f"sampling.threads_per_worker={threads}")
-    with pytest.raises(PatterningError) as caught:
-        sample(config, run, quiet())
-    assert str(caught.value) == (
-        f"a worker needs {threads} CPU, the nodes of the Ray cluster have 0, 1, 1; "
-        "lower sampling.threads_per_worker or add nodes"
-    )
 
 
 def test_a_chain_that_fails_every_time_is_left_out(nodes, tiny_run, tmp_path):

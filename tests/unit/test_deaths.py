@@ -37,11 +37,11 @@ NUM_CHAINS, NUM_DRAWS, NUM_SAMPLES = 2, 11, 5
 UNIT = "early/line"
 PLAN = LedgerPlan("run", ("loss", "slope"), NUM_SAMPLES, NUM_DRAWS, 2, NUM_CHAINS)
 # A snapshot about every second push: a second passes with every call.
-SAMPLING = SamplingConfig(
-    **SETTINGS["sampling"] | {"draws_per_push": 2, "aggregator_shards": 2, "snapshot_seconds": 4.0}
-)
+LAYOUT = {"draws_per_push": 2, "aggregator_shards": 2, "snapshot_seconds": 4.0, "min_chains": 1}
+SAMPLING = SamplingConfig(**SETTINGS["sampling"] | LAYOUT)
 # Snapshots are two pushes of two draws apart, and a block that was drawn may die with its worker.
 MOST_AGAIN = 6
+CALL = ("ModelWorker", "AggregatorShard")
 LINE = TensorDataset(torch.linspace(-1, 1, NUM_SAMPLES)[:, None], torch.tensor([[-2.0], [-0.5], [0.3], [1.2], [1.9]]))
 
 
@@ -55,8 +55,8 @@ class Line(ModuleTarget):
 class LineStudy:
     """Chains of the one unit, with traces of their losses; counts the draws that were taken."""
 
-    def __init__(self, traces: Any) -> None:
-        self.traces, self.num_draws = traces, 0
+    def __init__(self, traces: Any, world: World, deadly: tuple[int, int] | None) -> None:
+        self.traces, self.world, self.deadly, self.num_draws = traces, world, deadly, 0
 
     def chain(self, unit: str, number: int) -> Chain:
         model = nn.Linear(1, 1)
@@ -76,6 +76,8 @@ class LineStudy:
         recorder = TraceRecorder(self.traces, number, 1, NUM_DRAWS)
 
         def count(draw):
+            if (number, draw.number) == self.deadly:
+                raise ProcessDied(self.world.stack[-1])
             self.num_draws += 1
             recorder(draw)
 
@@ -95,13 +97,24 @@ def analysis(part: Part) -> dict[str, np.ndarray]:
 
 
 class Run:
-    """One run of chains to its end, by as many drivers as it takes."""
+    """One run of chains to its end, by as many drivers as it takes.
 
-    def __init__(self, strike: Strike = lambda number, moment: None) -> None:
+    Args:
+        strike: what goes wrong, and when.
+        damage: one file is changed between two drivers.
+        deadly: (chain, draw) at which the worker dies, every time.
+    """
+
+    def __init__(
+        self,
+        strike: Strike = lambda number, moment: None,
+        damage: random.Random | None = None,
+        deadly: tuple[int, int] | None = None,
+    ) -> None:
         self.world, self.events, self.num_drivers = World(strike), Counter[str](), 0
         self.traces = zarr.storage.MemoryStore()
         create_traces(self.traces, NUM_CHAINS, NUM_DRAWS, NUM_SAMPLES, 1)
-        self.study = LineStudy(self.traces)
+        self.study = LineStudy(self.traces, self.world, deadly)
         with pytest.MonkeyPatch.context() as patch:
             self.world.install(patch)
             while not hasattr(self, "result"):
@@ -111,6 +124,8 @@ class Run:
                     self._drive()
                 except (ProcessDied, KeyboardInterrupt):
                     self.world.restart()
+                    if damage is not None:
+                        self._damage(damage)
                 except PatterningError as error:
                     assert "gave no answer" in str(error), error
                     self.world.restart()
@@ -121,6 +136,15 @@ class Run:
         )
         units = {UNIT: UnitPlan(PLAN, analysis)}
         run_chains("run", lambda device, ranks: self.study, SAMPLING, "cpu", self.world.files, units, events, quiet())
+
+    def _damage(self, rng: random.Random) -> None:
+        contents = self.world.files.contents
+        # Not the gradients of chains that are through: to damage those is an error of those who read them.
+        if files := sorted(name for name in contents if "/shard-" in name or "/checkpoints/" in name):
+            name = rng.choice(files)
+            changed = bytearray(contents[name])
+            changed[rng.randrange(len(changed))] ^= 1 << rng.randrange(8)
+            contents[name] = bytes(changed)
 
     @property
     def drawn_again(self) -> int:
@@ -193,6 +217,30 @@ def test_several_faults_in_one_run(undisturbed: Run) -> None:
 
         assert not differences(Run(strike), undisturbed), moments
     assert happened > 150
+
+
+def test_a_damaged_file_is_said_and_not_used(undisturbed: Run) -> None:
+    """A driver is killed and one file of a shard or a chain changed; the next driver goes on from what is left."""
+    rng, said = random.Random(5), 0
+    calls = [number for number, (who, whom, _) in enumerate(undisturbed.world.moments) if (who, whom) == CALL]
+    for number in calls:
+        run = Run(lambda n, moment, number=number: "driver" if n == number else None, damage=rng)
+        assert not differences(run, undisturbed), number
+        said += run.events["damaged"]
+    assert said > len(calls) // 4
+
+
+def test_a_chain_whose_worker_always_dies_is_left_out(undisturbed: Run) -> None:
+    """At the same draw every time; the other chain is what it is without it."""
+    run = Run(deadly=(1, 7))
+    assert run.events["chain_lost"] == 1 + SAMPLING.max_chain_failures
+    whole, lost = run.result.records
+    assert whole.healthy and not lost.healthy
+    assert lost.reason.startswith(f"lost {1 + SAMPLING.max_chain_failures} times without getting beyond draw 7; last: ")
+    for part, expected in zip(run.result.parts, undisturbed.result.parts, strict=True):
+        assert {name for name in part if name.startswith("1/")} == set()
+        for name in part.keys() - {"chi"}:
+            np.testing.assert_array_equal(part[name], expected[name], err_msg=name)
 
 
 def judge_that_counts_twice(mark, push, previous, digest):
