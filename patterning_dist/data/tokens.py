@@ -180,6 +180,11 @@ class TokenDataset:
         """Which predicted tokens count, bool [sample, position - 1]; None: all of the table."""
         return None if self._counted is None else self._counted[np.asarray(ids, dtype=np.int64)]
 
+    @property
+    def mean_counted(self) -> float | None:
+        """Predicted tokens of a block that count, on average; None: all."""
+        return None if self._counted is None else float(self._counted.sum() / len(self._counted))
+
     def tokens(self, ids: Any) -> np.ndarray:
         """int64 [sample, position]. Raises PatterningError for a number outside 0 .. num_sequences - 1."""
         ids = np.asarray(ids, dtype=np.int64)

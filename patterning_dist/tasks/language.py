@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 from patterning_dist.config import TrainingConfig
 from patterning_dist.data.induction import induction_tokens, repeated_sequences
 from patterning_dist.models.components import Component
-from patterning_dist.models.losses import token_losses
+from patterning_dist.models.losses import batch_losses, token_ids
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Samples
 from patterning_dist.tasks.language_metrics import LANGUAGE_METRICS, Evaluation
@@ -40,12 +40,19 @@ class LanguageModel(Protocol):
 
 
 class TokenSamples(Samples, Protocol):
-    """Sequences of token ids; a batch is a tensor [sample, position], or a mapping with ``tokens`` and masks."""
+    """Sequences of token ids, see ``data.tokens.TokenDataset``.
 
-    domains: np.ndarray | None
+    A batch is a tensor [sample, position], or a mapping with ``tokens``, ``counted`` and, of packed rows,
+    ``position_ids``.
+    """
+
+    domains: np.ndarray
     documents: np.ndarray | None
 
+    @property
+    def sha256(self) -> str: ...
     def tokens(self, ids: np.ndarray) -> np.ndarray: ...
+    def document_tokens(self, ids: np.ndarray) -> np.ndarray: ...
     def counted(self, ids: np.ndarray) -> np.ndarray | None: ...
 
 
@@ -111,11 +118,10 @@ class LanguageTask:
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """[sample, position - 1]; column p is the loss of token p + 1, 0 where it does not count."""
-        if isinstance(batch, Tensor):
-            return token_losses(self.model.logits(model, batch[:, :-1]), batch)
-        arguments = {name: batch[name][:, :-1] for name in ("attention_mask", "position_ids") if name in batch}
-        losses = token_losses(self.model.logits(model, batch["tokens"][:, :-1], **arguments), batch["tokens"])
-        return torch.where(batch["counted"], losses, 0.0)
+        arguments = {} if isinstance(batch, Tensor) or "position_ids" not in batch else {
+            "position_ids": batch["position_ids"][:, :-1]
+        }
+        return batch_losses(self.model.logits(model, token_ids(batch)[:, :-1], **arguments), batch)
 
     def layered(self, model: nn.Module, component: Component) -> Layered | None:
         """Where the architecture can be cut."""
@@ -126,9 +132,8 @@ class LanguageTask:
         return samples.counted(ids)
 
     def index(self, samples: TokenSamples, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """sequence_id, and domain where the data has some."""
-        domains = {} if samples.domains is None else {"domain": samples.domains[ids]}
-        return {self.key: np.asarray(ids), **domains}
+        """sequence_id and domain."""
+        return {self.key: np.asarray(ids), "domain": samples.domains[ids]}
 
     def entries(self, samples: TokenSamples, ids: np.ndarray) -> dict[str, np.ndarray]:
         """The predicted token."""
@@ -138,7 +143,7 @@ class LanguageTask:
         """induction, rest, induction_minus_rest: predicted tokens that complete an earlier bigram, and the others."""
         if name not in ("induction", "rest", "induction_minus_rest"):
             return None
-        counted, induction = samples.counted(ids), induction_tokens(samples.tokens(ids))
+        counted, induction = samples.counted(ids), induction_tokens(samples.document_tokens(ids))
         counts = np.ones_like(induction) if counted is None else counted
         signs = {"induction": (1.0,), "rest": (1.0,), "induction_minus_rest": (1.0, -1.0)}[name]
         masks = [~induction] if name == "rest" else [induction, ~induction]

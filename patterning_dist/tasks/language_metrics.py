@@ -69,7 +69,7 @@ class Evaluation:
         parts, counted, induction = [], [], []
         for samples in task.held_out.values():
             ids = permutation(seed, _EVALUATION_STREAM, len(samples))[:num_sequences]
-            here, mask = induction_tokens(samples.tokens(ids)), samples.counted(ids)
+            here, mask = induction_tokens(samples.document_tokens(ids)), samples.counted(ids)
             parts.append(Part(samples, ids))
             counted.append(np.ones_like(here) if mask is None else mask)
             induction.append(here & counted[-1])
@@ -82,7 +82,9 @@ class Evaluation:
         losses, repeated = measured(self.samples), measured(self.repeated)
         induction, rest = losses[self.induction].mean().item(), losses[self.counted & ~self.induction].mean().item()
         num_positions, half = losses.shape[1], self.repeated.shape[1] // 2
-        late, early = (slice(num_positions - num_positions // 4, None), slice(num_positions // 8, num_positions // 4))
+        # At least a position each: a context may be shorter than eight tokens.
+        late = slice(num_positions - max(num_positions // 4, 1), None)
+        early = slice(num_positions // 8, max(num_positions // 4, 1))
         late_loss, early_loss = (losses[:, part][self.counted[:, part]].mean() for part in (late, early))
         return {
             "validation_loss": losses[self.counted].mean().item(),
