@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import sys
+from pathlib import Path
 from typing import Any
 
 from patterning_dist.errors import PatterningError
+from patterning_dist.storage.files import file_sha256
 
 
 def find_own_code() -> None:
@@ -31,3 +34,10 @@ def load_function(path: str, what: str = "observable function") -> Any:
         return getattr(importlib.import_module(module_name), function_name)
     except (ImportError, AttributeError, ValueError) as error:
         raise PatterningError(f"{what} {path!r} cannot be loaded ({error}); expected package.module:function") from None
+
+
+def code_fingerprint(path: str) -> list[Any]:
+    """A function ``package.module:name`` and the hash of the file that it is in."""
+    load_function(path, "function")
+    source = inspect.getsourcefile(importlib.import_module(path.partition(":")[0]))
+    return [path, file_sha256(Path(source)) if source else None]

@@ -23,7 +23,12 @@ from patterning_dist.storage.files import read_parquet, write_json, write_parque
 from patterning_dist.storage.snapshots import Snapshots, unpack
 from patterning_dist.storage.store import LocalStorage
 
-GRADIENTS = "gradients"
+GRADIENTS = "gradients"  # folder of the means of positions and gradients
+
+
+def rank_part(chain: int, rank: int, size: int) -> str:
+    """Name of what one rank of a chain group keeps of a chain."""
+    return f"chain-{chain}" if size == 1 else f"chain-{chain}-rank-{rank}"
 
 
 def write_unit(
@@ -78,13 +83,15 @@ def read_chains(folder: Path) -> tuple[list[CoMoments], dict[int, str]]:
     return healthy, {r.chain: r.reason for r in records if not r.healthy} | excluded
 
 
-def read_gradients(folder: Path, chains: Sequence[int]) -> np.ndarray:
+def read_gradients(folder: Path, chains: Sequence[int], rank: int = 0, size: int = 1) -> np.ndarray:
     """Means over the draws of the position, then of the gradients of the split losses [chain, 1 + split, coordinate].
+
+    Of a chain group every rank has a file of its own coordinates.
 
     Raises:
         PatterningError: a file is missing or damaged.
     """
-    return np.stack([_checked(folder, GRADIENTS, chain)["means"] for chain in chains])
+    return np.stack([_checked(folder, GRADIENTS, chain, rank_part(chain, rank, size))["means"] for chain in chains])
 
 
 def _shards(folder: Path, chain: int) -> list[CoMoments]:
@@ -108,9 +115,9 @@ def _joined(parts: list[CoMoments]) -> CoMoments:
     return dataclasses.replace(parts[0], **joined)
 
 
-def _checked(folder: Path, part: str, chain: int) -> dict[str, np.ndarray]:
+def _checked(folder: Path, part: str, chain: int, name: str | None = None) -> dict[str, np.ndarray]:
     found: list[str] = []
-    stored = Snapshots(LocalStorage(folder), part, f"chain-{chain}", found.append).newest()
+    stored = Snapshots(LocalStorage(folder), part, name or f"chain-{chain}", found.append).newest()
     if stored is None:
         raise PatterningError(
             f"{folder / part}: {'; '.join(found) or f'nothing of chain {chain} is there'}; "

@@ -110,11 +110,19 @@ class ComponentConfig(Section):
     step_size: float | None = Field(None, gt=0, description="eps [weight^2]; default: of sampling")
 
 
+class StatisticConfig(Section):
+    name: ObservableName = Field(description="of the folder that holds its results, a file a chain")
+    path: str = Field(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="package.module:Class, made with the chain's target"
+    )
+
+
 class SamplingConfig(Section):
     components: list[ComponentConfig] = Field(min_length=1, description="parts of the model that are free in turn")
     observables: list[ObservableConfig] = Field(
         min_length=1, description="what is measured at every draw of every chain"
     )
+    statistics: list[StatisticConfig] = Field([], description="what else is reduced over the draws of every chain")
     num_chains: int = Field(4, ge=1, description="independent chains [per component]")
     num_draws: int = Field(ge=1, description="draws kept [per chain]")
     burn_in: int = Field(ge=0, description="steps left out at the start of a chain [SGLD steps]")

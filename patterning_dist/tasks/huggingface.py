@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -22,9 +22,12 @@ from patterning_dist.models.huggingface import (
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.shard_loading import load_sharded_language_model
 from patterning_dist.tasks.optimizers import plain_optimizer
+from patterning_dist.tasks.task import FileHash
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PretrainedConfig
+
+_MODEL_FILES = ("*.safetensors", "*.json")
 
 
 class HuggingFace:
@@ -112,3 +115,11 @@ class HuggingFace:
     def describe(self, folder: Path) -> None:
         """config.json, so that the folder is one that ``from_pretrained`` reads."""
         self.pretrained_config.save_pretrained(folder)
+
+    def files_fingerprint(self, checkpoint: str, sha256: FileHash) -> Any:
+        """Hashes of a given checkpoint's files; of one on the hub its name and revision."""
+        path, revision = model_location(self.config, checkpoint)
+        if not Path(path).is_dir():
+            return [path, revision]
+        files = sorted(entry for pattern in _MODEL_FILES for entry in Path(path).glob(pattern))
+        return {file.name: sha256(file) for file in files}

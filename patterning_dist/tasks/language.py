@@ -13,19 +13,27 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patterning_dist.config import TrainingConfig
+from patterning_dist.config.section import Section
 from patterning_dist.data.induction import induction_tokens, repeated_sequences
+from patterning_dist.data.tokenised import load_tokens
+from patterning_dist.data.tokens import TokenDataset
+from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Component
 from patterning_dist.models.losses import batch_losses, token_ids
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Samples
+from patterning_dist.sampling.target import Layered
+from patterning_dist.storage.files import file_sha256
 from patterning_dist.tasks.language_metrics import LANGUAGE_METRICS, Evaluation
-from patterning_dist.tasks.task import Layered, Metric, Terms
+from patterning_dist.tasks.task import FileHash, Metric, Terms
 
 _NUM_REPEATED = 16
 
 
 class LanguageModel(Protocol):
     """An architecture: how it is built, loaded and run."""
+
+    config: Section
 
     def build(self, seed: int) -> nn.Module: ...
     def load(self, folder: Path, ranks: Ranks) -> nn.Module: ...
@@ -36,7 +44,7 @@ class LanguageModel(Protocol):
     def layered(self, model: Any, component: Component) -> Layered | None: ...
     def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer: ...
     def describe(self, folder: Path) -> None: ...
-    def fingerprint(self, checkpoint: str | None) -> Any: ...
+    def files_fingerprint(self, checkpoint: str, sha256: FileHash) -> Any: ...
 
 
 class TokenSamples(Samples, Protocol):
@@ -66,9 +74,11 @@ class LanguageTask:
         given: names of checkpoints that were there before the run.
         evaluation: seed and number of the held-out sequences that metrics are taken on.
         device: torch device.
+        compute_dtype: of forward passes under autocast, where it is not float32.
     """
 
     key = "sequence_id"
+    mean_counted: float | None = None
 
     def __init__(
         self,
@@ -80,10 +90,11 @@ class LanguageTask:
         given: tuple[str, ...],
         evaluation: tuple[int, int],
         device: str,
+        compute_dtype: torch.dtype | None = None,
     ) -> None:
         self.model, self.train, self.held_out = model, train, held_out
         self.folder, self.given, self.device = folder, given, device
-        self._evaluation = evaluation
+        self._evaluation, self.compute_dtype = evaluation, compute_dtype
         self.num_positions = train.tokens(np.array([0])).shape[1] - 1
 
     @cached_property
@@ -101,6 +112,14 @@ class LanguageTask:
     def metrics(self) -> Mapping[str, Metric]:
         """See ``tasks.language_metrics``."""
         return LANGUAGE_METRICS
+
+    def open_samples(self, path: Path) -> TokenSamples:
+        """A table of tokens, all of whose sequences are as long as those of the training data.
+
+        Raises:
+            PatterningError: it cannot be read, or its tokens are of another vocabulary.
+        """
+        return probe_table(path, self.train)
 
     def build(self, seed: int) -> nn.Module:
         """Fresh weights."""
@@ -171,7 +190,32 @@ class LanguageTask:
         """Of the architecture."""
         self.model.describe(folder)
 
-    def fingerprint(self, checkpoint: str | None = None) -> Any:
-        """Hashes of the tokens, and of a given checkpoint's files."""
+    def fingerprint(self, checkpoint: str | None = None, sha256: FileHash = file_sha256) -> Any:
+        """Hashes of the tokens, and of a checkpoint's files."""
         held_out = {name: samples.sha256 for name, samples in self.held_out.items()}
-        return [self.train.sha256, held_out, self.model.fingerprint(checkpoint)]
+        weights: Any = None
+        if checkpoint in self.given:
+            weights = self.model.files_fingerprint(checkpoint, sha256)
+        elif checkpoint is not None:
+            weights = sha256(self.folder / checkpoint / "model.safetensors")
+        return [self.train.sha256, held_out, self.model.config.model_dump(mode="json"), weights]
+
+
+def probe_table(path: Path, train: TokenSamples) -> TokenSamples:
+    """A table of tokens whose sequences are no longer than those of the training data.
+
+    Raises:
+        PatterningError: they are longer, or were made with another tokenizer.
+    """
+    length = train.tokens(np.array([0])).shape[1]
+    probe = TokenDataset(path) if isinstance(train, TokenDataset) else load_tokens(path, length)
+    if probe.context_length > length:
+        raise PatterningError(
+            f"sampling.probe: {path} has sequences of {probe.context_length} tokens, but the model's context is "
+            f"{length} (data.context_length); cut the probe or train with a longer context"
+        )
+    if isinstance(train, TokenDataset) and probe.metadata["tokenizer_sha256"] != train.metadata["tokenizer_sha256"]:
+        raise PatterningError(
+            f"sampling.probe: {path} was made with another tokenizer than data/train.parquet of this run"
+        )
+    return probe

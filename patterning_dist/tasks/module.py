@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
-import inspect
 from collections.abc import Mapping
 from functools import cached_property, partial
 from pathlib import Path
@@ -17,7 +15,7 @@ from torch.optim import Optimizer
 
 from patterning_dist.config import FunctionDataConfig, ModuleConfig, TrainingConfig
 from patterning_dist.errors import PatterningError
-from patterning_dist.functions import load_function
+from patterning_dist.functions import code_fingerprint, load_function
 from patterning_dist.models.components import Component
 from patterning_dist.sampling.batches import all_losses
 from patterning_dist.sampling.ranks import Ranks
@@ -25,7 +23,7 @@ from patterning_dist.sampling.samples import Batch, Samples, to_device
 from patterning_dist.sampling.shard import shard_model
 from patterning_dist.storage.files import file_sha256
 from patterning_dist.tasks.optimizers import plain_optimizer
-from patterning_dist.tasks.task import Metric, Terms
+from patterning_dist.tasks.task import FileHash, Metric, Terms
 
 _EVALUATED_AT_ONCE = 256
 
@@ -42,6 +40,7 @@ class ModuleTask:
     """
 
     key = "sample_id"
+    mean_counted = None
 
     def __init__(
         self,
@@ -72,6 +71,10 @@ class ModuleTask:
             f"{name}_loss": Metric(f"loss on {name}", "nats", f"mean loss of the held-out set {name}")
             for name in self.held_out
         }
+
+    def open_samples(self, path: Path) -> Samples:
+        """Refused: samples come from a function."""
+        raise PatterningError(f"sampling.probe: {path} is a table, and data.kind is function; remove the key")
 
     def build(self, seed: int) -> nn.Module:
         """Fresh weights.
@@ -147,15 +150,10 @@ class ModuleTask:
     def describe(self, folder: Path) -> None:
         """Nothing: the user's code has it."""
 
-    def fingerprint(self, checkpoint: str | None = None) -> Any:
+    def fingerprint(self, checkpoint: str | None = None, sha256: FileHash = file_sha256) -> Any:
         """Code of the user's own counts by the file that it is in."""
-        model = self.model
+        model, weights = self.model, None
+        if checkpoint is not None and (self.model.build is None or checkpoint not in model.checkpoints):
+            weights = sha256(self.folder / checkpoint / "model.safetensors")
         paths = [self.data.load, model.per_sample_loss, model.build, model.initialise, model.evaluate]
-        return [checkpoint, *(code_fingerprint(path) for path in paths if path is not None)]
-
-
-def code_fingerprint(path: str) -> list[Any]:
-    """A function ``package.module:name`` and the hash of the file that it is in."""
-    load_function(path, "function")
-    source = inspect.getsourcefile(importlib.import_module(path.partition(":")[0]))
-    return [path, file_sha256(Path(source)) if source else None]
+        return [checkpoint, weights, *(code_fingerprint(path) for path in paths if path is not None)]

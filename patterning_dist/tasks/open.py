@@ -65,6 +65,7 @@ def _language(config: Config, directory: Path, device: str, dtype: torch.dtype |
         given=tuple(config.model.given_checkpoints),
         evaluation=(config.seed, sequences),
         device=device,
+        compute_dtype=dtype,
     )
 
 

@@ -6,10 +6,12 @@ the shortest.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
@@ -17,7 +19,10 @@ from patterning_dist.config import TrainingConfig
 from patterning_dist.models.components import Component
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Samples
+from patterning_dist.sampling.target import Layered
+from patterning_dist.storage.files import file_sha256
 
+FileHash = Callable[[Path], str]  # of a file's content
 Terms = list[tuple[float, np.ndarray]]  # a split loss as a sum of signed means over masks of entries
 
 
@@ -35,18 +40,6 @@ class Metric(NamedTuple):
     meaning: str
 
 
-class Layered(Protocol):
-    """A model in two parts, so that what lies below a component is computed once for a batch that comes again."""
-
-    def below(self, batch: Batch) -> Tensor:
-        """What enters the first layer whose output the component bears on; no gradient is needed."""
-        ...
-
-    def above(self, state: Tensor, batch: Batch) -> Tensor:
-        """``Task.losses`` of the batch, from there."""
-        ...
-
-
 class Task(Protocol):
     """A model, its samples, and the losses that tie them.
 
@@ -54,15 +47,27 @@ class Task(Protocol):
         train: training samples: minibatches are drawn from them, and their weights are what chi is about.
         held_out: name of a set -> its samples.
         num_positions: losses of one sample; None where it has a single one.
+        mean_counted: entries of a training sample that count, on average; None: all of them.
         key: what a sample is called in tables, ``sequence_id`` or ``sample_id``.
+        compute_dtype: of forward passes under autocast, where it is not float32.
         metrics: what ``evaluate`` returns, by name.
     """
 
     train: Samples
     held_out: Mapping[str, Samples]
     num_positions: int | None
+    mean_counted: float | None
     key: str
+    compute_dtype: torch.dtype | None
     metrics: Mapping[str, Metric]
+
+    def open_samples(self, path: Path) -> Samples:
+        """A table of the user's own, for the probe.
+
+        Raises:
+            PatterningError: it is not there, or its samples are not such as the task's.
+        """
+        ...
 
     def build(self, seed: int) -> nn.Module:
         """The model with fresh weights, whole, on the task's device; inside ZeRO's init where that is entered."""
@@ -123,10 +128,10 @@ class Task(Protocol):
         """Every metric of a model (or of the engine around it); all ranks call it, each does its share."""
         ...
 
-    def describe(self, folder: Any) -> None:
+    def describe(self, folder: Path) -> None:
         """Write what is needed beside weights to load them again (config.json, tokenizer) into ``folder``."""
         ...
 
-    def fingerprint(self, checkpoint: str | None = None) -> Any:
+    def fingerprint(self, checkpoint: str | None = None, sha256: FileHash = file_sha256) -> Any:
         """JSON of hashes of all that losses follow from: data, the user's code, and the weights of a checkpoint."""
         ...

@@ -13,12 +13,12 @@ import numpy as np
 from patterning_dist.aggregation.files import read_traces, write_unit
 from patterning_dist.aggregation.ledger import LedgerPlan
 from patterning_dist.config import SamplingConfig
+from patterning_dist.measure.analysis import Analysis
+from patterning_dist.measure.diagnostics import chain_diagnostics
 from patterning_dist.progress import Progress
 from patterning_dist.response.reliability import reliability_from_sums
 from patterning_dist.runtime.chains.run import Events, UnitPlan, UnitResult, run_chains
 from patterning_dist.runtime.chains.workers import MakeStudy
-from patterning_dist.stages.chain_diagnostics import chain_diagnostics
-from patterning_dist.stages.unit_analysis import Analysis
 from patterning_dist.storage.files import write_json
 from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 

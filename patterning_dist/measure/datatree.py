@@ -1,10 +1,10 @@
-"""A study as one xarray ``DataTree`` in a zarr store, which ArviZ and xarray open.
+"""All subjects as one xarray ``DataTree`` in a zarr store, which ArviZ and xarray open.
 
-    /<checkpoint>/<component>                  attributes: settings of the chains, units, sign
-    /<checkpoint>/<component>/posterior        (chain, draw): the loss and every observable, deviations from w*
-    /<checkpoint>/<component>/susceptibility   (observable, sample): chi, standard_error; (sample): rhat, center_loss
+    /<subject>                                 attributes: settings of the chains, units, sign
+    /<subject>/posterior        (chain, draw): the loss and every observable, deviations from w*
+    /<subject>/susceptibility   (observable, sample): chi, standard_error; (sample): rhat, center_loss
 
-The subtree of a unit follows ArviZ's conventions, so ``arviz.summary(tree["final/everything"])`` works on it.
+The subtree of a subject follows ArviZ's conventions, so ``arviz.summary(tree["final/everything"])`` works on it.
 """
 
 from __future__ import annotations
@@ -17,27 +17,27 @@ from typing import Any
 import numpy as np
 import xarray as xr
 
-from patterning_dist.stages.study_response import UnitResponse
+from patterning_dist.measure.results import SubjectResponse
 from patterning_dist.storage.files import explained, plain
 
 
-def study_tree(
-    responses: Sequence[tuple[UnitResponse, Mapping[str, Any]]],
+def response_tree(
+    responses: Sequence[tuple[SubjectResponse, Mapping[str, Any]]],
     index: Mapping[str, np.ndarray],
     attributes: Mapping[str, Any],
 ) -> xr.DataTree:
-    """The tree of a study.
+    """The tree of all subjects.
 
     Args:
-        responses: of every unit, with the attributes of its node.
+        responses: of every subject, with the attributes of its node.
         index: of the probe's single losses: sequence_id, position and so on [sample].
         attributes: of the root.
     """
     groups = {"/": xr.Dataset(attrs=_plain(attributes))}
     for response, settings in responses:
-        groups[f"/{response.unit}"] = xr.Dataset(attrs=_plain(settings))
-        groups[f"/{response.unit}/posterior"] = _posterior(response)
-        groups[f"/{response.unit}/susceptibility"] = _susceptibility(response, index)
+        groups[f"/{response.name}"] = xr.Dataset(attrs=_plain(settings))
+        groups[f"/{response.name}/posterior"] = _posterior(response)
+        groups[f"/{response.name}/susceptibility"] = _susceptibility(response, index)
     return xr.DataTree.from_dict(groups)
 
 
@@ -51,7 +51,7 @@ def write_tree(tree: xr.DataTree, store: Path) -> None:
         tree.to_zarr(store, mode="w", zarr_format=2, consolidated=True)
 
 
-def _posterior(response: UnitResponse) -> xr.Dataset:
+def _posterior(response: SubjectResponse) -> xr.Dataset:
     return xr.Dataset(
         {name: (("chain", "draw"), values) for name, values in response.traces.items()},
         coords={"chain": list(response.chains), "draw": np.arange(response.traces["loss"].shape[1])},
@@ -59,7 +59,7 @@ def _posterior(response: UnitResponse) -> xr.Dataset:
     )
 
 
-def _susceptibility(response: UnitResponse, index: Mapping[str, np.ndarray]) -> xr.Dataset:
+def _susceptibility(response: SubjectResponse, index: Mapping[str, np.ndarray]) -> xr.Dataset:
     by_row, by_sample = ("observable", "sample"), ("sample",)
     return xr.Dataset(
         {
@@ -68,7 +68,7 @@ def _susceptibility(response: UnitResponse, index: Mapping[str, np.ndarray]) -> 
             "rhat": (by_sample, response.rhat),
             "center_loss": (by_sample, response.center_losses),
         },
-        coords={"observable": response.names} | {name: (by_sample, column) for name, column in index.items()},
+        coords={"observable": response.rows} | {name: (by_sample, column) for name, column in index.items()},
     )
 
 
