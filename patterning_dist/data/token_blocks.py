@@ -18,6 +18,7 @@ from typing import NamedTuple
 import numpy as np
 
 from patterning_dist.data.token_rows import Rows
+from patterning_dist.errors import PatterningError
 
 MASKS = ("attention_mask", "labels", "segment_ids", "seq_idx", "position_ids")
 _IGNORED = -100  # of torch.nn.functional.cross_entropy
@@ -53,7 +54,7 @@ def cut(rows: Rows, context_length: int, column: str, pad: int | None) -> Blocks
         PatterningError: a null or a number that is no token; a mask of another length than its row; pads between
             tokens; a label that is another token; a document that does not begin at position 0.
     """
-    ids, offsets, counts, starts = _without_pads(rows, column, pad)
+    ids, offsets, counts, starts = without_pads(rows, column, pad)
     ids = ids.astype(np.uint16 if not len(ids) or ids.max() < 2**16 else np.int32)
     num_tokens = np.diff(offsets)
     per_row = np.where(num_tokens < context_length, num_tokens > 1, num_tokens // context_length)
@@ -78,7 +79,7 @@ def cut(rows: Rows, context_length: int, column: str, pad: int | None) -> Blocks
     return Blocks(tokens[kept], row[kept], length[kept], None if whole else counted[kept], positions, len(ids))
 
 
-def _without_pads(
+def without_pads(
     rows: Rows, column: str, pad: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
     """Token ids end to end, where rows begin, which are labels (None: all), where documents begin (None: rows)."""
@@ -120,6 +121,23 @@ def _without_pads(
         None if labels is None else (labels != _IGNORED)[keep],
         None if begins is None else begins[keep],
     )
+
+
+def check_vocabulary(tokens: np.ndarray, origins: np.ndarray, column: str, vocabulary_size: int) -> None:
+    """Raises PatterningError, naming file and row, for a token that a model of this vocabulary does not have.
+
+    Args:
+        tokens: [sample, position].
+        origins: object [sample, 2], file and row.
+    """
+    above = (tokens >= vocabulary_size).any(axis=1)
+    if above.any():
+        sample = int(above.argmax())
+        file, row = origins[sample]
+        raise PatterningError(
+            f"{file} row {row}: token {tokens[sample].max()} in column {column!r}, and the model's vocabulary ends at "
+            f"{vocabulary_size - 1}; tokenise the text with the model's own tokenizer"
+        )
 
 
 def _is_list(rows: Rows, name: str) -> bool:

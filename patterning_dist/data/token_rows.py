@@ -53,6 +53,12 @@ class Rows:
             )
         return np.array([str(domain) for domain in domains.to_pylist()], dtype=object)
 
+    def origins(self, rows: np.ndarray) -> np.ndarray:
+        """object [row, 2]: file and number in it."""
+        found = np.empty((len(rows), 2), object)
+        found[:, 0], found[:, 1] = self.file, rows + self.first
+        return found
+
     def lists(self, column: str) -> tuple[np.ndarray, np.ndarray]:
         """Numbers of a column of lists, end to end, and where each row begins [row + 1].
 

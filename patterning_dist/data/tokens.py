@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from patterning_dist.data.token_blocks import MASKS, Blocks, cut
+from patterning_dist.data.token_blocks import MASKS, Blocks, check_vocabulary, cut
 from patterning_dist.data.token_rows import find_rows
 from patterning_dist.data.tokenizer import MAX_VOCABULARY
 from patterning_dist.errors import PatterningError
@@ -110,7 +110,6 @@ class TokenDataset:
             )
         self.path, self.column, self.pad = Path(path), column, pad
         self._name = str(path)
-        self._files: list[Path | str] = []
         self.metadata: Mapping[str, Any] = {}
         parts: list[Blocks] = []
         origins, domains, documents = [], [], []
@@ -121,11 +120,9 @@ class TokenDataset:
             context_length = context_length or self.metadata.get("context_length")
             if context_length is None:
                 raise PatterningError(f"{path}: no token table of this project; say the context length of its blocks")
-            if not self._files or self._files[-1] != rows.file:
-                self._files.append(rows.file)
             blocks = cut(rows, context_length, column, pad)
             parts.append(blocks)
-            origins.append(np.stack([np.full(len(blocks.row), len(self._files) - 1), blocks.row + rows.first]))
+            origins.append(rows.origins(blocks.row))
             domains.append(rows.domain_names()[blocks.row])
             if "document" in rows.columns:
                 documents.append(rows.columns["document"].to_numpy()[blocks.row])
@@ -139,7 +136,7 @@ class TokenDataset:
             )
         self.context_length = int(context_length)
         self._join(parts)
-        self._origins = np.concatenate(origins, axis=1)
+        self._origins = np.concatenate(origins)
         self.domains: np.ndarray = np.concatenate(domains)
         self.documents = np.concatenate(documents) if len(documents) == len(parts) else None
         self.vocabulary_size: int | None = self.metadata.get("vocabulary_size")
@@ -200,18 +197,16 @@ class TokenDataset:
         tokens = self.tokens(ids)
         if self._positions is None:
             return tokens
-        return tokens + (1 + int(self._blocks.max())) * (self._positions[np.asarray(ids)] == 0).cumsum(axis=1)
+        return tokens + (1 + self.max_token) * (self._positions[np.asarray(ids)] == 0).cumsum(axis=1)
 
     def check_vocabulary(self, vocabulary_size: int) -> None:
         """Raises PatterningError, naming file and row, for a token that a model of this vocabulary does not have."""
-        above = (self._blocks >= vocabulary_size).any(axis=1)
-        if above.any():
-            block = int(above.argmax())
-            file, row = self._origins[:, block]
-            raise PatterningError(
-                f"{self._files[file]} row {row}: token {self._blocks[block].max()} in column {self.column!r}, and the "
-                f"model's vocabulary ends at {vocabulary_size - 1}; tokenise the text with the model's own tokenizer"
-            )
+        check_vocabulary(self._blocks, self._origins, self.column, vocabulary_size)
+
+    @property
+    def max_token(self) -> int:
+        """The largest token id."""
+        return int(self._blocks.max())
 
     @property
     def exclusions(self) -> str | None:

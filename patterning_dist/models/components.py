@@ -141,13 +141,17 @@ def pieces_of(model: nn.Module, prefix: str = "") -> tuple[Piece, ...]:
     return tuple(Piece.whole(name, shape) for name, shape in _shapes(model).items() if name.startswith(prefix))
 
 
-def without_frozen(component: Component, model: nn.Module) -> Component:
-    """The component without parameters that require no gradient: they stay where they are, and the note says so.
+def frozen_parameters(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters that require no gradient, as the model comes from where it is built."""
+    return frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+
+
+def without_frozen(component: Component, frozen: frozenset[str]) -> Component:
+    """The component without ``frozen`` parameters, which stay where they are; the note says how much that is.
 
     Raises:
-        PatterningError: all of them are frozen.
+        PatterningError: nothing is left.
     """
-    frozen = {name for name, parameter in model.named_parameters() if not parameter.requires_grad}
     moving = tuple(piece for piece in component.pieces if piece.parameter not in frozen)
     if not moving:
         raise PatterningError(

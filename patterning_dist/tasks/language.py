@@ -15,7 +15,6 @@ from torch.optim import Optimizer
 from patterning_dist.config import TrainingConfig
 from patterning_dist.config.section import Section
 from patterning_dist.data.induction import induction_tokens, repeated_sequences
-from patterning_dist.data.tokenised import load_tokens
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Component
@@ -25,7 +24,7 @@ from patterning_dist.sampling.samples import Batch, Samples
 from patterning_dist.sampling.target import Layered
 from patterning_dist.storage.files import file_sha256
 from patterning_dist.tasks.language_metrics import LANGUAGE_METRICS, Evaluation
-from patterning_dist.tasks.task import FileHash, Metric, Terms
+from patterning_dist.tasks.task import FileHash, Metric, Terms, weights_fingerprint
 
 _NUM_REPEATED = 16
 
@@ -54,9 +53,13 @@ class TokenSamples(Samples, Protocol):
     ``position_ids``.
     """
 
+    context_length: int
     domains: np.ndarray
     documents: np.ndarray | None
+    metadata: Mapping[str, Any]
 
+    @property
+    def mean_counted(self) -> float | None: ...
     @property
     def sha256(self) -> str: ...
     def tokens(self, ids: np.ndarray) -> np.ndarray: ...
@@ -78,7 +81,6 @@ class LanguageTask:
     """
 
     key = "sequence_id"
-    mean_counted: float | None = None
 
     def __init__(
         self,
@@ -95,7 +97,7 @@ class LanguageTask:
         self.model, self.train, self.held_out = model, train, held_out
         self.folder, self.given, self.device = folder, given, device
         self._evaluation, self.compute_dtype = evaluation, compute_dtype
-        self.num_positions = train.tokens(np.array([0])).shape[1] - 1
+        self.num_positions, self.mean_counted = train.context_length - 1, train.mean_counted
 
     @cached_property
     def vocabulary_size(self) -> int:
@@ -137,9 +139,11 @@ class LanguageTask:
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """[sample, position - 1]; column p is the loss of token p + 1, 0 where it does not count."""
-        arguments = {} if isinstance(batch, Tensor) or "position_ids" not in batch else {
-            "position_ids": batch["position_ids"][:, :-1]
-        }
+        arguments = (
+            {}
+            if isinstance(batch, Tensor) or "position_ids" not in batch
+            else {"position_ids": batch["position_ids"][:, :-1]}
+        )
         return batch_losses(self.model.logits(model, token_ids(batch)[:, :-1], **arguments), batch)
 
     def layered(self, model: nn.Module, component: Component) -> Layered | None:
@@ -193,12 +197,7 @@ class LanguageTask:
     def fingerprint(self, checkpoint: str | None = None, sha256: FileHash = file_sha256) -> Any:
         """Hashes of the tokens, and of a checkpoint's files."""
         held_out = {name: samples.sha256 for name, samples in self.held_out.items()}
-        weights: Any = None
-        if checkpoint in self.given:
-            weights = self.model.files_fingerprint(checkpoint, sha256)
-        elif checkpoint is not None:
-            weights = sha256(self.folder / checkpoint / "model.safetensors")
-        return [self.train.sha256, held_out, self.model.config.model_dump(mode="json"), weights]
+        return [self.train.sha256, held_out, *weights_fingerprint(self, checkpoint, sha256)]
 
 
 def probe_table(path: Path, train: TokenSamples) -> TokenSamples:
@@ -207,14 +206,14 @@ def probe_table(path: Path, train: TokenSamples) -> TokenSamples:
     Raises:
         PatterningError: they are longer, or were made with another tokenizer.
     """
-    length = train.tokens(np.array([0])).shape[1]
-    probe = TokenDataset(path) if isinstance(train, TokenDataset) else load_tokens(path, length)
+    own, length = bool(train.metadata), train.context_length
+    probe = TokenDataset(path, None if own else length)
     if probe.context_length > length:
         raise PatterningError(
             f"sampling.probe: {path} has sequences of {probe.context_length} tokens, but the model's context is "
             f"{length} (data.context_length); cut the probe or train with a longer context"
         )
-    if isinstance(train, TokenDataset) and probe.metadata["tokenizer_sha256"] != train.metadata["tokenizer_sha256"]:
+    if own and probe.metadata["tokenizer_sha256"] != train.metadata["tokenizer_sha256"]:
         raise PatterningError(
             f"sampling.probe: {path} was made with another tokenizer than data/train.parquet of this run"
         )
