@@ -204,17 +204,18 @@ def fresh_language_model(config: PretrainedConfig, seed: int | None, head: Head 
     return model.eval()
 
 
-def causal_logits(model: nn.Module, inputs: Tensor, **arguments: Tensor) -> Tensor:
-    """Logits [sample, position, vocabulary] of token ids [sample, position]; ``arguments`` go to the model.
+def logits(model: nn.Module, inputs: Tensor, head: Head = "tokens", **arguments: Tensor) -> Tensor:
+    """Logits [sample, position, vocabulary] or [sample, class] of token ids; ``arguments`` go to the model.
 
     Raises:
         PatterningError: sequences longer than the model has positions for.
     """
     length, limit = inputs.shape[1], getattr(model.config, "max_position_embeddings", None)
     if limit is not None and length > limit:
+        last = head == "tokens"  # is predicted and not read
         raise PatterningError(
-            f"sequences of {length + 1} tokens need {length} positions, and the model has {limit}; "
-            f"set the context length to {limit + 1} or less"
+            f"sequences of {length + last} tokens need {length} positions, and the model has {limit}; "
+            f"set the context length to {limit + last} or less"
         )
     return model(input_ids=inputs, use_cache=False, **arguments).logits
 
@@ -229,7 +230,7 @@ def next_token_losses(model: nn.Module, tokens: Tensor) -> Tensor:
     Returns:
         [sample, position - 1]; column p is the loss of ``tokens[:, p + 1]``.
     """
-    return token_losses(causal_logits(model, tokens[:, :-1]), tokens)
+    return token_losses(logits(model, tokens[:, :-1]), tokens)
 
 
 def model_location(config: HuggingFaceConfig, checkpoint: str) -> tuple[str, str | None]:

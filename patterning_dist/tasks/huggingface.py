@@ -13,10 +13,11 @@ from patterning_dist.config import HuggingFaceConfig, TrainingConfig
 from patterning_dist.models.components import Component
 from patterning_dist.models.huggingface import (
     Head,
-    causal_logits,
+    check_packing,
     fresh_language_model,
     language_model_skeleton,
     load_language_model,
+    logits,
     model_config,
     model_location,
     read_config,
@@ -104,7 +105,10 @@ class HuggingFace:
             PatterningError: sequences longer than the model has positions for; documents of packed samples that the
                 architecture does not keep apart.
         """
-        return causal_logits(model, inputs, **arguments)
+        if "position_ids" in arguments and not self._packing_checked:
+            check_packing(model)
+            self._packing_checked = True
+        return logits(model, inputs, self.head, **arguments)
 
     def patterns(self, model: nn.Module, inputs: Tensor) -> list[Tensor]:
         """Attention probabilities of every layer, each [sample, head, query position, key position]."""
