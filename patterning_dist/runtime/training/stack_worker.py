@@ -10,9 +10,9 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
+from patterning_dist.config import ParenthesesConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.experiments.two_rules.behaviour import Behaviour, behaviour
-from patterning_dist.experiments.two_rules.config import ParenthesesConfig
 from patterning_dist.experiments.two_rules.strings import SPLITS, read_split
 from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.runtime.training.engine import deepspeed_config, initialize_alone

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 import ray
 from ray.actor import ActorHandle
 
-from patterning_dist.experiments.two_rules.config import ParenthesesConfig
+from patterning_dist.config import ParenthesesConfig
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.environment import ray_session
-from patterning_dist.runtime.resources import worker_resources
+from patterning_dist.runtime.resources import sampling_resources
 from patterning_dist.runtime.tasks import Task, run_tasks
 from patterning_dist.runtime.training.stack_worker import StackTask, StackTrainer, Trained
 from patterning_dist.runtime.workforce import Workforce
@@ -44,7 +44,7 @@ def train_stacks(
     Raises:
         PatterningError: a network's parameters are not finite, or the cluster has no room.
     """
-    need = worker_resources(config.sampling, device)
+    need = sampling_resources(config.sampling, device)
     with contextlib.ExitStack() as resources:
 
         def start() -> tuple[ActorHandle, ray.ObjectRef]:
