@@ -34,7 +34,7 @@ LEVELS = (
     ("__main__",),
 )
 LEVEL_OF = {room: number for number, rooms in enumerate(LEVELS) for room in rooms}
-# What stands against the plan, as (file, what it imports). It can only shrink: an entry that is not needed fails a test.
+# What stands against the plan, as (file, what it imports); an entry that is not needed any more fails a test.
 KNOWN: set[tuple[str, str]] = set()
 NUMPY_ONLY = {"numpy", "scipy", "arviz_stats", "sklearn"}  # of `response/`: what computes on arrays
 
