@@ -135,3 +135,13 @@ class Task(Protocol):
     def fingerprint(self, checkpoint: str | None = None, sha256: FileHash = file_sha256) -> Any:
         """JSON of hashes of all that losses follow from: data, the user's code, and the weights of a checkpoint."""
         ...
+
+
+def weights_fingerprint(task: Any, checkpoint: str | None, sha256: FileHash) -> list[Any]:
+    """The settings of ``task.model``, and hashes of the files of a checkpoint, one given or one of ``task.folder``."""
+    weights: Any = None
+    if checkpoint in task.given:
+        weights = task.model.files_fingerprint(checkpoint, sha256)
+    elif checkpoint is not None:
+        weights = sha256(task.folder / checkpoint / "model.safetensors")
+    return [task.model.config.model_dump(mode="json"), weights]
