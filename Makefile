@@ -1,5 +1,5 @@
 # `make quickstart`: install into .venv if need be, then run the small experiment.
-# `make test`: install into .venv if need be, then run the tests.
+# `make test`: install into .venv if need be, then check the types and run the tests.
 PYTHON ?= python3
 VENV := .venv
 # Written last, so that an interrupted installation is taken up again.
@@ -11,6 +11,7 @@ quickstart: $(STAMP)
 	$(VENV)/bin/patterning run configs/quickstart.yaml
 
 test: $(STAMP)
+	$(VENV)/bin/python -m mypy
 	$(VENV)/bin/python -m pytest -n 2
 
 # The 40 MB corpus of configs/induction-large.yaml, out of Debian packages.

@@ -103,7 +103,7 @@ class TokenBlocks:
     def sha256(self) -> str:
         """Hash of the blocks and their domains, the same from whatever files they came."""
         digest = hashlib.sha256(f"{self.context_length}\n".encode())
-        digest.update(np.ascontiguousarray(self._blocks, dtype="<i4"))
+        digest.update(np.ascontiguousarray(self._blocks, dtype="<i4").data)
         digest.update("\0".join(self.domains).encode())
         return digest.hexdigest()
 
@@ -133,9 +133,9 @@ def _cut(part: Rows, context_length: int, column: str) -> tuple[np.ndarray, np.n
     """Blocks [block, position], the row of each, and the length of every row."""
     lists = part.lists
     if lists.null_count:
-        row = int(np.argmax(lists.is_null().to_numpy(zero_copy_only=False)))
+        missing = int(np.argmax(lists.is_null().to_numpy(zero_copy_only=False)))
         raise PatterningError(
-            f"{part.file} row {part.first + row}: {column} is null; give token ids or leave the row out"
+            f"{part.file} row {part.first + missing}: {column} is null; give token ids or leave the row out"
         )
     if pa.types.is_fixed_size_list(lists.type):
         lists = lists.cast(pa.list_(lists.type.value_type))

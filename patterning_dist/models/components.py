@@ -17,12 +17,16 @@ import re
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.attention import AttentionOnlyTransformer
+
+if TYPE_CHECKING:  # takes seconds to import
+    from transformers import PreTrainedModel
 
 Vector = dict[str, Tensor]  # piece name -> free coordinates of a component
 Box = tuple[tuple[int, int], ...]  # (start, stop) along every axis
@@ -170,7 +174,7 @@ def _matching(
     """A pattern of parameter names, with the same slices for each."""
     match = _PATTERN.match(part)
     names = [parameter for parameter in shapes if match and fnmatch.fnmatchcase(parameter, match["names"])]
-    if not names:
+    if match is None or not names:
         shown = [*known] if len(known) <= 40 else [*list(known)[:40], f"... ({len(known)} in all)"]
         raise PatterningError(
             f"component {part!r} does not exist in this model; there are: {', '.join(shown)}, patterns of parameter "
@@ -193,9 +197,10 @@ def _reason(model: nn.Module, part: str) -> str:
 
 
 def _sliced(part: str, slices: str, parameter: str, shape: tuple[int, ...]) -> Piece:
-    wanted = [_SLICE.match(text.strip()) for text in slices.split(",")]
+    texts = slices.split(",")
+    wanted = [match for text in texts if (match := _SLICE.match(text.strip()))]
     box = []
-    if all(wanted) and len(wanted) <= len(shape):
+    if len(wanted) == len(texts) <= len(shape):
         for match, size in zip(wanted, shape, strict=False):
             if match[1] is not None:
                 box.append((int(match[1]), int(match[1]) + 1))
@@ -229,7 +234,7 @@ def _attention_only(model: AttentionOnlyTransformer) -> dict[str, Component]:
     return {component.name: component for component in found}
 
 
-def _is_language_model(model: nn.Module) -> bool:
+def _is_language_model(model: nn.Module) -> TypeGuard[PreTrainedModel]:
     # transformers takes seconds to import: whoever has such a model has imported it.
     transformers = sys.modules.get("transformers")
     return transformers is not None and isinstance(model, transformers.PreTrainedModel)

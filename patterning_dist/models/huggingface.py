@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -47,7 +47,8 @@ def load_language_model(path: str, revision: str | None = None, device: str | to
 
     try:
         with quiet():
-            model, found = AutoModelForCausalLM.from_pretrained(
+            # With output_loading_info a pair, which its annotation does not say.
+            loaded: Any = AutoModelForCausalLM.from_pretrained(
                 path,
                 revision=revision,
                 config=config,
@@ -72,6 +73,7 @@ def load_language_model(path: str, revision: str | None = None, device: str | to
         raise PatterningError(
             f"{path}: the weights have other shapes than config.json says; copy the folder again, or mend config.json"
         ) from None
+    model, found = loaded
     if found["missing_keys"]:
         raise PatterningError(
             f"{path}: the weights lack {_some(found['missing_keys'])}: the model was not saved as a causal language "
@@ -97,7 +99,7 @@ def logits_in_float32(model: PreTrainedModel) -> None:
         head.forward = MethodType(_outside_autocast, head)
 
 
-def _outside_autocast(head: nn.Module, x: Tensor) -> Tensor:
+def _outside_autocast(head: Any, x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         return type(head).forward(head, x.to(head.weight.dtype))
 

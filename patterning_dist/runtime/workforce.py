@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
+from patterning_dist.runtime.actor import ActorHandle
 
 _ROOM_TIMEOUT = 600.0  # seconds without any worker, until the resources of one must have become free
 _SAID_AFTER = 15.0  # seconds after which it is said what is waited for
@@ -57,7 +57,7 @@ class Workforce:
 
     def run(
         self,
-        calls: list[Callable[[ActorHandle], ray.ObjectRef]],
+        calls: Sequence[Callable[[ActorHandle], ray.ObjectRef]],
         poll: Callable[[list[Any]], Any],
         lost: Lost | None = None,
     ) -> list[Any]:
@@ -88,8 +88,9 @@ class Workforce:
                 index, worker = waiting.popleft(), self._idle.pop()
                 self._running[calls[index](worker)] = (index, worker)
             pending = [*self._running, *self._starting]
-            done = ray.wait(pending, timeout=0.5)[0] if pending else time.sleep(0.1) or []
-            for reference in done:
+            if not pending:
+                time.sleep(0.1)
+            for reference in ray.wait(pending, timeout=0.5)[0] if pending else ():
                 if reference in self._starting:
                     self._started(reference)
                     continue

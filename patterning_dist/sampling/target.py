@@ -54,6 +54,10 @@ class Target(Protocol):
         """Mean loss of the training samples ``ids`` in nats, and its gradient."""
         ...
 
+    def split_gradients(self) -> list[Vector]:
+        """Gradients of the split losses at the present position, in the order of the observables."""
+        ...
+
     def measure(self) -> Measurement:
         """Observables and probe losses at the present position."""
         ...

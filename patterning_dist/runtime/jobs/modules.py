@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from patterning_dist.config import (
-    Config,
+    AnyConfig,
     FunctionConfig,
     FunctionDataConfig,
     ModuleModelConfig,
@@ -18,7 +18,7 @@ from patterning_dist.config import (
 from patterning_dist.errors import PatterningError
 
 
-def own_modules(experiment: Path, config: Config | StudyConfig) -> dict[str, Path]:
+def own_modules(experiment: Path, config: AnyConfig) -> dict[str, Path]:
     """Those in the current folder, and what they import from there; a package counts as a whole.
 
     What is installed as well is left out: it goes before the current folder, in a job as in a run on this machine.
@@ -33,7 +33,8 @@ def own_modules(experiment: Path, config: Config | StudyConfig) -> dict[str, Pat
     Raises:
         PatterningError: a module is neither there nor installed, or is not valid Python.
     """
-    here, waiting, packed, files = Path.cwd(), [], set(), {}
+    here, waiting, packed = Path.cwd(), [], set()
+    files: dict[str, Path] = {}
     for key, path in _functions(config):
         name = path.partition(":")[0].partition(".")[0]
         if not _is_here(name, here) and not _is_installed(name, here):
@@ -62,7 +63,7 @@ def python_package(folder: Path) -> dict[str, Path]:
     return {name: file for name, file in names.items() if "/." not in name and "__pycache__" not in name}
 
 
-def _functions(config: Config | StudyConfig) -> Iterator[tuple[str, str]]:
+def _functions(config: AnyConfig) -> Iterator[tuple[str, str]]:
     """Key and ``package.module:function`` of the user's own functions."""
     for number, observable in enumerate(config.sampling.observables):
         if isinstance(observable, FunctionConfig):
@@ -95,5 +96,5 @@ def _imports(experiment: Path, file: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             yield node.module.partition(".")[0]

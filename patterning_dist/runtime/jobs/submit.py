@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patterning_dist.config import Config, StudyConfig
+from patterning_dist.config import AnyConfig, StudyConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.runtime.jobs.client import LOST, connect, line
 from patterning_dist.runtime.jobs.files import pack_job
@@ -67,7 +67,7 @@ def submit_run(experiment: Path, overrides: Sequence[str], run_dir: str | None, 
     return _exit_code(job, details)
 
 
-def _durable(experiment: Path, config: Config | StudyConfig, run_dir: str | None) -> str:
+def _durable(experiment: Path, config: AnyConfig, run_dir: str | None) -> str:
     place = run_dir or (str(config.run_dir) if config.run_dir else "")
     if "://" not in place and not place.startswith("/"):
         raise PatterningError(
@@ -81,7 +81,7 @@ def _running_or_new(
     client: JobSubmissionClient,
     address: str,
     experiment: Path,
-    config: Config | StudyConfig,
+    config: AnyConfig,
     run_dir: str,
     archive: Path,
 ) -> str:
