@@ -1,5 +1,5 @@
 # `make quickstart`: install into .venv if need be, then run the small experiment.
-# `make test`: install into .venv if need be, then run the tests; `make test-all`: also those that take long.
+# `make test`: install into .venv if need be, check the types, run the tests; `make test-all`: also those that take long.
 PYTHON ?= python3
 VENV := .venv
 # Written last, so that an interrupted installation is taken up again.
@@ -11,6 +11,7 @@ quickstart: $(STAMP)
 	$(VENV)/bin/patterning run configs/quickstart.yaml
 
 test: $(STAMP)
+	$(VENV)/bin/python -m mypy
 	$(VENV)/bin/python -m pytest -n 2
 
 test-all: $(STAMP)

@@ -16,6 +16,7 @@ be learnt.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +32,9 @@ class AttentionLayer(nn.Module):
     query, key, value [num_heads, d_model, d_head], output [num_heads, d_head, d_model],
     position_bias [num_heads, context_length] (only if ``relative_position_bias``).
     """
+
+    causal_mask: Tensor
+    distance: Tensor
 
     def __init__(
         self, num_heads: int, d_model: int, d_head: int, context_length: int, relative_position_bias: bool
@@ -94,7 +98,8 @@ class AttentionOnlyTransformer(nn.Module):
         self.vocabulary_size = vocabulary_size
         self.context_length = context_length
         self.embedding = nn.Parameter(torch.empty(vocabulary_size, d_model))
-        self.layers = nn.ModuleList(
+        # A ModuleList has no type of what is in it.
+        self.layers: Sequence[AttentionLayer] = nn.ModuleList(  # type: ignore[assignment]
             AttentionLayer(num_heads, d_model, d_head, context_length, layer in relative_position_bias)
             for layer in range(num_layers)
         )

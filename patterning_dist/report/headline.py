@@ -124,14 +124,14 @@ def headline(summary: dict[str, Any] | None, solution: dict[str, Any] | None) ->
                 "small",
             )
         )
-        rows = [
+        cells = [
             [name.replace("-", " − "), *[_cell(values.get(metric)) for metric in metrics]]
             for name, values in contrasts.items()
         ]
         section.blocks.append(
             Table(
                 ["arms", *[label(metric) for metric in metrics]],
-                rows,
+                cells,
                 "Differences between arms, with 95 % intervals",
             )
         )

@@ -146,7 +146,9 @@ def _reliability(components: dict[str, Any]) -> list[Any]:
             if value is not None:
                 plot.dot(value, index + 0.5, style, 5, f"{component}, {name}, {words}: {number(value)}")
     medians = [
-        number(float(np.median(v)), decimals=2) for v in ([r[k] for r in rows if r[k] is not None] for k in (2, 3)) if v
+        number(float(np.median(known)), decimals=2)
+        for values in ([token for *_, token, _ in rows], [sequence for *_, sequence in rows])
+        if (known := [value for value in values if value is not None])
     ]
     title = f"Reliability: median {' per token, '.join(medians)}{' per sequence' if len(medians) == 2 else ''}"
     return figure(title, plot.svg("Split-half reliability of every row"), "Hollow: per token; filled: per sequence.")

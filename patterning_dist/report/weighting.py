@@ -101,12 +101,8 @@ def weights(run: Run, solution: dict[str, Any] | None, texts: dict[str, TokenTex
     for arm in ("plus", "minus"):
         table = run.table(f"weights/{arm}.parquet", ["sequence_id", "position", "weight"])
         if table is not None and table.num_rows:
-            section.blocks += _tokens(
-                texts["train"],
-                arm,
-                *(column(table, name) for name in ("sequence_id", "position", "weight")),
-                whole=arm == "plus",
-            )
+            ids, positions, values = (column(table, name) for name in ("sequence_id", "position", "weight"))
+            section.blocks += _tokens(texts["train"], arm, ids, positions, values, whole=arm == "plus")
     return section
 
 

@@ -14,13 +14,13 @@ from typing import Any, NoReturn
 
 import ray
 import torch.distributed as dist
-from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from patterning_dist.config import SamplingConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
+from patterning_dist.runtime.actor import Actor, ActorHandle
 from patterning_dist.runtime.chains.attempt import Outcome, run_chain
 from patterning_dist.runtime.chains.pushes import ChainTask
 from patterning_dist.runtime.chains.workers import MakeStudy, model_workers
@@ -38,7 +38,7 @@ RANK_ENVIRONMENT = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHO
 
 
 @ray.remote
-class ChainRank:
+class ChainRank(Actor):
     """One rank of a chain group."""
 
     def __init__(self, ranks: Ranks, sampling: SamplingConfig, device: str) -> None:
@@ -75,7 +75,7 @@ class ChainRank:
 
 
 @ray.remote(num_cpus=0)
-class ChainGroup:
+class ChainGroup(Actor):
     """Starts the ranks of a group, and watches all of them; used like a ``ModelWorker``.
 
     After a failure the next chain starts them anew. The ranks go when this actor goes.
