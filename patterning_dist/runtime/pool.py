@@ -1,20 +1,22 @@
-"""Response directions and the scores of a whole pool along them, in parallel."""
+"""Response directions and the scores of a whole pool along them, in parallel: durable tasks, under scores/."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
 import ray
 
 from patterning_dist.progress import Progress
-from patterning_dist.runtime.chains.workers import model_workers
+from patterning_dist.runtime.chains.workers import Result, model_workers
 from patterning_dist.runtime.environment import ray_session
+from patterning_dist.runtime.tasks import Start, Task, digest, run_tasks
+from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.study import Study, open_study
-from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.run import RunDirectory
 
 SHARD_SEQUENCES = 256  # pool sequences a task: seconds of work, so that the last tasks do not leave workers idle
 SUBSET_TASKS = 4
@@ -39,7 +41,7 @@ class PoolScores:
 
 def score_pool(
     study: Study,
-    place: Place,
+    run: RunDirectory,
     component: str,
     position: np.ndarray,
     gradients: np.ndarray,
@@ -50,7 +52,7 @@ def score_pool(
 
     Args:
         study: of the run.
-        place: of the run.
+        run: holds the results of the tasks: what an earlier driver got done is not done again.
         component: whose free coordinates the vectors below have.
         position: w_bar, mean of the draws of all chains [coordinate].
         gradients: E[grad phi] of each chain [chain, observable, coordinate].
@@ -58,37 +60,65 @@ def score_pool(
         progress: shows the tasks done.
     """
     num_chains, num_observables, _ = gradients.shape
+    flat = gradients.reshape(num_chains * num_observables, -1)
     ids = np.arange(study.pool.num_sequences)
     shards = [ids[start : start + SHARD_SEQUENCES] for start in range(0, len(ids), SHARD_SEQUENCES)]
-    sampling, make_study = study.config.sampling, partial(open_study, study.config, place)
-    with (
-        ray_session(sampling.threads_per_worker),
-        model_workers(make_study, sampling, study.device, len(shards), progress) as workers,
-    ):
-
-        def together(label: str, calls: list[Callable]) -> list[Any]:
-            progress.start(label, len(calls))
-            return workers.run(calls, lambda results: progress.update(sum(r is not None for r in results)))
-
-        solved = together(
-            "response directions",
-            [
-                lambda worker, gradient=gradient: worker.direction.remote(component, position, gradient)
-                for gradient in gradients.reshape(num_chains * num_observables, -1)
-            ],
-        )
-        directions = np.stack([flat for flat, _ in solved])
-        every, mean = ray.put(directions), ray.put(directions.reshape(gradients.shape).mean(axis=0))
-        calls = [lambda worker: worker.score.remote(component, position, every, study.probe_ids, probe=True)]
-        for along, parts in ((every, np.array_split(subset, SUBSET_TASKS)), (mean, shards)):
-            calls += [
-                lambda worker, along=along, part=part: worker.score.remote(component, position, along, part)
-                for part in parts
-            ]
-        probe, *parts = together("scoring the pool", calls)
-    return PoolScores(
-        pool=np.concatenate(parts[SUBSET_TASKS:], axis=1).reshape(num_observables, -1),
-        subset=np.concatenate(parts[:SUBSET_TASKS], axis=1).reshape(num_chains, num_observables, -1),
-        probe=probe.reshape(num_chains, num_observables, *probe.shape[1:]),
-        solves=[solve for _, solve in solved],
+    sampling, make_study = study.config.sampling, partial(open_study, study.config, run.place)
+    inputs = digest(
+        {"position": position},
+        {
+            "sample": run.manifest["stages"]["sample"]["fingerprint"],  # and so data, checkpoint, posterior
+            "settings": study.config.response.direction.model_dump(mode="json"),
+            "component": component,
+            "device": study.device,
+        },
     )
+    with contextlib.ExitStack() as resources:
+        # Ray starts, and copies of large vectors are made, when the first task that is not done needs them.
+        @cache
+        def workers() -> Workforce:
+            resources.enter_context(ray_session(sampling.threads_per_worker))
+            return resources.enter_context(model_workers(make_study, sampling, study.device, len(shards), progress))
+
+        at = cache(lambda: ray.put(position))
+
+        def run_all(label: str, tasks: list[Task]) -> list[Result]:
+            return run_tasks(tasks, run, lambda number: workers(), progress, label, what=f"tasks of {label}")
+
+        def solve(name: str, gradient: np.ndarray) -> Task:
+            return _task(
+                name,
+                digest({"gradient": gradient}, {"inputs": inputs}),
+                lambda worker, board: worker.direction.remote(component, at(), gradient),
+            )
+
+        solved = run_all("response directions", [solve(f"direction-{n}", gradient) for n, gradient in enumerate(flat)])
+        directions = np.stack([solution.pop("direction") for solution in solved])
+
+        def score(name: str, parts: list[np.ndarray], along: np.ndarray) -> list[Task]:
+            vectors, of_vectors = cache(lambda: ray.put(along)), digest({"directions": along}, {"inputs": inputs})
+            probe = name == "probe"
+            return [
+                _task(
+                    f"{name}-{number}",
+                    digest({"ids": part}, {"directions": of_vectors, "probe": probe}),
+                    lambda worker, board, part=part: worker.score.remote(component, at(), vectors(), part, probe),
+                )
+                for number, part in enumerate(parts)
+            ]
+
+        tasks = score("probe", [study.probe_ids], directions)
+        tasks += score("subset", np.array_split(subset, SUBSET_TASKS), directions)
+        tasks += score("pool", shards, directions.reshape(gradients.shape).mean(axis=0))
+        probe, *parts = run_all("scoring the pool", tasks)
+    scores = [part["scores"] for part in parts]
+    return PoolScores(
+        pool=np.concatenate(scores[SUBSET_TASKS:], axis=1).reshape(num_observables, -1),
+        subset=np.concatenate(scores[:SUBSET_TASKS], axis=1).reshape(num_chains, num_observables, -1),
+        probe=probe["scores"].reshape(num_chains, num_observables, *probe["scores"].shape[1:]),
+        solves=solved,
+    )
+
+
+def _task(name: str, fingerprint: str, start: Start) -> Task:
+    return Task(name, f"scores/{name}.npz", fingerprint, start)

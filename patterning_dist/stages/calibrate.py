@@ -62,7 +62,15 @@ def calibrate(subject: Subject, run: RunDirectory, progress: Progress) -> None:
     folder = run.place.fetch("calibration") / "calibration"
     inputs = stage_fingerprint("trial", asdict(plan) | {"device": subject.study.device}, [subject.inputs])
     done = run_trials(
-        subject.make_study, config.sampling, subject.study.device, plan, tasks, folder / "trials", inputs, progress
+        subject.make_study,
+        config.sampling,
+        subject.study.device,
+        plan,
+        tasks,
+        run,
+        "calibration/trials",
+        inputs,
+        progress,
     )
     trials = {setting: [t for (s, _), t in zip(tasks, done, strict=True) if s == setting] for setting in settings}
     names = subject.study.observable_names

@@ -69,7 +69,7 @@ def direction_scores(study: Study, run: RunDirectory, progress: Progress, observ
     position = sums[:, 0].mean(axis=0)
     rows = [1 + splits.index(name) for name in observables]
     subset = _subset(study)
-    found = score_pool(study, run.place, component, position, sums[:, rows], subset, progress)
+    found = score_pool(study, run, component, position, sums[:, rows], subset, progress)
     report = {
         "estimator": "response_direction",
         "conjugate_gradients": found.solves,

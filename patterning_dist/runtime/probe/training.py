@@ -20,8 +20,9 @@ from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.models.attention import build_model
 from patterning_dist.models.losses import token_losses
 from patterning_dist.response.cost import Seconds
-from patterning_dist.runtime.probe.chains import SavedBytes, num_fitting, process_bytes, run_together, worker_options
+from patterning_dist.runtime.probe.chains import SavedBytes, process_bytes, run_together
 from patterning_dist.runtime.probe.ranks import probe_groups
+from patterning_dist.runtime.resources import training_resources
 from patterning_dist.runtime.training.engine import copy_weights, deepspeed_config, initialize, whole_parameters
 from patterning_dist.training.job import TrainingJob, WeightedBatches
 from patterning_dist.training.loss import weighted_loss
@@ -79,11 +80,9 @@ def probe_steps(config: Config, directory: Path, job: TrainingJob, device: str, 
     Raises:
         PatterningError: the cluster cannot hold one.
     """
-    threads = config.training.threads_per_worker
-    fitting = num_fitting(device, threads, job.num_workers, "one training")
-    lanes = min(fitting, config.retrain.concurrent_arms or num_jobs, num_jobs)
-    options = [[worker_options(device, threads)] * job.num_workers] * lanes
-    with probe_groups(options, device, threads, _TIMEOUT) as groups:
+    need = training_resources(config, device, job.num_workers)
+    lanes = need.at_once(num_jobs, config.retrain.concurrent_arms).number
+    with probe_groups([[need.options] * need.num_ranks] * lanes, device, need.cpus, _TIMEOUT) as groups:
         run_together(groups, _open_engine, config, directory, job)
         estimates = run_together(groups, _time_steps, 2)
         slowest = max(times[-1] for times in estimates)

@@ -10,8 +10,9 @@ import numpy as np
 import ray
 from ray.actor import ActorHandle
 
+from patterning_dist.config import ParenthesesConfig
+from patterning_dist.errors import PatterningError
 from patterning_dist.experiments.two_rules.behaviour import Behaviour, behaviour
-from patterning_dist.experiments.two_rules.config import ParenthesesConfig
 from patterning_dist.experiments.two_rules.strings import SPLITS, read_split
 from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.runtime.training.engine import deepspeed_config, initialize_alone
@@ -53,6 +54,20 @@ class Trained:
     parameters: dict[str, np.ndarray]
     behaviour: Behaviour
 
+    def arrays(self) -> dict[str, np.ndarray]:
+        """Everything in one dict, parameters/<name> and behaviour/<name>."""
+        found = {f"parameters/{name}": values for name, values in self.parameters.items()}
+        return found | {f"behaviour/{name}": values for name, values in self.behaviour._asdict().items()}
+
+    @staticmethod
+    def of(arrays: dict[str, np.ndarray]) -> Trained:
+        """The inverse of ``arrays``."""
+
+        def under(prefix: str) -> dict[str, np.ndarray]:
+            return {n.removeprefix(prefix): values for n, values in arrays.items() if n.startswith(prefix)}
+
+        return Trained(under("parameters/"), Behaviour(**under("behaviour/")))
+
 
 @ray.remote
 class StackTrainer:
@@ -67,8 +82,12 @@ class StackTrainer:
         folder = place.fetch("data") / "data"
         self.splits = {name: read_split(folder, name, self.config.task.max_length) for name in SPLITS}
 
-    def train(self, stack: StackTask, board: ActorHandle) -> Trained:
-        """Train a stack from fresh weights."""
+    def train(self, stack: StackTask, board: ActorHandle) -> dict[str, np.ndarray]:
+        """Train a stack from fresh weights; returns ``Trained.arrays``.
+
+        Raises:
+            PatterningError: a network's parameters are not finite.
+        """
         settings = self.config.training
         make_engine = TorchEngine
         if settings.engine == "deepspeed":
@@ -88,6 +107,16 @@ class StackTrainer:
                 noted = time.monotonic()
 
         training.run(stack.phases, note)
-        networks = training.networks()
-        done = behaviour(training.skeleton, training.parameters, self.splits)
-        return Trained({name: tensor.numpy() for name, tensor in networks.items()}, done)
+        networks = {name: tensor.numpy() for name, tensor in training.networks().items()}
+        _refuse_not_finite(stack, networks)
+        return Trained(networks, behaviour(training.skeleton, training.parameters, self.splits)).arrays()
+
+
+def _refuse_not_finite(stack: StackTask, networks: dict[str, np.ndarray]) -> None:
+    for name, values in networks.items():
+        bad = np.flatnonzero(~np.isfinite(values).reshape(len(values), -1).all(axis=1))
+        if len(bad):
+            raise PatterningError(
+                f"arm {stack.arm}: {name} of the network of seed {stack.seeds[bad[0]]} is not finite after training; "
+                "lower training.learning_rate"
+            )

@@ -62,8 +62,7 @@ def train_networks(
             "device": device,
         },
     )
-    stacks = run.place.fetch(f"{folder}/stacks") / folder / "stacks"
-    done = train_stacks(config, device, run.place, inputs, tasks, stacks, run.publish, progress)
+    done = train_stacks(config, device, run, inputs, tasks, f"{folder}/stacks", progress)
     return {
         arm: _joined([trained for task, trained in zip(tasks, done, strict=True) if task.arm == arm]) for arm in arms
     }
