@@ -187,14 +187,11 @@ def _job(config: Config, directory: Path) -> TrainingJob:
     """A retraining as ``stages.train`` makes them, without weights."""
     return TrainingJob(
         name="probe",
-        pool=directory / "data" / "train.parquet",
         folder=directory / "retrain",
+        inputs=[],
         seed=config.seed,
         num_steps=config.retrain.num_steps,
-        anneal_steps=0,
         evaluate_every=config.retrain.evaluate_every,
-        weights=None,
-        start=None,
         deepspeed=config.retrain.deepspeed,
         num_workers=config.retrain.num_workers,
     )
