@@ -17,7 +17,7 @@ from patterning_dist.config.schema import Config
 RESERVED_OBSERVABLES = ("chain", "draw", "loss")
 # Data that a kind of model takes.
 _DATA = {
-    AttentionOnlyConfig: (TextConfig, TokensConfig),
+    AttentionOnlyConfig: (TextConfig,),
     HuggingFaceConfig: (TextConfig, TokensConfig, PairsConfig, LabelledConfig),
     ModuleConfig: (FunctionDataConfig,),
 }
@@ -247,6 +247,8 @@ def _sampling(config: Config) -> Iterator[str]:
 
 def _solve(config: Config) -> Iterator[str]:
     solve, names = config.solve, config.sampling.observable_names
+    if solve is not None and solve.scores == "plain":
+        names = [*names, *(quantity.name for quantity in config.sampling.posterior_quantities)]
     if solve is None:
         return
     if len(config.checkpoints) > 1 and solve.checkpoint is None:

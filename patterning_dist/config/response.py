@@ -30,8 +30,9 @@ class ResponseConfig(Section):
 
 
 class SolveConfig(Section):
-    scores: Literal["response_direction", "regression"] = Field(
-        "response_direction", description="how susceptibilities reach every token of the pool"
+    scores: Literal["response_direction", "regression", "plain"] = Field(
+        "response_direction",
+        description="how susceptibilities reach every loss of the pool; plain: the probe is the whole pool",
     )
     component: str = Field(description="component whose susceptibilities are inverted")
     checkpoint: str | None = Field(None, description="checkpoint that they are of; default: the only one")

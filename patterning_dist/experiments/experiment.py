@@ -61,6 +61,10 @@ class Experiment(Protocol):
         """
         ...
 
+    def skeleton(self, config: Any) -> Any:
+        """The model's names and shapes, as a torch module; without weights where that can be had."""
+        ...
+
     def preflight(self, config: Any, directory: Path) -> None:
         """Find out now, before hours of work, what would otherwise fail in a stage.
 

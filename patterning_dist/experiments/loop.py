@@ -81,6 +81,12 @@ class Loop:
         )
         return {"corpus": corpus, "files": files}
 
+    def skeleton(self, config: Config) -> Any:
+        """See ``Experiment``."""
+        from patterning_dist.tasks.open import open_skeleton
+
+        return open_skeleton(config)
+
     def preflight(self, config: Config, directory: Path) -> None:
         """See ``Experiment``."""
         from patterning_dist.measure.preflight import preflight

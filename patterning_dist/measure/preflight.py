@@ -12,7 +12,7 @@ from patterning_dist.functions import find_own_code, load_function
 from patterning_dist.measure.subjects import Subject, Subjects, expand_components
 from patterning_dist.models.huggingface import model_location
 from patterning_dist.runtime.environment import resolve_device
-from patterning_dist.tasks.open import open_task
+from patterning_dist.tasks.open import open_skeleton, open_task
 
 
 def preflight(config: Config, directory: Path) -> None:
@@ -40,8 +40,8 @@ def preflight(config: Config, directory: Path) -> None:
         for index, source in enumerate(config.data.sources):
             if not source.path.exists():
                 raise PatterningError(f"data.sources.{index}.path: {source.path} is not there; correct it")
-        if not (directory / "data" / "train.parquet").exists():
-            return
+        expand_components(config.sampling, open_skeleton(config))
+        return
     task = open_task(config, directory, "cpu")
     skeleton = task.skeleton()
     sampling = expand_components(config.sampling, skeleton)

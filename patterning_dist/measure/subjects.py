@@ -37,7 +37,8 @@ from patterning_dist.storage.mirror import Place
 from patterning_dist.tasks.held_out import HeldOut, held_out_splits
 from patterning_dist.tasks.task import Task
 
-_PROBE_STREAM = 0x70726F6265  # of the counter-based sampler, apart from those of chains (small numbers)
+# Streams of the counter-based sampler, apart from those of chains (small numbers).
+_PROBE_STREAM, _HESSIAN_STREAM = 0x70726F6265, 0x68657373
 
 
 @dataclass(frozen=True)
@@ -149,6 +150,22 @@ class Subjects:
         """n: losses of the training samples that count, each of which has a weight."""
         mean = self.task.mean_counted
         return round(len(self.task.train) * (self.task.num_positions or 1 if mean is None else mean))
+
+    def source(self, which: str) -> Samples:
+        """``pool``: the training samples; ``probe``: those whose losses are recorded."""
+        return self.task.train if which == "pool" else self.probe.samples
+
+    def entries_of(self, which: str, ids: np.ndarray, losses: np.ndarray) -> np.ndarray:
+        """Losses [row, sample(, position)] of pool or probe samples -> those of the entries that count [row, entry]."""
+        if which == "pool":
+            counted = self.task.counted(self.task.train, ids)
+        else:
+            counted = self.task.counted(self.probe.source, self.probe.ids[ids])
+        return losses.reshape(len(losses), -1) if counted is None else losses[:, counted]
+
+    def hessian_ids(self, num_samples: int) -> np.ndarray:
+        """Training samples that Hessian products are taken on."""
+        return permutation(self.seed, _HESSIAN_STREAM, len(self.task.train))[:num_samples]
 
     def model(self, checkpoint: str) -> nn.Module:
         """The model at a checkpoint, on this rank; the same object as long as the checkpoint does not change."""

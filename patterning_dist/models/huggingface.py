@@ -90,7 +90,7 @@ def load_language_model(
         )
     model = model.to(device).eval()
     logits_in_float32(model)
-    if head == "tokens":
+    if head == "tokens" and not partitioned():
         check_causal(model, path)
     return model
 
@@ -118,6 +118,13 @@ def saved_head(config: PretrainedConfig) -> Head:
     """What a model was saved as, where config.json says so."""
     classes = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
     return "classes" if classes else "tokens"
+
+
+def partitioned() -> bool:
+    """Whether models that are made now come in pieces, under DeepSpeed's ZeRO stage 3."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return is_deepspeed_zero3_enabled()
 
 
 def logits_in_float32(model: PreTrainedModel) -> None:
@@ -176,13 +183,22 @@ def model_config(architecture: dict[str, Any], head: Head = "tokens") -> Pretrai
 
 
 def fresh_language_model(config: PretrainedConfig, seed: int | None, head: Head = "tokens") -> PreTrainedModel:
-    """A language model with fresh weights in float32, from a seed; None: whatever the generator gives."""
+    """A language model with fresh weights in float32, from a seed; None: whatever the generator gives.
+
+    Modules draw nothing while they are made, as under ZeRO stage 3: the weights are the same there.
+    """
+    from transformers.initialization import no_init_weights
+
+    in_pieces = partitioned()
     with quiet(), torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.manual_seed(seed)
-        model = auto_model(head).from_config(
-            config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
-        )
+        with contextlib.nullcontext() if in_pieces else no_init_weights():
+            model = auto_model(head).from_config(
+                config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
+            )
+        if not in_pieces:
+            model.init_weights()
     logits_in_float32(model)
     return model.eval()
 

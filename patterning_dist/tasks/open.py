@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from patterning_dist.config import (
     AttentionOnlyConfig,
@@ -23,6 +24,7 @@ from patterning_dist.data.sequences import SequenceTable
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.huggingface import Head, model_location, read_config
+from patterning_dist.tasks.language import LanguageModel, LanguageTask
 from patterning_dist.tasks.task import Task
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
@@ -50,24 +52,21 @@ def open_task(config: Config, directory: Path, device: str) -> Task:
     return _language(config, directory, device, dtype)
 
 
-def _language(config: Config, directory: Path, device: str, dtype: torch.dtype | None) -> Task:
-    from patterning_dist.tasks.attention_only import AttentionOnly
-    from patterning_dist.tasks.huggingface import HuggingFace
-    from patterning_dist.tasks.language import LanguageTask
+def open_skeleton(config: Config) -> nn.Module:
+    """Names and shapes of an experiment's model; needs no data of a language model.
 
+    Raises:
+        PatterningError: the model is not there.
+    """
+    if not isinstance(config.data, TextConfig):
+        return open_task(config, config.run_directory, "cpu").skeleton()
+    return _model(config, config.data.vocabulary_size, config.data.context_length, "cpu", None).skeleton()
+
+
+def _language(config: Config, directory: Path, device: str, dtype: torch.dtype | None) -> Task:
     train, held_out = _tokens(config, directory)
-    vocabulary_size, length = train.vocabulary_size, train.context_length
-    if isinstance(config.model, AttentionOnlyConfig):
-        model = AttentionOnly(config.model, vocabulary_size or _num_ids(train, held_out), length, device)
-        for samples in (train, *held_out.values()):
-            if samples.packed:
-                raise PatterningError(
-                    f"{samples.path}: rows hold several documents, which the attention-only transformer would let see "
-                    "each other; give rows of one document each (short ones are padded)"
-                )
-    else:
-        assert isinstance(config.model, HuggingFaceConfig)
-        model = HuggingFace(config.model, vocabulary_size or _num_ids(train, held_out), length, device, dtype)
+    vocabulary_size = train.vocabulary_size or _num_ids(train, held_out)
+    model = _model(config, vocabulary_size, train.context_length, device, dtype)
     return LanguageTask(model, train, held_out, **_common(config, directory, device, dtype))
 
 
@@ -110,6 +109,18 @@ def _common(config: Config, directory: Path, device: str, dtype: torch.dtype | N
         "device": device,
         "compute_dtype": dtype,
     }
+
+
+def _model(
+    config: Config, vocabulary_size: int | None, length: int, device: str, dtype: torch.dtype | None
+) -> LanguageModel:
+    from patterning_dist.tasks.attention_only import AttentionOnly
+    from patterning_dist.tasks.huggingface import HuggingFace
+
+    if isinstance(config.model, AttentionOnlyConfig):
+        return AttentionOnly(config.model, vocabulary_size, length, device)
+    assert isinstance(config.model, HuggingFaceConfig)
+    return HuggingFace(config.model, vocabulary_size, length, device, dtype)
 
 
 def _tokens(config: Config, directory: Path) -> tuple[TokenDataset, dict[str, TokenDataset]]:

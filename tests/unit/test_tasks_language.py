@@ -15,7 +15,6 @@ from torch import Tensor, nn
 from patterning_dist.config import Config, load_config
 from patterning_dist.data.sampler import minibatch
 from patterning_dist.errors import PatterningError
-from patterning_dist.models.components import select_component
 from patterning_dist.models.losses import token_losses
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Joined
@@ -202,26 +201,3 @@ def test_small_vocabularies_and_few_positions_work(tmp_path: Path, vocabulary: i
     found = task.evaluate(task.load("final", Ranks()), Ranks())
     assert all(np.isfinite(list(found.values())))
     assert "validation_loss" in found
-
-
-def test_a_cut_model_counts_the_same(tmp_path: Path) -> None:
-    import yaml
-
-    pq.write_table(pa.table({"input_ids": TEXTS}), tmp_path / "t.parquet")
-    config = settings(tmp_path)
-    written = yaml.safe_load((tmp_path / "run.yaml").read_text())
-    written["model"] = {"kind": "attention_only"}
-    written["training"] = {"num_steps": 1, "batch_size": 4, "learning_rate": 0.001, "optimizer": "adamw"}
-    (tmp_path / "run.yaml").write_text(yaml.safe_dump(written, sort_keys=False))
-    config = load_config(tmp_path / "run.yaml")
-    task = open_task(config, tmp_path, "cpu")
-    model, batch = task.build(0), task.train[np.arange(24)]
-    losses = task.losses(model, batch)
-    for name in ("embedding", "layer.1.head.0", "unembedding"):
-        layered = task.layered(model, select_component(model, name))
-        torch.testing.assert_close(layered.above(layered.below(batch), batch), losses)
-    counted = task.counted(task.train, np.arange(24))
-    assert not losses[~counted].any()
-    pq.write_table(pa.table({"input_ids": [[1, 2, 3]], "seq_idx": [[0, 0, 1]]}), tmp_path / "t.parquet")
-    with pytest.raises(PatterningError, match=r"t\.parquet: rows hold several documents, which the attention-only"):
-        open_task(config, tmp_path, "cpu")
