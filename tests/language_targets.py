@@ -21,7 +21,10 @@ class Sequences:
     documents = None
 
     def __init__(self, tokens, domains=None, counted=None):
-        self.all, self.domains, self.mask, self.asked = np.asarray(tokens), domains, counted, []
+        self.all, self.mask, self.asked = np.asarray(tokens), counted, []
+        self.domains = np.full(len(self.all), "held_out", object) if domains is None else domains
+        self.context_length = self.all.shape[1]
+        self.mean_counted = None if counted is None else counted.sum() / len(counted)
 
     def __len__(self):
         return len(self.all)
@@ -32,6 +35,8 @@ class Sequences:
 
     def tokens(self, ids):
         return self.all[ids]
+
+    document_tokens = tokens
 
     def counted(self, ids):
         return None if self.mask is None else self.mask[ids]
