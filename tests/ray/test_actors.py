@@ -10,6 +10,8 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
+from patterning_dist.sampling.study import Study
+from patterning_dist.stages.susceptibilities import token_columns
 from tiny_run import copy_run, quiet, tiny_config
 
 from patterning_dist.aggregation.files import read_chains, read_gradients, read_records
@@ -20,9 +22,7 @@ from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.runtime.resources import Resources
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.chain import ChainFailure
-from patterning_dist.sampling.study import Study
 from patterning_dist.stages.sample import sample
-from patterning_dist.stages.susceptibilities import token_columns
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 import zarr
+from patterning_dist.sampling.module_target import ModuleTarget
 from ray_in_process import Moment, ProcessDied, Strike, World, kinds
 from tiny_run import SETTINGS, quiet
 from torch import nn
@@ -28,7 +29,6 @@ from patterning_dist.models.components import select_component
 from patterning_dist.response.susceptibility import susceptibility
 from patterning_dist.runtime.chains.run import Events, UnitPlan, run_chains
 from patterning_dist.sampling.chain import Chain, ChainSettings
-from patterning_dist.sampling.module_target import ModuleTarget
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.traces import TraceRecorder, create_traces
 from patterning_dist.storage.snapshots import Snapshots, unpack
