@@ -29,7 +29,7 @@ def test_resuming_keeps_the_stages_that_were_finished(finished: Path) -> None:
 def test_summary_has_every_arm_with_intervals(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     assert set(summary["arms"]) == {"base", "plus", "minus", "permuted"}
-    contrast = summary["contrasts"]["plus-permuted"]["induction_gap"]
+    contrast = summary["contrasts"]["plus"]["permuted"]["induction_gap"]
     low, high = contrast["interval"]
     assert low < contrast["value"] < high
     assert np.mean(contrast["per_seed"]) == pytest.approx(contrast["value"])

@@ -138,7 +138,7 @@ def write_posterior(run: Path, blocks: np.ndarray, rng: np.random.Generator) -> 
                     "ess_bulk": 420.0 / (1 + 2 * i),
                     "mcse": 0.0021,
                     "reliability": 0.12 + 0.02 * i,
-                    "reliability_sequences": 0.55 + 0.05 * i,
+                    "reliability_samples": 0.55 + 0.05 * i,
                 }
                 for o in OBSERVABLES
             },
