@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from patterning_dist.report.blocks import Figures, Note
 from patterning_dist.report.figures import figure, grid
 from patterning_dist.report.reading import COMPONENT_ORDER, Run, column, in_order
 from patterning_dist.report.svg import Plot
-from patterning_dist.report.text import INDEX, TokenText, entries
+from patterning_dist.report.text import INDEX, TokenText, entries, shades
 from patterning_dist.report.words import number
 
 SHOWN_MODES, SHOWN_COLUMNS, ENTRIES_A_SIDE = 3, 8, 6
@@ -66,7 +65,6 @@ def _ends(table: pa.Table, text: TokenText | None, at: str) -> list[Any]:
     table = table.take(pa.array(order))
     index = {name: column(table, name) for name in INDEX if name in table.column_names}
     mode, score = column(table, "mode"), column(table, "score").astype(float)
-    largest = float(np.abs(score).max(initial=0.0)) or 1.0
     blocks = []
     for shown in np.unique(mode)[:SHOWN_MODES]:
         up, down = (np.flatnonzero((mode == shown) & side)[:ENTRIES_A_SIDE] for side in (score > 0, score <= 0))
@@ -77,8 +75,8 @@ def _ends(table: pa.Table, text: TokenText | None, at: str) -> list[Any]:
                 index,
                 score,
                 [*up, *reversed(down)],
-                partial(number, sign=True),
-                lambda value: ("up" if value > 0 else "down", abs(value) / largest),
+                lambda row: number(score[row], sign=True),
+                shades(score),
                 text,
             )
         )

@@ -50,7 +50,8 @@ def _sections(run: Run, summary: dict[str, Any]) -> list[Section]:
         ("baseline", "The baseline checkpoint", lambda: record.baseline(run, metrics)),
         ("record", "Cost and record", lambda: record.record(run, summary)),
     ]
-    return [_guarded(run, name, title, build) for name, title, build in builders]
+    sections = [_guarded(run, name, title, build) for name, title, build in builders]
+    return sorted(sections, key=lambda section: bool(section.absent))
 
 
 def when(created: Any) -> str:

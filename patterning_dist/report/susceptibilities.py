@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,11 +13,10 @@ from patterning_dist.report.figures import figure, scatter
 from patterning_dist.report.modes import modes
 from patterning_dist.report.reading import Run, column, schema_json
 from patterning_dist.report.svg import Plot, padded
-from patterning_dist.report.text import INDEX, TokenText, entries, strongest, varied
+from patterning_dist.report.text import INDEX, TokenText, entries, shades, strongest, varied
 from patterning_dist.report.words import number
 
 SHOWN_SUBJECTS, ENTRIES_A_SIDE, CANDIDATES = 6, 6, 200
-_signed = partial(number, sign=True)
 
 
 def susceptibilities(
@@ -69,21 +67,16 @@ def _strongest(probes: Mapping[str, pa.Table], text: TokenText | None) -> list[A
         if not names or not table.num_rows:
             continue
         index = {name: column(table, name) for name in INDEX if name in table.column_names}
-        chi = column(table, f"chi_{names[0]}").astype(float)
+        chi, error = (column(table, f"{kind}_{names[0]}").astype(float) for kind in ("chi", "se"))
+        words = [f"{number(c, sign=True)} ± {number(e, 2)}" for c, e in zip(chi, error, strict=True)]
         ends = [varied(text, index, strongest(chi, CANDIDATES, up), ENTRIES_A_SIDE) for up in (True, False)]
         rows = list(dict.fromkeys([*ends[0], *reversed(ends[1])]))
         title = f"{subject}: highest and lowest susceptibilities of {names[0]}"
-        blocks.append(entries(title, "χ", index, chi, rows, _signed, shades(chi), text, folded=bool(blocks)))
+        blocks.append(entries(title, "χ", index, chi, rows, words.__getitem__, shades(chi), text, folded=bool(blocks)))
     if len(probes) > SHOWN_SUBJECTS:
         words = f"Those of {len(probes) - SHOWN_SUBJECTS} more subjects are in the tables of response/."
         blocks.append(Note(words, "small"))
     return blocks
-
-
-def shades(values: np.ndarray) -> Any:
-    """Side and shade of a value among others."""
-    largest = float(np.abs(values).max(initial=0.0)) or 1.0
-    return lambda value: ("up" if value > 0 else "down", abs(value) / largest)
 
 
 def split_of(probe: pa.Table, texts: Mapping[str, TokenText]) -> str | None:

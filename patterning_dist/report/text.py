@@ -115,7 +115,7 @@ def entries(
     index: Mapping[str, np.ndarray],
     values: np.ndarray,
     rows: Sequence[int],
-    words: Callable[[float], str],
+    words: Callable[[int], str],
     shade: Callable[[float], tuple[str, float]],
     text: TokenText | None,
     folded: bool = False,
@@ -124,18 +124,25 @@ def entries(
 
     Args:
         index: columns of ``INDEX`` that the table has [row].
-        values: what is shown of every row [row].
+        values: that shade it [row].
         rows: chosen.
-        words: of a value.
+        words: what is shown of a row.
         shade: side and shade of a value.
     """
     if text is not None and "position" in index:
-        places = [(int(index["sequence_id"][i]), int(index["position"][i]), float(values[i])) for i in rows]
-        return Lines(title, value_name, [text.line(s, p, words(v), *shade(v)) for s, p, v in places], folded=folded)
+        places = ((int(index["sequence_id"][i]), int(index["position"][i])) for i in rows)
+        lines = [text.line(*at, words(i), *shade(float(values[i]))) for i, at in zip(rows, places, strict=True)]
+        return Lines(title, value_name, lines, folded=folded)
     columns = [name for name in INDEX if name in index]
-    cells = [[*(str(index[name][i]) for name in columns), words(float(values[i]))] for i in rows]
+    cells = [[*(str(index[name][i]) for name in columns), words(i)] for i in rows]
     headers = [*(name.removesuffix("_id") for name in columns), value_name]
     return Table(headers, cells, "" if folded else title, title if folded else "")
+
+
+def shades(values: np.ndarray) -> Callable[[float], tuple[str, float]]:
+    """Side and shade of a value among others."""
+    largest = float(np.abs(values).max(initial=0.0)) or 1.0
+    return lambda value: ("up" if value > 0 else "down", abs(value) / largest)
 
 
 def strongest(weights: np.ndarray, count: int, largest: bool) -> np.ndarray:

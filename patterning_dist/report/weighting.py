@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -16,7 +15,6 @@ from patterning_dist.report.text import INDEX, Shading, TokenText, entries, pass
 from patterning_dist.report.words import number
 
 CONTEXT_LINES = 12
-_two = partial(number, decimals=2)
 CANDIDATES = 600  # from which the lines are chosen, so that one frequent token does not fill them
 
 
@@ -83,15 +81,19 @@ def _strongest(arm: str, table: pa.Table, text: TokenText | None) -> list[Any]:
     index = {name: column(table, name) for name in INDEX if name in table.column_names}
     values = column(table, "weight")
     shading, blocks = Shading(values), []
-    for largest, words in ((True, "most up-weighted"), (False, "most down-weighted")):
+
+    def words(row: int) -> str:
+        return number(float(values[row]), decimals=2)
+
+    for largest, which in ((True, "most up-weighted"), (False, "most down-weighted")):
         rows = varied(text, index, strongest(values, CANDIDATES, largest), CONTEXT_LINES)
-        title = f"{arm.capitalize()}: {words} {'tokens' if 'position' in index else 'samples'}"
-        blocks.append(entries(title, "weight", index, values, rows, _two, shading, text, folded=arm != "plus"))
+        title = f"{arm.capitalize()}: {which} {'tokens' if 'position' in index else 'samples'}"
+        blocks.append(entries(title, "weight", index, values, rows, words, shading, text, folded=arm != "plus"))
     if arm != "plus" or text is None or "position" not in index:
         return blocks
-    words = "At most one line a block and two lines a token, so that frequent tokens leave room; among equal weights "
-    words += "the choice is random."
-    return [*blocks, Note(words, "small"), *_passages(arm, index, values, shading, text)]
+    note = "At most one line a block and two lines a token, so that frequent tokens leave room; among equal weights "
+    note += "the choice is random."
+    return [*blocks, Note(note, "small"), *_passages(arm, index, values, shading, text)]
 
 
 def _passages(

@@ -48,7 +48,9 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
     return {
         "name": config.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": {stage: entry["seconds"] for stage, entry in stages.items() if "seconds" in entry},
+        "seconds": {
+            stage: entry["seconds"] for stage, entry in stages.items() if stage != "report" and "seconds" in entry
+        },
         "metrics": described,
         "headline": _headline(compared, predicted, solution, described, [a.name for a in arms if a.is_weighted]),
         "arms": {arm.name: told[arm.name] | arm.summary() for arm in arms},
@@ -109,7 +111,7 @@ def _headline(
     for kind, what in sources.items():
         for arm, entries in predicted[kind].items():
             for name, entry in entries.items():
-                add(f"{arm} {kind} {name}", entry, unit(name), what, kind != "predicted" and name in targeted)
+                add(f"{arm} {kind.replace('_', '-')} {name}", entry, unit(name), what, kind != "predicted" and name in targeted)
     for name, agreement in solution.get("estimator_agreement", {}).items():
         what = "plain covariance against response direction on the probe"
         for level in ("entries", "samples"):
