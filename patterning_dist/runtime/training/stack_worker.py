@@ -107,7 +107,8 @@ class StackTrainer:
         Raises:
             PatterningError: a network's parameters are not finite.
         """
-        settings, make_engine = self.recipe.settings, TorchEngine
+        settings = self.recipe.settings
+        make_engine: Callable[..., Any] = TorchEngine
         if self.recipe.engine == "deepspeed":
             # DeepSpeed counts samples; those of one network are what it has to know of. By default it clips gradients,
             # here by the norm over all networks: each one's steps would depend on the others.
