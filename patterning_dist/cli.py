@@ -6,22 +6,24 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
-from patterning_dist.config import AnyConfig, Config, ParenthesesConfig, StudyConfig, config_schema, load_config
+from patterning_dist.config import Root, config_schema, load_config
+from patterning_dist.config.kinds import DEFAULT
 from patterning_dist.errors import PatterningError
 from patterning_dist.preemption import EXIT_CODE, Preempted, preemptible
 from patterning_dist.storage.mirror import Place
-from patterning_dist.storage.run import STAGES, read_manifest
+from patterning_dist.storage.run import read_manifest
 from patterning_dist.storage.store import path_or_url
 
 HELP = {
     "prepare": "Train the tokenizer and cut the corpus into sequences.",
     "train": "Train the baseline and anneal it to the checkpoint that is sampled around.",
-    "sample": "Run the posterior chains of every component.",
+    "sample": "Run the posterior chains of every checkpoint and component.",
     "solve": "Turn the susceptibilities into sample weights that reach the targets.",
+    "check": "Measure the response under the weights by coupled chains.",
     "retrain": "Train again on the weighted data, every arm with every seed.",
     "report": "Write report.html and summary.json.",
 }
@@ -72,9 +74,7 @@ def _reported() -> Iterator[None]:
         raise typer.Exit(130) from None
 
 
-def _open(
-    config: Path | str, overrides: Sequence[str] | None, run_dir: Path | str | None
-) -> tuple[AnyConfig, Path | str]:
+def _open(config: Path | str, overrides: Sequence[str] | None, run_dir: Path | str | None) -> tuple[Root, Path | str]:
     """The experiment and its run directory; a run directory is its own unless another is asked for."""
     config, run_dir = _local(config, run_dir)
     if config.is_dir():
@@ -93,71 +93,51 @@ def _local(config: Path | str, run_dir: Path | str | None) -> tuple[Path, Path |
     return Place.at(config).fetch("config.yaml"), run_dir or config
 
 
-def _open_run(
-    config: Path | str, overrides: Sequence[str] | None, run_dir: Path | str | None
-) -> tuple[Config | ParenthesesConfig, Path | str]:
-    loaded, directory = _open(config, overrides, run_dir)
-    if isinstance(loaded, StudyConfig):
-        raise PatterningError(f"{config}: is a study of a given model; run `patterning study {config}`")
-    return loaded, directory
-
-
-def _open_study(
-    config: Path | str, overrides: Sequence[str] | None, run_dir: Path | str | None
-) -> tuple[StudyConfig, Path | str]:
-    loaded, directory = _open(config, overrides, run_dir)
-    if not isinstance(loaded, StudyConfig):
-        raise PatterningError(f"{config}: is the whole loop, with a training; run `patterning run {config}`")
-    return loaded, directory
-
-
-def _refuse_parentheses(config: Path | str, loaded: AnyConfig, command: str) -> None:
-    if isinstance(loaded, ParenthesesConfig):
-        raise PatterningError(
-            f"{config}: is the parentheses experiment, which {command} is not for; run `patterning run {config}`"
-        )
-
-
-@app.command(help="Run every stage that is not done yet, from the corpus to the report.")
+@app.command(help="Run every stage that the experiment asks for and that is not done yet.")
 def run(config: ConfigArgument, overrides: SetOption = None, run_dir: RunDirOption = None) -> None:
     with _reported():
-        loaded, directory = _open_run(config, overrides, run_dir)
-        _run_stages(loaded, list(STAGES), directory)
+        loaded, directory = _open(config, overrides, run_dir)
+        from patterning_dist.driver import run_stages
 
-
-def _run_stages(config: Config | ParenthesesConfig, stages: list[str], directory: Path | str) -> None:
-    from patterning_dist.driver import run_stages
-
-    run_stages(config, stages, directory)
+        run_stages(loaded, None, directory)
 
 
 def _stage_command(stage: str) -> Callable[..., None]:
     def command(config: ConfigArgument, overrides: SetOption = None, run_dir: RunDirOption = None) -> None:
         with _reported():
-            loaded, directory = _open_run(config, overrides, run_dir)
+            loaded, directory = _open(config, overrides, run_dir)
+            from patterning_dist.driver import experiment_of, run_stages
+
+            stages = list(experiment_of(loaded).stages(loaded))
+            if stage not in stages:
+                raise PatterningError(
+                    f"{config}: this experiment does not ask for stage {stage}; it has {', '.join(stages)}"
+                )
             done = read_manifest(directory).get("stages", {})
-            for earlier in STAGES[: STAGES.index(stage)]:
+            for earlier in stages[: stages.index(stage)]:
                 if done.get(earlier, {}).get("status") != "finished":
                     raise PatterningError(
                         f"{directory}: stage {stage} needs stage {earlier}, which is not done; "
                         f"run `patterning {earlier} {config}` first"
                     )
-            _run_stages(loaded, [stage], directory)
+            run_stages(loaded, [stage], directory)
 
     return command
 
 
-for _stage in STAGES:
+for _stage in HELP:
     app.command(name=_stage, help=HELP[_stage])(_stage_command(_stage))
 
 
-@app.command(help="Run posterior chains on a model that exists already: checkpoints x components x chains.")
+@app.command(help="Chains and report only, of any experiment: what `run` does with stages up to sample, and report.")
 def study(config: ConfigArgument, overrides: SetOption = None, run_dir: RunDirOption = None) -> None:
     with _reported():
-        loaded, directory = _open_study(config, overrides, run_dir)
-        from patterning_dist.stages.study import run_study
+        loaded, directory = _open(config, overrides, run_dir)
+        from patterning_dist.driver import run_stages
 
-        run_study(loaded, directory)
+        later = {"solve": None, "check": None, "retrain": None}
+        measured = loaded.model_copy(update={key: None for key in later if key in type(loaded).model_fields})
+        run_stages(measured, None, directory)
 
 
 @app.command(help="Run an experiment as a job of a Ray cluster; where it runs already, attach to it.")
@@ -189,7 +169,6 @@ def plan(
 ) -> None:
     with _reported():
         loaded, directory = _open(config, overrides, run_dir)
-        _refuse_parentheses(config, loaded, "plan")
         from patterning_dist.driver import plan_experiment
 
         plan_experiment(loaded, directory, as_json)
@@ -229,44 +208,24 @@ def components(
 def calibrate(config: ConfigArgument, overrides: SetOption = None, run_dir: RunDirOption = None) -> None:
     with _reported():
         loaded, directory = _open(config, overrides, run_dir)
-        _refuse_parentheses(config, loaded, "calibrate")
-        if isinstance(loaded, StudyConfig):
-            from patterning_dist.stages.calibrate import calibrate_study
-
-            calibrate_study(loaded, directory)
-            return
-        if read_manifest(directory).get("stages", {}).get("train", {}).get("status") != "finished":
-            raise PatterningError(
-                f"{directory}: calibrate needs the baseline of stage train, which is not done; "
-                f"run `patterning prepare {config}` and `patterning train {config}` first"
-            )
         from patterning_dist.driver import run_calibration
 
         run_calibration(loaded, directory)
 
 
 @config_app.command(help="Print the JSON schema of the experiment file, for editors.")
-def schema(
-    kind: Annotated[
-        Literal["run", "study", "parentheses"], typer.Option(help="Of which kind of experiment; run: the whole loop.")
-    ] = "run",
-) -> None:
-    typer.echo(json.dumps(config_schema(kind), indent=2))
+def schema(kind: Annotated[str, typer.Option(help="Of which kind of experiment.")] = DEFAULT) -> None:
+    with _reported():
+        typer.echo(json.dumps(config_schema(kind), indent=2))
 
 
 @config_app.command(help="Check an experiment file without running anything.")
 def check(config: ConfigArgument, overrides: SetOption = None) -> None:
     with _reported():
         loaded, directory = _open(config, overrides, None)
-        if isinstance(loaded, StudyConfig):
-            from patterning_dist.stages.study import check_study_inputs
+        from patterning_dist.driver import experiment_of
 
-            check_study_inputs(loaded, directory)
-            typer.echo(f"{config}: ok; the study is kept in {directory}")
-            return
-        for index, source in enumerate(loaded.data.sources if isinstance(loaded, Config) else ()):
-            if not source.path.exists():
-                raise PatterningError(f"{config}: data.sources.{index}.path: {source.path} is not there; correct it")
+        experiment_of(loaded).preflight(loaded, Place.at(directory).path)
         typer.echo(f"{config}: ok; the run is kept in {directory}")
 
 

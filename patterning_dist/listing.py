@@ -13,13 +13,10 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from patterning_dist.config import Config, HuggingFaceModelConfig, ParenthesesConfig, load_config
-from patterning_dist.experiments.two_rules.classifier import BracketClassifier
-from patterning_dist.models.attention import build_model
+from patterning_dist.config import load_config
+from patterning_dist.config.kinds import DEFAULT, find_kind
 from patterning_dist.models.components import Component, Piece, model_components
 from patterning_dist.models.huggingface import language_model_skeleton
-from patterning_dist.sampling.model_study import model_location
-from patterning_dist.sampling.observables import load_function
 
 _NUMBER = re.compile(r"(?<![^.])\d+(?![^.])")  # a whole part of a dotted name
 
@@ -46,14 +43,7 @@ def open_model(model: str, revision: str | None) -> nn.Module:
     if place.suffix not in (".yaml", ".yml"):
         return language_model_skeleton(model, revision)
     config = load_config(place)
-    if isinstance(config, ParenthesesConfig):
-        return BracketClassifier(config.model, config.task.max_length)
-    if isinstance(config, Config):
-        return build_model(config.model, config.data.vocabulary_size, config.data.context_length)
-    if isinstance(config.model, HuggingFaceModelConfig):
-        path, checkpoint = model_location(config.model, config.model.checkpoints[0])
-        return language_model_skeleton(path, revision or checkpoint)
-    return load_function(config.model.build, "model.build")(config.model.checkpoints[0])
+    return find_kind(config.experiment or DEFAULT).skeleton(config)
 
 
 def named_components(model: nn.Module) -> list[Component]:

@@ -21,9 +21,14 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.response.moments import CoMoments, healthy_chains
 from patterning_dist.storage.files import read_parquet, write_json, write_parquet
 from patterning_dist.storage.snapshots import Snapshots, unpack
-from patterning_dist.storage.store import LocalStorage
+from patterning_dist.storage.store import LocalStorage, Storage
 
-GRADIENTS = "gradients"
+GRADIENTS = "gradients"  # folder of the means of positions and gradients
+
+
+def rank_part(chain: int, rank: int, size: int) -> str:
+    """Name of what one rank of a chain group keeps of a chain."""
+    return f"chain-{chain}" if size == 1 else f"chain-{chain}-rank-{rank}"
 
 
 def write_unit(
@@ -78,13 +83,17 @@ def read_chains(folder: Path) -> tuple[list[CoMoments], dict[int, str]]:
     return healthy, {r.chain: r.reason for r in records if not r.healthy} | excluded
 
 
-def read_gradients(folder: Path, chains: Sequence[int]) -> np.ndarray:
+def read_gradients(storage: Storage, subject: str, chains: Sequence[int], rank: int = 0, size: int = 1) -> np.ndarray:
     """Means over the draws of the position, then of the gradients of the split losses [chain, 1 + split, coordinate].
+
+    Of a chain group every rank has a file of its own coordinates.
 
     Raises:
         PatterningError: a file is missing or damaged.
     """
-    return np.stack([_checked(folder, GRADIENTS, chain)["means"] for chain in chains])
+    folder = f"sampling/{subject}/{GRADIENTS}"
+    parts = (rank_part(chain, rank, size) for chain in chains)
+    return np.stack([_newest(Snapshots(storage, folder, part), f"{folder}/{part}")["means"] for part in parts])
 
 
 def _shards(folder: Path, chain: int) -> list[CoMoments]:
@@ -111,11 +120,15 @@ def _joined(parts: list[CoMoments]) -> CoMoments:
 
 
 def _checked(folder: Path, part: str, chain: int) -> dict[str, np.ndarray]:
+    return _newest(Snapshots(LocalStorage(folder), part, f"chain-{chain}"), f"{folder / part} chain {chain}")
+
+
+def _newest(snapshots: Snapshots, where: str) -> dict[str, np.ndarray]:
     found: list[str] = []
-    stored = Snapshots(LocalStorage(folder), part, f"chain-{chain}", found.append).newest()
+    stored = dataclasses.replace(snapshots, damaged=found.append).newest()
     if stored is None:
         raise PatterningError(
-            f"{folder / part}: {'; '.join(found) or f'nothing of chain {chain} is there'}; "
-            "delete the folder of this component and run the same command again"
+            f"{where}: {'; '.join(found) or 'nothing is there'}; delete the folder of this component and run the same "
+            "command again"
         )
     return unpack(stored[1])

@@ -1,7 +1,20 @@
 """The experiment file: one strict schema, read from YAML with `--set` overrides; no torch, no ray."""
 
 from patterning_dist.config.calibration import CalibrationConfig
-from patterning_dist.config.load import AnyConfig, config_schema, dump_config, load_config
+from patterning_dist.config.data import (
+    DataConfig,
+    FunctionDataConfig,
+    LabelledConfig,
+    PairsConfig,
+    SourceConfig,
+    TableConfig,
+    TextConfig,
+    TokensConfig,
+)
+from patterning_dist.config.load import config_schema, dump_config, load_config
+from patterning_dist.config.model import AttentionOnlyConfig, HuggingFaceConfig, ModelConfig, ModuleConfig
+from patterning_dist.config.response import CheckConfig, DirectionConfig, ResponseConfig, SolveConfig
+from patterning_dist.config.root import Root
 from patterning_dist.config.sampling import (
     ComponentConfig,
     ComponentLossConfig,
@@ -12,30 +25,15 @@ from patterning_dist.config.sampling import (
     SamplingConfig,
     SplitLossConfig,
 )
-from patterning_dist.config.schema import (
-    Config,
-    DataConfig,
-    DirectionConfig,
-    ModelConfig,
-    ResponseConfig,
-    RetrainConfig,
-    SolveConfig,
-    SourceConfig,
-    TrainingConfig,
-)
-from patterning_dist.config.study import (
-    FunctionDataConfig,
-    HuggingFaceModelConfig,
-    ModuleModelConfig,
-    StudyConfig,
-    TokensConfig,
-    TracesConfig,
-)
-from patterning_dist.experiments.two_rules.config import ParenthesesConfig
+from patterning_dist.config.schema import BASELINE, Config, TracesConfig
+from patterning_dist.config.training import ArmConfig, RetrainConfig, TrainingConfig
 
 __all__ = [
-    "AnyConfig",
+    "BASELINE",
+    "ArmConfig",
+    "AttentionOnlyConfig",
     "CalibrationConfig",
+    "CheckConfig",
     "ComponentConfig",
     "ComponentLossConfig",
     "Config",
@@ -44,19 +42,22 @@ __all__ = [
     "FreeEnergyConfig",
     "FunctionConfig",
     "FunctionDataConfig",
-    "HuggingFaceModelConfig",
+    "HuggingFaceConfig",
+    "LabelledConfig",
     "LlcConfig",
     "ModelConfig",
-    "ModuleModelConfig",
+    "ModuleConfig",
     "ObservableConfig",
-    "ParenthesesConfig",
+    "PairsConfig",
     "ResponseConfig",
     "RetrainConfig",
+    "Root",
     "SamplingConfig",
     "SolveConfig",
     "SourceConfig",
     "SplitLossConfig",
-    "StudyConfig",
+    "TableConfig",
+    "TextConfig",
     "TokensConfig",
     "TracesConfig",
     "TrainingConfig",

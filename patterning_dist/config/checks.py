@@ -8,23 +8,43 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from patterning_dist.config.calibration import CalibrationConfig
+from patterning_dist.config.data import FunctionDataConfig, LabelledConfig, PairsConfig, TextConfig, TokensConfig
+from patterning_dist.config.model import AttentionOnlyConfig, HuggingFaceConfig, ModuleConfig
 from patterning_dist.config.sampling import SamplingConfig
-from patterning_dist.config.schema import Config, ModelConfig
+from patterning_dist.config.schema import Config
 
 # Columns of the trace table that no observable may take the name of.
 RESERVED_OBSERVABLES = ("chain", "draw", "loss")
-# The attention-only transformer of a run is small: one process in float32 has a faster way to sample it.
-_STUDY_ONLY = ("micro_batch_size", "compute_dtype", "ranks_per_chain")
+# Data that a kind of model takes.
+_DATA = {
+    AttentionOnlyConfig: (TextConfig,),
+    HuggingFaceConfig: (TextConfig, TokensConfig, PairsConfig, LabelledConfig),
+    ModuleConfig: (FunctionDataConfig,),
+}
 
 
 def check(config: Config) -> list[str]:
     """Every broken rule, one line each; an empty list if the experiment can be run."""
-    rules = (_components, _observables, _training, _sampling, _calibration, _solve, _retrain)
+    rules = (_model, _components, _observables, _training, _sampling, _calibration, _solve, _check, _retrain)
     # A value that several components inherit is one fault.
     return list(dict.fromkeys(line for rule in rules for line in rule(config)))
 
 
-def _component_fault(name: str, model: ModelConfig) -> str | None:
+def _model(config: Config) -> Iterator[str]:
+    model, data = config.model, config.data
+    if not isinstance(data, _DATA[type(model)]):
+        kinds = ", ".join(str(kind.model_fields["kind"].annotation.__args__[0]) for kind in _DATA[type(model)])
+        yield f"data.kind: '{data.kind}' is not for model.kind '{model.kind}'; expected one of {kinds}"
+    if isinstance(model, HuggingFaceConfig) and (model.path is None) == (model.architecture is None):
+        yield "model.path: expected exactly one of path (a model that exists) and architecture (one to be trained here)"
+    if isinstance(model, ModuleConfig) and model.build is None and model.initialise is None:
+        yield "model.build: expected build (checkpoints that exist) or initialise (a model to be trained here)"
+    names = model.given_checkpoints
+    for name in _repeated(names):
+        yield f"model.checkpoints: '{name}' is listed twice; remove one"
+
+
+def _component_fault(name: str, model: AttentionOnlyConfig) -> str | None:
     layers, heads = range(model.num_layers), range(model.num_heads)
     for part in name.split("+"):
         match = re.fullmatch(r"layer\.(\d+)(?:\.head\.(\d+)|\.attention)?", part)
@@ -53,17 +73,24 @@ def _repeated(values: Sequence[object]) -> list[object]:
 def _components(config: Config) -> Iterator[str]:
     names = [component.name for component in config.sampling.components]
     for index, name in enumerate(names):
-        if fault := _component_fault(name, config.model):
+        attention_only = config.model if isinstance(config.model, AttentionOnlyConfig) else None
+        # Other models know their components once their files are looked at.
+        if attention_only and not _is_pattern(name) and (fault := _component_fault(name, attention_only)):
             yield f"sampling.components.{index}.name: {fault}"
     yield from repeated_components(config.sampling)
+    direction, solve = config.response.direction, config.solve
     for key, name in (
-        ("response.direction.component", config.response.direction.component),
-        ("solve.component", config.solve.component),
+        ("response.direction.component", direction and direction.component),
+        ("solve.component", solve and solve.component),
     ):
-        if name not in names:
+        if name is not None and name not in names and not any(map(_is_pattern, names)):
             yield f"{key}: '{name}' is not sampled; add it to sampling.components or use {_list(names)}"
     if config.response.baseline == "full" and "everything" not in names:
         yield "response.baseline: full needs a component 'everything'; add it to sampling.components"
+
+
+def _is_pattern(name: str) -> bool:
+    return any(character in name for character in "*?[")
 
 
 def repeated_components(sampling: SamplingConfig) -> Iterator[str]:
@@ -87,28 +114,56 @@ def observable_names(sampling: SamplingConfig) -> Iterator[str]:
 
 
 def _observables(config: Config) -> Iterator[str]:
-    yield from observable_names(config.sampling)
-    for quantity in config.sampling.posterior_quantities:
-        yield f"sampling.observables: '{quantity.name}' of kind {quantity.kind} is for `patterning study`; remove it"
-    # A source without a domain takes it from its path: known only once the files are read.
-    domains = [source.domain for source in config.data.sources]
-    for index, observable in enumerate(config.sampling.observables):
-        split = observable.split if observable.kind == "split_loss" else ""
-        if split.startswith("domain:") and not {split.removeprefix("domain:"), None} & set(domains):
+    sampling = config.sampling
+    yield from observable_names(sampling)
+    if sampling.posterior_quantities and not any(o.kind == "component_loss" for o in sampling.observables):
+        for quantity in sampling.posterior_quantities:
             yield (
-                f"sampling.observables.{index}.split: no source has the domain of '{split}'; "
-                f"the domains are {_list(sorted(set(domains)))}"
+                f"sampling.observables: '{quantity.name}' of kind {quantity.kind} follows from the loss on the probe; "
+                "add {kind: component_loss, name: component}"
             )
+    domains = _domains(config)
+    for index, observable in enumerate(sampling.observables):
+        split = observable.split if observable.kind == "split_loss" else ""
+        key = f"sampling.observables.{index}.split"
+        if split and domains is not None and not domains:
+            yield f"{key}: there is no held-out data; add data.held_out"
+        elif split.startswith("domain:") and domains and split.removeprefix("domain:") not in domains:
+            yield f"{key}: no held-out data has the domain of '{split}'; the domains are {_list(sorted(domains))}"
+
+
+def _domains(config: Config) -> set[str] | None:
+    """Domains of the held-out data; None where they are known only once files are read."""
+    if isinstance(config.data, TextConfig):
+        domains = {source.domain for source in config.data.sources}
+        return None if None in domains else {domain for domain in domains if domain is not None}
+    if isinstance(config.data, FunctionDataConfig):
+        return None
+    return set(config.data.held_out)
 
 
 def _training(config: Config) -> Iterator[str]:
     training, model = config.training, config.model
-    for layer in model.relative_position_bias:
-        if layer not in range(model.num_layers):
-            yield f"model.relative_position_bias: no layer {layer}; expected 0 to {model.num_layers - 1}"
+    if isinstance(model, AttentionOnlyConfig):
+        for layer in model.relative_position_bias:
+            if layer not in range(model.num_layers):
+                yield f"model.relative_position_bias: no layer {layer}; expected 0 to {model.num_layers - 1}"
+    if training is None:
+        if not model.given_checkpoints:
+            yield "training: is missing, and there is no checkpoint to sample around; add it, or give the model's path"
+        if config.retrain is not None:
+            yield "training: is missing, and retrain takes its optimizer and batch size from it; add it"
+        return
+    if not model.given_checkpoints and training.num_steps < 1:
+        yield "training.num_steps: expected at least 1, since no checkpoint is given"
     for key in ("batch_size", "anneal_batch_size"):
         yield from _divides(f"training.{key}", getattr(training, key), "training.num_workers", training.num_workers)
     yield from _zero_stage("training.deepspeed", training.deepspeed, training.optimizer)
+    if training.optimizer == "muon" and not isinstance(model, AttentionOnlyConfig):
+        yield (
+            "training.optimizer: muon steps on one matrix a head, which the attention-only transformer alone has; "
+            "set it to adamw"
+        )
 
 
 def _divides(batch_key: str, batch: int, workers_key: str, workers: int) -> Iterator[str]:
@@ -169,48 +224,37 @@ def calibrated_component(calibration: CalibrationConfig, sampling: SamplingConfi
 
 def _calibration(config: Config) -> Iterator[str]:
     yield from calibrated_component(config.calibration, config.sampling)
-    if config.calibration.checkpoint is not None:
-        yield "calibration.checkpoint: a run has its baseline alone; remove the key"
+    if config.calibration.checkpoint not in (None, *config.checkpoints):
+        there = _list(config.checkpoints)
+        yield f"calibration.checkpoint: '{config.calibration.checkpoint}' is not there; the checkpoints are {there}"
 
 
 def _sampling(config: Config) -> Iterator[str]:
-    sampling = config.sampling
+    sampling, data = config.sampling, config.data
     yield from chains(sampling)
-    for key in _STUDY_ONLY:
-        value, default = getattr(sampling, key), SamplingConfig.model_fields[key].default
-        if value != default:
-            yield f"sampling.{key}: {value} is for `patterning study`; expected {default}, remove the key"
-    limit = config.data.max_train_sequences
-    if limit is not None and sampling.probe is None and sampling.probe_sequences > limit:
-        yield (
-            f"sampling.probe_sequences: {sampling.probe_sequences} is more than data.max_train_sequences = "
-            f"{limit}; lower it"
-        )
-    if sampling.probe is not None:
-        yield from _probe(sampling.probe, config.data.context_length)
-
-
-def _probe(path: Path, context_length: int) -> Iterator[str]:
-    import pyarrow
-    import pyarrow.parquet
-
-    try:
-        metadata = pyarrow.parquet.read_schema(path).metadata or {}
-        length = int(json.loads(metadata[b"patterning"])["context_length"])
-    except OSError as error:
-        yield f"sampling.probe: cannot read {path} ({error.strerror or error}); give a token table"
-    except (KeyError, ValueError, TypeError, pyarrow.ArrowException):
-        yield f"sampling.probe: {path} is not a token table; make it with `patterning prepare`"
-    else:
-        if length > context_length:
+    if isinstance(config.model, AttentionOnlyConfig) and sampling.ranks_per_chain > 1:
+        yield "sampling.ranks_per_chain: the attention-only transformer is small and takes one process; remove the key"
+    if sampling.probe is not None and not isinstance(data, TextConfig | TokensConfig):
+        yield f"sampling.probe: a table of tokens is for data of kind text or tokens, not {data.kind}; remove it"
+    if isinstance(data, TextConfig):
+        limit = data.max_train_sequences
+        if limit is not None and sampling.probe is None and sampling.probe_sequences > limit:
             yield (
-                f"sampling.probe: {path} has sequences of {length} tokens, longer than data.context_length = "
-                f"{context_length}; cut them or train with a longer context"
+                f"sampling.probe_sequences: {sampling.probe_sequences} is more than data.max_train_sequences = "
+                f"{limit}; lower it"
             )
 
 
 def _solve(config: Config) -> Iterator[str]:
     solve, names = config.solve, config.sampling.observable_names
+    if solve is not None and solve.scores == "plain":
+        names = [*names, *(quantity.name for quantity in config.sampling.posterior_quantities)]
+    if solve is None:
+        return
+    if len(config.checkpoints) > 1 and solve.checkpoint is None:
+        yield f"solve.checkpoint: several checkpoints are sampled; name one of {_list(config.checkpoints)}"
+    elif solve.checkpoint not in (None, *config.checkpoints):
+        yield f"solve.checkpoint: '{solve.checkpoint}' is not sampled; expected one of {_list(config.checkpoints)}"
     for name in solve.targets:
         if name not in names:
             yield f"solve.targets.{name}: no such observable; sampling.observables has {_list(names)}"
@@ -233,19 +277,45 @@ def _solve(config: Config) -> Iterator[str]:
         yield f"solve.mode: expected less than response.num_modes = {num_modes}, got {solve.mode}"
     if (solve.strength is None) == (solve.effective_sample_share is None):
         yield "solve.strength: expected exactly one of strength and effective_sample_share"
-    if solve.scores == "response_direction" and solve.component != config.response.direction.component:
+    direction = config.response.direction
+    if solve.scores == "response_direction" and direction is None:
+        yield "response.direction: is missing, and solve.scores response_direction needs it; add {component: ...}"
+    elif solve.scores == "response_direction" and solve.component != direction.component:
         yield (
             f"solve.component: scores response_direction are those of response.direction.component = "
-            f"'{config.response.direction.component}'; name the same component in both"
+            f"'{direction.component}'; name the same component in both"
         )
+    if solve.scores == "regression" and not isinstance(config.data, TextConfig | TokensConfig):
+        yield f"solve.scores: regression is on features of tokens, and data.kind is {config.data.kind}; choose another"
+
+
+def _check(config: Config) -> Iterator[str]:
+    if config.check is None:
+        return
+    if config.solve is None:
+        yield "check: there are no weights to check; add solve, or remove check"
+    if 0 in config.check.strengths or _repeated(config.check.strengths):
+        yield "check.strengths: expected different numbers, none of them 0: that one is measured anyway"
 
 
 def _retrain(config: Config) -> Iterator[str]:
     retrain = config.retrain
-    for key, values in (("arms", retrain.arms), ("seeds", retrain.seeds)):
-        for value in _repeated(values):
-            yield f"retrain.{key}: {value} is listed twice; remove one"
-    if any(seed < 0 for seed in retrain.seeds):
-        yield f"retrain.seeds: expected numbers from 0 up, got {min(retrain.seeds)}"
-    yield from _divides("training.batch_size", config.training.batch_size, "retrain.num_workers", retrain.num_workers)
-    yield from _zero_stage("retrain.deepspeed", retrain.deepspeed, config.training.optimizer)
+    if retrain is None:
+        return
+    arms = retrain.arm_list
+    for name in _repeated([arm.name for arm in arms]):
+        yield f"retrain.arms: {name} is listed twice; remove one"
+    starts = ["initialisation", *config.checkpoints]
+    for arm in arms:
+        if isinstance(arm.weights, str) and config.solve is None:
+            yield f"retrain.arms: {arm.name} takes the weights of stage solve, and there is no section solve; add it"
+        if arm.start not in starts:
+            yield f"retrain.start: '{arm.start}' of arm {arm.name} is no checkpoint; expected one of {_list(starts)}"
+        for seed in _repeated(arm.seeds):
+            yield f"retrain.seeds: {seed} is listed twice; remove one"
+        if any(seed < 0 for seed in arm.seeds):
+            yield f"retrain.seeds: expected numbers from 0 up, got {min(arm.seeds)}"
+    if config.training is not None:
+        batch = config.training.batch_size
+        yield from _divides("training.batch_size", batch, "retrain.num_workers", retrain.num_workers)
+        yield from _zero_stage("retrain.deepspeed", retrain.deepspeed, config.training.optimizer)

@@ -1,4 +1,4 @@
-"""From YAML and `--set` overrides to a checked `Config` or `StudyConfig`, and back."""
+"""From YAML and `--set` overrides to a checked experiment, and back."""
 
 from __future__ import annotations
 
@@ -6,18 +6,15 @@ import difflib
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import yaml
 from pydantic import ValidationError
 
-from patterning_dist.config.checks import check
-from patterning_dist.config.schema import Config
-from patterning_dist.config.study import HuggingFaceModelConfig, StudyConfig, TokensConfig
-from patterning_dist.config.study_checks import check_study
+from patterning_dist.config.kinds import DEFAULT, find_kind, kind_names
+from patterning_dist.config.root import Root
 from patterning_dist.errors import PatterningError
-from patterning_dist.experiments.two_rules.checks import check_parentheses
-from patterning_dist.experiments.two_rules.config import ParenthesesConfig
+from patterning_dist.functions import find_own_code
 
 
 class _Loader(yaml.SafeLoader):
@@ -39,19 +36,19 @@ _Loader.add_implicit_resolver(
     "tag:yaml.org,2002:float", re.compile(r"^[-+]?[0-9]+[eE][-+]?[0-9]+$"), list("-+0123456789")
 )
 
-AnyConfig = Config | StudyConfig | ParenthesesConfig
 
-# Sections that only the whole loop has: a file with one of them is not a study, even if `model.kind` is missing.
-_RUN_SECTIONS = {"training", "response", "solve", "retrain"}
+def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Any:
+    """Read an experiment file; its ``experiment`` names the kind, without which it is the loop for model and data.
 
+    Args:
+        path: of the file.
+        overrides: ``section.key=value``, the value in YAML; a list's entries go by number (``retrain.seeds.0=7``).
 
-def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
-    """Read an experiment file: of a run (the whole loop), of a study, whose `model` has a `kind`, or of the
-    parentheses experiment, which has a `kind` itself.
+    Returns:
+        The experiment, checked: of the kind's schema, for the loop a ``Config``.
 
-    overrides: `section.key=value`, the value in YAML; a list's entries go by number (`retrain.seeds.0=7`).
-    Relative paths are looked up from the current directory, then from the file's own folder.
-    Raises PatterningError with one line `file: key: expected, got` for each fault.
+    Raises:
+        PatterningError: one line ``file: key: expected, got`` for each fault.
     """
     path = Path(path)
     try:
@@ -64,48 +61,32 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> AnyConfig:
         raise PatterningError(f"{path}: expected sections of `key: value`, got {_show(raw)}")
     for override in overrides:
         apply_override(raw, override)
-    schema = _schema_of(raw)
+    if "experiment" not in raw and raw.get("kind") in kind_names():
+        raise PatterningError(f"{path}: kind is not a known key; write experiment: {raw['kind']}")
+    name = raw.get("experiment", DEFAULT)
+    if not isinstance(name, str):
+        raise PatterningError(f"{path}: experiment: expected a name, got {_show(name)}")
+    find_own_code()
+    kind = find_kind(name)
     try:
-        config = schema.model_validate(raw)
+        config = kind.schema.model_validate(raw)
     except ValidationError as error:
-        lines = _explain(error, schema.model_json_schema())
-        raise PatterningError("\n".join(f"{path}: {line}" for line in lines)) from None
-    config, faults = _checked(config, path.resolve().parent)
-    if faults:
+        lines = _explain(error, kind.schema.model_json_schema())
+        raise PatterningError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
+    config = kind.locate(config, path.resolve().parent)
+    if faults := kind.check(config):
         raise PatterningError("\n".join(f"{path}: {line}" for line in faults))
     return config
 
 
-def _schema_of(raw: dict[str, Any]) -> type[AnyConfig]:
-    if "kind" in raw:
-        return ParenthesesConfig
-    model = raw.get("model")
-    is_study = (isinstance(model, dict) and "kind" in model) or (bool(raw) and not _RUN_SECTIONS & raw.keys())
-    return StudyConfig if is_study else Config
-
-
-def _checked(config: AnyConfig, folder: Path) -> tuple[AnyConfig, list[str]]:
-    """The experiment with its paths found, and every rule that it breaks."""
-    match config:
-        case StudyConfig():
-            config = _locate_study(config, folder)
-            return config, check_study(config)
-        case ParenthesesConfig():
-            return config, check_parentheses(config)
-        case _:
-            config = _locate(config, folder)
-            return config, check(config)
-
-
-def dump_config(config: AnyConfig) -> str:
+def dump_config(config: Root) -> str:
     """The whole experiment, defaults written out, as YAML that `load_config` reads back to the same."""
     return yaml.safe_dump(config.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
 
 
-def config_schema(kind: Literal["run", "study", "parentheses"] = "run") -> dict[str, Any]:
-    """JSON schema of an experiment file, for editors."""
-    kinds: dict[str, type[AnyConfig]] = {"run": Config, "study": StudyConfig, "parentheses": ParenthesesConfig}
-    return kinds[kind].model_json_schema()
+def config_schema(kind: str = DEFAULT) -> dict[str, Any]:
+    """JSON schema of an experiment file of a kind, for editors."""
+    return find_kind(kind).schema.model_json_schema()
 
 
 def parse_yaml(text: str, where: str) -> Any:
@@ -142,7 +123,8 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
             node = node[key]
 
 
-def _find(path: Path | None, folder: Path) -> Path | None:
+def find_path(path: Path | None, folder: Path) -> Path | None:
+    """A path of an experiment file, which lies in ``folder``: absolute, from the current folder, or beside the file."""
     if path is None:
         return None
     path = path.expanduser()
@@ -150,32 +132,10 @@ def _find(path: Path | None, folder: Path) -> Path | None:
     return beside.resolve() if not path.exists() and beside.exists() else path.resolve()
 
 
-def _find_local(name: str, folder: Path) -> str:
+def find_local(name: str | None, folder: Path) -> str | None:
     """The path of something that may also be on a hub, by a name that is not a path here."""
-    path = _find(Path(name), folder)
-    return str(path) if path.exists() else name
-
-
-def _locate(config: Config, folder: Path) -> Config:
-    sources = [source.model_copy(update={"path": _find(source.path, folder)}) for source in config.data.sources]
-    update = {
-        "data": config.data.model_copy(update={"sources": sources}),
-        "training": config.training.model_copy(update={"deepspeed": _find(config.training.deepspeed, folder)}),
-        "sampling": config.sampling.model_copy(update={"probe": _find(config.sampling.probe, folder)}),
-        "retrain": config.retrain.model_copy(update={"deepspeed": _find(config.retrain.deepspeed, folder)}),
-    }
-    return config.model_copy(update=update)
-
-
-def _locate_study(config: StudyConfig, folder: Path) -> StudyConfig:
-    model, data = config.model, config.data
-    if isinstance(model, HuggingFaceModelConfig):
-        model = model.model_copy(update={"path": _find_local(model.path, folder)})
-    if isinstance(data, TokensConfig):
-        held_out = {domain: _find_local(path, folder) for domain, path in data.held_out.items()}
-        data = data.model_copy(update={"train": _find_local(data.train, folder), "held_out": held_out})
-    sampling = config.sampling.model_copy(update={"probe": _find(config.sampling.probe, folder)})
-    return config.model_copy(update={"model": model, "data": data, "sampling": sampling})
+    path = find_path(None if name is None else Path(name), folder)
+    return name if path is None or not path.exists() else str(path)
 
 
 def _explain(error: ValidationError, schema: dict[str, Any]) -> Iterator[str]:

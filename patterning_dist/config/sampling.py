@@ -38,8 +38,9 @@ class SplitLossConfig(Section):
     split: Annotated[
         str,
         Field(
-            pattern=r"^(overall|induction|rest|induction_minus_rest|repeated_sequence|domain:.+)$",
-            description="overall, induction, rest, induction_minus_rest, repeated_sequence or domain:<name>",
+            pattern=r"^(overall|[a-z][a-z0-9_]*|domain:.+)$",
+            description="overall, domain:<name>, or a split of the task: of language models induction, rest, "
+            "induction_minus_rest, repeated_sequence",
         ),
     ]
 
@@ -59,12 +60,12 @@ class FunctionConfig(Section):
 
 
 class LlcConfig(Section):
-    kind: Literal["llc"] = Field(description="local learning coefficient, n_beta E[L - L(w*)]; only in a study [1]")
+    kind: Literal["llc"] = Field(description="local learning coefficient, n_beta E[L - L(w*)]; [1]")
     name: ObservableName = Field(description="name of the observable")
 
 
 class FreeEnergyConfig(Section):
-    kind: Literal["free_energy"] = Field(description="-log of the posterior's normalisation; only in a study [1]")
+    kind: Literal["free_energy"] = Field(description="-log of the posterior's normalisation; [1]")
     name: ObservableName = Field(description="name of the observable")
 
 
@@ -109,11 +110,19 @@ class ComponentConfig(Section):
     step_size: float | None = Field(None, gt=0, description="eps [weight^2]; default: of sampling")
 
 
+class StatisticConfig(Section):
+    name: ObservableName = Field(description="of the folder that holds its results, a file a chain")
+    path: str = Field(
+        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="package.module:Class, made with the chain's target"
+    )
+
+
 class SamplingConfig(Section):
     components: list[ComponentConfig] = Field(min_length=1, description="parts of the model that are free in turn")
     observables: list[ObservableConfig] = Field(
         min_length=1, description="what is measured at every draw of every chain"
     )
+    statistics: list[StatisticConfig] = Field([], description="what else is reduced over the draws of every chain")
     num_chains: int = Field(4, ge=1, description="independent chains [per component]")
     num_draws: int = Field(ge=1, description="draws kept [per chain]")
     burn_in: int = Field(ge=0, description="steps left out at the start of a chain [SGLD steps]")

@@ -21,7 +21,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from patterning_dist.config import ModelConfig
+from patterning_dist.config import AttentionOnlyConfig
+from patterning_dist.models.components import Component, Piece, pieces_of
 
 
 class AttentionLayer(nn.Module):
@@ -128,20 +129,40 @@ class AttentionOnlyTransformer(nn.Module):
         """Logits [batch, position, vocabulary] of the last residual stream."""
         return _rms_norm(x) @ self.unembedding
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Logits [batch, position, vocabulary] of token ids [batch, position]."""
-        x = self.embed(tokens)
-        for layer in self.layers:
-            x = layer(x)
-        return self.unembed(x)
+    def forward(self, tokens: Tensor, return_patterns: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
+        """Logits [batch, position, vocabulary] of token ids [batch, position].
 
-    def attention_patterns(self, tokens: Tensor) -> list[Tensor]:
-        """Attention probabilities of every layer, each [batch, head, query position, key position]."""
+        With ``return_patterns`` also the attention probabilities of every layer, each [batch, head, query position,
+        key position]: through the forward pass, since engines have the weights in place only there.
+        """
         x, patterns = self.embed(tokens), []
         for layer in self.layers:
-            patterns.append(layer.attention_pattern(x))
+            if return_patterns:
+                patterns.append(layer.attention_pattern(x))
             x = layer(x)
-        return patterns
+        logits = self.unembed(x)
+        return (logits, patterns) if return_patterns else logits
+
+    def components(self) -> dict[str, Component]:
+        """everything, attention, embedding, unembedding, layer.N, layer.N.attention, layer.N.head.M.
+
+        A head is the slice ``[M]`` along axis 0 of every parameter of its layer.
+        """
+
+        def part(name: str, prefix: str, first_layer: int) -> Component:
+            return Component(name, pieces_of(self, prefix), first_layer)
+
+        found = [part("everything", "", 0), part("attention", "layers.", 0), part("embedding", "embedding", 0)]
+        heads = []
+        for number, layer in enumerate(self.layers):
+            prefix = f"layers.{number}."
+            found += [part(f"layer.{number}", prefix, number), part(f"layer.{number}.attention", prefix, number)]
+            whole = pieces_of(self, prefix)
+            for head in range(layer.query.shape[0]):
+                pieces = tuple(Piece.along(piece.parameter, piece.shape, 0, head, head + 1) for piece in whole)
+                heads.append(Component(f"layer.{number}.head.{head}", pieces, number))
+        found += [*heads, part("unembedding", "unembedding", len(self.layers))]
+        return {component.name: component for component in found}
 
 
 def _rms_norm(x: Tensor) -> Tensor:
@@ -149,7 +170,7 @@ def _rms_norm(x: Tensor) -> Tensor:
 
 
 def build_model(
-    config: ModelConfig, vocabulary_size: int, context_length: int, seed: int = 0
+    config: AttentionOnlyConfig, vocabulary_size: int, context_length: int, seed: int = 0
 ) -> AttentionOnlyTransformer:
     """The model of a configuration, freshly initialised from ``seed``."""
     return AttentionOnlyTransformer(

@@ -12,14 +12,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from patterning_dist.response.diagnostics import observable_diagnostics
-from patterning_dist.response.llc import LocalLearningCoefficient, llc
+from patterning_dist.response.llc import TraceMean, llc
 from patterning_dist.response.reliability import split_half_reliability
 from patterning_dist.response.run_length import Signal, signal
 from patterning_dist.response.usable import DIVERGED, unusable
 
 Floats = NDArray[np.floating]
 
-_UNKNOWN = LocalLearningCoefficient(np.nan, np.nan, np.nan)
+_UNKNOWN = TraceMean(np.nan, np.nan, np.nan)
 # The plateau counts as reached this share below it, where noise does not hide that.
 _PLATEAU_TOLERANCE = 0.05
 
@@ -103,7 +103,7 @@ class Assessment:
     rhat: float = np.nan
     reliability: float = np.nan
     reliabilities: Mapping[str, float] = field(default_factory=dict)
-    llc: LocalLearningCoefficient = _UNKNOWN
+    llc: TraceMean = _UNKNOWN
     signals: Mapping[str, Signal] = field(default_factory=dict)
 
     @property

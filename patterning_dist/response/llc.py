@@ -23,8 +23,8 @@ from patterning_dist.response.moments import CoMoments, Floats, Moments
 from patterning_dist.response.susceptibility import Susceptibility, check_chains, combine_chains, contrast, normalised
 
 
-class LocalLearningCoefficient(NamedTuple):
-    """lambda, its Monte-Carlo standard error, and the degrees of freedom of that error."""
+class TraceMean(NamedTuple):
+    """A mean over draws and chains, its Monte-Carlo standard error, and the degrees of freedom of that error."""
 
     value: float
     standard_error: float
@@ -36,16 +36,16 @@ class LocalLearningCoefficient(NamedTuple):
         return float(low), float(high)
 
 
-def llc(losses: ArrayLike, inverse_temperature: float, burn_in: int = 0) -> LocalLearningCoefficient:
-    """lambda = n_beta E[L(w) - L(w*)], Lau et al. 2308.12108.
+def trace_mean(values: ArrayLike) -> TraceMean:
+    """Mean of a scalar trace [chain, draw].
 
-    losses: [chain, draw] of L(w) - L(w*) in nats; the first `burn_in` draws of each chain are left out. The
-    standard error is the larger of the one inside chains (effective sample size) and the spread between
-    chains / sqrt(chains). It is that of the sampling: w* is given, and L is the mean over the probe.
+    The standard error is the larger of the one inside chains (effective sample size) and the spread between chains /
+    sqrt(chains).
 
-    Raises PatterningError for fewer than 4 draws a chain after burn-in and for losses that are not finite.
+    Raises:
+        PatterningError: fewer than 4 draws a chain, or values that are not finite.
     """
-    trace = checked_trace("losses", np.asarray(losses, np.float64)[..., burn_in:])
+    trace = checked_trace("losses", np.asarray(values, np.float64))
     num_chains = len(trace)
     varying = [chain[None] for chain in trace if np.ptp(chain)]
     inside = sum(float(array_stats.mcse(chain, method="mean")) ** 2 for chain in varying) / num_chains**2
@@ -54,10 +54,20 @@ def llc(losses: ArrayLike, inverse_temperature: float, burn_in: int = 0) -> Loca
     # T draws has a relative variance of about 8 tau / T (Sokal 1997), as a chi-square with T / (4 tau) degrees has.
     effective = sum(float(array_stats.ess(chain, method="mean")) for chain in varying)
     degrees = degrees_of_freedom(inside, between, max(effective / 4, 1.0), num_chains)
-    return LocalLearningCoefficient(
-        float(inverse_temperature * trace.mean()),
-        float(inverse_temperature * np.sqrt(np.fmax(inside, between))),
-        float(degrees),
+    return TraceMean(float(trace.mean()), float(np.sqrt(np.fmax(inside, between))), float(degrees))
+
+
+def llc(losses: ArrayLike, inverse_temperature: float, burn_in: int = 0) -> TraceMean:
+    """lambda = n_beta E[L(w) - L(w*)], Lau et al. 2308.12108.
+
+    losses: [chain, draw] of L(w) - L(w*) in nats; the first `burn_in` draws of each chain are left out. The
+    standard error is that of the sampling: w* is given, and L is the mean over the probe.
+
+    Raises PatterningError for fewer than 4 draws a chain after burn-in and for losses that are not finite.
+    """
+    mean = trace_mean(np.asarray(losses, np.float64)[..., burn_in:])
+    return TraceMean(
+        inverse_temperature * mean.value, inverse_temperature * mean.standard_error, mean.degrees_of_freedom
     )
 
 

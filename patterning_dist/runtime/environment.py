@@ -8,6 +8,7 @@ import os
 import signal
 import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import ray
 import torch
@@ -41,6 +42,45 @@ def prepare_process(num_threads: int) -> None:
     """
     torch.set_num_threads(num_threads)
     torch.set_flush_denormal(True)
+
+
+def usable_cores(cgroup: Path = Path("/sys/fs/cgroup"), own: Path = Path("/proc/self/cgroup")) -> int:
+    """CPUs that this process can keep busy, at least 1: those of its affinity mask, within its control groups' quotas.
+
+    Args:
+        cgroup: where control groups are mounted.
+        own: file that names those of this process.
+    """
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, int(min([there, *_core_quotas(cgroup, own)])))
+
+
+def _core_quotas(cgroup: Path, own: Path) -> Iterator[float]:
+    """Quotas [CPUs] of the control groups of this process and of those around them; version 2, and 1."""
+    try:
+        lines = own.read_text().splitlines()
+    except OSError:  # not Linux
+        return
+    for line in lines:
+        _, controllers, name = line.split(":", 2)
+        if controllers and "cpu" not in controllers.split(","):
+            continue
+        root = cgroup / "cpu" if controllers else cgroup
+        # A container sees its own group at the root, whatever the name outside: folders that are missing are passed by.
+        group = root / name.lstrip("/")
+        for folder in (group, *group.parents):
+            if folder.is_relative_to(root):
+                yield from _quota(folder, bool(controllers))
+
+
+def _quota(group: Path, is_first_version: bool) -> Iterator[float]:
+    with contextlib.suppress(OSError, ValueError):  # the root has none; "max" is none
+        if is_first_version:
+            quota, period = (int((group / f"cpu.cfs_{what}_us").read_text()) for what in ("quota", "period"))
+        else:
+            quota, period = map(int, (group / "cpu.max").read_text().split())
+        if quota > 0:
+            yield quota / period
 
 
 def resolve_device(name: str) -> str:
@@ -89,6 +129,7 @@ def _start(num_threads: int) -> None:
     try:
         ray.init(
             address=address or "local",  # never a stranger's cluster that happens to run on this machine
+            num_cpus=None if address else usable_cores(),  # Ray would count all of the machine
             include_dashboard=None if address else False,
             runtime_env={"env_vars": environment} if address else None,
             logging_level=logging.ERROR,

@@ -13,6 +13,7 @@ import ray
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.actor import ActorHandle
+from patterning_dist.runtime.resources import Resources, nodes
 
 _ROOM_TIMEOUT = 600.0  # seconds without any worker, until the resources of one must have become free
 _SAID_AFTER = 15.0  # seconds after which it is said what is waited for
@@ -32,7 +33,7 @@ class Workforce:
     Args:
         hire: starts one worker; the actor, and a reference that resolves when it can take tasks.
         number: of workers.
-        need: resource and amount that one worker takes, for messages.
+        need: what one worker takes, for messages.
         progress: is told what is waited for.
         dismiss: ends a worker, or gives back what one that died leaves behind.
     """
@@ -41,7 +42,7 @@ class Workforce:
         self,
         hire: Callable[[], tuple[ActorHandle, ray.ObjectRef]],
         number: int,
-        need: tuple[str, float],
+        need: Resources,
         progress: Progress,
         dismiss: Callable[[ActorHandle], None] = ray.kill,
     ) -> None:
@@ -157,12 +158,7 @@ class Workforce:
         waited = now - self._alone_since
         if waited < _SAID_AFTER:
             return
-        resource, amount = self._need
-        there, free = ray.cluster_resources(), ray.available_resources()
-        state = (
-            f"a worker needs {amount:g} {resource}; the Ray cluster has {there.get(resource, 0):g} {resource}, "
-            f"{free.get(resource, 0):g} of them free"
-        )
+        state = self._need.shortage(nodes())
         if waited > _ROOM_TIMEOUT:
             raise PatterningError(
                 f"no worker could be started within {_ROOM_TIMEOUT:g} s: {state}; wait for other work to end or add "

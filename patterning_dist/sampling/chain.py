@@ -8,19 +8,20 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from patterning_dist.data.sampler import minibatch
 from patterning_dist.models.components import Vector
+from patterning_dist.sampling.draw import Draw
 from patterning_dist.sampling.noise import Noise
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.samplers import Sampler
+from patterning_dist.sampling.statistics import Statistic
 from patterning_dist.sampling.target import Target
 
 # A chain further from w* than this many prior radii has left the neighbourhood: under the localisation alone
@@ -53,32 +54,6 @@ class ChainSettings:
     sampler: Sampler = field(default_factory=Sampler)
 
 
-@dataclass(frozen=True)
-class Draw:
-    """What one draw measured: deviations from the centre w*, in nats.
-
-    ``observables`` [observable] float64; ``losses`` [probe column] float64: every probe entry, then the mean of every
-    probe sample that has several; ``mean_loss`` L(w) - L(w*) over the probe entries.
-    """
-
-    number: int
-    observables: np.ndarray
-    losses: np.ndarray
-    mean_loss: float
-
-
-class Recorder(Protocol):
-    """Keeps what is not to be reduced."""
-
-    def __call__(self, draw: Draw) -> None:
-        """Take in the next draw."""
-        ...
-
-    def flush(self) -> None:
-        """Write what was taken in: the chain may be taken up again from here."""
-        ...
-
-
 class ChainFailure(Exception):
     """A chain that must be left out; the message says what happened, at which step, and which key to turn."""
 
@@ -91,8 +66,7 @@ class Chain:
         settings: see ``ChainSettings``.
         number: of the chain, from 0.
         population: number of training samples.
-        accumulate_gradients: also sum w and grad phi of the split losses over the draws (for the response direction).
-        recorder: is handed every draw.
+        statistics: by name; each is handed every draw.
     """
 
     def __init__(
@@ -102,11 +76,10 @@ class Chain:
         number: int,
         *,
         population: int,
-        accumulate_gradients: bool = False,
-        recorder: Recorder | None = None,
+        statistics: Mapping[str, Statistic] | None = None,
     ) -> None:
         self.target, self.settings, self.number, self.population = target, settings, number, population
-        self.recorder = recorder
+        self.statistics = dict(statistics or {})
         # Chains of different components must not share noise or minibatches: that would correlate their errors.
         self.seed = zlib.crc32(f"{settings.seed}/{target.name}".encode())
         self._sign_seed = zlib.crc32(f"{settings.seed}/{target.name}/signs".encode())
@@ -116,10 +89,6 @@ class Chain:
         self.num_draws = 0
         self._center = target.measure()
         self.center_losses, self.center_mean_loss = self._center.losses.numpy(), self._center.mean_loss
-        self.sums: Tensor | None = None
-        if accumulate_gradients:
-            rows = 1 + len(target.split_gradients())
-            self.sums = torch.zeros(rows, self._flat(target.center).numel(), dtype=torch.float64)
 
     def draws(self) -> Iterator[Draw]:
         """Yield the draws that are still to come.
@@ -133,8 +102,8 @@ class Chain:
             while self.state.step < wanted:
                 self._step()
             draw = self._draw()
-            if self.recorder is not None:
-                self.recorder(draw)
+            for statistic in self.statistics.values():
+                statistic.update(draw, self.target)
             yield draw
 
     def state_dict(self) -> dict[str, Any]:
@@ -142,7 +111,7 @@ class Chain:
         return {
             "sampler": {name: _copy(value) for name, value in self.state._asdict().items()},
             "num_draws": self.num_draws,
-            "sums": None if self.sums is None else self.sums.clone(),  # summed up in place
+            "statistics": {name: statistic.state_dict() for name, statistic in self.statistics.items()},
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -152,7 +121,8 @@ class Chain:
             live[name].copy_(w)
         self.state = self._sampler.State(**{n: _copy(v) for n, v in state["sampler"].items()} | {"position": live})
         self.num_draws = state["num_draws"]
-        self.sums = None if state["sums"] is None else state["sums"].clone()
+        for name, statistic in self.statistics.items():
+            statistic.load_state_dict(state["statistics"][name])
 
     def _step(self) -> None:
         settings, step = self.settings, self.state.step
@@ -212,9 +182,6 @@ class Chain:
                 f"a loss or observable is not finite at draw {self.num_draws} (step {self.state.step}); "
                 f"lower sampling.step_size ({self.settings.step_size:g})"
             )
-        if self.sums is not None:
-            gradients = self.target.split_gradients()
-            self.sums += torch.stack([self._flat(v) for v in (self.state.position, *gradients)])
         mean_loss = measured.mean_loss - self._center.mean_loss
         draw = Draw(self.num_draws, observables.numpy(), losses.numpy(), mean_loss)
         self.num_draws += 1
@@ -232,10 +199,6 @@ class Chain:
                 f"(gamma |w - w*|^2 / d = {radii_squared:.3g}, expected about 1 or less); "
                 f"lower sampling.step_size ({self.settings.step_size:g}) or raise sampling.localization"
             )
-
-    @staticmethod
-    def _flat(tensors: Vector) -> Tensor:
-        return torch.cat([t.double().cpu().flatten() for t in tensors.values()])
 
 
 def _copy(value: Any) -> Any:

@@ -23,9 +23,10 @@ def encode(state: dict[str, Any], **extra: str) -> bytes:
             numbers[name] = sorted(value)
         else:
             numbers[name] = value
-    if state["sums"] is not None:
-        tensors["sums"] = state["sums"].cpu()
-    header = {"sampler": numbers, "num_draws": state["num_draws"], "extra": extra}
+    for name, statistic in state["statistics"].items():
+        tensors |= {f"statistics/{name}/{key}": tensor.cpu() for key, tensor in statistic.items()}
+    names = list(state["statistics"])
+    header = {"sampler": numbers, "num_draws": state["num_draws"], "statistics": names, "extra": extra}
     # safetensors refuses tensors that share memory or are not contiguous.
     return save({n: t.contiguous().clone() for n, t in tensors.items()}, {"header": json.dumps(header)})
 
@@ -38,12 +39,13 @@ def decode(content: bytes, device: str | torch.device) -> tuple[dict[str, Any], 
         name: {piece: tensors[f"sampler/{name}/{piece}"] for piece in value} if isinstance(value, list) else value
         for name, value in header["sampler"].items()
     }
-    sums = tensors.get("sums")
-    return {
-        "sampler": sampler,
-        "num_draws": header["num_draws"],
-        "sums": None if sums is None else sums.cpu(),
-    }, header["extra"]
+    statistics: dict[str, dict[str, Tensor]] = {name: {} for name in header["statistics"]}
+    for key, tensor in tensors.items():
+        room, _, rest = key.partition("/")
+        if room == "statistics":
+            name, _, entry = rest.partition("/")
+            statistics[name][entry] = tensor.cpu()
+    return {"sampler": sampler, "num_draws": header["num_draws"], "statistics": statistics}, header["extra"]
 
 
 def _metadata(content: bytes) -> dict[str, str]:

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from patterning_dist.models.components import Vector
 from patterning_dist.sampling.posterior import Posterior
-from patterning_dist.sampling.restricted import FrozenBatch, RestrictedModel, Vector
+from patterning_dist.sampling.target import Prepared, Target
 
 
 @dataclass(frozen=True)
@@ -42,24 +43,30 @@ class Solution:
 
 
 def conjugate_gradients(
-    product: Callable[[Vector], Vector], right_side: Vector, *, max_iterations: int, tolerance: float
+    product: Callable[[Vector], Vector],
+    right_side: Vector,
+    dot: Callable[[Vector, Vector], float],
+    *,
+    max_iterations: int,
+    tolerance: float,
 ) -> Solution:
     """Solve A x = b for a symmetric A given by its products (Hestenes & Stiefel, 1952).
 
     Args:
         product: v -> A v.
         right_side: b, parameter name -> tensor.
+        dot: inner product of two vectors, over all ranks that share them.
         max_iterations: bound on the number of products.
         tolerance: stop at |A x - b| <= tolerance * |b|.
     """
     x = {name: torch.zeros_like(b) for name, b in right_side.items()}
     residual = {name: b.clone() for name, b in right_side.items()}
     direction = dict(residual)
-    squared = target = _dot(residual, residual)
+    squared = target = dot(residual, residual)
     iteration, negative = 0, False
     while iteration < max_iterations and squared > tolerance**2 * target:
         image = product(direction)
-        curvature = _dot(direction, image)
+        curvature = dot(direction, image)
         iteration += 1
         if curvature <= 0:
             negative = True
@@ -67,67 +74,66 @@ def conjugate_gradients(
         length = squared / curvature
         x = _axpy(length, direction, x)
         residual = _axpy(-length, image, residual)
-        squared, previous = _dot(residual, residual), squared
+        squared, previous = dot(residual, residual), squared
         direction = _axpy(squared / previous, direction, residual)
     return Solution(x, iteration, math.sqrt(squared / target) if target else 0.0, negative)
 
 
 def response_direction(
-    model: RestrictedModel,
+    target: Target,
     posterior: Posterior,
     mean_gradient: Vector,
-    batch: FrozenBatch,
+    samples: Prepared,
     *,
     max_iterations: int,
     tolerance: float,
 ) -> Solution:
-    """c_phi = ( n_beta H + gamma I )^-1 E[grad phi] at the model's present position.
+    """c_phi = ( n_beta H + gamma I )^-1 E[grad phi] at the target's present position.
+
+    On a chain group all ranks call this, each with its part of the vectors.
 
     Args:
-        model: placed at the mean w_bar of the draws.
+        target: placed at the mean w_bar of the draws.
         posterior: n_beta and gamma.
         mean_gradient: E[grad phi] over the draws, nats per unit of weight.
-        batch: training sequences on which the Hessian H of the mean loss is taken.
+        samples: training samples on which the Hessian H of the mean loss is taken.
         max_iterations, tolerance: of conjugate gradients.
     """
 
     def product(vector: Vector) -> Vector:
-        curved = model.hessian_product(batch, vector)
+        curved = target.hessian_product(samples, vector)
         return {
             name: posterior.inverse_temperature * curved[name] + posterior.localization * v
             for name, v in vector.items()
         }
 
-    return conjugate_gradients(product, mean_gradient, max_iterations=max_iterations, tolerance=tolerance)
+    return conjugate_gradients(product, mean_gradient, target.dot, max_iterations=max_iterations, tolerance=tolerance)
 
 
 def directional_losses(
-    model: RestrictedModel, batch: FrozenBatch, position: Vector, direction: Vector, *, step: float
+    target: Target, samples: Prepared, position: Vector, direction: Vector, *, step: float
 ) -> Tensor:
-    """-grad l_i(w_bar) . c_phi for every token of a batch [sequence, position], by a central difference.
+    """-grad l_i(w_bar) . c_phi for every loss of samples [sample] or [sample, position], by a central difference.
 
     The caller subtracts the mean over the pool, which turns l_i into l_i - L.
 
     Args:
-        model: placed anywhere; left at ``position``.
-        batch: tokens of the pool.
+        target: placed anywhere; left at ``position``.
+        samples: of the pool.
         position: w_bar.
         direction: c_phi, same shapes.
         step: s, the length of the displacement in weight space.
     """
-    norm = math.sqrt(_dot(direction, direction))
+    norm = math.sqrt(target.dot(direction, direction))
     if norm == 0.0:
-        return torch.zeros(batch.tokens[:, 1:].shape, dtype=torch.float64)
+        target.place(position)
+        return torch.zeros_like(target.losses(samples))
     sides = []
     for sign in (1.0, -1.0):
-        model.place(_axpy(sign * step / norm, direction, position))
-        sides.append(model.losses(batch).double().cpu())
-    model.place(position)
+        target.place(_axpy(sign * step / norm, direction, position))
+        sides.append(target.losses(samples))
+    target.place(position)
     return -(sides[0] - sides[1]) * (norm / (2 * step))
-
-
-def _dot(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:
-    return sum((a[name].double() * b[name].double()).sum().item() for name in a)
 
 
 def _axpy(scale: float, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Vector:

@@ -13,9 +13,11 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import select_component
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.sampling.chain import Chain, ChainFailure, ChainSettings
-from patterning_dist.sampling.module_target import ModuleTarget, PerSampleLoss, Samples
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.samplers import Sampler
+from patterning_dist.sampling.samples import PerSampleLoss, Samples
+from patterning_dist.sampling.statistics import Statistic
+from patterning_dist.sampling.target import Target
 
 COMPONENT_LOSS = "component_loss"
 
@@ -31,6 +33,7 @@ class Sampled:
         observable_names: ``component_loss``, then those that were given.
         center_losses: l_i(w*) [probe column], nats.
         excluded: number of a failed chain -> what happened.
+        statistics: results of the ``Statistic`` of each name, one a chain.
     """
 
     chains: list[CoMoments]
@@ -39,6 +42,7 @@ class Sampled:
     observable_names: list[str]
     center_losses: np.ndarray
     excluded: dict[int, str]
+    statistics: dict[str, list[dict[str, np.ndarray] | None]]
 
 
 def sample_chains(
@@ -59,6 +63,7 @@ def sample_chains(
     num_batches: int = 8,
     micro_batch_size: int = 1024,
     sampler: Sampler | None = None,
+    statistics: Mapping[str, Callable[[Target], Statistic]] | None = None,
     seed: int = 0,
 ) -> Sampled:
     """Draws from p_C(w) ~ exp( -n_beta L(w) - gamma/2 |w - w*|^2 ), Lau et al. (arXiv 2308.12108), reduced to moments.
@@ -80,13 +85,14 @@ def sample_chains(
         num_batches: batch means per chain, for the standard errors; even.
         micro_batch_size: samples of one forward pass at most.
         sampler: the update rule; default: SGLD.
+        statistics: name -> what makes a ``Statistic`` of a chain's target; see ``Sampled.statistics``.
         seed: all random numbers follow from it, the component's name and the chain's number.
 
     Raises:
         PatterningError: no such component, losses of a wrong shape, or no chain that came through.
     """
     model, functions = copy.deepcopy(model), observables or {}
-    target = ModuleTarget(
+    target = Target(
         model,
         select_component(model, component),
         per_sample_loss,
@@ -108,9 +114,11 @@ def sample_chains(
     )
     names = [COMPONENT_LOSS, *functions]
     chains, traces, excluded = [], [], {}
+    results: dict[str, list[dict[str, np.ndarray] | None]] = {name: [] for name in statistics or {}}
     for number in range(num_chains):
-        target.component.assign(dict(model.named_parameters()), target.center)  # back to w*
-        chain = Chain(target, settings, number, population=len(data))
+        target.place(target.center)
+        own = {name: make(target) for name, make in (statistics or {}).items()}
+        chain = Chain(target, settings, number, population=len(data), statistics=own)
         moments = CoMoments.empty(number, num_draws, len(names), len(chain.center_losses), num_batches)
         rows = []
         try:
@@ -122,7 +130,9 @@ def sample_chains(
         else:
             chains.append(moments)
             traces.append(rows)
+            for name, statistic in own.items():
+                results[name].append(statistic.result())
     if not chains:
         raise PatterningError(f"none of {num_chains} chains came through; chain 0: {excluded[0]}")
     stacked = np.array(traces)
-    return Sampled(chains, stacked[:, :, 0], stacked[:, :, 1:], names, chain.center_losses, excluded)
+    return Sampled(chains, stacked[:, :, 0], stacked[:, :, 1:], names, chain.center_losses, excluded, results)

@@ -1,15 +1,23 @@
-"""Views of samples that are addressed by number: a part of them, or several sets end to end."""
+"""Samples addressed by number, views of them, and batches of any shape: a tensor, or tuples and dicts of tensors."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from patterning_dist.sampling.module_target import Samples
+Batch = Any  # a tensor whose first axis is the sample, or a tuple, list or mapping of such
+PerSampleLoss = Callable[[nn.Module, Batch], Tensor]  # losses [sample] or [sample, position], nats
+
+
+class Samples(Protocol):
+    """``len()``, and ids [sample] -> a batch. A ``TensorDataset`` is one."""
+
+    def __len__(self) -> int: ...
+    def __getitem__(self, ids: Any) -> Batch: ...
 
 
 class Part:
@@ -21,7 +29,7 @@ class Part:
     def __len__(self) -> int:
         return len(self.ids)
 
-    def __getitem__(self, ids: Tensor) -> Any:
+    def __getitem__(self, ids: Tensor) -> Batch:
         return self.samples[self.ids[ids]]
 
 
@@ -35,18 +43,53 @@ class Joined:
     def __len__(self) -> int:
         return int(self.starts[-1])
 
-    def __getitem__(self, ids: Tensor) -> Any:
+    def __getitem__(self, ids: Tensor) -> Batch:
         batches = []
         for part, start, stop in zip(self.parts, self.starts, self.starts[1:], strict=False):
             mine = ids[(ids >= start) & (ids < stop)] - start
             if len(mine):
                 batches.append(part[mine])
-        return _concatenated(batches)
+        return _concatenated(_alike(batches))
 
 
-def _concatenated(batches: list[Any]) -> Any:
+def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
+    """The batch with ``function`` applied to every tensor (or array) in it."""
+    if isinstance(batch, Mapping):
+        return {name: map_batch(function, part) for name, part in batch.items()}
+    if isinstance(batch, tuple | list):
+        return type(batch)(map_batch(function, part) for part in batch)
+    return function(torch.as_tensor(batch))
+
+
+def to_device(batch: Batch, device: torch.device | str) -> Batch:
+    """The batch with all its tensors on a device."""
+    return map_batch(lambda tensor: tensor.to(device), batch)
+
+
+def _concatenated(batches: list[Batch]) -> Batch:
+    first = batches[0]
     if len(batches) == 1:
-        return batches[0]
-    if isinstance(batches[0], tuple | list):
-        return type(batches[0])(_concatenated(list(parts)) for parts in zip(*batches, strict=True))
+        return first
+    if isinstance(first, Mapping):
+        return {name: _concatenated([batch[name] for batch in batches]) for name in first}
+    if isinstance(first, tuple | list):
+        return type(first)(_concatenated(list(parts)) for parts in zip(*batches, strict=True))
     return torch.cat([torch.as_tensor(batch) for batch in batches])
+
+
+def _alike(batches: list[Batch]) -> list[Batch]:
+    """Token batches of sets with and without masks: those without get some by which everything counts."""
+    keys = {key for batch in batches if isinstance(batch, Mapping) for key in batch}
+    if keys and not all(isinstance(batch, Mapping) and batch.keys() == keys for batch in batches):
+        return [_with_masks(batch, keys) for batch in batches]
+    return batches
+
+
+def _with_masks(batch: Batch, keys: set[str]) -> Batch:
+    tokens = batch["tokens"] if isinstance(batch, Mapping) else batch
+    plain = {
+        "tokens": tokens,
+        "counted": torch.ones_like(tokens[:, 1:], dtype=torch.bool),
+        "position_ids": torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens),
+    }
+    return {key: batch[key] if isinstance(batch, Mapping) and key in batch else plain[key] for key in keys}

@@ -9,14 +9,20 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.utils.checkpoint import checkpoint
 
 from patterning_dist.errors import PatterningError
+from patterning_dist.models.components import Piece
+from patterning_dist.sampling.noise import Extent
 from patterning_dist.sampling.ranks import Ranks
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def shard_model(
@@ -87,3 +93,49 @@ def _untied_embeddings(model: nn.Module) -> Iterator[nn.Module]:
 def _owns_its_parameters(part: nn.Module, model: nn.Module) -> bool:
     mine, all_uses = (Counter(p for _, p in m.named_parameters(remove_duplicate=False)) for m in (part, model))
     return bool(mine) and all(all_uses[parameter] == count for parameter, count in mine.items())
+
+
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
+    """Whether it is a DTensor; that class takes a second to import, which is for chain groups alone to pay."""
+    return hasattr(tensor, "device_mesh")
+
+
+def piece_extent(piece: Piece, tensor: Tensor) -> Extent:
+    """Flat elements [start, stop) of a piece that this rank holds."""
+    if not piece.box:  # a single number
+        return 0, 1
+    start, stop = _overlap(piece, tensor)
+    low, high = piece.box[0]
+    width = piece.num_coordinates // (high - low)
+    return (start - low) * width, (stop - low) * width
+
+
+def local_part(piece: Piece, tensor: Tensor) -> Tensor:
+    """This rank's part of a box of a parameter, a view."""
+    if not is_sharded(tensor):
+        return piece.view(tensor)
+    start, stop = _overlap(piece, tensor)
+    first, _ = _rows(tensor)
+    local = tensor.to_local()
+    if start == stop:
+        return local[:0]
+    rest = tuple(slice(a, b) for a, b in piece.box[1:])
+    return local[(slice(start - first, stop - first), *rest)]
+
+
+def _rows(tensor: Tensor) -> tuple[int, int]:
+    """Rows [start, stop) along axis 0 that this rank holds."""
+    if not is_sharded(tensor):
+        return 0, tensor.shape[0] if tensor.dim() else 1
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    shape, offset = compute_local_shape_and_global_offset(tensor.shape, tensor.device_mesh, tensor.placements)
+    return offset[0], offset[0] + shape[0]
+
+
+def _overlap(piece: Piece, tensor: Tensor) -> tuple[int, int]:
+    """Rows [start, stop) of the whole parameter that lie in the box and on this rank; empty: start = stop."""
+    first, last = _rows(tensor)
+    low, high = piece.box[0]
+    start = min(max(first, low), high)
+    return start, max(start, min(last, high))

@@ -6,12 +6,15 @@ only one to write them, and memory holds one block.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
-from patterning_dist.sampling.chain import Draw
+from patterning_dist.sampling.draw import Draw
+from patterning_dist.sampling.target import Target
 from patterning_dist.storage.files import explained
 
 # Draws of one block: few enough for memory, enough for files of a useful size.
@@ -57,7 +60,7 @@ def create_traces(store: Path, num_chains: int, num_draws: int, num_samples: int
 
 
 class TraceRecorder:
-    """Writes the probe losses of one chain, block by block.
+    """A ``Statistic`` that writes the probe losses of one chain, block by block.
 
     Args:
         store: made by ``create_traces``.
@@ -75,7 +78,7 @@ class TraceRecorder:
         self._block: list[np.ndarray] = []
         self._end = 0  # rows of the chain up to the end of the block
 
-    def __call__(self, draw: Draw) -> None:
+    def update(self, draw: Draw, target: Target) -> None:
         """Take in the next draw of the chain; full blocks, and the last one, are written at once.
 
         Raises:
@@ -99,3 +102,15 @@ class TraceRecorder:
             with explained(self._store):
                 self._losses[self._chain, self._end - len(self._block) : self._end] = np.stack(self._block)
             self._block = []
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Nothing: a flush writes it all."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Later draws are written over, where they lie."""
+        self._block = []
+
+    def result(self) -> None:
+        """The store has it."""
+        return None

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from patterning_dist.config import Config, StudyConfig, dump_config, load_config
+from patterning_dist.config import Config, dump_config, load_config
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
 from patterning_dist.report.calibration import WHAT_IS_WHAT, Calibration, foretold, write_calibration_report
@@ -15,8 +15,7 @@ from patterning_dist.response.calibration import Assessment, Setting, assess, gr
 from patterning_dist.response.ranking import rank
 from patterning_dist.response.run_length import RunPlan, plan_run
 from patterning_dist.runtime.chains.trials import TrialPlan, run_trials
-from patterning_dist.stages.calibration_subject import Subject, study_subject
-from patterning_dist.stages.study import find_own_code
+from patterning_dist.stages.calibration_subject import Calibrated, calibrated_subject
 from patterning_dist.storage.files import write_json, write_text
 from patterning_dist.storage.mirror import Place
 from patterning_dist.storage.run import RunDirectory, stage_fingerprint
@@ -25,47 +24,39 @@ from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 _MULTIPLES = (0.1, 0.3, 1.0, 3.0)
 
 
-def calibrate_study(config: StudyConfig, directory: Path | str, progress: Progress | None = None) -> None:
-    """Calibrate one component of a study at one of its checkpoints.
-
-    Args:
-        config: of the study.
-        directory: of the study, a path or a URL; made if missing, locked against other drivers.
-        progress: shows the trials; default: on the terminal.
-
-    Raises:
-        PatterningError: whatever the user can put right.
-    """
-    find_own_code()
-    with RunDirectory(directory).locked() as run, progress or Progress() as shown:
-        calibrate(study_subject(config, run), run, shown)
-
-
-def calibrate(subject: Subject, run: RunDirectory, progress: Progress) -> None:
+def calibrate(config: Config, run: RunDirectory, progress: Progress) -> None:
     """Try every setting of the grid that has not been tried, and write what came of all of them.
 
     Raises:
         PatterningError: every setting must diverge, or none can be used; the page is written all the same.
     """
-    config, wanted = subject.config, subject.config.calibration
+    subject, wanted = calibrated_subject(config, run), config.calibration
     settings, refused = _grid(config, subject.component)
     resolved = config.sampling.resolve(subject.component)
     plan = TrialPlan(
-        unit=subject.unit,
+        unit=subject.name,
         num_draws=wanted.num_draws,
         steps_between_draws=wanted.steps_between_draws or resolved.steps_between_draws,
-        num_samples=len(subject.study.probe_ids),
+        num_samples=len(subject.subjects.probe.ids),
         takes_gradients=subject.takes_gradients,
     )
     run.event("calibrate", "started", settings=len(settings), refused=len(refused))
     tasks = [(setting, chain) for setting in settings for chain in range(wanted.num_chains)]
     folder = run.place.fetch("calibration") / "calibration"
-    inputs = stage_fingerprint("trial", asdict(plan) | {"device": subject.study.device}, [subject.inputs])
+    inputs = stage_fingerprint("trial", asdict(plan) | {"device": subject.subjects.device}, [subject.inputs])
     done = run_trials(
-        subject.make_study, config.sampling, subject.study.device, plan, tasks, folder / "trials", inputs, progress
+        subject.opener,
+        config.sampling,
+        subject.subjects.device,
+        plan,
+        tasks,
+        run,
+        "calibration/trials",
+        inputs,
+        progress,
     )
     trials = {setting: [t for (s, _), t in zip(tasks, done, strict=True) if s == setting] for setting in settings}
-    names = subject.study.observable_names
+    names = subject.subjects.observable_names
     ranked = rank([assess(setting, mine, names, plan.steps_between_draws) for setting, mine in trials.items()])
     num_workers = max(trial.num_workers for trial in done)
     found = Calibration(
@@ -76,7 +67,7 @@ def calibrate(subject: Subject, run: RunDirectory, progress: Progress) -> None:
         trials=trials,
         plan=None if ranked[0].failure else _plan(subject, ranked[0], num_workers),
         standard_error=wanted.standard_error,
-        num_units=subject.num_units,
+        num_units=subject.num_sets,
         num_workers=num_workers,
     )
     write_json(folder / "settings.json", [_row(one) for one in ranked])
@@ -85,7 +76,7 @@ def calibrate(subject: Subject, run: RunDirectory, progress: Progress) -> None:
     _conclude(subject, found, folder, run.place, progress)
 
 
-def _grid(config: Config | StudyConfig, component: str) -> tuple[list[Setting], list[Setting]]:
+def _grid(config: Config, component: str) -> tuple[list[Setting], list[Setting]]:
     """(settings to try, settings that must diverge)."""
     wanted, now = config.calibration, config.sampling.resolve(component)
     values = [
@@ -107,14 +98,14 @@ def _grid(config: Config | StudyConfig, component: str) -> tuple[list[Setting], 
     return [s for s in settings if s not in refused], refused
 
 
-def _plan(subject: Subject, best: Assessment, num_workers: int) -> RunPlan:
+def _plan(subject: Calibrated, best: Assessment, num_workers: int) -> RunPlan:
     sampling = subject.config.sampling
     return plan_run(
         best,
         standard_error=subject.config.calibration.standard_error,
         num_chains=sampling.resolve(subject.component).num_chains,
         min_draws=2 * sampling.num_batches,
-        num_units=subject.num_units,
+        num_units=subject.num_sets,
         num_workers=num_workers,
     )
 
@@ -125,7 +116,7 @@ def _row(one: Assessment) -> dict[str, Any]:
     return numbers | {"usable_per_second": one.usable_per_second, "loss_rise": one.loss_rise}
 
 
-def _conclude(subject: Subject, found: Calibration, folder: Path, place: Place, progress: Progress) -> None:
+def _conclude(subject: Calibrated, found: Calibration, folder: Path, place: Place, progress: Progress) -> None:
     """Write calibrated.yaml and say what was found; an error if there is nothing to choose."""
     target = folder / "calibrated.yaml"
     if found.plan is None:
@@ -154,7 +145,7 @@ def _conclude(subject: Subject, found: Calibration, folder: Path, place: Place, 
     progress.say(f"calibrate: to sample with it, use {target}")
 
 
-def _changed(subject: Subject, changes: dict[str, Any], place: Place) -> Config | StudyConfig:
+def _changed(subject: Calibrated, changes: dict[str, Any], place: Place) -> Config:
     """The user's configuration with the new values, also for the calibrated component's own."""
     config = subject.config
     components = [
@@ -166,7 +157,7 @@ def _changed(subject: Subject, changes: dict[str, Any], place: Place) -> Config 
     return config.model_copy(update={"sampling": sampling, "run_dir": run_dir})
 
 
-def _comments(subject: Subject, found: Calibration, plan: RunPlan, changes: dict[str, Any]) -> str:
+def _comments(subject: Calibrated, found: Calibration, plan: RunPlan, changes: dict[str, Any]) -> str:
     best, before = found.ranked[0], subject.config.sampling.resolve(subject.component)
     others = [
         entry.name

@@ -1,4 +1,4 @@
-"""Stage ``sample``: the checkpoint w* -> posterior chains -> co-moments -> susceptibilities with errors."""
+"""Stage ``sample``: checkpoints -> posterior chains -> co-moments -> susceptibilities with errors."""
 
 from __future__ import annotations
 
@@ -6,108 +6,103 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
+from rich.table import Column, Table
+from rich.text import Text
 
-from patterning_dist.aggregation.ledger import LedgerPlan
-from patterning_dist.config import Config
-from patterning_dist.config.sampling import LAYOUT_KEYS
-from patterning_dist.models.components import select_component
+from patterning_dist.config import BASELINE, Config, TextConfig
+from patterning_dist.errors import PatterningError
+from patterning_dist.measure.measure import measure, write_summaries
+from patterning_dist.measure.results import SubjectResponse
+from patterning_dist.measure.subjects import OpenSubjects, Subject, expand_components
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.environment import resolve_device
-from patterning_dist.sampling.study import Study, open_study
-from patterning_dist.stages.susceptibilities import write_response
-from patterning_dist.stages.unit_analysis import SIGN, STANDARD_ERROR, UNITS, Analysis, TablePlan
-from patterning_dist.stages.units import Unit, sample_units, unit_outputs
-from patterning_dist.storage.files import file_sha256
-from patterning_dist.storage.run import RunDirectory, stage_fingerprint
+from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.run import RunDirectory
+from patterning_dist.tasks.open import open_task
 
 STAGE = "sample"
+_SHOWN = 6  # findings in full at the end; the others are in a file
 
 
 def sample(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
-    """Run every chain of every component on Ray actors, and have its statistics analysed; returns the files written.
+    """Run every chain of every subject on Ray actors, and have its statistics analysed; returns the files written.
 
     Raises:
-        PatterningError: a component has fewer healthy chains than sampling.min_chains; said as soon as it is certain.
+        PatterningError: a subject has fewer healthy chains than sampling.min_chains; said as soon as it is certain.
     """
-    study = Study(config, run.path, resolve_device(config.device))
-    # The direction's component also takes gradients at every draw: its chains are the longest, so they go first.
-    names = sorted(
-        (c.name for c in config.sampling.components), key=lambda name: name != config.response.direction.component
-    )
-    units = _units(study, run, names)
-    make_study = partial(open_study, config, run.place)
-    diagnostics = sample_units(run, config.name, STAGE, make_study, config.sampling, study.device, units, progress)
-    in_order = {c.name: diagnostics[c.name] for c in config.sampling.components}
-    return unit_outputs(run, units, config.sampling) + write_response(study, run, in_order)
-
-
-def _units(study: Study, run: RunDirectory, names: list[str]) -> dict[str, Unit]:
-    config, sampling = study.config, study.config.sampling
-    inputs = [run.path / "data" / "train.parquet", run.path / "data" / "validation.parquet"]
-    inputs += [run.path / "baseline" / "model.safetensors", *filter(None, [sampling.probe])]
-    hidden = {*LAYOUT_KEYS, "components", "probe", "min_chains"}
-    shared = {
-        "seed": config.seed,
-        "files": [file_sha256(file) for file in inputs],
-        "sampling": sampling.model_dump(mode="json", exclude=hidden),
-        "device": study.device,
-    }
-    is_full = config.response.baseline == "full"
-    model, units = study.checkpoint(), {}
-    for name in names:
-        resolved = sampling.resolve(name)
-        takes_gradients = name == config.response.direction.component
-        posterior = study.posterior(name)
-        own = {"component": resolved.model_dump(), "gradients": takes_gradients}
-        metadata = {
-            "component": name,
-            "observables": study.observable_names,
-            "units": UNITS,
-            "sign": SIGN,
-            "inverse_temperature": posterior.inverse_temperature,
-            "localization": posterior.localization,
-            "num_pool_tokens": study.num_pool_tokens,
-            "standard_error": STANDARD_ERROR,
-        }
-        units[name] = Unit(
-            fingerprint=stage_fingerprint(name, shared | own),
-            plan=LedgerPlan(
-                run="",
-                observables=tuple(study.observable_names),
-                num_columns=sum(len(next(iter(table.index.values()))) for table in _tables(study, name)),
-                num_draws=resolved.num_draws,
-                num_batches=sampling.num_batches,
-                num_chains=resolved.num_chains,
-            ),
-            analysis=Analysis(
-                storage=run.storage,
-                observables=study.observable_names,
-                tables=_tables(study, name),
-                metadata=metadata,
-                min_chains=sampling.min_chains,
-                inverse_temperature=posterior.inverse_temperature,
-                baseline=config.response.baseline,
-            ),
-            inverse_temperature=posterior.inverse_temperature,
-            num_coordinates=select_component(model, name).num_coordinates,
-            after="everything" if is_full and name != "everything" else None,
+    if config.traces is not None and run.place.url is not None:
+        raise PatterningError(
+            f"traces: the losses of every draw can be kept in a folder that all nodes share, not at {run.place}; "
+            "remove the key or choose such a folder with --run-dir"
         )
-    return units
+    device = resolve_device(config.device)
+    opener = open_subjects(config, run.place, device)
+    measured = measure(run, config.name, STAGE, opener, device, progress, baseline=config.response.baseline)
+    progress.console.print(_summary(measured.responses))
+    for line in _advice(measured.responses):
+        progress.say(line)
+    return [*measured.files, *write_summaries(run, config.name, measured, config.response.num_modes)]
 
 
-def _tables(study: Study, component: str) -> list[TablePlan]:
-    """Probe columns: every token's loss, then every sequence's mean."""
-    tokens, domains = study.probe_tokens, study.probe_source.domains[study.probe_ids]
-    num_sequences, num_positions = tokens.shape[0], tokens.shape[1] - 1
-    per_token = {
-        "sequence_id": np.repeat(study.probe_ids, num_positions),
-        "position": np.tile(np.arange(1, num_positions + 1, dtype=np.int16), num_sequences),
-        "token": tokens[:, 1:].ravel().astype(np.int32),
-        "domain": np.repeat(domains, num_positions),
-    }
-    per_sequence = {"sequence_id": study.probe_ids, "domain": domains}
-    name = f"response/susceptibility-{component}"
-    return [
-        TablePlan(f"{name}.parquet", 0, per_token),
-        TablePlan(f"{name}-sequences.parquet", num_sequences * num_positions, per_sequence),
+def open_subjects(config: Config, place: Place, device: str) -> OpenSubjects:
+    """The subjects of an experiment, checkpoints x components, with what opens them in a worker.
+
+    Raises:
+        PatterningError: a component that the model does not have.
+    """
+    model = open_task(config, place.path, device).skeleton()
+    sampling = expand_components(config.sampling, model)
+    direction = config.response.direction and config.response.direction.component
+    # The direction's component also takes gradients at every draw: its chains are the longest, so they go first.
+    components = sorted((c.name for c in sampling.components), key=lambda name: name != direction)
+    subjects = {}
+    for checkpoint in config.checkpoints:
+        for component in components:
+            name = subject_name(checkpoint, component)
+            # By the name, so that chains at different checkpoints share no noise and no minibatches.
+            subjects[name] = Subject(checkpoint, component, stream=name)
+    files = ["data"] if isinstance(config.data, TextConfig) else []
+    files += [] if config.model.given_checkpoints else [BASELINE]
+    return OpenSubjects(
+        partial(open_task, config),
+        place,
+        tuple(files),
+        sampling,
+        config.seed,
+        subjects,
+        gradients_of=frozenset(name for name, s in subjects.items() if s.component == direction),
+        thin=None if config.traces is None else config.traces.thin,
+    )
+
+
+def subject_name(checkpoint: str, component: str) -> str:
+    """What folders and tables call a set of chains: the checkpoint is left out where it is the run's own baseline."""
+    return component if checkpoint == BASELINE else f"{checkpoint}/{component}"
+
+
+def _summary(responses: list[SubjectResponse]) -> Table:
+    table = Table(Column("subject", overflow="fold"), "chains", "LLC", "worst R-hat", "least ESS", "findings", box=None)
+    for response in responses:
+        found = response.diagnostics
+        chains = f"{found['num_chains']}"
+        if found["excluded"]:
+            chains += f" of {found['num_chains'] + len(found['excluded'])}"
+        observables = found["observables"].values()
+        coefficient = f"{found['llc']['value']:.3g} ± {found['llc']['standard_error']:.1g}"
+        modes = ", ".join(dict.fromkeys(finding["mode"] for finding in found["findings"])) or "none"
+        # None: of one chain, or of an observable that this component does not move.
+        worst = max((entry["rhat"] for entry in observables if entry["rhat"] is not None), default=np.nan)
+        least = min((entry["ess_bulk"] for entry in observables if entry["ess_bulk"] is not None), default=np.nan)
+        table.add_row(Text(response.name), chains, coefficient, f"{worst:.3f}", f"{least:.0f}", modes)
+    return table
+
+
+def _advice(responses: list[SubjectResponse]) -> list[str]:
+    """The first few findings in full."""
+    lines = [
+        f"{response.name}: {finding['message']}"
+        for response in responses
+        for finding in response.diagnostics["findings"]
     ]
+    more = [f"... and {len(lines) - _SHOWN} more in response/diagnostics.json"] if len(lines) > _SHOWN else []
+    return lines[:_SHOWN] + more

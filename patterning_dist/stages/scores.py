@@ -1,29 +1,35 @@
-"""Susceptibilities of every token of the training pool, and their spread over chains on a part of it."""
+"""Susceptibilities of every loss of the training pool, and their spread over chains on a part of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 
-from patterning_dist.aggregation.files import read_chains, read_gradients
+from patterning_dist.aggregation.files import read_chains
+from patterning_dist.config import Config, LlcConfig
 from patterning_dist.data.induction import token_features
 from patterning_dist.data.sampler import permutation
 from patterning_dist.errors import PatterningError
+from patterning_dist.measure.results import samples_table_name, table_name
+from patterning_dist.measure.subjects import OpenSubjects, Subjects
 from patterning_dist.progress import Progress
 from patterning_dist.response.extrapolate import Extrapolation, extrapolate
+from patterning_dist.response.llc import free_energy_response, llc_response
 from patterning_dist.response.reliability import bootstrap_correlation
 from patterning_dist.response.susceptibility import susceptibility
-from patterning_dist.runtime.pool import score_pool
-from patterning_dist.sampling.study import Study
-from patterning_dist.stages.susceptibilities import token_columns
+from patterning_dist.runtime.pool import Solved, score_pool
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.stages.sample import open_subjects, subject_name
+from patterning_dist.storage.files import read_parquet
 from patterning_dist.storage.run import RunDirectory
 
-# Pool sequences that are scored chain by chain: errors of sums over the pool come from the spread between chains, and a
+# Pool samples that are scored chain by chain: errors of sums over the pool come from the spread between chains, and a
 # part of the pool shows that as well as all of it.
-SEQUENCES_BY_CHAIN = 1024
+SAMPLES_BY_CHAIN = 1024
 _SUBSET_STREAM = 0x737562
 
 
@@ -32,93 +38,176 @@ class Scores:
     """chi of the pool, and how it was come by.
 
     Attributes:
-        chi: [observable, sample], nats squared, mean over chains; every row has mean zero.
-        subset: sequence ids of the part of the pool that was also scored chain by chain, ascending.
-        per_chain: chi of that part from each chain alone [chain, observable, sample of the subset], rows with mean 0.
+        chi: [observable, entry], nats squared, mean over chains; every row has mean zero.
+        in_subset: which entries are of samples that were also scored chain by chain, bool [entry].
+        per_chain: chi of those from each chain alone [chain, observable, entry of the subset], rows with mean 0.
         observables: names of the rows.
         report: how well it went, for solution.json.
     """
 
     chi: np.ndarray
-    subset: np.ndarray
+    in_subset: np.ndarray
     per_chain: np.ndarray
     observables: list[str]
     report: dict[str, Any]
 
 
-def direction_scores(study: Study, run: RunDirectory, progress: Progress, observables: list[str]) -> Scores:
+class Pool:
+    """The training pool of an experiment, as the stage sees it.
+
+    Args:
+        config: of the run.
+        run: its directory.
+        device: of the workers.
+    """
+
+    def __init__(self, config: Config, run: RunDirectory, device: str) -> None:
+        self.config, self.run, self.device = config, run, device
+        self.opener: OpenSubjects = open_subjects(config, run.place, device)
+        assert config.solve is not None
+        self.subject = subject_name(config.solve.checkpoint or config.checkpoints[0], config.solve.component)
+
+    @cached_property
+    def subjects(self) -> Subjects:
+        """Opened in this process."""
+        return self.opener("cpu", Ranks())
+
+    @property
+    def num_samples(self) -> int:
+        """Samples of the pool."""
+        return len(self.subjects.task.train)
+
+    @cached_property
+    def index(self) -> dict[str, np.ndarray]:
+        """Sample and, where samples have several losses, position of every entry that counts [entry]."""
+        task, ids = self.subjects.task, np.arange(self.num_samples)
+        if task.num_positions is None:
+            return {task.key: ids}
+        counted = task.counted(task.train, ids)
+        kept = np.ones((len(ids), task.num_positions), bool) if counted is None else counted
+        sample, position = np.nonzero(kept)
+        return {task.key: sample, "position": (position + 1).astype(np.int16)}
+
+    @cached_property
+    def subset(self) -> np.ndarray:
+        """Samples that are scored chain by chain, ascending."""
+        return np.sort(permutation(self.config.seed, _SUBSET_STREAM, self.num_samples)[:SAMPLES_BY_CHAIN])
+
+    @cached_property
+    def in_subset(self) -> np.ndarray:
+        """Which entries are of those samples."""
+        return np.isin(self.index[self.subjects.task.key], self.subset)
+
+    @property
+    def inverse_temperature(self) -> float:
+        """n_beta of the chains whose susceptibilities are inverted."""
+        return self.subjects.posterior(self.subject).inverse_temperature
+
+
+def direction_scores(pool: Pool, observables: list[str], progress: Progress) -> Scores:
     """The response-direction estimator (see ``sampling.direction``) over the whole pool.
 
     Every healthy chain gives a direction of its own. The pool is scored along their mean, two forward passes an
     observable; the probe (to compare with the plain covariance) and a part of the pool (for the errors) chain by chain.
-
-    Raises:
-        PatterningError: an observable is not a split loss, so no gradients of it were taken.
     """
-    config = study.config
-    component = config.solve.component
-    splits = list(study.splits.names)
-    for name in observables:
-        if name not in splits:
-            raise PatterningError(
-                f"solve.targets: {name} is not a split loss, and the response direction needs gradients; "
-                f"use one of {', '.join(splits)}, or solve.scores: regression"
-            )
-    healthy, _ = read_chains(run.path / "sampling" / component)
-    sums = read_gradients(run.path / "sampling" / component, [moments.chain for moments in healthy])
-    position = sums[:, 0].mean(axis=0)
-    rows = [1 + splits.index(name) for name in observables]
-    subset = _subset(study)
-    found = score_pool(study, run.place, component, position, sums[:, rows], subset, progress)
+    config, subjects = pool.config, pool.subjects
+    assert config.response.direction is not None and subjects.held_out is not None
+    healthy, _ = read_chains(pool.run.path / "sampling" / pool.subject)
+    solved = Solved(
+        storage=pool.run.storage,
+        subject=pool.subject,
+        chains=tuple(moments.chain for moments in healthy),
+        rows=tuple(subjects.held_out.names.index(name) for name in observables),
+        settings=config.response.direction,
+    )
+    sizes = (pool.num_samples, len(subjects.probe.ids))
+    found = score_pool(pool.opener, subjects.sampling, pool.device, pool.run, solved, sizes, pool.subset, progress)
     report = {
         "estimator": "response_direction",
         "conjugate_gradients": found.solves,
-        "estimator_agreement": _agreement(study, run, found.probe.mean(axis=0), observables),
+        "estimator_agreement": _agreement(pool, found.probe.mean(axis=0), observables),
     }
-    return Scores(_centred(found.pool), subset, _centred(found.subset), observables, report)
+    return Scores(_centred(found.pool), pool.in_subset, _centred(found.subset), observables, report)
 
 
-def regression_scores(study: Study, run: RunDirectory, progress: Progress, observables: list[str]) -> Scores:
+def regression_scores(pool: Pool, observables: list[str], progress: Progress) -> Scores:
     """Plain covariances of the probe, carried to the pool by regression on token features.
 
     Raises:
         PatterningError: too few chains or probe sequences.
     """
-    config = study.config
+    config, subjects, task = pool.config, pool.subjects, pool.subjects.task
     progress.start("extrapolating from the probe", len(observables))
-    healthy, excluded = read_chains(run.path / "sampling" / config.solve.component)
-    rows = [study.observable_names.index(name) for name in observables]
-    num_tokens = study.probe_tokens[:, 1:].size
-    tokens = study.pool.tokens(np.arange(study.pool.num_sequences))
-    counts = np.bincount(tokens.ravel(), minlength=study.pool.vocabulary_size)
+    healthy, excluded = read_chains(pool.run.path / "sampling" / pool.subject)
+    rows = [subjects.observable_names.index(name) for name in observables]
+    probe_tokens = subjects.probe.source.tokens(subjects.probe.ids)
+    tokens = task.train.tokens(np.arange(pool.num_samples))
+    counts = np.bincount(tokens.ravel())
     # Pool and probe together: bigram counts are then the same for both.
-    features, _ = token_features(np.concatenate([study.probe_tokens, tokens]), counts)
-    groups = np.repeat(study.probe_ids, study.probe_tokens.shape[1] - 1)
-    measured = susceptibility(
-        healthy, loss_weights=token_columns(study), min_chains=config.sampling.min_chains, excluded=excluded
+    features, _ = token_features(np.concatenate([probe_tokens, tokens]), counts)
+    features = features.reshape(len(probe_tokens) + len(tokens), -1, features.shape[-1])
+    of_probe, of_pool = (
+        part.reshape(-1, part.shape[-1]) if counted is None else part[counted]
+        for part, counted in (
+            (features[: len(probe_tokens)], subjects.counted),
+            (features[len(probe_tokens) :], task.counted(task.train, np.arange(len(tokens)))),
+        )
     )
-    subset = _subset(study)
-    in_subset = features[num_tokens:].reshape(len(tokens), -1, features.shape[1])[subset].reshape(-1, features.shape[1])
+    groups = np.repeat(subjects.probe.ids, tokens.shape[1] - 1)
+    groups = groups if subjects.counted is None else groups[subjects.counted.ravel()]
+    num_entries, num_columns = len(of_probe), healthy[0].num_probes
+    loss_weights = np.concatenate([np.ones(num_entries), np.zeros(num_columns - num_entries)])
+    measured = susceptibility(
+        healthy, loss_weights=loss_weights, min_chains=config.sampling.min_chains, excluded=excluded
+    )
+    in_subset = of_pool[pool.in_subset]
     chi, correlations = [], {}
     per_chain = np.empty((len(healthy), len(observables), len(in_subset)), np.float32)
     for k, (name, row) in enumerate(zip(observables, rows, strict=True)):
 
         def reach(scores: np.ndarray, pool_features: np.ndarray) -> Extrapolation:
-            return extrapolate(features[:num_tokens], scores, groups, pool_features, seed=config.seed)
+            return extrapolate(of_probe, scores, groups, pool_features, seed=config.seed)
 
-        found = reach(measured.chi[row, :num_tokens], features[num_tokens:])
+        found = reach(measured.chi[row, :num_entries], of_pool)
         chi.append(found.predictions)
         correlations[name] = found.correlation._asdict()
         for c in range(len(healthy)):
-            per_chain[c, k] = reach(measured.chi_per_chain[c, row, :num_tokens], in_subset).predictions
+            per_chain[c, k] = reach(measured.chi_per_chain[c, row, :num_entries], in_subset).predictions
         progress.update(k + 1)
     report = {"estimator": "regression", "held_out_correlation": correlations}
-    return Scores(_centred(np.array(chi, np.float32)), subset, _centred(per_chain), observables, report)
+    return Scores(_centred(np.array(chi, np.float32)), pool.in_subset, _centred(per_chain), observables, report)
 
 
-def _subset(study: Study) -> np.ndarray:
-    order = permutation(study.config.seed, _SUBSET_STREAM, study.pool.num_sequences)
-    return np.sort(order[:SEQUENCES_BY_CHAIN])
+def plain_scores(pool: Pool, observables: list[str], progress: Progress) -> Scores:
+    """Plain covariances themselves, and the responses of LLC and free energy, where the probe is the whole pool.
+
+    Raises:
+        PatterningError: it is not, or there are too few chains.
+    """
+    sampling, subjects = pool.subjects.sampling, pool.subjects
+    if sampling.probe is not None or len(subjects.probe.ids) != pool.num_samples:
+        raise PatterningError(
+            f"solve.scores: plain needs the losses of all {pool.num_samples} training samples, and the probe has "
+            f"{len(subjects.probe.ids)}; raise sampling.probe_sequences to {pool.num_samples}, or choose another"
+        )
+    progress.start("reading co-moments", None)
+    healthy, excluded = read_chains(pool.run.path / "sampling" / pool.subject)
+    table, _ = read_parquet(pool.run.path / table_name(pool.subject), ["center_loss"])
+    num_entries, center = len(pool.in_subset), table["center_loss"].to_numpy().astype(np.float64)
+    loss_weights = np.concatenate([np.ones(num_entries), np.zeros(healthy[0].num_probes - num_entries)])
+    common = {"loss_weights": loss_weights, "min_chains": sampling.min_chains, "excluded": excluded}
+    measured = susceptibility(healthy, **common).chi_per_chain
+    rows = {name: measured[:, k] for k, name in enumerate(subjects.observable_names)}
+    centers = np.concatenate([center, np.zeros(healthy[0].num_probes - num_entries)])
+    for quantity in sampling.posterior_quantities:
+        if isinstance(quantity, LlcConfig):
+            found = llc_response(healthy, 0, pool.inverse_temperature, **common)
+        else:
+            found = free_energy_response(healthy, centers, **common)
+        rows[quantity.name] = found.chi_per_chain[:, 0]
+    per_chain = np.stack([rows[name][:, :num_entries] for name in observables], axis=1)
+    chi, report = _centred(per_chain.mean(axis=0)), {"estimator": "plain"}
+    return Scores(chi, pool.in_subset, _centred(per_chain[:, :, pool.in_subset]), observables, report)
 
 
 def _centred(chi: np.ndarray) -> np.ndarray:
@@ -126,23 +215,23 @@ def _centred(chi: np.ndarray) -> np.ndarray:
     return (chi - chi.mean(axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
 
 
-def _agreement(study: Study, run: RunDirectory, probe: np.ndarray, observables: list[str]) -> dict[str, Any]:
-    """Correlation of the two estimators on the probe, over tokens and over sequence means, intervals by sequence."""
-    component = study.config.solve.component
-    folder = run.path / "response"
-    tokens = pq.read_table(folder / f"susceptibility-{component}.parquet")
-    sequences = pq.read_table(folder / f"susceptibility-{component}-sequences.parquet")
-    groups = tokens["sequence_id"].to_numpy()
+def _agreement(pool: Pool, probe: np.ndarray, observables: list[str]) -> dict[str, Any]:
+    """Correlation of the two estimators on the probe, over entries and over sample means, intervals by sample.
+
+    Args:
+        probe: scores of the probe's entries [observable, entry].
+    """
+    key, folder = pool.subjects.task.key, pool.run.path
+    entries = pq.read_table(folder / table_name(pool.subject))
+    groups = entries[key].to_numpy()
+    _, inverse = np.unique(groups, return_inverse=True)
+    samples = pq.read_table(folder / samples_table_name(pool.subject)) if "position" in entries.column_names else None
     result = {}
     for k, name in enumerate(observables):
-        by_token = bootstrap_correlation(tokens[f"chi_{name}"].to_numpy(), probe[k].ravel(), groups, 0)
-        by_sequence = bootstrap_correlation(
-            sequences[f"chi_{name}"].to_numpy(), probe[k].mean(axis=1), sequences["sequence_id"].to_numpy(), 0
-        )
-        result[name] = {
-            "correlation_tokens": by_token.value,
-            "interval_tokens": [by_token.low, by_token.high],
-            "correlation_sequences": by_sequence.value,
-            "interval_sequences": [by_sequence.low, by_sequence.high],
-        }
+        found = bootstrap_correlation(entries[f"chi_{name}"].to_numpy(), probe[k], groups, 0)
+        result[name] = {"correlation_entries": found.value, "interval_entries": [found.low, found.high]}
+        if samples is not None:
+            means = np.bincount(inverse, probe[k]) / np.bincount(inverse)
+            found = bootstrap_correlation(samples[f"chi_{name}"].to_numpy(), means, samples[key].to_numpy(), 0)
+            result[name] |= {"correlation_samples": found.value, "interval_samples": [found.low, found.high]}
     return result

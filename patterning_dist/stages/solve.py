@@ -12,6 +12,7 @@ import pyarrow as pa
 from patterning_dist.config import Config
 from patterning_dist.data.sampler import permutation
 from patterning_dist.data.weights import write_sample_weights
+from patterning_dist.measure.analysis import SIGN
 from patterning_dist.progress import Progress
 from patterning_dist.response.prediction import (
     PredictedResponse,
@@ -20,14 +21,13 @@ from patterning_dist.response.prediction import (
 )
 from patterning_dist.response.solver import WeightSolution, solve_for_effective_sample_share, solve_weights
 from patterning_dist.runtime.environment import resolve_device
-from patterning_dist.sampling.study import Study
-from patterning_dist.stages.scores import Scores, direction_scores, regression_scores
-from patterning_dist.stages.susceptibilities import SIGN
+from patterning_dist.stages.scores import Pool, Scores, direction_scores, plain_scores, regression_scores
 from patterning_dist.storage.files import write_json, write_parquet
 from patterning_dist.storage.run import RunDirectory
 
 _PERMUTED_STREAM = 0x7065726D
 _HISTOGRAM_BINS = 48
+_SCORES = {"response_direction": direction_scores, "regression": regression_scores, "plain": plain_scores}
 
 
 def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
@@ -36,11 +36,12 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     Raises:
         PatterningError: an infeasible strength (the largest feasible one is named), or contradicting targets.
     """
-    study = Study(config, run.path, resolve_device(config.device))
-    observables = list(config.solve.targets) or list(study.splits.names)
-    score = direction_scores if config.solve.scores == "response_direction" else regression_scores
-    scores = score(study, run, progress, observables)
-    pool_file = _write_pool(study, run, scores)
+    assert config.solve is not None
+    pool = Pool(config, run, resolve_device(config.device))
+    held_out = pool.subjects.held_out
+    observables = list(config.solve.targets) or list(held_out.names if held_out else ())
+    scores = _SCORES[config.solve.scores](pool, observables, progress)
+    pool_file = _write_pool(pool, scores)
 
     progress.start("solving for the weights", 2)
     report: dict[str, Any] = {
@@ -52,7 +53,7 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     outputs = [pool_file]
     solutions: dict[str, np.ndarray] = {}
     for done, (arm, sign) in enumerate((("plus", 1.0), ("minus", -1.0)), start=1):
-        solution, entry = _solve_arm(study, scores, sign)
+        solution, entry = _solve_arm(pool, scores, sign)
         solutions[arm], report["arms"][arm] = solution.weights, entry
         progress.update(done)
     plus = solutions["plus"]
@@ -61,54 +62,44 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
         "effective_sample_share": report["arms"]["plus"]["effective_sample_share"],
         "histogram": report["arms"]["plus"]["histogram"],
     }
-    sequence_id, position = _keys(study)
     for arm, weights in solutions.items():
         path = run.path / "weights" / f"{arm}.parquet"
-        write_sample_weights(path, sequence_id, position, weights, {"arm": arm, "component": config.solve.component})
+        write_sample_weights(path, pool.index, weights, {"arm": arm, "component": config.solve.component})
         outputs.append(path)
     write_json(run.path / "weights" / "solution.json", report)
     return [*outputs, run.path / "weights" / "solution.json"]
 
 
-def _keys(study: Study) -> tuple[np.ndarray, np.ndarray]:
-    num_sequences, num_positions = study.pool.num_sequences, study.pool.context_length - 1
-    return (
-        np.repeat(np.arange(num_sequences), num_positions),
-        np.tile(np.arange(1, num_positions + 1, dtype=np.int16), num_sequences),
-    )
-
-
-def _write_pool(study: Study, run: RunDirectory, scores: Scores) -> Path:
-    sequence_id, position = _keys(study)
-    columns = {"sequence_id": sequence_id, "position": position}
-    num_chains = len(scores.per_chain)
-    measured = np.isin(sequence_id, scores.subset)
+def _write_pool(pool: Pool, scores: Scores) -> Path:
+    columns: dict[str, Any] = dict(pool.index)
+    num_chains, measured = len(scores.per_chain), scores.in_subset
     for k, name in enumerate(scores.observables):
-        error = np.full(len(sequence_id), np.nan, np.float32)
+        error = np.full(len(measured), np.nan, np.float32)
         if num_chains > 1:
             error[measured] = scores.per_chain[:, k].std(axis=0, ddof=1) / num_chains**0.5
         columns[f"chi_{name}"] = scores.chi[k]
         columns[f"se_{name}"] = pa.array(error, mask=~measured)
-    posterior = study.posterior(study.config.solve.component)
+    posterior = pool.subjects.posterior(pool.subject)
     metadata = {
-        "component": study.config.solve.component,
+        "subject": pool.subject,
         "estimator": scores.report["estimator"],
         "sign": SIGN,
         "units": "chi and se: nats squared",
-        "standard_error": f"spread between chains; measured on {len(scores.subset)} sequences, null elsewhere",
+        "standard_error": f"spread between chains; measured on {len(pool.subset)} samples, null elsewhere",
         "inverse_temperature": posterior.inverse_temperature,
         "localization": posterior.localization,
-        "num_pool_tokens": study.num_pool_tokens,
+        "num_training_losses": len(measured),
     }
-    path = run.path / "response" / "pool.parquet"
+    path = pool.run.path / "response" / "pool.parquet"
     write_parquet(path, pa.table(columns), metadata)
     return path
 
 
-def _solve_arm(study: Study, scores: Scores, sign: float) -> tuple[WeightSolution, dict[str, Any]]:
-    settings = study.config.solve
+def _solve_arm(pool: Pool, scores: Scores, sign: float) -> tuple[WeightSolution, dict[str, Any]]:
+    settings = pool.config.solve
+    assert settings is not None
     target = sign * np.array([settings.targets.get(name, 0.0) for name in scores.observables])
-    temperature = study.posterior(settings.component).inverse_temperature
+    temperature = pool.inverse_temperature
     options = {
         "inverse_temperature": temperature,
         "weight_min": settings.weight_min,
@@ -126,7 +117,7 @@ def _solve_arm(study: Study, scores: Scores, sign: float) -> tuple[WeightSolutio
         return solve_for_effective_sample_share(chi, target, settings.effective_sample_share, **options)
 
     solution = solved(scores.chi)
-    in_subset = solution.weights.reshape(study.pool.num_sequences, -1)[scores.subset].ravel()
+    in_subset = solution.weights[scores.in_subset]
     predicted = predicted_response_with_error(scores.per_chain, in_subset, temperature)
     # The whole pool gives the value, the part that was scored chain by chain its error.
     predicted = replace(

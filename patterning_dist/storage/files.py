@@ -152,3 +152,20 @@ def require_columns(path: Path | str, present: Iterable[str], required: Iterable
     for column in required:
         if column not in present:
             raise PatterningError(f"{path}: no column {column!r}; the columns there are {', '.join(present)}")
+
+
+class FileHashes:
+    """Hashes of files' contents; a file of the same size and time as before is not read again.
+
+    Args:
+        known: path -> [size, time, hash], of an earlier run.
+    """
+
+    def __init__(self, known: Mapping[str, list[Any]]) -> None:
+        self._before, self.known = dict(known), dict[str, list[Any]]()
+
+    def __call__(self, file: Path) -> str:
+        stamp = [file.stat().st_size, file.stat().st_mtime_ns]
+        before = self.known.get(str(file)) or self._before.get(str(file)) or []
+        self.known[str(file)] = before if before[:2] == stamp else [*stamp, file_sha256(file)]
+        return self.known[str(file)][2]

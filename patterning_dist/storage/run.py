@@ -24,7 +24,6 @@ from patterning_dist.storage.files import explained, plain, write_json, write_te
 from patterning_dist.storage.lease import Lease, held, in_use
 from patterning_dist.storage.mirror import Place
 
-STAGES = ("prepare", "train", "sample", "solve", "retrain", "report")
 PACKAGES = ("patterning-dist", "torch", "ray", "deepspeed", "transformers", "numpy", "pyarrow", "xarray", "zarr")
 _EVENTS_EVERY = 5.0  # between two copies of the events to a URL, within a stage [s]
 

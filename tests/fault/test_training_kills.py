@@ -25,7 +25,7 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.runtime.training.jobs import run_jobs
 from patterning_dist.training.job import TrainingJob
 
-pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow, pytest.mark.extended, pytest.mark.timeout(900)]
 
 TESTS = Path(__file__).parents[1]
 ZERO = TESTS.parent / "configs" / "deepspeed"

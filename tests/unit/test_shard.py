@@ -1,4 +1,4 @@
-"""How a model is cut over ranks and how groups are placed: what can be said without other processes.
+"""How a model is cut over ranks: what can be said without other processes.
 
 That the cut model computes the same is in ``tests/ray/test_chain_groups.py``.
 """
@@ -11,7 +11,6 @@ from torch import nn
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.attention import AttentionOnlyTransformer
-from patterning_dist.runtime.chains.groups import fitting_groups
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.shard import decoder_layers, shard_model
 from patterning_dist.sampling.shard_loading import parameters_without_memory
@@ -90,20 +89,3 @@ def test_modules_are_built_without_memory_for_parameters():
     with pytest.raises(ValueError, match="broken"), parameters_without_memory():
         raise ValueError("broken")
     assert not nn.Linear(2, 2).weight.is_meta
-
-
-@pytest.mark.parametrize(
-    ("nodes", "amount", "size", "placed"),
-    [
-        ([2.0], 1, 2, ("STRICT_PACK", 1)),
-        ([8.0, 4.0, 3.0], 1, 4, ("STRICT_PACK", 3)),  # two groups on the first node, one on the second
-        ([8.0, 8.0], 4, 2, ("STRICT_PACK", 2)),
-        ([2.0, 2.0, 2.0], 1, 4, ("PACK", 1)),  # six ranks fit: one group, over two nodes
-        ([3.0, 3.0], 2, 2, ("PACK", 1)),  # one rank of two CPUs a node
-        ([3.0, 1.0], 2, 2, ("PACK", 0)),  # four CPUs, but in pieces
-        ([0.0], 1, 2, ("PACK", 0)),
-        ([], 1, 2, ("PACK", 0)),
-    ],
-)
-def test_groups_are_kept_on_one_node_where_one_has_room(nodes, amount, size, placed):
-    assert fitting_groups(nodes, amount, size) == placed

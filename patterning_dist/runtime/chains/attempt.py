@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 
-from patterning_dist.aggregation.files import GRADIENTS
+from patterning_dist.aggregation.files import rank_part
 from patterning_dist.aggregation.ledger import ChainRecord
 from patterning_dist.aggregation.protocol import START, Verdict, block_digest
 from patterning_dist.runtime.actor import ActorHandle
@@ -54,7 +54,8 @@ class _Action(enum.IntEnum):
     DRAW = 0
     CHECKPOINT = 1
     RESTORE = 2
-    END = 3
+    RESULTS = 3
+    END = 4
 
 
 Decision = tuple[_Action, int]
@@ -154,7 +155,7 @@ class _Attempt:
                 verdict = link.settle(0)
                 if verdict in (Verdict.APPLIED, Verdict.DUPLICATE):
                     record = self._record()
-                    self._write_gradients()
+                    yield _Action.RESULTS, 0
                     verdict = link.close(self.digest, record)
                     if verdict is Verdict.APPLIED:
                         return Outcome(Ending.CLOSED, record)
@@ -206,6 +207,8 @@ class _Attempt:
             self._draw()
         elif action is _Action.CHECKPOINT:
             self._checkpoint(number)
+        elif action is _Action.RESULTS:
+            self._write_results()
         else:
             self._restore(number)
 
@@ -229,8 +232,7 @@ class _Attempt:
     def _checkpoint(self, needed: int) -> None:
         """Write this rank's part, and delete those before the one that is needed (0: none)."""
         started = time.monotonic()
-        if (recorder := self._begun().recorder) is not None:
-            recorder.flush()
+        self._flush()
         self.checkpoints.write(self.sequence, self._encoded())
         self.checkpoints.delete(below=needed)
         now = time.monotonic()
@@ -241,8 +243,7 @@ class _Attempt:
 
     def _restore(self, number: int) -> None:
         """Go to a checkpoint, or to the beginning (0); ``is_restored`` says whether all ranks could."""
-        if self.chain is not None and self.chain.recorder is not None:
-            self.chain.recorder.flush()  # or else what it holds would be taken for what follows the checkpoint
+        self._flush()  # or else what is held would be taken for what follows the checkpoint
         if number == 0:
             self.chain = self.study.chain(self.task.unit, self.task.number)
             self.sequence, self.digest, self.is_restored = 0, START, True
@@ -255,13 +256,17 @@ class _Attempt:
             self._begun().load_state_dict(state)
             self.sequence, self.digest = number, bytes.fromhex(extra["digest"])
 
-    def _write_gradients(self) -> None:
-        task, chain = self.task, self._begun()
-        if chain.sums is None:
-            return
-        means = chain.sums.numpy() / chain.num_draws
-        store = Snapshots(task.storage, f"sampling/{task.unit}/{GRADIENTS}", f"chain-{task.number}")
-        store.write(task.num_pushes, pack({"means": means}))
+    def _flush(self) -> None:
+        for statistic in self.chain.statistics.values() if self.chain is not None else ():
+            statistic.flush()
+
+    def _write_results(self) -> None:
+        """What the chain's statistics have come to, this rank's part."""
+        task = self.task
+        for name, statistic in self._begun().statistics.items():
+            if (result := statistic.result()) is not None:
+                part = rank_part(task.number, self.ranks.rank, self.ranks.size)
+                Snapshots(task.storage, f"sampling/{task.unit}/{name}", part).write(task.num_pushes, pack(result))
 
     def _record(self, healthy: bool = True, reason: str = "") -> ChainRecord:
         steps = 0 if self.chain is None else self.chain.state.step

@@ -25,6 +25,7 @@ from patterning_dist.runtime.chains.attempt import Outcome, run_chain
 from patterning_dist.runtime.chains.pushes import ChainTask
 from patterning_dist.runtime.chains.workers import MakeStudy, model_workers
 from patterning_dist.runtime.environment import prepare_process
+from patterning_dist.runtime.resources import chain_resources, nodes
 from patterning_dist.runtime.workforce import WorkerLost, Workforce, loss_reason
 from patterning_dist.sampling.ranks import Ranks
 
@@ -127,19 +128,17 @@ class ChainGroup(Actor):
         """Start the ranks where they are not there (any more); raises as ``chain``."""
         if self.ranks:
             return
-        size, (resource, amount) = self.sampling.ranks_per_chain, _need(self.sampling, self.device)
+        need = chain_resources(self.sampling, self.device)
         if not self.placement.wait(self.placement_timeout):
-            there, free = ray.cluster_resources(), ray.available_resources()
             raise PatterningError(
-                f"{self.name}: there was no room for {size} ranks of {amount} {resource} within "
-                f"{self.placement_timeout:g} s; the Ray cluster has {there.get(resource, 0):g} {resource}, "
-                f"{free.get(resource, 0):g} of them free; wait for other work to end, or lower sampling.ranks_per_chain"
+                f"{self.name}: there was no room within {self.placement_timeout:g} s: {need.shortage(nodes())}; wait "
+                "for other work to end, or lower sampling.ranks_per_chain"
             )
-        options = {"num_gpus": 1, "num_cpus": 0} if resource == "GPU" else {"num_cpus": amount}
-        for rank in range(size):
+        for rank in range(need.num_ranks):
             place = PlacementGroupSchedulingStrategy(self.placement, placement_group_bundle_index=rank)
-            actor = ChainRank.options(scheduling_strategy=place, runtime_env={"env_vars": RANK_ENVIRONMENT}, **options)
-            self.ranks.append(actor.remote(Ranks(rank, size), self.sampling, self.device))
+            environment = {"env_vars": RANK_ENVIRONMENT}
+            actor = ChainRank.options(scheduling_strategy=place, runtime_env=environment, **need.options)
+            self.ranks.append(actor.remote(Ranks(rank, need.num_ranks), self.sampling, self.device))
         (address,) = self._together("at the start", [self.ranks[0].open_store.remote()])
         calls = [rank.open_study.remote(self.make_study, *address) for rank in self.ranks]
         self.nodes = self._together("at the start", calls)
@@ -165,7 +164,7 @@ class ChainGroup(Actor):
         node = f" on node {self.nodes[rank]}" if self.nodes else ""
         self.ranks, self.nodes = [], []
         if isinstance(error, PatterningError):
-            raise PatterningError(str(error.cause)) from None
+            raise PatterningError(str(getattr(error, "cause", error))) from None  # in Ray's wrapper
         if died:
             reason = loss_reason(error)
             raise WorkerLost(
@@ -179,31 +178,20 @@ def chain_groups(
 ) -> Workforce:
     """As many groups as the configuration or the cluster allows, at most one a task.
 
-    A group has ``sampling.ranks_per_chain`` ranks; on cuda each takes a GPU, elsewhere ``sampling.threads_per_worker``
-    CPUs.
-
     Raises:
-        PatterningError: the cluster has not what one group needs; says what is asked for and what is there.
+        PatterningError: the cluster cannot hold one group.
     """
-    size, (resource, amount) = sampling.ranks_per_chain, _need(sampling, device)
-    nodes = sorted(node["Resources"].get(resource, 0) for node in ray.nodes() if node["Alive"])
-    strategy, fitting = fitting_groups(nodes, amount, size)
-    if fitting < 1:
-        raise PatterningError(
-            f"a chain on {size} ranks needs {size} times {amount} {resource}, the nodes of the Ray cluster have "
-            f"{', '.join(f'{has:g}' for has in nodes)}; lower sampling.ranks_per_chain or "
-            "sampling.threads_per_worker, or add nodes"
-        )
+    need = chain_resources(sampling, device)
+    strategy, number = need.at_once(num_tasks, sampling.workers)
     if strategy == "PACK":
         progress.say(
-            f"no node has {size} times {amount} {resource}: the ranks of a chain are spread over nodes, and wait for "
-            "the network between them"
+            f"no node has {need}: the ranks of a chain are spread over nodes, and wait for the network between them"
         )
     groups: dict[ActorHandle, PlacementGroup] = {}
     numbers = itertools.count()
 
     def hire() -> tuple[ActorHandle, ray.ObjectRef]:
-        placement = placement_group([{resource: amount}] * size, strategy=strategy)
+        placement = placement_group([need.bundle] * need.num_ranks, strategy=strategy)
         group = ChainGroup.remote(next(numbers), placement, make_study, sampling, device)
         groups[group] = placement
         return group, group.start.remote()
@@ -212,8 +200,7 @@ def chain_groups(
         ray.kill(group)
         remove_placement_group(groups.pop(group))
 
-    number = min(sampling.workers or fitting, fitting, num_tasks)
-    return Workforce(hire, number, (resource, amount * size), progress, dismiss)
+    return Workforce(hire, number, need, progress, dismiss)
 
 
 def chain_workers(
@@ -222,24 +209,6 @@ def chain_workers(
     """Who runs the chains: workers, or chain groups where a chain's model is shared by several ranks."""
     kind = model_workers if sampling.ranks_per_chain == 1 else chain_groups
     return kind(make_study, sampling, device, num_tasks, progress)
-
-
-def fitting_groups(nodes: list[float], amount: int, size: int) -> tuple[str, int]:
-    """How groups are placed, and how many fit at once: each on one node if some node has room, else over several.
-
-    Args:
-        nodes: what every node has of the resource.
-        amount: what a rank needs of it.
-        size: ranks a group.
-    """
-    on_one_node = sum(int(has // (amount * size)) for has in nodes)
-    if on_one_node:
-        return "STRICT_PACK", on_one_node
-    return "PACK", sum(int(has // amount) for has in nodes) // size
-
-
-def _need(sampling: SamplingConfig, device: str) -> tuple[str, int]:
-    return ("GPU", 1) if device == "cuda" else ("CPU", sampling.threads_per_worker)
 
 
 def _error(call: ray.ObjectRef) -> Exception | None:

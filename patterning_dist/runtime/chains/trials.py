@@ -1,16 +1,13 @@
-"""Short chains at many settings on Ray, a task each; a trial that is done is a file, and is not run again."""
+"""Short chains at many settings on Ray, a durable task each."""
 
 from __future__ import annotations
 
 import contextlib
-import io
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
+from functools import partial
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import ray
@@ -21,18 +18,18 @@ from patterning_dist.response.calibration import Setting, Trial
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.attempt import ChainStudy
 from patterning_dist.runtime.chains.groups import chain_workers
-from patterning_dist.runtime.chains.workers import MakeStudy, ProgressBoard
+from patterning_dist.runtime.chains.workers import MakeStudy, Result
 from patterning_dist.runtime.environment import ray_session
+from patterning_dist.runtime.tasks import Task, run_tasks
+from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.chain import ChainFailure
 from patterning_dist.sampling.posterior import Posterior
-from patterning_dist.storage.files import write_npz
+from patterning_dist.storage.run import RunDirectory
 
 # Seconds between two notes of a trial to the progress board.
 _NOTE_EVERY = 0.5
 # A measurement is timed that often: the first one may compile or allocate.
 _TIMED_MEASUREMENTS = 3
-_ARRAYS = ("mean_loss", "observables", "losses")
-_NUMBERS = ("num_coordinates", "step_seconds", "draw_seconds", "num_workers", "failure")
 
 
 @dataclass(frozen=True)
@@ -60,11 +57,12 @@ def run_trials(
     device: str,
     plan: TrialPlan,
     trials: list[tuple[Setting, int]],
-    folder: Path,
+    run: RunDirectory,
+    folder: str,
     fingerprint: str,
     progress: Progress,
 ) -> list[Trial]:
-    """Run the trials of which there is no file yet, side by side, and write one each.
+    """Run the trials of which there is no file yet, side by side.
 
     Args:
         make_study: opens the study in a worker.
@@ -72,49 +70,42 @@ def run_trials(
         device: of the workers.
         plan: what all trials have in common.
         trials: (setting, chain), in the order in which they are begun.
-        folder: of the trials' files.
+        run: holds the trials' files.
+        folder: of them, relative to the run directory.
         fingerprint: of all else that a trial follows from; a file with another one is run again.
         progress: shows the draws done, and the time left.
 
     Returns:
         Every trial, in their order; a chain that failed is one of them.
     """
-    files = [folder / _file_name(setting, chain) for setting, chain in trials]
-    found = [_read(file, fingerprint) for file in files]
-    missing = [index for index, trial in enumerate(found) if trial is None]
-    if len(missing) < len(trials):
-        progress.say(f"calibrate: {len(trials) - len(missing)} of {len(trials)} trials were done before")
-    if not missing:
-        return found
     grouped = sampling.ranks_per_chain > 1
+    num_workers = 0
     with contextlib.ExitStack() as resources:
-        resources.enter_context(ray_session(sampling.threads_per_worker))
-        board = ProgressBoard.remote()
-        workers = resources.enter_context(chain_workers(make_study, sampling, device, len(missing), progress))
-        progress.start("calibrating (draws)", len(missing) * plan.num_draws)
 
-        def poll(results: list[Trial | None]) -> None:
-            for index, trial in zip(missing, results, strict=True):
-                if trial is not None and found[index] is None:
-                    found[index] = replace(trial, num_workers=workers.number)
-                    _write(files[index], found[index], fingerprint)
-            notes = ray.get(board.read.remote())
-            for key, note in sorted(notes.items()):
-                progress.update_line(key, **note)
-            progress.update(sum(note["done"] for note in notes.values()))
+        def hire(number: int) -> Workforce:
+            nonlocal num_workers
+            resources.enter_context(ray_session(sampling.threads_per_worker))
+            workers = resources.enter_context(chain_workers(make_study, sampling, device, number, progress))
+            num_workers = workers.number
+            return workers
 
-        def call(worker: ActorHandle, setting: Setting, chain: int) -> ray.ObjectRef:
+        def start(setting: Setting, chain: int, worker: ActorHandle, board: ActorHandle) -> ray.ObjectRef:
+            arguments = (_run_on, plan, setting, chain, num_workers, board)
             if grouped:
-                return worker.everywhere.remote(f"in {_key(setting, chain)}", _run_on, plan, setting, chain, board)
-            return worker.__ray_call__.remote(_run_on, plan, setting, chain, board)
+                return worker.everywhere.remote(f"in {_key(setting, chain)}", *arguments)
+            return worker.__ray_call__.remote(*arguments)
 
-        calls = [lambda worker, task=trials[index]: call(worker, *task) for index in missing]
-        workers.run(calls, poll)
-    return found
+        tasks = [
+            Task(_key(*trial), f"{folder}/{_file_name(*trial)}", fingerprint, partial(start, *trial))
+            for trial in trials
+        ]
+        label = "calibrating (draws)"
+        found = run_tasks(tasks, run, hire, progress, label, what="trials", units=plan.num_draws)
+    return [Trial(**result) for result in found]
 
 
-def _run_on(worker: Any, plan: TrialPlan, setting: Setting, chain: int, board: ActorHandle) -> Trial:
-    return run_trial(worker.study, plan, setting, chain, board)
+def _run_on(worker: Any, plan: TrialPlan, setting: Setting, chain: int, num_workers: int, board: ActorHandle) -> Result:
+    return vars(replace(run_trial(worker.study, plan, setting, chain, board), num_workers=num_workers))
 
 
 def run_trial(study: ChainStudy, plan: TrialPlan, setting: Setting, number: int, board: ActorHandle) -> Trial:
@@ -178,20 +169,3 @@ def _seconds(call: Callable[[], object]) -> float:
 def _file_name(setting: Setting, chain: int) -> str:
     step_size, inverse_temperature, localization = setting
     return f"eps-{step_size:.6g}_n-beta-{inverse_temperature:.6g}_gamma-{localization:.6g}_chain-{chain}.npz"
-
-
-def _write(file: Path, trial: Trial, fingerprint: str) -> None:
-    header = {"fingerprint": fingerprint} | {name: getattr(trial, name) for name in _NUMBERS}
-    write_npz(file, {name: getattr(trial, name) for name in _ARRAYS} | {"header": np.array(json.dumps(header))})
-
-
-def _read(file: Path, fingerprint: str) -> Trial | None:
-    """The trial of a file; None if there is none, or one of other inputs."""
-    try:
-        # From memory: of a torn file numpy would forget to close it.
-        with np.load(io.BytesIO(file.read_bytes())) as stored:
-            header = json.loads(str(stored["header"]))
-            arrays = {name: stored[name] for name in _ARRAYS}
-    except (OSError, ValueError, KeyError, BadZipFile):
-        return None
-    return Trial(**arrays, **header) if header.pop("fingerprint") == fingerprint else None

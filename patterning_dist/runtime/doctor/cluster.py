@@ -17,6 +17,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patterning_dist.runtime.doctor.finding import Finding
 from patterning_dist.runtime.probe.ranks import probe_groups
+from patterning_dist.runtime.resources import Node, Resources, nodes
 from patterning_dist.runtime.training.engine import deepspeed_config, initialize
 
 _TIMEOUT = 90.0
@@ -42,13 +43,13 @@ def check_address(address: str) -> Finding | None:
 
 def check_cluster() -> Iterator[Finding]:
     """All checks of the cluster that this process has joined, one after another."""
-    nodes = [node for node in ray.nodes() if node["Alive"]]
-    yield _check_nodes(nodes)
+    cluster = nodes()
+    yield _check_nodes(cluster)
     yield _check_dashboard()
-    on_gpu = [node for node in nodes if node["Resources"].get("GPU", 0) >= 1]
+    on_gpu = [node for node in cluster if node.total.get("GPU", 0) >= 1]
     yield bounded("deepspeed", lambda: _check_deepspeed("cuda" if on_gpu else "cpu"))
     # Two processes of one node still use the network interface that several nodes would.
-    places = nodes if len(nodes) > 1 else nodes * 2
+    places = cluster if len(cluster) > 1 else cluster * 2
     yield bounded("gloo", lambda: _check_all_reduce("gloo", places, "cpu"))
     if on_gpu:
         yield bounded("nccl", lambda: _check_all_reduce("nccl", on_gpu, "cuda"))
@@ -69,10 +70,14 @@ def bounded(check: str, run: Callable[[], Finding]) -> Finding:
         return Finding(check, "broken", f"a worker failed ({_last_line(error)}): see its log in the Ray session folder")
 
 
-def _on(node: dict[str, Any], device: str = "cpu") -> dict[str, Any]:
+def _on(node: Node, device: str = "cpu") -> dict[str, Any]:
     """Ray options of a process on one node; on the CPU it takes none, so that a busy cluster can be looked at."""
-    there = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
-    return {"scheduling_strategy": there, "num_cpus": 0, "num_gpus": 1 if device == "cuda" else 0}
+    there = NodeAffinitySchedulingStrategy(node.id, soft=False)
+    return {"scheduling_strategy": there, **_bare(device)}
+
+
+def _bare(device: str) -> dict[str, int]:
+    return Resources("a check", 0, int(device == "cuda")).options
 
 
 @ray.remote
@@ -85,26 +90,27 @@ def _versions() -> dict[str, str]:
     return {"python": platform.python_version()} | {name: importlib.metadata.version(name) for name in _PACKAGES}
 
 
-def _skew(node: dict[str, Any]) -> float:
+def _skew(node: Node) -> float:
     """Seconds by which the clock of a node is off for certain: the answer is from some time during the call."""
     before = time.time()
     _, there = ray.get(_describe.options(**_on(node)).remote(), timeout=_TIMEOUT)
     return max(before - there, there - time.time(), 0.0)
 
 
-def _check_nodes(nodes: list[dict[str, Any]]) -> Finding:
+def _check_nodes(cluster: list[Node]) -> Finding:
     answers, silent, skew = {}, [], 0.0
-    calls = {node["NodeID"]: _describe.options(**_on(node)).remote() for node in nodes}
+    calls = {node.id: _describe.options(**_on(node)).remote() for node in cluster}
     deadline = time.monotonic() + _TIMEOUT
-    for node in nodes:
-        name = f"{node['NodeManagerHostname']} ({node['NodeManagerAddress']})"
+    for node in cluster:
         try:
-            answers[name], _ = ray.get(calls[node["NodeID"]], timeout=max(deadline - time.monotonic(), 1))
+            answers[node.name], _ = ray.get(calls[node.id], timeout=max(deadline - time.monotonic(), 1))
             skew = max(skew, _skew(node))
         except ray.exceptions.GetTimeoutError:
-            silent.append(f"{name}: no answer within {_TIMEOUT:g} s, its processes do not start or are not reached")
+            silent.append(
+                f"{node.name}: no answer within {_TIMEOUT:g} s, its processes do not start or are not reached"
+            )
         except ray.exceptions.RayError as error:
-            silent.append(f"{name}: {_last_line(error)}; is this package installed there?")
+            silent.append(f"{node.name}: {_last_line(error)}; is this package installed there?")
     own = _versions()
     different = [
         f"{name} has {what} {answer[what]}, here it is {version}"
@@ -115,11 +121,9 @@ def _check_nodes(nodes: list[dict[str, Any]]) -> Finding:
     if silent or different:
         remedy = ": install the same versions on all nodes" if different else ""
         return Finding("ray", "broken", "; ".join(silent + different) + remedy)
-    there = ray.cluster_resources()
-    text = (
-        f"{len(nodes)} node{'s' if len(nodes) > 1 else ''}, {there.get('CPU', 0):g} CPUs, {there.get('GPU', 0):g} GPUs"
-    )
-    text += ", the same versions on all" if len(nodes) > 1 else f", Ray {own['ray']}"
+    cpus, gpus = (sum(node.total.get(kind, 0) for node in cluster) for kind in ("CPU", "GPU"))
+    text = f"{len(cluster)} node{'s' if len(cluster) > 1 else ''}, {cpus:g} CPUs, {gpus:g} GPUs"
+    text += ", the same versions on all" if len(cluster) > 1 else f", Ray {own['ray']}"
     if skew > _SMALL_SKEW:
         text += f"; clocks differ by {skew:.3g} s, which runs do not mind"
     return Finding("ray", "ok", text)
@@ -144,8 +148,7 @@ def _check_dashboard() -> Finding:
 
 
 def _check_deepspeed(device: str) -> Finding:
-    options = {"num_cpus": 0, "num_gpus": 1 if device == "cuda" else 0}
-    with probe_groups([[options]], device, 1, _TIMEOUT) as (group,):
+    with probe_groups([[_bare(device)]], device, 1, _TIMEOUT) as (group,):
         before, after = ray.get(group.begin(_two_steps), timeout=_TIMEOUT)[0]
     if not after < before:
         return Finding(
@@ -171,21 +174,19 @@ def _two_steps(rank: Any) -> tuple[float, float]:
     return losses[0], losses[-1]
 
 
-def _check_all_reduce(check: str, nodes: list[dict[str, Any]], device: str) -> Finding:
-    with probe_groups([[_on(node, device) for node in nodes]], device, 1, _TIMEOUT) as (group,):
+def _check_all_reduce(check: str, places: list[Node], device: str) -> Finding:
+    with probe_groups([[_on(node, device) for node in places]], device, 1, _TIMEOUT) as (group,):
         answers = ray.get(group.begin(_all_reduce), timeout=_TIMEOUT)
-    expected = len(nodes) * (len(nodes) + 1) / 2
+    expected = len(places) * (len(places) + 1) / 2
     wrong = [rank for rank, (value, _) in enumerate(answers) if value != expected]
     if wrong:
         return Finding(
             check,
             "broken",
-            f"the sum over {len(nodes)} processes is wrong on ranks {wrong}: change the versions of torch",
+            f"the sum over {len(places)} processes is wrong on ranks {wrong}: change the versions of torch",
         )
     speed = min(speed for _, speed in answers)
-    where = (
-        f"{len(nodes)} nodes" if len({node["NodeID"] for node in nodes}) > 1 else f"{len(nodes)} processes, one node"
-    )
+    where = f"{len(places)} nodes" if len({node.id for node in places}) > 1 else f"{len(places)} processes, one node"
     return Finding(check, "ok", f"sums over {where} are right; {speed / 1e6:,.0f} MB/s for 16 MB")
 
 

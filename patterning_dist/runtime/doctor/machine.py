@@ -16,6 +16,7 @@ from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
 from patterning_dist.runtime.doctor.finding import Finding
+from patterning_dist.runtime.environment import usable_cores
 
 PACKAGE = "patterning-dist"
 # What `ray start --head` listens on unless it is told otherwise: control store, dashboard, client.
@@ -59,18 +60,15 @@ def check_packages(requirements: Iterable[str] | None = None) -> Finding:
 
 
 def check_cores() -> Finding:
-    """Cores that this process may use, and the share of them that its container gets."""
-    there = os.cpu_count() or 1
-    usable = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else there
-    quota = _core_quota()
-    if quota is not None and quota < usable:
+    """Cores that this process can keep busy, of those of the machine."""
+    there, usable = os.cpu_count() or 1, usable_cores()
+    if usable < there:
         return Finding(
             "cores",
-            "warning",
-            f"{usable} to be seen, but the container may use {quota:g} of them: set sampling.workers and "
-            f"retrain.concurrent_arms so that no more than {max(int(quota), 1)} processes run at once",
+            "ok",
+            f"{usable} of {there} may be used (affinity, control groups); a Ray of your own needs --num-cpus={usable}",
         )
-    return Finding("cores", "ok", f"{usable} of {there}")
+    return Finding("cores", "ok", f"{there}")
 
 
 def check_memory() -> Finding:
@@ -167,17 +165,6 @@ def check_ports(ports: Iterable[int] = RAY_PORTS) -> Finding:
             "--port, --dashboard-port, --ray-client-server-port of your own",
         )
     return Finding("ports", "ok", f"{', '.join(map(str, ports))} are free")
-
-
-def _core_quota() -> float | None:
-    """Cores that the container may use; None: as many as there are."""
-    try:
-        quota, period = (_CGROUP / "cpu.max").read_text().split()
-    except (OSError, ValueError):
-        first = _number(_CGROUP / "cpu" / "cpu.cfs_quota_us")
-        second = _number(_CGROUP / "cpu" / "cpu.cfs_period_us")
-        return first / second if first and second and first > 0 else None
-    return None if quota == "max" else int(quota) / int(period)
 
 
 def _number(path: Path) -> int | None:

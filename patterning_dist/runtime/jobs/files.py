@@ -10,7 +10,7 @@ from typing import Any
 import yaml
 
 import patterning_dist
-from patterning_dist.config import AnyConfig, HuggingFaceModelConfig, StudyConfig, TokensConfig, load_config
+from patterning_dist.config import Config, HuggingFaceConfig, Root, TableConfig, load_config
 from patterning_dist.config.load import apply_override, parse_yaml
 from patterning_dist.config.section import Section
 from patterning_dist.errors import PatterningError
@@ -21,7 +21,7 @@ LARGEST_UPLOAD = 50 << 20  # bytes; Ray keeps uploads in the memory of the head 
 Key = tuple[str | int, ...]
 
 
-def pack_job(experiment: Path, overrides: Sequence[str], archive: Path) -> AnyConfig:
+def pack_job(experiment: Path, overrides: Sequence[str], archive: Path) -> Root:
     """Check an experiment and pack it for a cluster.
 
     Relative paths of the experiment are packed with it. Absolute ones, and names that are no files here, are left for
@@ -78,15 +78,15 @@ def pack_job(experiment: Path, overrides: Sequence[str], archive: Path) -> AnyCo
     return config
 
 
-def _paths(config: AnyConfig) -> Iterator[tuple[Key, Path, bool]]:
+def _paths(config: Root) -> Iterator[tuple[Key, Path, bool]]:
     """Key, path and whether it must be one, of all that may be a file: what is not may be on a hub."""
     for key, path in _path_fields(config):
         if key != ("run_dir",):
             yield key, path, True
-    if isinstance(config, StudyConfig):
-        if isinstance(config.model, HuggingFaceModelConfig):
+    if isinstance(config, Config):
+        if isinstance(config.model, HuggingFaceConfig) and config.model.path is not None:
             yield ("model", "path"), Path(config.model.path), False
-        if isinstance(config.data, TokensConfig):
+        if isinstance(config.data, TableConfig):
             yield ("data", "train"), Path(config.data.train), False
             for domain, table in config.data.held_out.items():
                 yield ("data", "held_out", domain), Path(table), False

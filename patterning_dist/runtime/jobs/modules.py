@@ -4,21 +4,20 @@ from __future__ import annotations
 
 import ast
 import importlib.machinery
+import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
-from patterning_dist.config import (
-    AnyConfig,
-    FunctionConfig,
-    FunctionDataConfig,
-    ModuleModelConfig,
-    StudyConfig,
-)
+from patterning_dist.config import Root
+from patterning_dist.config.section import Section
 from patterning_dist.errors import PatterningError
 
+_FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
-def own_modules(experiment: Path, config: AnyConfig) -> dict[str, Path]:
+
+def own_modules(experiment: Path, config: Root) -> dict[str, Path]:
     """Those in the current folder, and what they import from there; a package counts as a whole.
 
     What is installed as well is left out: it goes before the current folder, in a job as in a run on this machine.
@@ -63,17 +62,14 @@ def python_package(folder: Path) -> dict[str, Path]:
     return {name: file for name, file in names.items() if "/." not in name and "__pycache__" not in name}
 
 
-def _functions(config: AnyConfig) -> Iterator[tuple[str, str]]:
-    """Key and ``package.module:function`` of the user's own functions."""
-    for number, observable in enumerate(config.sampling.observables):
-        if isinstance(observable, FunctionConfig):
-            yield f"sampling.observables.{number}.path", observable.path
-    if isinstance(config, StudyConfig):
-        if isinstance(config.model, ModuleModelConfig):
-            yield "model.build", config.model.build
-            yield "model.per_sample_loss", config.model.per_sample_loss
-        if isinstance(config.data, FunctionDataConfig):
-            yield "data.load", config.data.load
+def _functions(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
+    """Key and ``package.module:function`` of the user's own functions, wherever an experiment names them."""
+    if isinstance(value, str) and _FUNCTION.fullmatch(value):
+        yield key, value
+    elif isinstance(value, Section | list | dict):
+        entries = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else value
+        for name, entry in entries:
+            yield from _functions(entry, f"{key}.{name}" if key else str(name))
 
 
 def _is_here(name: str, here: Path) -> bool:

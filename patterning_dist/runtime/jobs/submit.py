@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from patterning_dist.config import AnyConfig, StudyConfig
+from patterning_dist.config import Root
 from patterning_dist.errors import PatterningError
 from patterning_dist.runtime.jobs.client import LOST, connect, line
 from patterning_dist.runtime.jobs.files import pack_job
@@ -67,7 +67,7 @@ def submit_run(experiment: Path, overrides: Sequence[str], run_dir: str | None, 
     return _exit_code(job, details)
 
 
-def _durable(experiment: Path, config: AnyConfig, run_dir: str | None) -> str:
+def _durable(experiment: Path, config: Root, run_dir: str | None) -> str:
     place = run_dir or (str(config.run_dir) if config.run_dir else "")
     if "://" not in place and not place.startswith("/"):
         raise PatterningError(
@@ -81,14 +81,13 @@ def _running_or_new(
     client: JobSubmissionClient,
     address: str,
     experiment: Path,
-    config: AnyConfig,
+    config: Root,
     run_dir: str,
     archive: Path,
 ) -> str:
     """The job that is at this run directory already, or else a new one."""
     run = f"patterning-{config.name}-{hashlib.sha256(run_dir.encode()).hexdigest()[:8]}"
-    command = "study" if isinstance(config, StudyConfig) else "run"
-    entrypoint = shlex.join(["python", "-m", "patterning_dist", command, experiment.name, "--run-dir", run_dir])
+    entrypoint = shlex.join(["python", "-m", "patterning_dist", "run", experiment.name, "--run-dir", run_dir])
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
     refusal = None
     for _ in range(3):  # another submission may be quicker, and have the number

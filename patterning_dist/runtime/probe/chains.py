@@ -16,9 +16,9 @@ import torch
 from patterning_dist.config import SamplingConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.cost import Seconds
-from patterning_dist.runtime.chains.groups import fitting_groups
 from patterning_dist.runtime.chains.workers import MakeStudy
 from patterning_dist.runtime.probe.ranks import ProbeGroup, probe_groups
+from patterning_dist.runtime.resources import chain_resources
 from patterning_dist.sampling.chain import ChainFailure
 from patterning_dist.sampling.direction import directional_losses, response_direction
 from patterning_dist.sampling.ranks import Ranks
@@ -82,28 +82,6 @@ class ChainProbe:
     process_bytes: int
 
 
-def worker_options(device: str, num_threads: int) -> dict[str, Any]:
-    """Ray options of one process of a run."""
-    return {"num_gpus": 1, "num_cpus": 0} if device == "cuda" else {"num_cpus": num_threads}
-
-
-def num_fitting(device: str, num_threads: int, num_ranks: int, what: str) -> int:
-    """How many groups of ``num_ranks`` processes the cluster can hold at once.
-
-    Raises:
-        PatterningError: not even one; says what is asked for and what is there.
-    """
-    kind, amount = ("GPU", 1) if device == "cuda" else ("CPU", num_threads)
-    nodes = [node["Resources"].get(kind, 0) for node in ray.nodes() if node["Alive"]]
-    fitting = fitting_groups(nodes, amount, num_ranks)[1]
-    if fitting < 1:
-        raise PatterningError(
-            f"{what} needs {num_ranks} times {amount} {kind}, the nodes of the Ray cluster have "
-            f"{', '.join(f'{has:g}' for has in nodes)}; lower the number of ranks or threads, or add nodes"
-        )
-    return fitting
-
-
 def probe_chains(
     make_study: MakeStudy,
     sampling: SamplingConfig,
@@ -125,11 +103,12 @@ def probe_chains(
     Raises:
         PatterningError: the cluster cannot hold one chain, or the study cannot be opened.
     """
-    size, threads = sampling.ranks_per_chain, sampling.threads_per_worker
-    fitting = num_fitting(device, threads, size, "a chain")
-    number = min(sampling.workers or fitting, fitting, num_tasks)
+    need = chain_resources(sampling, device)
+    number = need.at_once(num_tasks, sampling.workers).number
     started = time.monotonic()
-    with probe_groups([[worker_options(device, threads)] * size] * number, device, threads, _TIMEOUT) as groups:
+    with probe_groups(
+        [[need.options] * need.num_ranks] * number, device, sampling.threads_per_worker, _TIMEOUT
+    ) as groups:
         run_together(groups, _open, make_study)
         starting = time.monotonic() - started
         measured = {

@@ -15,7 +15,8 @@ from patterning_dist.config import Config
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.chains.workers import progress_board
-from patterning_dist.runtime.environment import ray_session
+from patterning_dist.runtime.environment import ray_session, resolve_device
+from patterning_dist.runtime.resources import training_resources
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.training.job import TrainingJob
 
@@ -70,15 +71,13 @@ def run_jobs(
         PatterningError: the cluster cannot hold even one job, a training failed in a way the user can mend, or its
             workers died again and again.
     """
-    # Ray Train takes a second to import, which the processes of other stages need not spend.
-    from patterning_dist.runtime.training.queue import num_fitting
-
     with ray_session(config.training.threads_per_worker):
-        num_lanes = min(num_fitting(config, jobs[0].num_workers), concurrent or len(jobs), len(jobs))
+        need = training_resources(config, resolve_device(config.device), jobs[0].num_workers)
+        num_lanes = need.at_once(len(jobs), concurrent).number
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         board, control = progress_board(), JobControl.options(scheduling_strategy=here).remote()
         heard: set[str] = set()
-        progress.start(label, sum(job.num_steps + job.anneal_steps for job in jobs))
+        progress.start(label, sum(job.total_steps for job in jobs))
         start = _run_lane.options(max_retries=config.retrain.max_failures).remote
         arguments = {
             "config": config,
@@ -125,6 +124,7 @@ def _pass_on(control: ActorHandle, heard: set[str], run: RunDirectory, progress:
 
 @ray.remote(num_cpus=0)
 def _run_lane(arguments: dict[str, Any], name: str) -> None:
+    # Ray Train takes a second to import, which the processes of other stages need not spend.
     from patterning_dist.runtime.training.queue import run_lane
 
     run_lane(arguments, name)

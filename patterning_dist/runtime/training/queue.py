@@ -15,6 +15,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 from patterning_dist.config import Config
 from patterning_dist.errors import PatterningError
 from patterning_dist.runtime.environment import resolve_device, users_error
+from patterning_dist.runtime.resources import nodes, training_resources
 from patterning_dist.runtime.training.checkpoints import catch_sigterm, newest_step
 from patterning_dist.runtime.training.worker import train_on_worker
 
@@ -74,7 +75,7 @@ def run_lane(arguments: dict[str, Any], name: str) -> None:
         if not unfinished:
             return
         job = unfinished[0]
-        where = f"step {now[1]} of {job.num_steps + job.anneal_steps}"
+        where = f"step {now[1]} of {job.total_steps}"
         if failures > config.retrain.max_failures:
             raise PatterningError(
                 f"{job.name}: a worker died {failures} times without getting further than {where} ({reason}); finished "
@@ -88,14 +89,16 @@ def run_lane(arguments: dict[str, Any], name: str) -> None:
 def _fit(arguments: dict[str, Any], name: str) -> None:
     config, place, jobs = (arguments[key] for key in ("config", "place", "jobs"))
     device = resolve_device(config.device)
+    need = training_resources(config, device, jobs[0].num_workers)
     TorchTrainer(
         train_on_worker,
         train_loop_config=arguments,
         torch_config=_Torch(backend="gloo" if device == "cpu" else "nccl"),
         scaling_config=ScalingConfig(
-            num_workers=jobs[0].num_workers,
-            use_gpu=device != "cpu",
-            resources_per_worker={"CPU": config.training.threads_per_worker},
+            num_workers=need.num_ranks,
+            use_gpu=need.gpus > 0,
+            resources_per_worker=need.bundle,
+            placement_strategy=need.fit(nodes()).strategy,
         ),
         run_config=RunConfig(
             name=name,
@@ -109,7 +112,7 @@ def _fit(arguments: dict[str, Any], name: str) -> None:
 def _progress(arguments: dict[str, Any]) -> tuple[int, int]:
     """Finished jobs, and the step of the newest checkpoint of the next one."""
     config, place, jobs = (arguments[key] for key in ("config", "place", "jobs"))
-    place.fetch(*(name for job in jobs for name in job.inputs(place.path)))
+    place.fetch(*(name for job in jobs for name in job.needs(place.path)))
     finished = [job.is_finished(config) for job in jobs]
     if all(finished):
         return len(jobs), 0
@@ -127,27 +130,6 @@ def _reason(error: Exception) -> str:
     return line.split(" Some common causes")[0].rstrip(".:")  # Ray lists what may kill a process
 
 
-def num_fitting(config: Config, num_workers: int) -> int:
-    """How many jobs of ``num_workers`` ranks the cluster can hold at once.
-
-    Raises:
-        PatterningError: not even one; says what is asked for and what is there.
-    """
-    there = ray.cluster_resources()
-    need = {"CPU": config.training.threads_per_worker * num_workers}
-    if resolve_device(config.device) == "cuda":
-        need["GPU"] = num_workers
-    fitting = min(int(there.get(resource, 0) // amount) for resource, amount in need.items())
-    if fitting < 1:
-        asked = ", ".join(f"{amount} {resource}" for resource, amount in need.items())
-        found = ", ".join(f"{there.get(resource, 0):g} {resource}" for resource in need)
-        raise PatterningError(
-            f"one training needs {asked}, the Ray cluster has {found}; "
-            "lower num_workers or threads_per_worker, or add nodes"
-        )
-    return fitting
-
-
 def _wait_for_room(config: Config, num_workers: int, control: ActorHandle, starts: int) -> int:
     """How often in a row the cluster was too small, now that a group of workers found no room for a minute.
 
@@ -155,7 +137,7 @@ def _wait_for_room(config: Config, num_workers: int, control: ActorHandle, start
         PatterningError: too often.
     """
     try:
-        num_fitting(config, num_workers)
+        training_resources(config, resolve_device(config.device), num_workers).at_once(1, None)
     except PatterningError as error:
         if starts + 1 >= _STARTS:
             raise

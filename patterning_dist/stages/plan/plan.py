@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
-import ray
 from rich.console import Console
 from safetensors.torch import save_file
 
@@ -24,6 +23,7 @@ from patterning_dist.response.cost import NOTHING, Seconds
 from patterning_dist.runtime.environment import ray_session, resolve_device
 from patterning_dist.runtime.probe.chains import probe_chains
 from patterning_dist.runtime.probe.training import JobTimes, StepTimes, probe_job, probe_steps
+from patterning_dist.runtime.resources import nodes
 from patterning_dist.sampling.model_study import ModelStudy
 from patterning_dist.sampling.study import Study, open_study
 from patterning_dist.stages.plan import training
@@ -217,8 +217,8 @@ def _run_shape(config: Config, study: Study) -> SamplingShape:
 
 
 def _cluster() -> dict[str, float]:
-    there = ray.cluster_resources()
-    return {name: there.get(name, 0) for name in ("CPU", "GPU")} | {"nodes": len(ray.nodes())}
+    there = nodes()
+    return {kind: sum(node.total.get(kind, 0) for node in there) for kind in ("CPU", "GPU")} | {"nodes": len(there)}
 
 
 def _timed(call: Callable[[], object]) -> float:

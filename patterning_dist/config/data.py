@@ -1,0 +1,73 @@
+"""The section on the data: text to tokenise, tables of tokens, pairs or labels, or samples of the user's own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from patterning_dist.config.model import FunctionPath
+from patterning_dist.config.section import Section
+
+
+class SourceConfig(Section):
+    path: Path = Field(description="text file, folder of text files, or Parquet file")
+    domain: str | None = Field(
+        None, min_length=1, description="what the text is, for domain splits; default: from the path"
+    )
+    text_column: str = Field("text", description="column of a Parquet file that holds the text")
+
+
+class TextConfig(Section):
+    kind: Literal["text"] = Field("text", description="text, which stage prepare tokenises and cuts into sequences")
+    sources: list[SourceConfig] = Field(min_length=1, description="where the text comes from")
+    # Token ids are stored as 16-bit numbers; byte-level BPE starts from the 256 bytes.
+    vocabulary_size: int = Field(1024, ge=257, le=65536, description="size of the BPE vocabulary [tokens]")
+    context_length: int = Field(128, ge=8, description="length of one sequence [tokens]")
+    validation_fraction: float = Field(0.05, gt=0, lt=1, description="share of the documents held out [1]")
+    max_characters_per_domain: int | None = Field(None, ge=1, description="cap on one domain [characters]")
+    max_train_sequences: int | None = Field(None, ge=1, description="cap on the training set [sequences]")
+
+
+class TokensConfig(Section):
+    kind: Literal["tokens"] = Field(description="tables of token ids, cut into blocks")
+    train: str = Field(min_length=1, description="Parquet file or folder, or a dataset of datasets: the training data")
+    held_out: dict[str, str] = Field({}, description="domain -> such a table, for split losses [path]")
+    column: str = Field("input_ids", min_length=1, description="column that holds the token ids")
+    context_length: int = Field(ge=2, description="length of one block, a sample [tokens]")
+
+
+class PairsConfig(Section):
+    kind: Literal["pairs"] = Field(description="preference pairs of token ids, for a reward model")
+    train: str = Field(min_length=1, description="Parquet file or folder, or a dataset of datasets: the training data")
+    held_out: dict[str, str] = Field({}, description="domain -> such a table, for split losses [path]")
+    chosen: str = Field("chosen", min_length=1, description="column of the preferred token ids")
+    rejected: str = Field("rejected", min_length=1, description="column of the others")
+    prompt: str | None = Field(
+        None, min_length=1, description="column of token ids that both follow; default: both have them within"
+    )
+    context_length: int = Field(
+        ge=1,
+        description="longest of both, with the prompt; shorter ones are padded, longer pairs left out [tokens]",
+    )
+
+
+class LabelledConfig(Section):
+    kind: Literal["labelled"] = Field(description="token ids with a class each, for a classifier")
+    train: str = Field(min_length=1, description="Parquet file or folder, or a dataset of datasets: the training data")
+    held_out: dict[str, str] = Field({}, description="domain -> such a table, for split losses [path]")
+    column: str = Field("input_ids", min_length=1, description="column that holds the token ids")
+    label: str = Field("label", min_length=1, description="column that holds the class, a number from 0")
+    context_length: int = Field(ge=1, description="longest sample; shorter ones are padded, others left out [tokens]")
+
+
+class FunctionDataConfig(Section):
+    kind: Literal["function"] = Field(description="samples of the user's own")
+    load: FunctionPath = Field(
+        description="package.module:function, () -> (training samples, {domain: held-out samples})"
+    )
+
+
+TableConfig = TokensConfig | PairsConfig | LabelledConfig
+DataConfig = Annotated[TextConfig | TableConfig | FunctionDataConfig, Field(discriminator="kind")]

@@ -1,0 +1,64 @@
+"""Sections on what is made of the susceptibilities: the estimator over the pool, weights, and their check."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import Field
+
+from patterning_dist.config.section import Section
+
+
+class DirectionConfig(Section):
+    component: str = Field(description="component whose posterior the response direction is taken from")
+    conjugate_gradient_iterations: int = Field(
+        20, ge=0, description="steps of solving with n_beta H + gamma I; 0: Sigma ~ I / gamma [iterations]"
+    )
+    tolerance: float = Field(1e-3, gt=0, lt=1, description="relative residual at which the solve stops [1]")
+    hessian_sequences: int = Field(64, ge=1, description="sequences of a Hessian-vector product [sequences]")
+    step: float = Field(1e-3, gt=0, description="central-difference step, relative to the weights' norm [1]")
+
+
+class ResponseConfig(Section):
+    baseline: Literal["restricted", "full"] = Field(
+        "restricted", description="posterior of the mean loss: the component's, or everything's"
+    )
+    direction: DirectionConfig | None = Field(
+        None, description="response-direction estimator over the training pool; default: it is not taken"
+    )
+    num_modes: int = Field(4, ge=1, description="singular modes that are kept [modes]")
+
+
+class SolveConfig(Section):
+    scores: Literal["response_direction", "regression", "plain"] = Field(
+        "response_direction",
+        description="how susceptibilities reach every loss of the pool; plain: the probe is the whole pool",
+    )
+    component: str = Field(description="component whose susceptibilities are inverted")
+    checkpoint: str | None = Field(None, description="checkpoint that they are of; default: the only one")
+    targets: dict[str, float] = Field(
+        {}, description="wanted change of each observable, up to the strength [units of the observable]"
+    )
+    method: Literal["minimum_norm", "ridge", "truncated", "mode"] = Field(
+        "minimum_norm", description="how chi is inverted"
+    )
+    ridge: float | None = Field(None, gt=0, description="tau of method ridge [units of chi chi^T]")
+    rank: int | None = Field(None, ge=1, description="directions kept by method truncated [1]")
+    mode: int | None = Field(None, ge=0, description="singular mode of method mode [number from 0]")
+    strength: float | None = Field(
+        None, gt=0, description="multiple of the targets that the linear response shall reach [1]"
+    )
+    effective_sample_share: float | None = Field(
+        None, gt=0, lt=1, description="(sum rho)^2 / (n sum rho^2) that sets the strength instead [1]"
+    )
+    weight_min: float = Field(0, ge=0, lt=1, description="smallest sample weight rho [1]")
+    weight_max: float = Field(4, gt=1, description="largest sample weight rho [1]")
+
+
+class CheckConfig(Section):
+    """The response under weights, by chains that share noise and minibatches with the unweighted ones."""
+
+    strengths: list[float] = Field(
+        [-1.0, 1.0], min_length=1, description="factors of h in rho = 1 + h, none of them 0 [1]"
+    )
+    weights: Literal["plus", "minus"] = Field("plus", description="solution of stage solve that is checked")

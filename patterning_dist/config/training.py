@@ -1,0 +1,81 @@
+"""Sections on trainings: the baseline, and the arms on weighted data."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import Field
+
+from patterning_dist.config.section import Section
+
+SOLVED = ("plus", "minus", "permuted")  # tables of weights that stage solve writes
+ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
+
+
+class TrainingConfig(Section):
+    num_steps: int = Field(0, ge=0, description="length of the baseline run, if it is trained here [optimizer steps]")
+    batch_size: int = Field(ge=1, description="global batch over all ranks [sequences]")
+    optimizer: Literal["muon", "adamw"] = Field("muon", description="optimizer of the weight matrices")
+    matrix_learning_rate: float = Field(0.04, gt=0, description="muon's or adamw's rate for the matrices")
+    learning_rate: float = Field(0.01, gt=0, description="Adam's rate for embeddings and biases")
+    bias_learning_rate_factor: float = Field(5, gt=0, description="rate of the biases over learning_rate [1]")
+    warmup_steps: int = Field(0, ge=0, description="linear warm-up [optimizer steps]")
+    weight_decay: float = Field(0, ge=0, description="decoupled weight decay [1]")
+    anneal_steps: int = Field(0, ge=0, description="steps to rate 0 before sampling [optimizer steps]")
+    anneal_batch_size: int = Field(16, ge=1, description="global batch of the annealing [sequences]")
+    evaluate_every: int = Field(100, ge=1, description="distance between metrics rows [optimizer steps]")
+    evaluation_sequences: int = Field(256, ge=1, description="held-out sequences of a row [sequences]")
+    deepspeed: Path | None = Field(None, description="DeepSpeed JSON; default: ZeRO stage 0")
+    num_workers: int = Field(1, ge=1, description="data-parallel workers [ranks]")
+    threads_per_worker: int = Field(1, ge=1, description="CPU threads of a rank [threads]")
+
+
+class ArmConfig(Section):
+    """One retraining, with every seed."""
+
+    name: ArmName = Field(description="of the arm, and of its folder")
+    weights: Path | Literal["plus", "minus", "permuted"] | None = Field(
+        None, description="plus, minus, permuted (of stage solve), or a table of sample weights; default: all weigh 1"
+    )
+    strength: float = Field(1.0, gt=0, description="factor of h in rho = 1 + h; weights below 0 are refused [1]")
+    weighting: Literal["loss", "draw"] = Field(
+        "loss", description="weights multiply losses, or are the chances that samples are drawn with"
+    )
+    weighted_share: float = Field(
+        1.0, gt=0, le=1, description="first part of the steps that is weighted; plain afterwards [1]"
+    )
+    start: str | None = Field(None, description="default: retrain.start")
+    seeds: list[int] | None = Field(None, min_length=1, description="default: retrain.seeds")
+
+
+class RetrainConfig(Section):
+    arms: list[ArmName | ArmConfig] = Field(
+        ["base", "plus", "minus", "permuted"],
+        min_length=1,
+        description="what is trained: base (no weights), plus, minus, permuted, or an arm with keys of its own",
+    )
+    seeds: list[int] = Field(min_length=1, description="one retraining of every arm for each seed")
+    num_steps: int = Field(ge=1, description="length of one retraining [optimizer steps]")
+    evaluate_every: int = Field(100, ge=1, description="distance between metrics rows [optimizer steps]")
+    start: str = Field(
+        "initialisation",
+        description="weights that a retraining starts from: initialisation, or the name of a checkpoint (baseline)",
+    )
+    deepspeed: Path | None = Field(None, description="DeepSpeed JSON; default: ZeRO stage 0")
+    num_workers: int = Field(1, ge=1, description="data-parallel workers of one arm [ranks]")
+    concurrent_arms: int | None = Field(None, ge=1, description="retrainings at once; default: what fits [runs]")
+    max_failures: int = Field(
+        3, ge=0, description="restarts in a row of a training whose worker died, if it got no further [restarts]"
+    )
+
+    @property
+    def arm_list(self) -> list[ArmConfig]:
+        """The arms with start and seeds filled in; a bare name is that of its weights."""
+        arms = [
+            ArmConfig(name=arm, weights=None if arm == "base" else arm) if isinstance(arm, str) else arm
+            for arm in self.arms
+        ]
+        return [
+            arm.model_copy(update={"start": arm.start or self.start, "seeds": arm.seeds or self.seeds}) for arm in arms
+        ]

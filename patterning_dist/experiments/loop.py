@@ -1,0 +1,110 @@
+"""The loop, for every task: checkpoint -> chains -> chi -> weights -> check -> weighted retraining -> report."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from patterning_dist.config import Config, HuggingFaceConfig, TableConfig, TextConfig
+from patterning_dist.config.checks import check
+from patterning_dist.config.load import find_local, find_path
+from patterning_dist.errors import PatterningError
+from patterning_dist.experiments.experiment import Stage
+from patterning_dist.storage.files import file_sha256
+from patterning_dist.storage.run import stage_fingerprint
+
+
+class Loop:
+    """An ``Experiment``; see there. Stages whose section is missing are left out, and train where checkpoints exist."""
+
+    schema = Config
+
+    def locate(self, config: Config, folder: Path) -> Config:
+        """See ``Experiment``."""
+        data, model = config.data, config.model
+        if isinstance(data, TextConfig):
+            sources = [s.model_copy(update={"path": find_path(s.path, folder)}) for s in data.sources]
+            data = data.model_copy(update={"sources": sources})
+        elif isinstance(data, TableConfig):
+            held_out = {domain: find_local(path, folder) for domain, path in data.held_out.items()}
+            data = data.model_copy(update={"train": find_local(data.train, folder), "held_out": held_out})
+        if isinstance(model, HuggingFaceConfig):
+            model = model.model_copy(update={"path": find_local(model.path, folder)})
+        update: dict[str, Any] = {"data": data, "model": model}
+        for section, key in (("training", "deepspeed"), ("sampling", "probe"), ("retrain", "deepspeed")):
+            if (found := getattr(config, section)) is not None:
+                update[section] = found.model_copy(update={key: find_path(getattr(found, key), folder)})
+        if config.retrain is not None:
+            arms = [
+                arm
+                if isinstance(arm, str) or not isinstance(arm.weights, Path)
+                else arm.model_copy(update={"weights": find_path(arm.weights, folder)})
+                for arm in config.retrain.arms
+            ]
+            update["retrain"] = update["retrain"].model_copy(update={"arms": arms})
+        return config.model_copy(update=update)
+
+    def check(self, config: Config) -> list[str]:
+        """See ``Experiment``."""
+        return check(config)
+
+    def stages(self, config: Config) -> dict[str, Stage]:
+        """See ``Experiment``."""
+        room, found = "patterning_dist.stages", {}
+        if isinstance(config.data, TextConfig):
+            found["prepare"] = Stage(f"{room}.prepare:prepare", ("seed", "data"), on_ray=False)
+        if not config.model.given_checkpoints:
+            found["train"] = Stage(f"{room}.train:train", ("seed", "device", "data", "model", "training"))
+        found["sample"] = Stage(
+            f"{room}.sample:sample", ("seed", "device", "data", "model", "sampling", "response", "traces")
+        )
+        if config.solve is not None:
+            found["solve"] = Stage(f"{room}.solve:solve", ("response", "solve"))
+        if config.check is not None:
+            found["check"] = Stage(f"{room}.check:check", ("check",))
+        if config.retrain is not None:
+            found["retrain"] = Stage(f"{room}.train:retrain", ("training", "retrain"))
+        found["report"] = Stage(f"{room}.report:report", ("name",), on_ray=False)
+        return found
+
+    def inputs(self, config: Config, manifest: dict[str, Any]) -> dict[str, Any]:
+        """See ``Experiment``: the text itself, so that an edited corpus is noticed, and files that sections name."""
+        files = {
+            f"{section}.{key}": file_sha256(path)
+            for section, key in (("training", "deepspeed"), ("retrain", "deepspeed"), ("sampling", "probe"))
+            if (found := getattr(config, section)) is not None and (path := getattr(found, key)) is not None
+        }
+        corpus = (
+            _corpus(config.data, manifest.get("inputs", {}).get("corpus"))
+            if isinstance(config.data, TextConfig)
+            else None
+        )
+        return {"corpus": corpus, "files": files}
+
+    def skeleton(self, config: Config) -> Any:
+        """See ``Experiment``."""
+        from patterning_dist.tasks.open import open_skeleton
+
+        return open_skeleton(config)
+
+    def preflight(self, config: Config, directory: Path) -> None:
+        """See ``Experiment``."""
+        from patterning_dist.measure.preflight import preflight
+
+        preflight(config, directory)
+
+
+def _corpus(data: TextConfig, stored: dict[str, Any] | None) -> dict[str, Any]:
+    """Paths and hash of the text. Where it is gone, a run that was made from these very paths stands as it is."""
+    paths = [str(source.path) for source in data.sources]
+    missing = [(i, source.path) for i, source in enumerate(data.sources) if not source.path.exists()]
+    if missing:
+        if stored and stored.get("paths") == paths:
+            return stored
+        raise PatterningError(f"data.sources.{missing[0][0]}.path: {missing[0][1]} is not there; correct the path")
+    contents = []
+    for source in data.sources:
+        files = [source.path] if source.path.is_file() else sorted(p for p in source.path.rglob("*") if p.is_file())
+        hashes = {str(file.relative_to(source.path.parent)): file_sha256(file) for file in files}
+        contents.append([source.domain, source.text_column, hashes])
+    return {"paths": paths, "sha256": stage_fingerprint("corpus", {"sources": contents})}

@@ -1,0 +1,53 @@
+"""What can be known before hours of work: that model, data and the user's functions are there and fit together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from patterning_dist.config import Config, FunctionConfig, HuggingFaceConfig, TextConfig
+from patterning_dist.data.sequences import SequenceTable
+from patterning_dist.data.tokens import TokenDataset
+from patterning_dist.errors import PatterningError
+from patterning_dist.functions import find_own_code, load_function
+from patterning_dist.measure.subjects import Subject, Subjects, expand_components
+from patterning_dist.models.huggingface import model_location
+from patterning_dist.runtime.environment import resolve_device
+from patterning_dist.tasks.open import open_skeleton, open_task
+
+
+def preflight(config: Config, directory: Path) -> None:
+    """Look at model and data without reading the weights of a language model; a module of the user's own is built.
+
+    Data that stage prepare has not written yet is looked at by the stages that read it.
+
+    Args:
+        config: of the run.
+        directory: of the run.
+
+    Raises:
+        PatterningError: no GPU, an observable that cannot be imported, a checkpoint or component that is not there, a
+            split without samples, or tokens that are not in the model's vocabulary.
+    """
+    find_own_code()
+    resolve_device(config.device)
+    for observable in config.sampling.observables:
+        if isinstance(observable, FunctionConfig):
+            load_function(observable.path)
+    if isinstance(config.model, HuggingFaceConfig):
+        for checkpoint in config.model.given_checkpoints:
+            model_location(config.model, checkpoint)
+    if isinstance(config.data, TextConfig):
+        for index, source in enumerate(config.data.sources):
+            if not source.path.exists():
+                raise PatterningError(f"data.sources.{index}.path: {source.path} is not there; correct it")
+        expand_components(config.sampling, open_skeleton(config))
+        return
+    task = open_task(config, directory, "cpu")
+    skeleton = task.skeleton()
+    sampling = expand_components(config.sampling, skeleton)
+    subject = Subject(config.checkpoints[0], sampling.components[0].name, stream="")
+    subjects = Subjects(task, sampling, config.seed, directory, {"": subject})
+    for samples in (task.train, subjects.probe.source, *task.held_out.values()):
+        if isinstance(samples, TokenDataset | SequenceTable):
+            samples.check_vocabulary(task.vocabulary_size)
+    _ = subjects.held_out

@@ -1,0 +1,206 @@
+"""Sampling unit by unit, for runs and studies alike: which are done, what is gone on with, and their files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from patterning_dist.aggregation.files import read_traces, write_unit
+from patterning_dist.aggregation.ledger import LedgerPlan
+from patterning_dist.config import SamplingConfig
+from patterning_dist.measure.analysis import Analysis
+from patterning_dist.measure.diagnostics import chain_diagnostics
+from patterning_dist.progress import Progress
+from patterning_dist.response.reliability import reliability_from_sums
+from patterning_dist.runtime.chains.run import Events, UnitPlan, UnitResult, run_chains
+from patterning_dist.runtime.chains.workers import MakeStudy
+from patterning_dist.storage.files import write_json
+from patterning_dist.storage.run import RunDirectory, stage_fingerprint
+
+_INPUTS = "inputs.json"  # what the chains of a unit follow from; written before they begin
+_DIAGNOSTICS = "diagnostics.json"  # written last
+
+
+@dataclass(frozen=True)
+class Unit:
+    """A set of chains on one component, to be sampled and analysed.
+
+    Attributes:
+        fingerprint: hash of all that the chains follow from.
+        plan: for the aggregator; its ``run`` is set here.
+        analysis: run in the shards.
+        inverse_temperature: n_beta.
+        num_coordinates: free coordinates of the component.
+        after: a unit whose statistics the analysis reads, if any.
+    """
+
+    fingerprint: str
+    plan: LedgerPlan
+    analysis: Analysis
+    inverse_temperature: float
+    num_coordinates: int
+    after: str | None = None
+
+    @property
+    def analysis_fingerprint(self) -> str:
+        """Hash of what the tables follow from besides the chains."""
+        analysis = self.analysis
+        settings = [analysis.min_chains, analysis.baseline, list(analysis.llc), list(analysis.free_energy)]
+        return stage_fingerprint("analysis", {"settings": settings, "metadata": dict(analysis.metadata)})
+
+
+def sample_units(
+    run: RunDirectory,
+    name: str,
+    stage: str,
+    make_study: MakeStudy,
+    sampling: SamplingConfig,
+    device: str,
+    units: Mapping[str, Unit],
+    progress: Progress,
+) -> dict[str, dict[str, Any]]:
+    """Sample and analyse the units that are not done; chains that were begun are gone on with.
+
+    Args:
+        run: directory of the run, locked.
+        name: of the run, for metrics.
+        stage: for events.
+        make_study: opens the study in a worker.
+        sampling: section of the experiment.
+        device: of the workers.
+        units: by name, in the order in which they are begun.
+        progress: shows the chains.
+
+    Returns:
+        Diagnostics of every unit, see ``chain_diagnostics``.
+    """
+    units = {key: _identified(unit, sampling) for key, unit in units.items()}
+    for key, unit in units.items():
+        if unit.after is not None:
+            full = units[unit.after].plan
+            units[key] = replace(unit, analysis=replace(unit.analysis, full=full))
+    missing = {key: unit for key, unit in units.items() if not is_done(run, key, unit)}
+    # A shard reads its own part of another unit: of one that was cut up otherwise there is none.
+    read = {unit.after for unit in missing.values()}
+    again = {key for key, unit in units.items() if key in read and not is_current(run, key, unit, sampling)}
+    missing = {key: unit for key, unit in units.items() if key in missing or key in again}
+    if kept := len(units) - len(missing):
+        progress.say(f"{stage}: chains of {kept} of {len(units)} units were done before")
+    for key, unit in missing.items():
+        if _begin(run, key, unit, sampling):
+            run.event(stage, "unit_resumed", unit=key)
+
+    def finished(key: str, result: UnitResult) -> None:
+        _write(run, key, missing[key], result)
+        for chain, reason in result.parts[0].excluded.items():
+            run.event(stage, "chain_excluded", unit=key, chain=chain, reason=reason)
+            progress.say(f"{key}: chain {chain} is left out: {reason}")
+
+    if missing:
+        run_chains(
+            name,
+            make_study,
+            sampling,
+            device,
+            run.storage,
+            {key: UnitPlan(unit.plan, unit.analysis, unit.after) for key, unit in missing.items()},
+            Events(finished, lambda kind, **fields: run.event(stage, kind, **fields)),
+            progress,
+        )
+    run.place.gather(*(path.relative_to(run.path).as_posix() for path in unit_outputs(run, units, sampling)))
+    return {key: _stored(run, key)["diagnostics"] for key in units}
+
+
+def is_current(run: RunDirectory, name: str, unit: Unit, sampling: SamplingConfig) -> bool:
+    """Whether what is there of a unit is of these inputs and this layout."""
+    return _inputs(run, name) == {"fingerprint": unit.fingerprint, "layout": sampling.layout}
+
+
+def unit_outputs(run: RunDirectory, units: Mapping[str, Unit], sampling: SamplingConfig) -> list[Path]:
+    """The files of finished units, tables included."""
+    found = []
+    for name in units:
+        folder = f"sampling/{name}"
+        for part in ("", "/gradients", *(f"/shard-{shard}" for shard in range(sampling.aggregator_shards))):
+            found += [f"{folder}{part}/{file}" for file in run.storage.names(folder + part)]
+        found += _stored(run, name)["files"]
+    return [run.path / file for file in found]
+
+
+def _identified(unit: Unit, sampling: SamplingConfig) -> Unit:
+    run = stage_fingerprint("chains", {"inputs": unit.fingerprint, "layout": sampling.layout})
+    return replace(unit, plan=replace(unit.plan, run=run))
+
+
+def _stored(run: RunDirectory, name: str) -> dict[str, Any]:
+    return json.loads(run.storage.read(f"sampling/{name}/{_DIAGNOSTICS}"))
+
+
+def _inputs(run: RunDirectory, name: str) -> dict[str, Any]:
+    try:
+        return json.loads(run.storage.read(f"sampling/{name}/{_INPUTS}"))
+    except (OSError, ValueError):
+        return {}
+
+
+def is_done(run: RunDirectory, name: str, unit: Unit) -> bool:
+    """Whether the chains of a unit are through and its tables are there, whatever layout it had."""
+    if _inputs(run, name).get("fingerprint") != unit.fingerprint:
+        return False
+    try:
+        stored = _stored(run, name)
+    except (OSError, ValueError):
+        return False
+    return stored["analysis"] == unit.analysis_fingerprint and run.place.sizes(stored["files"]).keys() == set(
+        stored["files"]
+    )
+
+
+def _begin(run: RunDirectory, name: str, unit: Unit, sampling: SamplingConfig) -> bool:
+    """Clear what is of other inputs or another layout; whether something was there to go on with."""
+    folder = f"sampling/{name}"
+    run.storage.delete(f"{folder}/{_DIAGNOSTICS}")
+    for table in unit.analysis.tables:
+        _clear(run, table.name)
+    if is_current(run, name, unit, sampling):
+        return True
+    shard, num_shards = 0, _inputs(run, name).get("layout", {}).get("aggregator_shards", 0)
+    while shard < num_shards or run.storage.names(f"{folder}/shard-{shard}"):
+        _clear(run, f"{folder}/shard-{shard}")
+        shard += 1
+    _clear(run, f"{folder}/gradients")
+    _clear(run, f"{folder}/checkpoints")
+    write_json(run.path / folder / _INPUTS, {"fingerprint": unit.fingerprint, "layout": sampling.layout})
+    run.publish(run.path / folder / _INPUTS)
+    return False
+
+
+def _clear(run: RunDirectory, folder: str) -> None:
+    for file in run.storage.names(folder):
+        run.storage.delete(f"{folder}/{file}")
+
+
+def _write(run: RunDirectory, name: str, unit: Unit, result: UnitResult) -> None:
+    """Traces, records and diagnostics of a unit, the last of its files."""
+    folder, first = run.path / "sampling" / name, result.parts[0]
+    write_unit(folder, unit.plan.observables, result.records, result.traces)
+    by_table = zip(*(part.reliability for part in result.parts), strict=True)
+    reliability = [reliability_from_sums(np.sum(sums, axis=0)) for sums in by_table]
+    diagnostics = chain_diagnostics(
+        read_traces(folder, first.chains),
+        unit.plan.observables,
+        chains=first.chains,
+        excluded=first.excluded,
+        reliability=dict(zip(("reliability", "reliability_sequences"), reliability, strict=False)),
+        inverse_temperature=unit.inverse_temperature,
+        num_coordinates=unit.num_coordinates,
+    )
+    files = [file for part in result.parts for file in part.files]
+    content = {"analysis": unit.analysis_fingerprint, "files": files, "diagnostics": diagnostics}
+    write_json(folder / _DIAGNOSTICS, content)
+    run.publish(folder)

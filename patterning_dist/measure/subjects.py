@@ -1,0 +1,296 @@
+"""Subjects: what chains are run around, a checkpoint, a component of it and the weights of its training samples."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import nn
+
+from patterning_dist.aggregation.files import GRADIENTS
+from patterning_dist.config.sampling import (
+    ComponentConfig,
+    ComponentLossConfig,
+    FunctionConfig,
+    SamplingConfig,
+    SplitLossConfig,
+)
+from patterning_dist.data.sampler import permutation
+from patterning_dist.errors import PatterningError
+from patterning_dist.functions import load_function
+from patterning_dist.measure.weighted import Weighted, WeightedLayers, weighted_losses
+from patterning_dist.models.components import model_components, select_component
+from patterning_dist.sampling.chain import Chain, ChainSettings
+from patterning_dist.sampling.posterior import Posterior
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.samplers import Sampler
+from patterning_dist.sampling.samples import Part, Samples
+from patterning_dist.sampling.statistics import PositionMeans, Statistic
+from patterning_dist.sampling.target import Target
+from patterning_dist.sampling.traces import TraceRecorder, trace_store
+from patterning_dist.storage.mirror import Place
+from patterning_dist.tasks.held_out import HeldOut, held_out_splits
+from patterning_dist.tasks.task import Task
+
+# Streams of the counter-based sampler, apart from those of chains (small numbers).
+_PROBE_STREAM, _HESSIAN_STREAM = 0x70726F6265, 0x68657373
+
+
+@dataclass(frozen=True)
+class Subject:
+    """A set of chains.
+
+    Attributes:
+        checkpoint: that they are around.
+        component: of it that moves.
+        stream: what noise and minibatches are addressed by; subjects that share it are coupled.
+        weights: table of rho, relative to the run directory; None: every sample weighs 1.
+        strength: s in rho = 1 + s h, where the table has 1 + h.
+        seed: None: that of the run.
+    """
+
+    checkpoint: str
+    component: str
+    stream: str
+    weights: str | None = None
+    strength: float = 1.0
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The samples whose losses are recorded.
+
+    Attributes:
+        source: that they are a part of.
+        ids: their numbers there, ascending.
+    """
+
+    source: Samples
+    ids: np.ndarray
+
+    @property
+    def samples(self) -> Part:
+        """The part itself."""
+        return Part(self.source, self.ids)
+
+
+class Subjects:
+    """Any chain of an experiment, in whatever process.
+
+    Args:
+        task: what is learnt.
+        sampling: section of the experiment.
+        seed: of the run.
+        directory: of the run: weights are read there, and traces written.
+        by_name: the subjects.
+        gradients_of: subjects whose chains also average positions and gradients of the split losses.
+        thin: every ``thin``-th draw of the probe losses is kept; None: none is.
+        device: torch device of models and batches.
+        ranks: the chain group that this process is one of.
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        sampling: SamplingConfig,
+        seed: int,
+        directory: Path,
+        by_name: Mapping[str, Subject],
+        *,
+        gradients_of: frozenset[str] = frozenset(),
+        thin: int | None = None,
+        device: str = "cpu",
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.task, self.sampling, self.seed, self.directory = task, sampling, seed, Path(directory)
+        self.by_name, self.gradients_of, self.thin = dict(by_name), gradients_of, thin
+        self.device, self.ranks = device, ranks or Ranks()
+        self._checkpoint: tuple[str, nn.Module] | None = None
+        self._target: Target | None = None
+
+    @cached_property
+    def probe(self) -> Probe:
+        """A random part of the training samples, or all of a table of the user's own."""
+        if self.sampling.probe is not None:
+            source = self.task.open_samples(self.sampling.probe)
+            return Probe(source, np.arange(len(source)))
+        order = permutation(self.seed, _PROBE_STREAM, len(self.task.train))
+        return Probe(self.task.train, np.sort(order[: self.sampling.probe_sequences]))
+
+    @cached_property
+    def counted(self) -> np.ndarray | None:
+        """Probe entries that count [sample, position]; None: all."""
+        return self.task.counted(self.probe.source, self.probe.ids)
+
+    @cached_property
+    def held_out(self) -> HeldOut | None:
+        """The split losses of the section; None where it has none."""
+        splits = {o.name: o.split for o in self.sampling.observables if isinstance(o, SplitLossConfig)}
+        return held_out_splits(self.task, self.seed, self.sampling.evaluation_sequences, splits)
+
+    @property
+    def observable_names(self) -> list[str]:
+        """Names in the order in which a chain reports them: component losses, splits, functions."""
+        return [
+            name
+            for kind in (ComponentLossConfig, SplitLossConfig, FunctionConfig)
+            for observable in self.sampling.observables
+            if isinstance(observable, kind)
+            for name in observable.observable_names
+        ]
+
+    @property
+    def num_training_losses(self) -> int:
+        """n: losses of the training samples that count, each of which has a weight."""
+        mean = self.task.mean_counted
+        return round(len(self.task.train) * (self.task.num_positions or 1 if mean is None else mean))
+
+    def source(self, which: str) -> Samples:
+        """``pool``: the training samples; ``probe``: those whose losses are recorded."""
+        return self.task.train if which == "pool" else self.probe.samples
+
+    def entries_of(self, which: str, ids: np.ndarray, losses: np.ndarray) -> np.ndarray:
+        """Losses [row, sample(, position)] of pool or probe samples -> those of the entries that count [row, entry]."""
+        if which == "pool":
+            counted = self.task.counted(self.task.train, ids)
+        else:
+            counted = self.task.counted(self.probe.source, self.probe.ids[ids])
+        return losses.reshape(len(losses), -1) if counted is None else losses[:, counted]
+
+    def hessian_ids(self, num_samples: int) -> np.ndarray:
+        """Training samples that Hessian products are taken on."""
+        return permutation(self.seed, _HESSIAN_STREAM, len(self.task.train))[:num_samples]
+
+    def model(self, checkpoint: str) -> nn.Module:
+        """The model at a checkpoint, on this rank; the same object as long as the checkpoint does not change."""
+        if self._checkpoint is None or self._checkpoint[0] != checkpoint:
+            self._target = self._checkpoint = None  # the old model goes before the new one comes
+            self._checkpoint = (checkpoint, self.task.load(checkpoint, self.ranks))
+        return self._checkpoint[1]
+
+    def target(self, name: str) -> Target:
+        """What the chains of a subject walk on, at w*; the one before is given up."""
+        subject = self.by_name[name]
+        model = self.model(subject.checkpoint)
+        if self._target is not None:  # an earlier chain has moved it
+            self._target.place(self._target.center)
+        component = select_component(model, subject.component)
+        losses, layered, data = self.task.losses, self.task.layered(model, component), self.task.train
+        probe: Samples = self.probe.samples
+        if subject.weights is not None:
+            rho = self.task.read_weights(self.directory / subject.weights, subject.strength)
+            data, probe = Weighted(data, rho), Part(Weighted(self.probe.source, rho), self.probe.ids)
+            losses, layered = weighted_losses(losses), layered and WeightedLayers(layered)
+        self._target = Target(
+            model,
+            replace(component, name=subject.stream),
+            losses,
+            data,
+            probe,
+            held_out=None if self.held_out is None else self.held_out.samples,
+            coefficients=None if self.held_out is None else self.held_out.coefficients,
+            functions=tuple(load_function(o.path) for o in self.sampling.observables if isinstance(o, FunctionConfig)),
+            num_component_losses=sum(isinstance(o, ComponentLossConfig) for o in self.sampling.observables),
+            layered=layered,
+            counted=self.counted,
+            mean_counted=self.task.mean_counted,
+            micro_batch_size=self.sampling.micro_batch_size,
+            compute_dtype=self.task.compute_dtype,
+            ranks=self.ranks,
+        )
+        return self._target
+
+    def settings(self, name: str) -> ChainSettings:
+        """How the chains of a subject walk."""
+        subject, sampling = self.by_name[name], self.sampling
+        resolved = sampling.resolve(subject.component)
+        return ChainSettings(
+            posterior=self.posterior(name),
+            step_size=resolved.step_size,
+            batch_size=sampling.batch_size,
+            burn_in=resolved.burn_in,
+            num_draws=resolved.num_draws,
+            steps_between_draws=resolved.steps_between_draws,
+            seed=self.seed if subject.seed is None else subject.seed,
+            sampler=Sampler(sampling.sampler.kind, sampling.sampler.model_dump(exclude={"kind"})),
+        )
+
+    def posterior(self, name: str) -> Posterior:
+        """n_beta and gamma of a subject's chains."""
+        resolved = self.sampling.resolve(self.by_name[name].component)
+        return Posterior(resolved.inverse_temperature, resolved.localization)
+
+    def chain(self, name: str, number: int, **changes: Any) -> Chain:
+        """Chain ``number`` of a subject, at its first step; ``changes`` replace fields of its settings."""
+        settings, target = replace(self.settings(name), **changes), self.target(name)
+        statistics: dict[str, Statistic] = {}
+        if name in self.gradients_of and not changes:
+            statistics[GRADIENTS] = PositionMeans(target)
+        if self.thin is not None and self.ranks.rank == 0 and not changes:
+            store = trace_store(self.directory, name)
+            statistics["traces"] = TraceRecorder(store, number, self.thin, settings.num_draws)
+        if not changes:
+            statistics |= {s.name: load_function(s.path, "statistic")(target) for s in self.sampling.statistics}
+        return Chain(target, settings, number, population=len(self.task.train), statistics=statistics)
+
+
+@dataclass(frozen=True)
+class OpenSubjects:
+    """How to open ``Subjects`` in a worker, wherever the run is kept; goes to other processes.
+
+    Attributes:
+        open_task: (run directory, device) -> task.
+        place: of the run.
+        files: names there that tasks and chains read.
+        sampling, seed, by_name, gradients_of, thin: see ``Subjects``.
+    """
+
+    open_task: Callable[[Path, str], Task]
+    place: Place
+    files: tuple[str, ...]
+    sampling: SamplingConfig
+    seed: int
+    by_name: dict[str, Subject]
+    gradients_of: frozenset[str] = frozenset()
+    thin: int | None = None
+
+    def __call__(self, device: str, ranks: Ranks) -> Subjects:
+        """In the process that is to hold them."""
+        directory = self.place.fetch(*self.files)
+        return Subjects(
+            self.open_task(directory, device),
+            self.sampling,
+            self.seed,
+            directory,
+            self.by_name,
+            gradients_of=self.gradients_of,
+            thin=self.thin,
+            device=device,
+            ranks=ranks,
+        )
+
+
+def expand_components(sampling: SamplingConfig, model: nn.Module) -> SamplingConfig:
+    """The section with globs of component names (``layer.*.head.*``) replaced by what they stand for in a model.
+
+    Patterns that match no component are patterns of parameter names, one component each.
+
+    Raises:
+        PatterningError: a component that the model does not have, or one that is listed twice.
+    """
+    known, found = model_components(model), {}
+    for entry in sampling.components:
+        names = [name for name in known if "[" not in entry.name and fnmatch.fnmatchcase(name, entry.name)]
+        for name in names if any(c in entry.name for c in "*?") and names else [entry.name]:
+            if name in found:
+                raise PatterningError(f"sampling.components: '{name}' is listed twice, by {entry.name}; remove one")
+            select_component(model, name)
+            found[name] = entry.model_copy(update={"name": name})
+    components: list[ComponentConfig] = list(found.values())
+    return sampling.model_copy(update={"components": components})

@@ -1,0 +1,54 @@
+"""Samples that carry their weights: a chain over them is on L_rho = sum_i rho_i l_i / sum_i rho_i."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from patterning_dist.sampling.samples import Batch, PerSampleLoss, Samples
+from patterning_dist.sampling.target import Layered
+
+
+class Weighted:
+    """Batches (batch, rho), with rho of mean 1 over all samples.
+
+    Args:
+        samples: plain.
+        weights: rho [sample] or [sample, position].
+    """
+
+    def __init__(self, samples: Samples, weights: np.ndarray) -> None:
+        self.samples, self.weights = samples, torch.from_numpy(weights / weights.mean()).float()
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, ids: Any) -> tuple[Batch, Tensor]:
+        return self.samples[ids], self.weights[ids]
+
+
+class WeightedLayers:
+    """A ``Layered`` model over such batches."""
+
+    def __init__(self, layered: Layered) -> None:
+        self.layered = layered
+
+    def below(self, batch: tuple[Batch, Tensor]) -> Tensor:
+        """Weights bear on losses only."""
+        return self.layered.below(batch[0])
+
+    def above(self, state: Tensor, batch: tuple[Batch, Tensor]) -> Tensor:
+        """rho_i l_i."""
+        return batch[1] * self.layered.above(state, batch[0])
+
+
+def weighted_losses(losses: PerSampleLoss) -> PerSampleLoss:
+    """(model, (batch, rho)) -> rho_i l_i, nats; their mean over all samples is L_rho."""
+
+    def weighted(model: nn.Module, batch: tuple[Batch, Tensor]) -> Tensor:
+        return batch[1] * losses(model, batch[0])
+
+    return weighted

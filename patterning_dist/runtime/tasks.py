@@ -1,0 +1,132 @@
+"""Durable tasks: one whose result is stored is not run again, however the driver before this one ended.
+
+The driver stores the results, not the worker that computed them. They pass through the driver anyway, and it alone
+holds the lock (at a URL: the lease) of the run: a worker that an earlier driver left behind can write nothing over
+them. A kill costs the tasks under way.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import ray
+from ray.actor import ActorHandle
+
+from patterning_dist.progress import Progress
+from patterning_dist.runtime.chains.workers import Result, progress_board
+from patterning_dist.runtime.workforce import Workforce
+from patterning_dist.storage.files import write_npz
+from patterning_dist.storage.run import RunDirectory
+
+Start = Callable[[ActorHandle, ActorHandle], ray.ObjectRef]
+
+
+@dataclass(frozen=True)
+class Task:
+    """A task with a durable result.
+
+    Attributes:
+        key: of its notes on the progress board.
+        file: of the result, relative to the run directory; .npz.
+        fingerprint: of all that the result follows from: a file with another one is written again.
+        start: (worker, progress board) -> reference to the result; idempotent, for a lost task is tried again.
+    """
+
+    key: str
+    file: str
+    fingerprint: str
+    start: Start
+
+
+def run_tasks(
+    tasks: Sequence[Task],
+    run: RunDirectory,
+    hire: Callable[[int], Workforce],
+    progress: Progress,
+    label: str,
+    *,
+    what: str,
+    units: int = 1,
+) -> list[Result]:
+    """Run the tasks that have no stored result, side by side, and store each result as it comes.
+
+    Args:
+        tasks: in the order in which they are begun.
+        run: holds the files.
+        hire: (number of tasks left) -> workers for them; not called if none is left. The caller ends them.
+        progress: shows what is done.
+        label: of the bar.
+        what: the tasks are, for messages.
+        units: of progress that each task makes; one that notes none makes all at its end.
+
+    Returns:
+        Every result, in the order of the tasks.
+    """
+    run.place.fetch(*{str(Path(task.file).parent) for task in tasks})
+    found = [_read(run.path / task.file, task, progress) for task in tasks]
+    missing = [index for index, result in enumerate(found) if result is None]
+    if len(missing) < len(tasks):
+        progress.say(f"{len(tasks) - len(missing)} of {len(tasks)} {what} were done before")
+    if not missing:
+        return found
+    workers = hire(len(missing))
+    board = progress_board()
+    progress.start(label, len(missing) * units)
+
+    def poll(results: list[Result | None]) -> None:
+        new = []
+        for index, result in zip(missing, results, strict=True):
+            if result is not None and found[index] is None:
+                found[index] = result
+                new.append(run.path / tasks[index].file)
+                _write(new[-1], result, tasks[index].fingerprint)
+        if new:
+            run.publish(*new)
+        notes = ray.get(board.read.remote())
+        for key, note in sorted(notes.items()):
+            progress.update_line(key, **note)
+        done = [units if found[i] is not None else notes.get(tasks[i].key, {"done": 0})["done"] for i in missing]
+        progress.update(sum(done))
+
+    workers.run([lambda worker, task=tasks[index]: task.start(worker, board) for index in missing], poll)
+    return found
+
+
+def _write(file: Path, result: Result, fingerprint: str) -> None:
+    arrays = {name: value for name, value in result.items() if isinstance(value, np.ndarray)}
+    header = {name: value for name, value in result.items() if name not in arrays} | {"fingerprint": fingerprint}
+    header["digest"] = digest(arrays, header)
+    write_npz(file, arrays | {"header": np.array(json.dumps(header))})
+
+
+def _read(file: Path, task: Task, progress: Progress) -> Result | None:
+    """The stored result; None if there is none of these inputs, or if it is damaged, which is said."""
+    try:
+        # From memory: of a torn file numpy would forget to close it.
+        with np.load(io.BytesIO(file.read_bytes())) as stored:
+            arrays = {name: stored[name] for name in stored.files}
+        header = json.loads(str(arrays.pop("header")))
+        intact = header.pop("digest") == digest(arrays, header)
+    except FileNotFoundError:
+        return None
+    except Exception:  # there is hardly an error that a damaged file does not raise in numpy
+        intact = False
+    if not intact:
+        progress.say(f"{file} is damaged: {task.key} is computed again")
+        return None
+    return arrays | header if header.pop("fingerprint") == task.fingerprint else None
+
+
+def digest(arrays: dict[str, np.ndarray], header: Result) -> str:
+    """SHA-256 of arrays by name, and of values that JSON has."""
+    found = hashlib.sha256(json.dumps(header, sort_keys=True).encode())
+    for name, array in sorted(arrays.items()):
+        found.update(f"{name} {array.dtype.str} {array.shape} ".encode())
+        found.update(np.ascontiguousarray(array).data)
+    return found.hexdigest()

@@ -1,0 +1,86 @@
+"""What is kept of the draws of one chain besides co-moments and traces: one seam, which a user may fill too.
+
+A statistic sees every draw once, in order, with the target at the draw's position. Its state goes into the chain's
+checkpoints, and its result beside the chain's other files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from patterning_dist.models.components import Vector
+from patterning_dist.sampling.draw import Draw
+from patterning_dist.sampling.target import Target
+
+
+class Statistic(Protocol):
+    """Anything that can be reduced draw by draw."""
+
+    def update(self, draw: Draw, target: Target) -> None:
+        """Take in the next draw; on a chain group every rank calls this."""
+        ...
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """All that ``load_state_dict`` needs to go on, as tensors of this rank."""
+        ...
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+        ...
+
+    def flush(self) -> None:
+        """Write what is written on the way, if anything is: the chain may be resumed from here."""
+        ...
+
+    def result(self) -> dict[str, np.ndarray] | None:
+        """What is kept of the whole chain, this rank's part; None: nothing, or it is on disk already."""
+        ...
+
+
+class PositionMeans:
+    """Means over the draws of w and of the gradients of the split losses, for the response direction."""
+
+    def __init__(self, target: Target) -> None:
+        num_rows = 1 + (0 if target.coefficients is None else len(target.coefficients))
+        self.sums = torch.zeros(num_rows, flatten(target.center).numel(), dtype=torch.float64)
+        self.num_draws = 0
+
+    def update(self, draw: Draw, target: Target) -> None:
+        """One forward and backward pass a split loss."""
+        rows = (target.live(), *target.split_gradients())
+        self.sums += torch.stack([flatten(row) for row in rows])
+        self.num_draws += 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Sums and their count."""
+        return {"sums": self.sums.clone(), "num_draws": torch.tensor(self.num_draws)}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+        self.sums, self.num_draws = state["sums"].clone(), int(state["num_draws"])
+
+    def flush(self) -> None:
+        """Nothing is written on the way."""
+
+    def result(self) -> dict[str, np.ndarray]:
+        """``means`` [1 + split loss, coordinate of this rank], float64."""
+        return {"means": self.sums.numpy() / self.num_draws}
+
+
+def flatten(vector: Vector) -> Tensor:
+    """All coordinates of this rank in one row, float64 on the CPU."""
+    return torch.cat([t.double().cpu().flatten() for t in vector.values()])
+
+
+def unflatten(flat: np.ndarray | Tensor, like: Vector) -> Vector:
+    """The inverse of ``flatten``, with the shapes, type and device of ``like``."""
+    pieces, start, flat = {}, 0, torch.as_tensor(flat)
+    for name, w in like.items():
+        pieces[name] = flat[start : start + w.numel()].reshape(w.shape).to(w)
+        start += w.numel()
+    return pieces

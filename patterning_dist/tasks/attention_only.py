@@ -1,0 +1,95 @@
+"""The attention-only transformer as the model of a language task."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from safetensors.torch import load_file
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from patterning_dist.config import AttentionOnlyConfig, TrainingConfig
+from patterning_dist.errors import PatterningError
+from patterning_dist.models.attention import AttentionOnlyTransformer, build_model
+from patterning_dist.models.components import Component
+from patterning_dist.models.losses import Tokens, batch_losses, token_ids
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.tasks.optimizers import head_matrix_optimizer
+
+
+class AttentionOnly:
+    """Small enough for one process; see ``LanguageModel`` for what the methods are for."""
+
+    def __init__(self, config: AttentionOnlyConfig, vocabulary_size: int, context_length: int, device: str) -> None:
+        self.config, self.vocabulary_size, self.context_length = config, vocabulary_size, context_length
+        self.device = device
+
+    def build(self, seed: int) -> AttentionOnlyTransformer:
+        """Fresh weights from a seed."""
+        return build_model(self.config, self.vocabulary_size, self.context_length, seed=seed).to(self.device)
+
+    def load(self, folder: Path, ranks: Ranks) -> AttentionOnlyTransformer:
+        """The weights of ``folder/model.safetensors``.
+
+        Raises:
+            PatterningError: several ranks.
+        """
+        if ranks.size > 1:
+            raise PatterningError(
+                f"sampling.ranks_per_chain: {ranks.size} ranks for the attention-only transformer, which is small and "
+                "takes one; remove the key"
+            )
+        model = self.build(0)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
+        return model.to(self.device).eval()
+
+    def skeleton(self) -> AttentionOnlyTransformer:
+        """Any weights: the model is small."""
+        return self.build(0)
+
+    def logits(self, model: nn.Module, inputs: Tensor, **arguments: Tensor) -> Tensor:
+        """[sample, position, vocabulary]."""
+        return model(inputs)
+
+    def patterns(self, model: nn.Module, inputs: Tensor) -> list[Tensor]:
+        """Attention probabilities of every layer, each [sample, head, query position, key position]."""
+        return model(inputs, return_patterns=True)[1]
+
+    def layered(self, model: AttentionOnlyTransformer, component: Component) -> LayersAbove:
+        """The model cut below a component."""
+        return LayersAbove(model, component)
+
+    def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
+        """Muon or AdamW for the heads' matrices, Adam for the rest."""
+        return head_matrix_optimizer(model, settings)
+
+    def describe(self, folder: Path) -> None:
+        """Nothing: the experiment file has the sizes."""
+
+    def fingerprint(self, checkpoint: str) -> None:
+        """There are no given checkpoints."""
+
+
+class LayersAbove:
+    """A ``Layered`` model; where the embedding moves, all of it lies above."""
+
+    def __init__(self, model: AttentionOnlyTransformer, component: Component) -> None:
+        self.model, self.first = model, component.first_layer
+        self._embedding_moves = "embedding" in component.parameters
+
+    def below(self, batch: Tokens) -> Tensor:
+        """The residual stream that enters the component's first layer; token ids where the embedding moves."""
+        inputs = token_ids(batch)[:, :-1]
+        if self._embedding_moves:
+            return inputs
+        x = self.model.embed(inputs)
+        for layer in self.model.layers[: self.first]:
+            x = layer(x)
+        return x
+
+    def above(self, state: Tensor, batch: Tokens) -> Tensor:
+        """Losses of the predicted tokens."""
+        x = self.model.embed(state) if self._embedding_moves else state
+        for layer in self.model.layers[self.first :]:
+            x = layer(x)
+        return batch_losses(self.model.unembed(x), batch)

@@ -1,0 +1,220 @@
+"""Causal language models: a sample is a sequence, an entry a predicted token, a loss -log p(token | those before)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from patterning_dist.config import TrainingConfig
+from patterning_dist.config.section import Section
+from patterning_dist.data.induction import induction_tokens, repeated_sequences
+from patterning_dist.data.tokens import TokenDataset
+from patterning_dist.errors import PatterningError
+from patterning_dist.models.components import Component
+from patterning_dist.models.losses import batch_losses, token_ids
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.samples import Batch, Samples
+from patterning_dist.sampling.target import Layered
+from patterning_dist.storage.files import file_sha256
+from patterning_dist.tasks.language_metrics import LANGUAGE_METRICS, Evaluation
+from patterning_dist.tasks.task import FileHash, Metric, Terms, weights_fingerprint
+
+_NUM_REPEATED = 16
+
+
+class LanguageModel(Protocol):
+    """An architecture: how it is built, loaded and run."""
+
+    config: Section
+
+    def build(self, seed: int) -> nn.Module: ...
+    def load(self, folder: Path, ranks: Ranks) -> nn.Module: ...
+    def load_given(self, checkpoint: str, ranks: Ranks) -> nn.Module: ...
+    def skeleton(self) -> nn.Module: ...
+    def logits(self, model: nn.Module, inputs: Tensor, **arguments: Tensor) -> Tensor: ...
+    def patterns(self, model: nn.Module, inputs: Tensor) -> list[Tensor]: ...
+    def layered(self, model: Any, component: Component) -> Layered | None: ...
+    def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer: ...
+    def describe(self, folder: Path) -> None: ...
+    def files_fingerprint(self, checkpoint: str, sha256: FileHash) -> Any: ...
+
+
+class TokenSamples(Samples, Protocol):
+    """Sequences of token ids, see ``data.tokens.TokenDataset``.
+
+    A batch is a tensor [sample, position], or a mapping with ``tokens``, ``counted`` and, of packed rows,
+    ``position_ids``.
+    """
+
+    context_length: int
+    domains: np.ndarray
+    documents: np.ndarray | None
+    metadata: Mapping[str, Any]
+
+    @property
+    def mean_counted(self) -> float | None: ...
+    @property
+    def sha256(self) -> str: ...
+    def tokens(self, ids: np.ndarray) -> np.ndarray: ...
+    def document_tokens(self, ids: np.ndarray) -> np.ndarray: ...
+    def counted(self, ids: np.ndarray) -> np.ndarray | None: ...
+
+
+class LanguageTask:
+    """A ``Task``; see there.
+
+    Args:
+        model: the architecture.
+        train, held_out: sequences of equal length.
+        folder: of the run's own checkpoints, ``<folder>/<checkpoint>/model.safetensors``.
+        given: names of checkpoints that were there before the run.
+        evaluation: seed and number of the held-out sequences that metrics are taken on.
+        device: torch device.
+        compute_dtype: of forward passes under autocast, where it is not float32.
+    """
+
+    key = "sequence_id"
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        train: TokenSamples,
+        held_out: Mapping[str, TokenSamples],
+        *,
+        folder: Path,
+        given: tuple[str, ...],
+        evaluation: tuple[int, int],
+        device: str,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.train, self.held_out = model, train, held_out
+        self.folder, self.given, self.device = folder, given, device
+        self._evaluation, self.compute_dtype = evaluation, compute_dtype
+        self.num_positions, self.mean_counted = train.context_length - 1, train.mean_counted
+
+    @cached_property
+    def vocabulary_size(self) -> int:
+        """Token ids are below it."""
+        skeleton = self.skeleton()
+        return getattr(skeleton, "vocabulary_size", None) or skeleton.config.vocab_size
+
+    @cached_property
+    def evaluation(self) -> Evaluation:
+        """What metrics are taken on."""
+        return Evaluation.build(self, *self._evaluation)
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """See ``tasks.language_metrics``."""
+        return LANGUAGE_METRICS
+
+    def open_samples(self, path: Path) -> TokenSamples:
+        """A table of tokens, all of whose sequences are as long as those of the training data.
+
+        Raises:
+            PatterningError: it cannot be read, or its tokens are of another vocabulary.
+        """
+        return probe_table(path, self.train)
+
+    def build(self, seed: int) -> nn.Module:
+        """Fresh weights."""
+        return self.model.build(seed)
+
+    def load(self, checkpoint: str, ranks: Ranks) -> nn.Module:
+        """A given checkpoint, or one that this run trained."""
+        if checkpoint in self.given:
+            return self.model.load_given(checkpoint, ranks)
+        return self.model.load(self.folder / checkpoint, ranks)
+
+    def skeleton(self) -> nn.Module:
+        """Names and shapes."""
+        return self.model.skeleton()
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """[sample, position - 1]; column p is the loss of token p + 1, 0 where it does not count."""
+        arguments = (
+            {}
+            if isinstance(batch, Tensor) or "position_ids" not in batch
+            else {"position_ids": batch["position_ids"][:, :-1]}
+        )
+        return batch_losses(self.model.logits(model, token_ids(batch)[:, :-1], **arguments), batch)
+
+    def layered(self, model: nn.Module, component: Component) -> Layered | None:
+        """Where the architecture can be cut."""
+        return self.model.layered(model, component)
+
+    def counted(self, samples: TokenSamples, ids: np.ndarray) -> np.ndarray | None:
+        """Predicted tokens that count."""
+        return samples.counted(ids)
+
+    def index(self, samples: TokenSamples, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """sequence_id and domain."""
+        return {self.key: np.asarray(ids), "domain": samples.domains[ids]}
+
+    def entries(self, samples: TokenSamples, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """The predicted token."""
+        return {"token": samples.tokens(ids)[:, 1:].astype(np.int32)}
+
+    def split(self, name: str, samples: TokenSamples, ids: np.ndarray) -> Terms | None:
+        """induction, rest, induction_minus_rest: predicted tokens that complete an earlier bigram, and the others."""
+        if name not in ("induction", "rest", "induction_minus_rest"):
+            return None
+        counted, induction = samples.counted(ids), induction_tokens(samples.document_tokens(ids))
+        counts = np.ones_like(induction) if counted is None else counted
+        signs = {"induction": (1.0,), "rest": (1.0,), "induction_minus_rest": (1.0, -1.0)}[name]
+        masks = [~induction] if name == "rest" else [induction, ~induction]
+        return [(sign, mask & counts) for sign, mask in zip(signs, masks, strict=False)]
+
+    def own_split(self, name: str) -> tuple[Samples, np.ndarray] | None:
+        """repeated_sequence: the second copy of random tokens that come twice."""
+        if name != "repeated_sequence":
+            return None
+        length = self.num_positions + 1
+        tokens = repeated_sequences(1, _NUM_REPEATED, length, self.vocabulary_size)
+        coefficients = np.zeros((len(tokens), length - 1))
+        coefficients[:, length // 2 :] = 1
+        return torch.from_numpy(tokens), coefficients / coefficients.sum()
+
+    def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
+        """Of the architecture."""
+        return self.model.optimizer(model, settings)
+
+    def evaluate(self, model: nn.Module, ranks: Ranks) -> dict[str, float]:
+        """See ``tasks.language_metrics``."""
+        return self.evaluation.measure(self, model, ranks)
+
+    def describe(self, folder: Path) -> None:
+        """Of the architecture."""
+        self.model.describe(folder)
+
+    def fingerprint(self, checkpoint: str | None = None, sha256: FileHash = file_sha256) -> Any:
+        """Hashes of the tokens, and of a checkpoint's files."""
+        held_out = {name: samples.sha256 for name, samples in self.held_out.items()}
+        return [self.train.sha256, held_out, *weights_fingerprint(self, checkpoint, sha256)]
+
+
+def probe_table(path: Path, train: TokenSamples) -> TokenSamples:
+    """A table of tokens whose sequences are no longer than those of the training data.
+
+    Raises:
+        PatterningError: they are longer, or were made with another tokenizer.
+    """
+    own, length = bool(train.metadata), train.context_length
+    probe = TokenDataset(path, None if own else length)
+    if probe.context_length > length:
+        raise PatterningError(
+            f"sampling.probe: {path} has sequences of {probe.context_length} tokens, but the model's context is "
+            f"{length} (data.context_length); cut the probe or train with a longer context"
+        )
+    if own and probe.metadata["tokenizer_sha256"] != train.metadata["tokenizer_sha256"]:
+        raise PatterningError(
+            f"sampling.probe: {path} was made with another tokenizer than data/train.parquet of this run"
+        )
+    return probe

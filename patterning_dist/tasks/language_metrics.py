@@ -1,0 +1,140 @@
+"""What is measured of a language model while it learns, an induction circuit above all.
+
+previous-token score   mean attention from position i to i - 1
+prefix-matching score  on repeated random tokens r r: mean attention from position i of the second copy to the token
+                       that followed the same token in the first copy (Olsson et al., "In-context Learning and
+                       Induction Heads", 2022)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from patterning_dist.data.induction import induction_tokens, repeated_sequences
+from patterning_dist.data.sampler import permutation
+from patterning_dist.sampling.batches import all_losses
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.samples import Joined, Part
+from patterning_dist.tasks.task import Metric
+
+if TYPE_CHECKING:
+    from patterning_dist.tasks.language import LanguageTask
+
+_EVALUATION_STREAM = 0x6576616C
+_NUM_REPEATED = 32
+_BATCH = 16
+
+LANGUAGE_METRICS: Mapping[str, Metric] = {
+    "prefix_matching": Metric("prefix matching", "probability", "largest prefix-matching score of all heads"),
+    "induction_gap": Metric(
+        "induction gap", "nats", "mean loss on tokens that complete an earlier bigram of their sequence minus the rest"
+    ),
+    "repeated_gap": Metric(
+        "repeated-sequence gap", "nats", "mean loss on the second copy of repeated random tokens minus the first"
+    ),
+    "in_context_gap": Metric(
+        "in-context gap", "nats", "mean loss on the last quarter of the context minus the second eighth"
+    ),
+    "induction_loss": Metric("loss on induction tokens", "nats", "mean loss on tokens that complete an earlier bigram"),
+    "validation_loss": Metric("validation loss", "nats", "mean loss on held-out tokens"),
+}
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Held-out sequences with their masks [sequence, position], and repeated random tokens.
+
+    Attributes:
+        samples: held out.
+        counted: predicted tokens that count.
+        induction: of them, those that complete an earlier bigram.
+        repeated: token ids [sequence, position].
+    """
+
+    samples: Part | Joined
+    counted: np.ndarray
+    induction: np.ndarray
+    repeated: Tensor
+
+    @classmethod
+    def build(cls, task: LanguageTask, seed: int, num_sequences: int) -> Evaluation:
+        """``num_sequences`` of every held-out set at most; the repeated ones are always the same (seed 0)."""
+        parts, counted, induction = [], [], []
+        for samples in task.held_out.values():
+            ids = permutation(seed, _EVALUATION_STREAM, len(samples))[:num_sequences]
+            here, mask = induction_tokens(samples.document_tokens(ids)), samples.counted(ids)
+            parts.append(Part(samples, ids))
+            counted.append(np.ones_like(here) if mask is None else mask)
+            induction.append(here & counted[-1])
+        repeated = repeated_sequences(0, _NUM_REPEATED, task.num_positions + 1, task.vocabulary_size)
+        nothing = [np.zeros((0, task.num_positions), bool)]
+        return cls(
+            Joined(parts),
+            np.concatenate(nothing + counted),
+            np.concatenate(nothing + induction),
+            torch.from_numpy(repeated),
+        )
+
+    def measure(self, task: LanguageTask, model: nn.Module, ranks: Ranks) -> dict[str, float]:
+        """All metrics; losses in nats, scores are probabilities. Every rank calls this and does its share.
+
+        What there is nothing to measure on, such as induction tokens in very short contexts, is left out.
+        """
+        measured = partial(all_losses, partial(task.losses, model), ranks=ranks, size=_BATCH, device=task.device)
+        found = self._held_out_losses(measured(self.samples)) if len(self.samples) else {}
+        half = self.repeated.shape[1] // 2
+        if half > 1:
+            repeated = measured(self.repeated)
+            # Column p predicts token p + 1; the first token of the second copy cannot be foreseen.
+            found["repeated_gap"] = (repeated[:, half:].mean() - repeated[:, : half - 1].mean()).item()
+            found |= self._attention_scores(task, model, ranks)
+        return found
+
+    def _held_out_losses(self, losses: Tensor) -> dict[str, float]:
+        position, num_positions = np.arange(losses.shape[1]), losses.shape[1]
+        # At least a position each: a context may be shorter than eight tokens.
+        late = position >= num_positions - max(num_positions // 4, 1)
+        early = (position >= num_positions // 8) & (position < max(num_positions // 4, 1))
+        masks = {
+            "validation_loss": self.counted,
+            "induction_loss": self.induction,
+            "rest_loss": self.counted & ~self.induction,
+            "late": self.counted & late,
+            "early": self.counted & early,
+        }
+        means = {name: losses[mask].mean().item() for name, mask in masks.items() if mask.any()}
+        for gap, terms in (("induction_gap", ("induction_loss", "rest_loss")), ("in_context_gap", ("late", "early"))):
+            if all(name in means for name in terms):
+                means[gap] = means[terms[0]] - means[terms[1]]
+        return {name: mean for name, mean in means.items() if name not in ("late", "early")}
+
+    def _attention_scores(self, task: LanguageTask, model: nn.Module, ranks: Ranks) -> dict[str, float]:
+        """Previous-token and prefix-matching score of every head, and the largest prefix-matching score of all."""
+        half, num_heads = self.repeated.shape[1] // 2, []
+
+        def scores_of(batch: Tensor) -> Tensor:  # [sample, 2 * heads of all layers]
+            patterns = task.model.patterns(model, batch[:, :-1])
+            num_heads[:] = [pattern.shape[1] for pattern in patterns]
+            everywhere = torch.arange(1, batch.shape[1] - 1, device=batch.device)
+            query = torch.arange(half, batch.shape[1] - 1, device=batch.device)
+            return torch.cat(
+                [
+                    torch.empty(len(batch), 0, device=batch.device),
+                    *(pattern[:, :, everywhere, everywhere - 1].mean(dim=2) for pattern in patterns),
+                    *(pattern[:, :, query, query - half + 1].mean(dim=2) for pattern in patterns),
+                ],
+                dim=1,
+            )
+
+        found = all_losses(scores_of, self.repeated, ranks, _BATCH, task.device).mean(dim=0).tolist()
+        heads = [f"{layer}_{head}" for layer, number in enumerate(num_heads) for head in range(number)]
+        scores = dict(zip((f"previous_token_{head}" for head in heads), found, strict=False))
+        prefix = dict(zip((f"prefix_matching_{head}" for head in heads), found[len(heads) :], strict=True))
+        return scores | prefix | ({"prefix_matching": max(prefix.values())} if prefix else {})

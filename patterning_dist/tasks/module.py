@@ -1,0 +1,161 @@
+"""A torch module of the user's own: what it is, how it is built and what its losses are come as functions."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import cached_property, partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_model
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from patterning_dist.config import FunctionDataConfig, ModuleConfig, TrainingConfig
+from patterning_dist.errors import PatterningError
+from patterning_dist.functions import code_fingerprint, load_function
+from patterning_dist.models.components import Component
+from patterning_dist.sampling.batches import all_losses
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.samples import Batch, Samples, to_device
+from patterning_dist.sampling.shard import shard_model
+from patterning_dist.storage.files import file_sha256
+from patterning_dist.tasks.optimizers import plain_optimizer
+from patterning_dist.tasks.own_samples import own_samples
+from patterning_dist.tasks.task import FileHash, Metric, Terms
+
+_EVALUATED_AT_ONCE = 256
+
+
+class ModuleTask:
+    """A ``Task``; see there.
+
+    Args:
+        model: names of the user's functions.
+        data: likewise.
+        folder: of the run's own checkpoints, ``<folder>/<checkpoint>/model.safetensors``.
+        device: torch device.
+        compute_dtype: of forward passes on several ranks, if not float32.
+    """
+
+    key = "sample_id"
+    mean_counted = None
+
+    def __init__(
+        self,
+        model: ModuleConfig,
+        data: FunctionDataConfig,
+        *,
+        folder: Path,
+        device: str,
+        compute_dtype: torch.dtype | None = None,
+    ) -> None:
+        self.model, self.data, self.folder, self.device = model, data, folder, device
+        self.compute_dtype = compute_dtype
+        train, held_out = load_function(data.load, "data.load")()
+        self.train = own_samples(train)
+        self.held_out: Mapping[str, Samples] = {name: own_samples(samples) for name, samples in held_out.items()}
+        self._losses = load_function(model.per_sample_loss, "model.per_sample_loss")
+
+    @cached_property
+    def num_positions(self) -> int | None:
+        """As the losses of one sample come out."""
+        with torch.no_grad():
+            losses = self.losses(self.skeleton(), to_device(self.train[torch.tensor([0])], self.device))
+        return losses.shape[1] if losses.dim() == 2 else None
+
+    @property
+    def metrics(self) -> Mapping[str, Metric]:
+        """The mean loss of every held-out set; numbers of the user's ``evaluate`` bear their own names."""
+        return {
+            f"{name}_loss": Metric(f"loss on {name}", "nats", f"mean loss of the held-out set {name}")
+            for name in self.held_out
+        }
+
+    def open_samples(self, path: Path) -> Samples:
+        """Refused: samples come from a function."""
+        raise PatterningError(f"sampling.probe: {path} is a table, and data.kind is function; remove the key")
+
+    def build(self, seed: int) -> nn.Module:
+        """Fresh weights.
+
+        Raises:
+            PatterningError: there is no ``model.initialise``.
+        """
+        if self.model.initialise is None:
+            raise PatterningError(
+                "model.initialise: is missing, and a training from initialisation asks for fresh weights; "
+                "name a function seed -> module, or start from a checkpoint (retrain.start)"
+            )
+        return load_function(self.model.initialise, "model.initialise")(seed).to(self.device)
+
+    def load(self, checkpoint: str, ranks: Ranks) -> nn.Module:
+        """What ``model.build`` gives for a name of its own, else what this run trained."""
+        if self.model.build is not None and checkpoint in self.model.checkpoints:
+            built = load_function(self.model.build, "model.build")(checkpoint)
+        else:
+            built = self.build(0)
+            load_model(built, self.folder / checkpoint / "model.safetensors")
+        return shard_model(built, ranks, self.device, compute_dtype=self.compute_dtype).eval()
+
+    def skeleton(self) -> nn.Module:
+        """The module itself, with weights: building it is the only way to know its shapes."""
+        if self.model.build is not None:
+            return load_function(self.model.build, "model.build")(self.model.checkpoints[0]).to(self.device)
+        return self.build(0)
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the user's function says."""
+        return self._losses(model, batch)
+
+    def layered(self, model: nn.Module, component: Component) -> None:
+        """Not known."""
+        return None
+
+    def counted(self, samples: Samples, ids: np.ndarray) -> None:
+        """All losses count."""
+        return None
+
+    def index(self, samples: Samples, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """The number of a sample."""
+        return {self.key: np.asarray(ids)}
+
+    def entries(self, samples: Samples, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """Nothing is known."""
+        return {}
+
+    def split(self, name: str, samples: Samples, ids: np.ndarray) -> Terms | None:
+        """None of its own."""
+        return None
+
+    def own_split(self, name: str) -> None:
+        """None."""
+        return None
+
+    def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
+        """AdamW."""
+        return plain_optimizer(model, settings)
+
+    def evaluate(self, model: nn.Module, ranks: Ranks) -> dict[str, float]:
+        """Mean losses of the held-out sets, and what the user's ``evaluate`` returns."""
+        found = {}
+        for name, samples in self.held_out.items():
+            losses = all_losses(partial(self.losses, model), samples, ranks, _EVALUATED_AT_ONCE, self.device)
+            found[f"{name}_loss"] = losses.mean().item()
+        if self.model.evaluate is not None:
+            with torch.no_grad():
+                found |= load_function(self.model.evaluate, "model.evaluate")(model)
+        return found
+
+    def describe(self, folder: Path) -> None:
+        """Nothing: the user's code has it."""
+
+    def fingerprint(self, checkpoint: str | None = None, sha256: FileHash = file_sha256) -> Any:
+        """Code of the user's own counts by the file that it is in."""
+        model, weights = self.model, None
+        if checkpoint is not None and (self.model.build is None or checkpoint not in model.checkpoints):
+            weights = sha256(self.folder / checkpoint / "model.safetensors")
+        paths = [self.data.load, model.per_sample_loss, model.build, model.initialise, model.evaluate]
+        return [checkpoint, weights, *(code_fingerprint(path) for path in paths if path is not None)]

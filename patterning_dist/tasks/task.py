@@ -1,0 +1,147 @@
+"""What is learnt, of what: the one seam behind which architectures, data and losses lie.
+
+Chains, weights, trainings and the page know a task only. Adding one is writing this protocol once; `tasks.module` has
+the shortest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from patterning_dist.config import TrainingConfig
+from patterning_dist.models.components import Component
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.samples import Batch, Samples
+from patterning_dist.sampling.target import Layered
+from patterning_dist.storage.files import file_sha256
+
+FileHash = Callable[[Path], str]  # of a file's content
+Terms = list[tuple[float, np.ndarray]]  # a split loss as a sum of signed means over masks of entries
+
+
+class Metric(NamedTuple):
+    """What a number that a training reports is.
+
+    Attributes:
+        label: for figures and tables.
+        unit: nats, probability, ...
+        meaning: one sentence.
+    """
+
+    label: str
+    unit: str
+    meaning: str
+
+
+class Task(Protocol):
+    """A model, its samples, and the losses that tie them.
+
+    Attributes:
+        train: training samples: minibatches are drawn from them, and their weights are what chi is about.
+        held_out: name of a set -> its samples.
+        num_positions: losses of one sample; None where it has a single one.
+        mean_counted: entries of a training sample that count, on average; None: all of them.
+        key: what a sample is called in tables, ``sequence_id`` or ``sample_id``.
+        compute_dtype: of forward passes under autocast, where it is not float32.
+        metrics: what ``evaluate`` returns, by name.
+    """
+
+    train: Samples
+    held_out: Mapping[str, Samples]
+    num_positions: int | None
+    mean_counted: float | None
+    key: str
+    compute_dtype: torch.dtype | None
+    metrics: Mapping[str, Metric]
+
+    def open_samples(self, path: Path) -> Samples:
+        """A table of the user's own, for the probe.
+
+        Raises:
+            PatterningError: it is not there, or its samples are not such as the task's.
+        """
+        ...
+
+    def build(self, seed: int) -> nn.Module:
+        """The model with fresh weights, whole, on the task's device; inside ZeRO's init where that is entered."""
+        ...
+
+    def load(self, checkpoint: str, ranks: Ranks) -> nn.Module:
+        """The model at a named checkpoint, in ``eval()`` mode, whole or this rank's shards of it (FSDP2)."""
+        ...
+
+    def skeleton(self) -> nn.Module:
+        """Names and shapes of the model, without weights where that can be had."""
+        ...
+
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
+        """THE one function: losses [sample] or [sample, position] in nats, differentiable, finite everywhere.
+
+        An entry that does not count (a pad, a label of -100, the first token of a packed document) is 0 here and
+        False in ``counted``.
+        """
+        ...
+
+    def layered(self, model: nn.Module, component: Component) -> Layered | None:
+        """The model cut below a component; None where that is not known, and every pass is a whole one."""
+        ...
+
+    def counted(self, samples: Samples, ids: np.ndarray) -> np.ndarray | None:
+        """Which entries of ``losses`` count, bool [sample, position]; None: all."""
+        ...
+
+    def index(self, samples: Samples, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """What is known of samples, columns [sample]: ``key`` first, then ``domain`` where there are some."""
+        ...
+
+    def entries(self, samples: Samples, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """What is known of single losses, columns [sample, position], such as ``token``; empty where nothing is."""
+        ...
+
+    def split(self, name: str, samples: Samples, ids: np.ndarray) -> Terms | None:
+        """A split loss of the task's own as signed means, (sign, mask [sample(, position)]) each; None: no such split.
+
+        ``overall`` and ``domain:NAME`` are known for every task and not asked for here.
+        """
+        ...
+
+    def own_split(self, name: str) -> tuple[Samples, np.ndarray] | None:
+        """A split loss on samples of its own, with the coefficients of their losses; None: there is no such split."""
+        ...
+
+    def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
+        """The optimizer that ``settings`` ask for, over groups of the model's parameters.
+
+        Raises:
+            PatterningError: the optimizer of ``settings`` is not for this model.
+        """
+        ...
+
+    def evaluate(self, model: nn.Module, ranks: Ranks) -> dict[str, float]:
+        """Every metric of a model (or of the engine around it); all ranks call it, each does its share."""
+        ...
+
+    def describe(self, folder: Path) -> None:
+        """Write what is needed beside weights to load them again (config.json, tokenizer) into ``folder``."""
+        ...
+
+    def fingerprint(self, checkpoint: str | None = None, sha256: FileHash = file_sha256) -> Any:
+        """JSON of hashes of all that losses follow from: data, the user's code, and the weights of a checkpoint."""
+        ...
+
+
+def weights_fingerprint(task: Any, checkpoint: str | None, sha256: FileHash) -> list[Any]:
+    """The settings of ``task.model``, and hashes of the files of a checkpoint, one given or one of ``task.folder``."""
+    weights: Any = None
+    if checkpoint in task.given:
+        weights = task.model.files_fingerprint(checkpoint, sha256)
+    elif checkpoint is not None:
+        weights = sha256(task.folder / checkpoint / "model.safetensors")
+    return [task.model.config.model_dump(mode="json"), weights]
