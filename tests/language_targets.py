@@ -18,10 +18,12 @@ from patterning_dist.tasks.language import LanguageTask
 class Sequences:
     """Token ids [sequence, position] as ``TokenSamples``; ``asked`` remembers the ids of every batch."""
 
-    documents = None
+    documents, mean_counted, packed = None, None, False
 
     def __init__(self, tokens, domains=None, counted=None):
-        self.all, self.domains, self.mask, self.asked = np.asarray(tokens), domains, counted, []
+        self.all, self.mask, self.asked = np.asarray(tokens), counted, []
+        self.domains = np.full(len(self.all), "all", object) if domains is None else domains
+        self.context_length = self.all.shape[1]
 
     def __len__(self):
         return len(self.all)
@@ -32,6 +34,8 @@ class Sequences:
 
     def tokens(self, ids):
         return self.all[ids]
+
+    document_tokens = tokens
 
     def counted(self, ids):
         return None if self.mask is None else self.mask[ids]

@@ -120,7 +120,7 @@ def _joined(parts: list[CoMoments]) -> CoMoments:
 
 
 def _checked(folder: Path, part: str, chain: int) -> dict[str, np.ndarray]:
-    return _newest(Snapshots(LocalStorage(folder), part, f"chain-{chain}"), f"{folder / part} chain {chain}")
+    return _newest(Snapshots(LocalStorage(folder), part, f"chain-{chain}"), f"{folder / part}")
 
 
 def _newest(snapshots: Snapshots, where: str) -> dict[str, np.ndarray]:

@@ -23,6 +23,7 @@ from torch import Tensor, nn
 
 from patterning_dist.config.model import FINAL, HuggingFaceConfig
 from patterning_dist.errors import PatterningError
+from patterning_dist.models.losses import token_losses
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PretrainedConfig, PreTrainedModel
@@ -203,6 +204,35 @@ def fresh_language_model(config: PretrainedConfig, seed: int | None, head: Head 
             model.init_weights()
     logits_in_float32(model)
     return model.eval()
+
+
+def logits(model: nn.Module, inputs: Tensor, head: Head = "tokens", **arguments: Tensor) -> Tensor:
+    """Logits [sample, position, vocabulary] or [sample, class] of token ids; ``arguments`` go to the model.
+
+    Raises:
+        PatterningError: sequences longer than the model has positions for.
+    """
+    length, limit = inputs.shape[1], getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and length > limit:
+        last = head == "tokens"  # is predicted and not read
+        raise PatterningError(
+            f"sequences of {length + last} tokens need {length} positions, and the model has {limit}; "
+            f"set the context length to {limit + last} or less"
+        )
+    return model(input_ids=inputs, use_cache=False, **arguments).logits
+
+
+def next_token_losses(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Loss of every predicted token, l(x, y) = -log p(y | x) in nats, from float32 logits.
+
+    Args:
+        model: a causal language model of ``transformers``.
+        tokens: [sample, position] token ids.
+
+    Returns:
+        [sample, position - 1]; column p is the loss of ``tokens[:, p + 1]``.
+    """
+    return token_losses(logits(model, tokens[:, :-1]), tokens)
 
 
 def model_location(config: HuggingFaceConfig, checkpoint: str) -> tuple[str, str | None]:

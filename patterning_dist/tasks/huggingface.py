@@ -10,7 +10,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patterning_dist.config import HuggingFaceConfig, TrainingConfig
-from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Component
 from patterning_dist.models.huggingface import (
     Head,
@@ -18,6 +17,7 @@ from patterning_dist.models.huggingface import (
     fresh_language_model,
     language_model_skeleton,
     load_language_model,
+    logits,
     model_config,
     model_location,
     read_config,
@@ -105,17 +105,10 @@ class HuggingFace:
             PatterningError: sequences longer than the model has positions for; documents of packed samples that the
                 architecture does not keep apart.
         """
-        length, limit = inputs.shape[1], getattr(model.config, "max_position_embeddings", None)
-        if limit is not None and length > limit:
-            last = self.head == "tokens"  # is predicted and not read
-            raise PatterningError(
-                f"sequences of {length + last} tokens need {length} positions, and the model has {limit}; "
-                f"set the context length to {limit + last} or less"
-            )
         if "position_ids" in arguments and not self._packing_checked:
             check_packing(model)
             self._packing_checked = True
-        return model(input_ids=inputs, use_cache=False, **arguments).logits
+        return logits(model, inputs, self.head, **arguments)
 
     def patterns(self, model: nn.Module, inputs: Tensor) -> list[Tensor]:
         """Attention probabilities of every layer, each [sample, head, query position, key position]."""

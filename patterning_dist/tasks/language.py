@@ -24,7 +24,7 @@ from patterning_dist.sampling.samples import Batch, Samples
 from patterning_dist.sampling.target import Layered
 from patterning_dist.storage.files import file_sha256
 from patterning_dist.tasks.language_metrics import LANGUAGE_METRICS, Evaluation
-from patterning_dist.tasks.task import FileHash, Metric, Terms, weights_fingerprint
+from patterning_dist.tasks.task import FileHash, Metric, Terms, joined_weights, weights_fingerprint
 
 _NUM_REPEATED = 16
 
@@ -181,6 +181,10 @@ class LanguageTask:
         coefficients = np.zeros((len(tokens), length - 1))
         coefficients[:, length // 2 :] = 1
         return torch.from_numpy(tokens), coefficients / coefficients.sum()
+
+    def read_weights(self, path: Path, strength: float) -> np.ndarray:
+        """A table of ``SampleWeights``."""
+        return joined_weights(self, path, strength)
 
     def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
         """Of the architecture."""

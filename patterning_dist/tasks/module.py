@@ -24,7 +24,7 @@ from patterning_dist.sampling.shard import shard_model
 from patterning_dist.storage.files import file_sha256
 from patterning_dist.tasks.optimizers import plain_optimizer
 from patterning_dist.tasks.own_samples import own_samples
-from patterning_dist.tasks.task import FileHash, Metric, Terms
+from patterning_dist.tasks.task import FileHash, Metric, Terms, joined_weights
 
 _EVALUATED_AT_ONCE = 256
 
@@ -133,6 +133,10 @@ class ModuleTask:
     def own_split(self, name: str) -> None:
         """None."""
         return None
+
+    def read_weights(self, path: Path, strength: float) -> np.ndarray:
+        """A table of ``SampleWeights``."""
+        return joined_weights(self, path, strength)
 
     def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
         """AdamW."""

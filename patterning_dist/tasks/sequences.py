@@ -22,7 +22,7 @@ from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Joined, Part
 from patterning_dist.storage.files import file_sha256
 from patterning_dist.tasks.huggingface import HuggingFace
-from patterning_dist.tasks.task import FileHash, Metric, Terms, weights_fingerprint
+from patterning_dist.tasks.task import FileHash, Metric, Terms, joined_weights, weights_fingerprint
 
 _EVALUATION_STREAM = 0x6576616C
 _BATCH = 64
@@ -135,6 +135,10 @@ class SequenceTask:
     def own_split(self, name: str) -> None:
         """None."""
         return None
+
+    def read_weights(self, path: Path, strength: float) -> np.ndarray:
+        """A table of ``SampleWeights``."""
+        return joined_weights(self, path, strength)
 
     def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
         """Of the architecture."""

@@ -54,7 +54,7 @@ OWN_MODEL = {
     },
 }
 BRACKETS = {
-    "kind": "parentheses",
+    "experiment": "parentheses",
     "name": "golden-brackets",
     "seed": 7,
     "device": "cpu",
@@ -149,7 +149,7 @@ def brackets(folder: Path, *changes: str) -> Arrays:
     patterning("run", file, directory, *changes)
     found: Arrays = {}
     for reference in ("nested-0", "nested-1", "equal_count-2", "equal_count-3"):
-        found |= susceptibilities(directory / "response" / f"{reference}.parquet", reference)
+        found |= susceptibilities(directory / "response" / f"susceptibility-{reference}.parquet", reference)
     for arm in ("nested", "equal_count", "online_nested", "online_equal_count", "permuted", "llc_nested"):
         table = pq.read_table(directory / "weights" / f"{arm}.parquet")
         found[f"weights/{arm}"] = table["weight"].to_numpy()

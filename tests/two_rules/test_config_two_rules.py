@@ -64,6 +64,9 @@ def test_faults_name_the_key(override: str, line: str) -> None:
         ("config check", "ok; the run is kept in"),
         ("components", "everything"),
         ("check", "this experiment does not ask for stage check; it has prepare, train, sample"),
+        ("plan", "parentheses: patterning plan is for the loop, whose sections it reads, and experiment 'parentheses'"),
+        ("calibrate", "parentheses: patterning calibrate is for the loop"),
+        ("study", "parentheses: patterning study is for the loop"),
     ],
 )
 def test_every_command_takes_it_or_says_why_not(command: str, said: str) -> None:

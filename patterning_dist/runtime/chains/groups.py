@@ -25,7 +25,7 @@ from patterning_dist.runtime.chains.attempt import Outcome, run_chain
 from patterning_dist.runtime.chains.pushes import ChainTask
 from patterning_dist.runtime.chains.workers import MakeStudy, model_workers
 from patterning_dist.runtime.environment import prepare_process
-from patterning_dist.runtime.resources import chain_resources, nodes
+from patterning_dist.runtime.resources import nodes, sampling_resources
 from patterning_dist.runtime.workforce import WorkerLost, Workforce, loss_reason
 from patterning_dist.sampling.ranks import Ranks
 
@@ -128,7 +128,7 @@ class ChainGroup(Actor):
         """Start the ranks where they are not there (any more); raises as ``chain``."""
         if self.ranks:
             return
-        need = chain_resources(self.sampling, self.device)
+        need = sampling_resources(self.sampling, self.device, self.sampling.ranks_per_chain)
         if not self.placement.wait(self.placement_timeout):
             raise PatterningError(
                 f"{self.name}: there was no room within {self.placement_timeout:g} s: {need.shortage(nodes())}; wait "
@@ -181,7 +181,7 @@ def chain_groups(
     Raises:
         PatterningError: the cluster cannot hold one group.
     """
-    need = chain_resources(sampling, device)
+    need = sampling_resources(sampling, device, sampling.ranks_per_chain)
     strategy, number = need.at_once(num_tasks, sampling.workers)
     if strategy == "PACK":
         progress.say(

@@ -11,7 +11,7 @@ from ray.actor import ActorHandle
 from patterning_dist.config import SamplingConfig
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.environment import ray_session
-from patterning_dist.runtime.resources import worker_resources
+from patterning_dist.runtime.resources import sampling_resources
 from patterning_dist.runtime.tasks import Task, run_tasks
 from patterning_dist.runtime.training.stack_worker import StackRecipe, StackTask, StackTrainer, Trained
 from patterning_dist.runtime.workforce import Workforce
@@ -46,7 +46,7 @@ def train_stacks(
     Raises:
         PatterningError: a network's parameters are not finite, or the cluster has no room.
     """
-    need = worker_resources(sampling, device)
+    need = sampling_resources(sampling, device)
     with contextlib.ExitStack() as resources:
 
         def start() -> tuple[ActorHandle, ray.ObjectRef]:

@@ -111,7 +111,8 @@ def plan_run(config: Config, directory: Path, done: list[str], say: Callable[[st
             elif stage == "solve":
                 unit = counts[config.solve.component]
                 seconds = training.solve_seconds(config, study, unit, chains, workspace.path)
-                stages.append(plan_solve(config, study, chains, seconds))
+                coordinates = chains.units[standing_for[config.solve.component]].num_coordinates
+                stages.append(plan_solve(config, study, unit, coordinates, chains, seconds))
             elif stage == "retrain":
                 stages.append(plan_retrain(config, job, steps))
             else:
