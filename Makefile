@@ -1,5 +1,5 @@
 # `make quickstart`: install into .venv if need be, then run the small experiment.
-# `make test`: install into .venv if need be, check the types, run the tests; `make test-all`: also those that take long.
+# `make test`: install into .venv if need be, then check the types and run the tests; `make test-all`: also those that take long.
 PYTHON ?= python3
 VENV := .venv
 # Written last, so that an interrupted installation is taken up again.

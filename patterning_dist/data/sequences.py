@@ -157,10 +157,10 @@ class SequenceTable:
         digest = hashlib.sha256(f"{self.context_length}\n".encode())
         for name, tokens in self._tokens.items():
             digest.update(name.encode())
-            digest.update(np.ascontiguousarray(tokens, dtype="<i4"))
-            digest.update(np.ascontiguousarray(self.lengths[name], dtype="<i8"))
+            digest.update(np.ascontiguousarray(tokens, dtype="<i4").data)
+            digest.update(np.ascontiguousarray(self.lengths[name], dtype="<i8").data)
         if self.labels is not None:
-            digest.update(np.ascontiguousarray(self.labels, dtype="<i8"))
+            digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
         digest.update("\0".join(self.domains).encode())
         return digest.hexdigest()
 

@@ -129,7 +129,7 @@ class TokenDataset:
             self.num_dropped += len(rows) - len(np.unique(blocks.row))
             num_tokens += blocks.num_tokens
         self.num_sequences = sum(len(part.row) for part in parts)
-        if not self.num_sequences:
+        if not self.num_sequences or context_length is None:
             raise PatterningError(
                 f"{path}: {self.num_dropped or 'no'} rows in column {column!r}, none with a token to predict; "
                 "expected rows of two tokens or more"
@@ -222,11 +222,11 @@ class TokenDataset:
     def sha256(self) -> str:
         """Hash of the blocks, their domains and masks, the same from whatever files they came."""
         digest = hashlib.sha256(f"{self.context_length}\n".encode())
-        digest.update(np.ascontiguousarray(self._blocks, dtype="<i4"))
+        digest.update(np.ascontiguousarray(self._blocks, dtype="<i4").data)
         digest.update("\0".join(self.domains).encode())
         for mask in (self._counted, self._positions):
             if mask is not None:
-                digest.update(np.ascontiguousarray(mask))
+                digest.update(np.ascontiguousarray(mask).data)
         return digest.hexdigest()
 
 

@@ -53,7 +53,8 @@ def load_language_model(
 
     try:
         with quiet():
-            model, found = auto_model(head).from_pretrained(
+            # With output_loading_info a pair, which its annotation does not say.
+            loaded: Any = auto_model(head).from_pretrained(
                 path,
                 revision=revision,
                 config=config,
@@ -167,7 +168,7 @@ def model_config(architecture: dict[str, Any], head: Head = "tokens") -> Pretrai
     import transformers
 
     model_type = architecture.get("model_type")
-    if model_type not in transformers.CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
         raise PatterningError(
             f"model.architecture.model_type: {model_type!r} is not known to transformers {transformers.__version__}; "
             "expected one like gpt_neox or llama"
@@ -276,7 +277,7 @@ def read_config(path: str, revision: str | None, head: Head | None = "tokens") -
             "cannot be reached; give a folder with config.json, or a name like EleutherAI/pythia-70m"
         ) from None
     model_type = raw.get("model_type")
-    if model_type not in transformers.CONFIG_MAPPING:
+    if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
         if "auto_map" in raw:
             raise PatterningError(
                 f"{path}: model type {model_type!r} brings its own code, which is not run; "

@@ -9,10 +9,10 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.resources import Resources, nodes
 
 _ROOM_TIMEOUT = 600.0  # seconds without any worker, until the resources of one must have become free

@@ -254,7 +254,7 @@ class _Attempt:
     def _write_results(self) -> None:
         """What the chain's statistics have come to, this rank's part."""
         task = self.task
-        for name, statistic in self.chain.statistics.items():
+        for name, statistic in self._begun().statistics.items():
             if (result := statistic.result()) is not None:
                 part = rank_part(task.number, self.ranks.rank, self.ranks.size)
                 Snapshots(task.storage, f"sampling/{task.unit}/{name}", part).write(task.num_pushes, pack(result))

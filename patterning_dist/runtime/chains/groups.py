@@ -164,7 +164,7 @@ class ChainGroup(Actor):
         node = f" on node {self.nodes[rank]}" if self.nodes else ""
         self.ranks, self.nodes = [], []
         if isinstance(error, PatterningError):
-            raise PatterningError(str(error.cause)) from None
+            raise PatterningError(str(getattr(error, "cause", error))) from None  # in Ray's wrapper
         if died:
             reason = loss_reason(error)
             raise WorkerLost(

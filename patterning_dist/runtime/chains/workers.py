@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patterning_dist.config import SamplingConfig
@@ -58,7 +57,7 @@ class ModelWorker:
         """Load the study; what the user can put right is raised here."""
         self.study = make_study(self.device, Ranks())
 
-    def chain(self, task: ChainTask, shards: list[ActorHandle], board: ActorHandle) -> Outcome:
+    def chain(self, task: ChainTask, shards: list[ActorHandle], board: ActorHandle) -> Outcome | None:
         """See ``run_chain``."""
         return run_chain(self.study, Ranks(), task, shards, board)
 
