@@ -85,8 +85,16 @@ def load_language_model(path: str, revision: str | None = None, device: str | to
         )
     model = model.to(device).eval()
     logits_in_float32(model)
-    check_causal(model, path)
+    if not partitioned():
+        check_causal(model, path)
     return model
+
+
+def partitioned() -> bool:
+    """Whether models that are made now come in pieces, under DeepSpeed's ZeRO stage 3."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return is_deepspeed_zero3_enabled()
 
 
 def logits_in_float32(model: PreTrainedModel) -> None:
@@ -141,15 +149,23 @@ def model_config(architecture: dict[str, Any]) -> PretrainedConfig:
 
 
 def fresh_language_model(config: PretrainedConfig, seed: int | None) -> PreTrainedModel:
-    """A causal language model with fresh weights in float32, from a seed; None: whatever the generator gives."""
-    from transformers import AutoModelForCausalLM
+    """A causal language model with fresh weights in float32, from a seed; None: whatever the generator gives.
 
+    Modules draw nothing while they are made, as under ZeRO stage 3: the weights are the same there.
+    """
+    from transformers import AutoModelForCausalLM
+    from transformers.initialization import no_init_weights
+
+    in_pieces = partitioned()
     with quiet(), torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
-        )
+        with contextlib.nullcontext() if in_pieces else no_init_weights():
+            model = AutoModelForCausalLM.from_config(
+                config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
+            )
+        if not in_pieces:
+            model.init_weights()
     logits_in_float32(model)
     return model.eval()
 

@@ -18,6 +18,7 @@ from patterning_dist.models.huggingface import (
     load_language_model,
     model_config,
     model_location,
+    read_config,
 )
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.shard_loading import load_sharded_language_model
@@ -59,7 +60,7 @@ class HuggingFace:
         """Of the first checkpoint, or of the model that is trained here."""
         if self.config.architecture is not None:
             return model_config(self._data | self.config.architecture)
-        return self.skeleton().config
+        return read_config(*model_location(self.config, self.config.checkpoints[0]))
 
     def build(self, seed: int) -> nn.Module:
         """Fresh weights from a seed, in the architecture of the model."""

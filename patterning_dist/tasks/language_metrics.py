@@ -92,24 +92,29 @@ class Evaluation:
             # Column p predicts token p + 1; the first token of the second copy cannot be foreseen.
             "repeated_gap": (repeated[:, half:].mean() - repeated[:, : half - 1].mean()).item(),
             "in_context_gap": (late_loss - early_loss).item(),
-            **self._attention_scores(task, model),
+            **self._attention_scores(task, model, ranks),
         }
 
-    def _attention_scores(self, task: LanguageTask, model: nn.Module) -> dict[str, float]:
+    def _attention_scores(self, task: LanguageTask, model: nn.Module, ranks: Ranks) -> dict[str, float]:
         """Previous-token and prefix-matching score of every head, and the largest prefix-matching score of all."""
-        inputs = self.repeated[:, :-1].to(task.device)
-        half = self.repeated.shape[1] // 2
-        query = torch.arange(half, inputs.shape[1], device=inputs.device)
-        everywhere = torch.arange(1, inputs.shape[1], device=inputs.device)
-        scores: dict[str, float] = {}
-        with torch.no_grad():
-            patterns = task.model.patterns(model, inputs)
-        for layer, pattern in enumerate(patterns):
-            previous = pattern[:, :, everywhere, everywhere - 1].mean(dim=(0, 2)).tolist()
-            prefix = pattern[:, :, query, query - half + 1].mean(dim=(0, 2)).tolist()
-            for head, (a, b) in enumerate(zip(previous, prefix, strict=True)):
-                scores[f"previous_token_{layer}_{head}"] = a
-                scores[f"prefix_matching_{layer}_{head}"] = b
-        if scores:
-            scores["prefix_matching"] = max(v for k, v in scores.items() if k.startswith("prefix_matching_"))
-        return scores
+        half, num_heads = self.repeated.shape[1] // 2, []
+
+        def scores_of(batch: Tensor) -> Tensor:  # [sample, 2 * heads of all layers]
+            patterns = task.model.patterns(model, batch[:, :-1])
+            num_heads[:] = [pattern.shape[1] for pattern in patterns]
+            everywhere = torch.arange(1, batch.shape[1] - 1, device=batch.device)
+            query = torch.arange(half, batch.shape[1] - 1, device=batch.device)
+            return torch.cat(
+                [
+                    torch.empty(len(batch), 0, device=batch.device),
+                    *(pattern[:, :, everywhere, everywhere - 1].mean(dim=2) for pattern in patterns),
+                    *(pattern[:, :, query, query - half + 1].mean(dim=2) for pattern in patterns),
+                ],
+                dim=1,
+            )
+
+        found = all_losses(scores_of, self.repeated, ranks, _BATCH, task.device).mean(dim=0).tolist()
+        heads = [f"{layer}_{head}" for layer, number in enumerate(num_heads) for head in range(number)]
+        scores = dict(zip((f"previous_token_{head}" for head in heads), found, strict=False))
+        prefix = dict(zip((f"prefix_matching_{head}" for head in heads), found[len(heads) :], strict=True))
+        return scores | prefix | ({"prefix_matching": max(prefix.values())} if prefix else {})

@@ -91,7 +91,7 @@ class ModuleTask:
 
     def load(self, checkpoint: str, ranks: Ranks) -> nn.Module:
         """What ``model.build`` gives for a name of its own, else what this run trained."""
-        if self.model.build is not None and checkpoint in self.model.checkpoints:
+        if checkpoint in self.model.given_checkpoints:
             built = load_function(self.model.build, "model.build")(checkpoint)
         else:
             built = self.build(0)
