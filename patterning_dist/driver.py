@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from patterning_dist.config import Root, dump_config
+from patterning_dist.config import Config, Root, dump_config
 from patterning_dist.config.kinds import DEFAULT, find_kind
 from patterning_dist.config.sampling import LAYOUT_KEYS
 from patterning_dist.errors import PatterningError
@@ -82,7 +82,7 @@ def run_calibration(config: Root, directory: Path | str) -> None:
     """
     from patterning_dist.stages.calibrate import calibrate
 
-    experiment = experiment_of(config)
+    experiment, config = experiment_of(config), _of_the_loop(config, "calibrate")
     experiment.preflight(config, Place.at(directory).path)
     with RunDirectory(directory).locked() as run, Progress() as progress:
         fingerprints = _fingerprints(experiment, config, experiment.inputs(config, run.manifest))
@@ -103,7 +103,7 @@ def plan_experiment(config: Root, directory: Path | str, as_json: bool) -> None:
     """
     from patterning_dist.stages.plan.plan import plan_run
 
-    console, experiment = Console(stderr=True), experiment_of(config)
+    experiment, config, console = experiment_of(config), _of_the_loop(config, "plan"), Console(stderr=True)
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -119,6 +119,16 @@ def plan_experiment(config: Root, directory: Path | str, as_json: bool) -> None:
         print(json.dumps(plan.as_json(), indent=2))
     else:
         Console().print(plan.render())
+
+
+def _of_the_loop(config: Root, command: str) -> Config:
+    """Commands that read the sections of the loop do not know what an experiment with sections of its own does."""
+    if isinstance(config, Config):
+        return config
+    raise PatterningError(
+        f"experiment: '{config.experiment}' has sections of its own, and {command} knows those of the loop; "
+        "try a short run of it instead"
+    )
 
 
 def _refuse_stale(run: RunDirectory, stage: str, fingerprints: dict[str, str], what: str | None = None) -> None:
