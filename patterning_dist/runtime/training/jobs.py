@@ -78,7 +78,7 @@ def run_jobs(
         board, control = progress_board(), JobControl.options(scheduling_strategy=here).remote()
         heard: set[str] = set()
         progress.start(label, sum(job.total_steps for job in jobs))
-        start = _run_lane.options(max_retries=config.retrain.max_failures).remote
+        start = _run_lane.options(max_retries=config.max_training_failures).remote
         arguments = {
             "config": config,
             "place": run.place,

@@ -76,7 +76,7 @@ def run_lane(arguments: dict[str, Any], name: str) -> None:
             return
         job = unfinished[0]
         where = f"step {now[1]} of {job.total_steps}"
-        if failures > config.retrain.max_failures:
+        if failures > config.max_training_failures:
             raise PatterningError(
                 f"{job.name}: a worker died {failures} times without getting further than {where} ({reason}); finished "
                 "trainings are kept: look for memory or node failures, raise retrain.max_failures if machines die "
