@@ -39,7 +39,7 @@ class Layer:
     heads: Heads | str
 
 
-def language_model_components(model: PreTrainedModel) -> dict[str, Component]:
+def language_model_components(model: nn.Module) -> dict[str, Component]:
     """Every component of a language model or classifier that has a name, see the module docstring.
 
     Args:

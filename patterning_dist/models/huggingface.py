@@ -64,6 +64,7 @@ def load_language_model(
                 trust_remote_code=False,
                 output_loading_info=True,
             )
+            model, found = loaded
     except OSError as error:
         pickled = [file.name for file in sorted(Path(path).glob("*.bin"))]
         what = f"only {', '.join(pickled)}" if pickled else _first_line(error)

@@ -13,11 +13,11 @@ from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from ray.actor import ActorHandle
 
 from patterning_dist.aggregation.files import rank_part
 from patterning_dist.aggregation.ledger import ChainRecord
 from patterning_dist.aggregation.protocol import START, Verdict, block_digest
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.pushes import WINDOW, Block, ChainTask, ShardLink
 from patterning_dist.sampling.chain import Chain, ChainFailure
 from patterning_dist.sampling.checkpoint import decode, encode

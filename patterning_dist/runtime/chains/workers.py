@@ -10,6 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patterning_dist.config import SamplingConfig
 from patterning_dist.progress import Progress
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.attempt import ChainStudy, Outcome, run_chain
 from patterning_dist.runtime.chains.pushes import ChainTask
 from patterning_dist.runtime.environment import prepare_process

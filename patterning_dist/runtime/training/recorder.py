@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from ray.actor import ActorHandle
 from torch import Tensor
 
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.metrics import TrainingMetrics
 from patterning_dist.runtime.training.trainer import Trainer
 from patterning_dist.runtime.training.weights import load_shares, own_share, save_weights

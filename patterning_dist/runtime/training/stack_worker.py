@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
 from torch import nn
 
 from patterning_dist.errors import PatterningError
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.runtime.training.engine import deepspeed_config, initialize_alone
 from patterning_dist.storage.mirror import Place
