@@ -80,7 +80,6 @@ def load_language_model(
         raise PatterningError(
             f"{path}: the weights have other shapes than config.json says; copy the folder again, or mend config.json"
         ) from None
-    model, found = loaded
     if found["missing_keys"]:
         raise PatterningError(
             f"{path}: the weights lack {_some(found['missing_keys'])}: the model was not saved as a {_KINDS[head]}; "
