@@ -118,7 +118,7 @@ def plan_experiment(config: Root, directory: Path | str, as_json: bool) -> None:
     config = of_the_loop(config, "plan")
     from patterning_dist.stages.plan.plan import plan_run
 
-    console, experiment = Console(stderr=True), experiment_of(config)
+    experiment, console = experiment_of(config), Console(stderr=True)
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)

@@ -26,7 +26,29 @@ TOGETHER = {
     "tests/end_to_end/test_signals.py": "the whole loop",
 }
 # Seconds of what takes longest, on a quiet machine with two cores: begun first, so that both processes end together.
-SECONDS: dict[str, int] = {}
+SECONDS = {
+    "the whole loop": 150,
+    "tests/fault": 100,
+    "tests/end_to_end/test_submit.py": 100,
+    "tests/ray/test_chain_groups.py": 90,
+    "tests/ray/test_retraining.py": 70,
+    "tests/end_to_end/test_study.py": 60,
+    "tests/end_to_end/test_parentheses.py": 60,
+    "tests/end_to_end/test_plan.py": 40,
+    "tests/end_to_end/test_calibrate.py": 40,
+    "tests/ray/test_doctor.py": 30,
+    "tests/ray/test_actors.py": 30,
+    "tests/unit/test_deaths.py": 25,
+    "tests/ray/test_stacks.py": 25,
+    "tests/end_to_end/test_own_model.py": 25,
+    "tests/ray/test_metrics.py": 20,
+    "tests/ray/test_trials.py": 20,
+    "tests/statistical/test_llc_models.py": 15,
+    "tests/statistical/test_llc_response.py": 15,
+    "tests/statistical/test_rmsprop_sgld_gaussian.py": 15,
+    "tests/statistical/test_sgnht_gaussian.py": 15,
+    "tests/statistical/test_sign_trap.py": 15,
+}
 
 
 def scope_of(nodeid: str) -> str:

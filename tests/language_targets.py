@@ -18,12 +18,13 @@ from patterning_dist.tasks.language import LanguageTask
 class Sequences:
     """Token ids [sequence, position] as ``TokenSamples``; ``asked`` remembers the ids of every batch."""
 
-    documents, mean_counted, packed = None, None, False
+    documents = None
 
     def __init__(self, tokens, domains=None, counted=None):
         self.all, self.mask, self.asked = np.asarray(tokens), counted, []
-        self.domains = np.full(len(self.all), "all", object) if domains is None else domains
+        self.domains = np.full(len(self.all), "held_out", object) if domains is None else domains
         self.context_length = self.all.shape[1]
+        self.mean_counted = None if counted is None else counted.sum() / len(counted)
 
     def __len__(self):
         return len(self.all)

@@ -39,6 +39,7 @@ def start_cluster(patch: pytest.MonkeyPatch, folder: Path, **head: object) -> Cl
 def joined(address: str) -> Iterator[None]:
     """This process is a driver on a cluster, and so is what it calls; as a whole, not once more within itself."""
     if ray.is_initialized():
+        assert ray.get_runtime_context().gcs_address == address, "this process is a driver on another cluster"
         yield
         return
     ray.init(address, logging_level=logging.ERROR, log_to_driver=False)

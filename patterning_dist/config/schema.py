@@ -13,7 +13,7 @@ from patterning_dist.config.response import CheckConfig, ResponseConfig, SolveCo
 from patterning_dist.config.root import Root
 from patterning_dist.config.sampling import SamplingConfig
 from patterning_dist.config.section import Section
-from patterning_dist.config.training import RetrainConfig, TrainingConfig
+from patterning_dist.config.training import MAX_FAILURES, RetrainConfig, TrainingConfig
 
 BASELINE = "baseline"  # the checkpoint that stage train makes
 
@@ -55,3 +55,8 @@ class Config(Root):
     def checkpoints(self) -> list[str]:
         """Names of the checkpoints that are sampled around."""
         return self.model.given_checkpoints or [BASELINE]
+
+    @property
+    def max_training_failures(self) -> int:
+        """Restarts in a row of a training that gets no further, the baseline's included."""
+        return MAX_FAILURES if self.retrain is None else self.retrain.max_failures

@@ -9,6 +9,7 @@ from pydantic import Field
 
 from patterning_dist.config.section import Section
 
+MAX_FAILURES = 3  # restarts in a row, where the experiment names none
 SOLVED = ("plus", "minus", "permuted")  # tables of weights that stage solve writes
 ArmName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
 
@@ -66,7 +67,9 @@ class RetrainConfig(Section):
     num_workers: int = Field(1, ge=1, description="data-parallel workers of one arm [ranks]")
     concurrent_arms: int | None = Field(None, ge=1, description="retrainings at once; default: what fits [runs]")
     max_failures: int = Field(
-        3, ge=0, description="restarts in a row of a training whose worker died, if it got no further [restarts]"
+        MAX_FAILURES,
+        ge=0,
+        description="restarts in a row of a training that got no further when its worker died [restarts]",
     )
 
     @property

@@ -107,7 +107,7 @@ class SequenceTable:
         return SequenceTable, self._arguments
 
     def __getitem__(self, ids: Any) -> dict[str, Tensor]:
-        """Token ids [sample, position] by the names of the sequences, 0 behind the end; NAME_mask; label [sample].
+        """Token ids [sample, position] by the name of the sequence, 0 behind the end; NAME_mask, bool; label [sample].
 
         Raises:
             PatterningError: a number outside 0 .. len - 1.

@@ -120,4 +120,5 @@ class Section:
     name: str
     title: str
     blocks: list[Block] = field(default_factory=list)
-    missing: str = ""  # why there is nothing to show
+    missing: str = ""  # what has not been run, so that there is nothing to show yet
+    absent: str = ""  # why there is nothing to show, and will not be

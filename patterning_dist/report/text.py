@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
-import pyarrow as pa
 from tokenizers import Tokenizer
 
-from patterning_dist.report.blocks import Line, Passage, Piece, Side
+from patterning_dist.report.blocks import Line, Lines, Passage, Piece, Table
 from patterning_dist.report.reading import Run
 from patterning_dist.report.words import number
 
 TOKENS_BEFORE, TOKENS_AFTER = 12, 4
+INDEX = ("sequence_id", "sample_id", "domain", "position", "token")  # columns that say what a row is of
 
 
 @cache
@@ -26,8 +27,9 @@ def _byte_of_character() -> dict[str, int]:
 class TokenText:
     """The blocks of one split (`train` or `validation`) and how their tokens look."""
 
-    def __init__(self, table: pa.Table, tokenizer: Tokenizer) -> None:
-        self.table, self.tokenizer = table, tokenizer
+    def __init__(self, run: Run, split: str, tokenizer: Tokenizer) -> None:
+        self.tokenizer = tokenizer
+        self.table = run.table(f"data/{split}.parquet", ["sequence_id", "domain", "tokens"])
         self._shown: dict[int, str] = {}
 
     def block(self, sequence_id: int) -> np.ndarray:
@@ -40,7 +42,7 @@ class TokenText:
 
     def has(self, sequence_id: int, position: int, token: int) -> bool:
         """Whether this split holds `token` there: how the split of a table that does not name it is found."""
-        if sequence_id >= self.table.num_rows:
+        if self.table is None or sequence_id >= self.table.num_rows:
             return False
         block = self.block(sequence_id)
         return position < block.size and int(block[position]) == token
@@ -67,18 +69,14 @@ class TokenText:
         """Tokens as one line of running text: spaces stay spaces, new lines are marked."""
         return "".join(self.shown(int(token)) for token in tokens).replace("\t", "⇥").replace("\n", "↵")
 
-    def line(self, sequence_id: int, position: int, value: str, side: Side, shade: float) -> Line:
+    def line(self, sequence_id: int, position: int, value: str, side: str, shade: float) -> Line:
         """The token at `position` of a block between its neighbours."""
         block = self.block(sequence_id)
+        tip = f"sequence {sequence_id}, position {position}"
         return Line(
             value=value,
             before=self.running(block[max(0, position - TOKENS_BEFORE) : position]),
-            token=Piece(
-                self.visible(int(block[position])),
-                side,
-                shade,
-                f"sequence {sequence_id}, position {position}",
-            ),
+            token=Piece(self.visible(int(block[position])), side, shade, tip),
             after=self.running(block[position + 1 : position + 1 + TOKENS_AFTER]),
             domain=self.domain(sequence_id),
         )
@@ -90,7 +88,7 @@ class Shading:
     def __init__(self, weights: np.ndarray) -> None:
         self.low, self.high = float(weights.min()), float(weights.max())
 
-    def __call__(self, weight: float) -> tuple[Side, float]:
+    def __call__(self, weight: float) -> tuple[str, float]:
         """Side and shade in 0..1 of one weight."""
         if weight > 1:
             return "up", min(1.0, (weight - 1) / max(self.high - 1, 1e-9))
@@ -107,9 +105,44 @@ def open_text(run: Run) -> dict[str, TokenText]:
     except Exception as error:  # the tokenizers library raises plain Exception
         run.problems.append(f"data/tokenizer.json cannot be read ({error}); run the data stage again.")
         return {}
-    columns = ["sequence_id", "domain", "tokens"]
-    tables = {split: run.table(f"data/{split}.parquet", columns) for split in ("train", "validation")}
-    return {split: TokenText(table, tokenizer) for split, table in tables.items() if table is not None}
+    texts = {split: TokenText(run, split, tokenizer) for split in ("train", "validation")}
+    return {split: text for split, text in texts.items() if text.table is not None}
+
+
+def entries(
+    title: str,
+    value_name: str,
+    index: Mapping[str, np.ndarray],
+    values: np.ndarray,
+    rows: Sequence[int],
+    words: Callable[[int], str],
+    shade: Callable[[float], tuple[str, float]],
+    text: TokenText | None,
+    folded: bool = False,
+) -> Lines | Table:
+    """Some rows of a table: tokens between their neighbours where there is text, else by their numbers.
+
+    Args:
+        index: columns of ``INDEX`` that the table has [row].
+        values: that shade it [row].
+        rows: chosen.
+        words: what is shown of a row.
+        shade: side and shade of a value.
+    """
+    if text is not None and "position" in index:
+        places = ((int(index["sequence_id"][i]), int(index["position"][i])) for i in rows)
+        lines = [text.line(*at, words(i), *shade(float(values[i]))) for i, at in zip(rows, places, strict=True)]
+        return Lines(title, value_name, lines, folded=folded)
+    columns = [name for name in INDEX if name in index]
+    cells = [[*(str(index[name][i]) for name in columns), words(i)] for i in rows]
+    headers = [*(name.removesuffix("_id") for name in columns), value_name]
+    return Table(headers, cells, "" if folded else title, title if folded else "")
+
+
+def shades(values: np.ndarray) -> Callable[[float], tuple[str, float]]:
+    """Side and shade of a value among others."""
+    largest = float(np.abs(values).max(initial=0.0)) or 1.0
+    return lambda value: ("up" if value > 0 else "down", abs(value) / largest)
 
 
 def strongest(weights: np.ndarray, count: int, largest: bool) -> np.ndarray:
@@ -125,18 +158,18 @@ def strongest(weights: np.ndarray, count: int, largest: bool) -> np.ndarray:
     return np.concatenate([above, ties])
 
 
-def varied(
-    text: TokenText, sequence_ids: np.ndarray, positions: np.ndarray, order: np.ndarray, count: int
-) -> list[int]:
-    """The first `count` indices of `order` with no sequence twice and no token more than twice."""
+def varied(text: TokenText | None, index: Mapping[str, np.ndarray], order: np.ndarray, count: int) -> list[int]:
+    """The first `count` rows of `order`; of tokens, no sequence twice and no token more than twice."""
+    if text is None or "position" not in index:
+        return order[:count].tolist()
     chosen: list[int] = []
     seen_sequences: set[int] = set()
     seen_tokens: dict[int, int] = {}
-    for index in order:
-        sequence_id = int(sequence_ids[index])
-        token = int(text.block(sequence_id)[positions[index]])
+    for row in order:
+        sequence_id = int(index["sequence_id"][row])
+        token = int(text.block(sequence_id)[index["position"][row]])
         if sequence_id not in seen_sequences and seen_tokens.get(token, 0) < 2:
-            chosen.append(int(index))
+            chosen.append(int(row))
             seen_sequences.add(sequence_id)
             seen_tokens[token] = seen_tokens.get(token, 0) + 1
         if len(chosen) == count:

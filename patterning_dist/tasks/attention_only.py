@@ -66,9 +66,6 @@ class AttentionOnly:
     def describe(self, folder: Path) -> None:
         """Nothing: the experiment file has the sizes."""
 
-    def fingerprint(self, checkpoint: str) -> None:
-        """There are no given checkpoints."""
-
 
 class LayersAbove:
     """A ``Layered`` model; where the embedding moves, all of it lies above."""

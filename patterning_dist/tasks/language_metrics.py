@@ -43,6 +43,7 @@ LANGUAGE_METRICS: Mapping[str, Metric] = {
         "in-context gap", "nats", "mean loss on the last quarter of the context minus the second eighth"
     ),
     "induction_loss": Metric("loss on induction tokens", "nats", "mean loss on tokens that complete an earlier bigram"),
+    "rest_loss": Metric("loss on the rest", "nats", "mean loss on all other tokens"),
     "validation_loss": Metric("validation loss", "nats", "mean loss on held-out tokens"),
 }
 

@@ -65,14 +65,8 @@ def open_skeleton(config: Config) -> nn.Module:
 
 def _language(config: Config, directory: Path, device: str, dtype: torch.dtype | None) -> Task:
     train, held_out = _tokens(config, directory)
-    model = _model(config, train.vocabulary_size or _num_ids(train, held_out), train.context_length, device, dtype)
-    if isinstance(config.model, AttentionOnlyConfig):
-        for samples in (train, *held_out.values()):
-            if samples.packed:
-                raise PatterningError(
-                    f"{samples.path}: rows hold several documents, which the attention-only transformer would let see "
-                    "each other; give rows of one document each (short ones are padded)"
-                )
+    vocabulary_size = train.vocabulary_size or _num_ids(train, held_out)
+    model = _model(config, vocabulary_size, train.context_length, device, dtype)
     return LanguageTask(model, train, held_out, **_common(config, directory, device, dtype))
 
 

@@ -59,7 +59,7 @@ def own_samples(data: Any) -> Samples:
         one_by_one[[0, 0]]
     except (TypeError, ValueError, LookupError, RuntimeError) as error:
         raise PatterningError(
-            f"data.load: a {type(data).__name__} gives batches neither for a tensor of numbers nor one by one ({error})"
+            f"data.load: a {type(data).__name__} gives no batch for a tensor of numbers, nor item by item ({error})"
         ) from None
     return one_by_one
 
@@ -71,7 +71,7 @@ def _gives_batches(data: Any) -> bool:
     except Exception:  # whatever a dataset that takes one number does with two
         return False
     leaves = list(_leaves(batch))
-    return bool(leaves) and all(isinstance(leaf, torch.Tensor) and leaf.shape[:1] == (2,) for leaf in leaves)
+    return bool(leaves) and all(getattr(leaf, "shape", ())[:1] == (2,) for leaf in leaves)
 
 
 def _leaves(batch: Batch) -> Any:

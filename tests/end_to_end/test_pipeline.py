@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixture
 def test_summary_has_every_arm_with_intervals(finished: Path) -> None:
     summary = json.loads((finished / "summary.json").read_text())
     assert set(summary["arms"]) == {"base", "plus", "minus", "permuted"}
-    contrast = summary["contrasts"]["plus-permuted"]["induction_gap"]
+    contrast = summary["contrasts"]["plus"]["permuted"]["induction_gap"]
     low, high = contrast["interval"]
     assert low < contrast["value"] < high
     assert np.mean(contrast["per_seed"]) == pytest.approx(contrast["value"])

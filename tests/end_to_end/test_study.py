@@ -16,6 +16,8 @@ import xarray as xr
 from arviz_stats.base import array_stats
 from click.testing import Result
 from interrupting import interrupted
+from patterning_dist.sampling.model_study import ModelStudy
+from patterning_dist.stages.study import run_study
 from study_models import make_study, study_config
 from tiny_run import quiet
 from typer.testing import CliRunner
@@ -26,9 +28,7 @@ from patterning_dist.response.llc import free_energy_response, llc_response
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import susceptibility
 from patterning_dist.runtime.environment import prepare_process
-from patterning_dist.sampling.model_study import ModelStudy
 from patterning_dist.sampling.traces import trace_store
-from patterning_dist.stages.study import run_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -223,6 +223,7 @@ def test_what_is_done_is_kept(finished: Path, file: Path, tmp_path: Path, local_
 
 def test_what_chains_follow_from_and_what_not(file: Path, tmp_path: Path) -> None:
     from patterning_dist.stages.study_inputs import unit_fingerprints
+
     from patterning_dist.storage.run import RunDirectory
 
     folder = tmp_path / "copy"

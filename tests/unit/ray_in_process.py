@@ -14,8 +14,9 @@ import numpy as np
 import pytest
 import ray
 
-from patterning_dist.runtime import workforce
+from patterning_dist.runtime import resources, workforce
 from patterning_dist.runtime.chains import aggregator, attempt, pushes, run, workers
+from patterning_dist.runtime.resources import Node
 
 Moment = tuple[str, str, str]  # (who, of whom, what): worker, AggregatorShard, push
 _UNAVAILABLE = 2  # calls that find a shard not yet restarted
@@ -180,14 +181,13 @@ class World:
         patch.setattr(run, "AggregatorShard", ActorClass(self, aggregator.AggregatorShard))
         patch.setattr(workers, "ModelWorker", ActorClass(self, workers.ModelWorker))
         patch.setattr(run, "progress_board", ActorClass(self, workers.ProgressBoard).remote)
+        for module in (resources, workforce):
+            patch.setattr(module, "nodes", lambda: [Node("here", "here", {"CPU": 1.0}, {"CPU": 1.0})])
         for name, function in {
             "get": self._get,
             "wait": self._wait,
             "kill": _kill,
             "is_initialized": lambda: True,
-            "cluster_resources": lambda: {"CPU": 1.0},
-            "available_resources": lambda: {"CPU": 1.0},
-            "nodes": lambda: [{"Alive": True, "Resources": {"CPU": 1.0}}],
         }.items():
             patch.setattr(ray, name, function)
         patch.setattr(workforce.Workforce.__init__, "__defaults__", (_kill,))  # it was ray.kill when it was defined

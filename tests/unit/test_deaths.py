@@ -28,14 +28,16 @@ from patterning_dist.models.components import select_component
 from patterning_dist.response.susceptibility import susceptibility
 from patterning_dist.runtime.chains.run import Events, UnitPlan, run_chains
 from patterning_dist.sampling.chain import Chain, ChainSettings
-from patterning_dist.sampling.module_target import ModuleTarget
+from patterning_dist.sampling.draw import Draw
 from patterning_dist.sampling.posterior import Posterior
+from patterning_dist.sampling.statistics import PositionMeans
+from patterning_dist.sampling.target import Target
 from patterning_dist.sampling.traces import TraceRecorder, create_traces
 from patterning_dist.storage.snapshots import Snapshots, unpack
 
 NUM_CHAINS, NUM_DRAWS, NUM_SAMPLES = 2, 11, 5
 UNIT = "early/line"
-PLAN = LedgerPlan("run", ("loss", "slope"), NUM_SAMPLES, NUM_DRAWS, 2, NUM_CHAINS)
+PLAN = LedgerPlan("run", ("loss", "held out", "slope"), NUM_SAMPLES, NUM_DRAWS, 2, NUM_CHAINS)
 # A snapshot about every second push: a second passes with every call.
 LAYOUT = {"draws_per_push": 2, "aggregator_shards": 2, "snapshot_seconds": 4.0, "min_chains": 1}
 SAMPLING = SamplingConfig(**SETTINGS["sampling"] | LAYOUT)
@@ -45,15 +47,28 @@ CALL = ("ModelWorker", "AggregatorShard")
 LINE = TensorDataset(torch.linspace(-1, 1, NUM_SAMPLES)[:, None], torch.tensor([[-2.0], [-0.5], [0.3], [1.2], [1.9]]))
 
 
-class Line(ModuleTarget):
-    """A line through five points, whose posterior is Gaussian; its mean loss is also an observable with a gradient."""
+class Watched(TraceRecorder):
+    """Counts the draws of all chains, and dies at one of them."""
 
-    def split_gradients(self) -> list[dict[str, torch.Tensor]]:
-        return [self.gradient(np.arange(NUM_SAMPLES))[1]]
+    def __init__(self, study: LineStudy, number: int) -> None:
+        super().__init__(study.traces, number, 1, NUM_DRAWS)
+        self.study, self.number = study, number
+
+    def update(self, draw: Draw, target: Target) -> None:
+        if (self.number, draw.number) == self.study.deadly:
+            raise ProcessDied(self.study.world.stack[-1])
+        self.study.num_draws += 1
+        super().update(draw, target)
 
 
 class LineStudy:
-    """Chains of the one unit, with traces of their losses; counts the draws that were taken."""
+    """Chains of the one unit, on a line through five points, whose posterior is Gaussian; with all kinds of statistics.
+
+    Args:
+        traces: where the losses go.
+        world: that the chains live in.
+        deadly: (chain, draw) at which the worker dies, every time.
+    """
 
     def __init__(self, traces: Any, world: World, deadly: tuple[int, int] | None) -> None:
         self.traces, self.world, self.deadly, self.num_draws = traces, world, deadly, 0
@@ -63,26 +78,20 @@ class LineStudy:
         with torch.no_grad():
             model.weight.fill_(1.9)
             model.bias.fill_(0.2)
-        target = Line(
+        target = Target(
             model,
             select_component(model, "everything"),
             lambda model, batch: 0.5 * (model(batch[0]) - batch[1]).square().sum(dim=1),
             LINE,
             LINE,
+            held_out=LINE,
+            coefficients=torch.full((1, NUM_SAMPLES), 1 / NUM_SAMPLES),
             functions=(lambda model: model.weight.sum()[None],),
             num_component_losses=1,
         )
         settings = ChainSettings(Posterior(50.0, 5.0), 0.02, 3, 1, NUM_DRAWS, 1, seed=1)
-        recorder = TraceRecorder(self.traces, number, 1, NUM_DRAWS)
-
-        def count(draw):
-            if (number, draw.number) == self.deadly:
-                raise ProcessDied(self.world.stack[-1])
-            self.num_draws += 1
-            recorder(draw)
-
-        count.flush = recorder.flush
-        return Chain(target, settings, number, population=NUM_SAMPLES, accumulate_gradients=True, recorder=count)
+        statistics = {"gradients": PositionMeans(target), "losses": Watched(self, number)}
+        return Chain(target, settings, number, population=NUM_SAMPLES, statistics=statistics)
 
 
 def analysis(part: Part) -> dict[str, np.ndarray]:
@@ -248,19 +257,15 @@ def judge_that_counts_twice(mark, push, previous, digest):
     return Verdict.APPLIED if verdict is Verdict.DUPLICATE else verdict
 
 
-def load_without_sums(chain, state):
-    load(chain, state | {"sums": chain.sums})
-
-
 def flush_at_the_end(recorder):
     if recorder._end == NUM_DRAWS:
         flush(recorder)
 
 
-judge, load, flush = Mark.judge, Chain.load_state_dict, TraceRecorder.flush
+judge, flush = Mark.judge, TraceRecorder.flush
 BROKEN = {
     "a push that was taken in is taken in again": (Mark, "judge", judge_that_counts_twice),
-    "a checkpoint lacks the sums": (Chain, "load_state_dict", load_without_sums),
+    "a checkpoint lacks the sums": (PositionMeans, "load_state_dict", lambda means, state: None),
     "traces are kept back when a checkpoint is written": (TraceRecorder, "flush", flush_at_the_end),
     "a shard that was restarted begins at nothing": (Snapshots, "newest", lambda snapshots: None),
     "checkpoints go before shards can do without": (Sender, "needed", lambda sender, checkpoints: sender.sequence),

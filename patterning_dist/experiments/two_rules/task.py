@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import load_file
-from torch import Tensor
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patterning_dist.config import TrainingConfig
@@ -21,6 +21,7 @@ from patterning_dist.experiments.two_rules.config import ParenthesesConfig
 from patterning_dist.experiments.two_rules.strings import SPLITS, BracketStrings, read_split
 from patterning_dist.models.components import Component
 from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.samples import Batch, Samples
 from patterning_dist.storage.files import file_sha256, read_parquet
 from patterning_dist.tasks.optimizers import plain_optimizer
 from patterning_dist.tasks.task import FileHash, Metric, Terms
@@ -53,7 +54,7 @@ class BracketTask:
         self.config, self.directory, self.device = config, Path(directory), device
         read = partial(read_split, self.directory / "data", longest=config.task.max_length)
         self.train: BracketStrings = read(SPLITS[0])
-        self.held_out = {name: read(name) for name in SPLITS[1:]}
+        self.held_out: dict[str, BracketStrings] = {name: read(name) for name in SPLITS[1:]}
 
     def open_samples(self, path: Path) -> BracketStrings:
         """Refused: what is recorded are the losses of all training strings."""
@@ -76,7 +77,7 @@ class BracketTask:
         """Shapes; the weights are as they come."""
         return BracketClassifier(self.config.model, self.config.task.max_length)
 
-    def losses(self, model: BracketClassifier, batch: tuple[Tensor, ...]) -> Tensor:
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """-log p(label | string) [sample], nats."""
         return string_losses(model, *batch)
 
@@ -85,23 +86,23 @@ class BracketTask:
         rho, plain = read_parquet(path, ("weight",))[0]["weight"].to_numpy(), self.train.class_weights
         return rho if strength == 1 else plain + strength * (rho - plain)
 
-    def layered(self, model: BracketClassifier, component: Component) -> None:
+    def layered(self, model: nn.Module, component: Component) -> None:
         """Not known."""
         return None
 
-    def counted(self, samples: BracketStrings, ids: np.ndarray) -> None:
+    def counted(self, samples: Samples, ids: np.ndarray) -> None:
         """Every string counts."""
         return None
 
-    def index(self, samples: BracketStrings, ids: np.ndarray) -> dict[str, np.ndarray]:
+    def index(self, samples: Samples, ids: np.ndarray) -> dict[str, np.ndarray]:
         """The number of a string."""
         return {self.key: np.asarray(ids, np.int32)}
 
-    def entries(self, samples: BracketStrings, ids: np.ndarray) -> dict[str, np.ndarray]:
+    def entries(self, samples: Samples, ids: np.ndarray) -> dict[str, np.ndarray]:
         """A string has one loss."""
         return {}
 
-    def split(self, name: str, samples: BracketStrings, ids: np.ndarray) -> Terms | None:
+    def split(self, name: str, samples: Samples, ids: np.ndarray) -> Terms | None:
         """None of its own."""
         return None
 
@@ -109,11 +110,11 @@ class BracketTask:
         """None."""
         return None
 
-    def optimizer(self, model: BracketClassifier, settings: TrainingConfig) -> Optimizer:
+    def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
         """AdamW."""
         return plain_optimizer(model, settings)
 
-    def evaluate(self, model: BracketClassifier, ranks: Ranks) -> dict[str, float]:
+    def evaluate(self, model: nn.Module, ranks: Ranks) -> dict[str, float]:
         """See ``behaviour``; every rank does all of it."""
         networks = {name: parameter.detach()[None] for name, parameter in model.named_parameters()}
         return {name: float(column[0]) for name, column in behaviour(self, model, networks).items()}

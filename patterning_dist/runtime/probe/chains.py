@@ -1,4 +1,4 @@
-"""Pieces of chains and of scoring, timed at their real sizes in as many processes at once as the run will use."""
+"""Pieces of chains and of scoring, timed at their real sizes in as many processes at once as the run uses."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import ray
 import torch
 
 from patterning_dist.config import SamplingConfig
+from patterning_dist.config.response import DirectionConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.cost import Seconds
 from patterning_dist.runtime.chains.workers import MakeStudy
@@ -22,31 +23,34 @@ from patterning_dist.runtime.resources import sampling_resources
 from patterning_dist.sampling.chain import ChainFailure
 from patterning_dist.sampling.direction import directional_losses, response_direction
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.sampling.study import Study
+from patterning_dist.sampling.target import Target
 
 # Seconds: how long the steps of one component are timed, and how long a process may take for anything at all.
 _STEPS_BUDGET = 2.5
 _TIMEOUT = 600.0
 _MIN_STEPS, _MAX_STEPS, _BLOCKS = 2, 24, 3
-_CHUNK, _SHARD = 16, 128  # sequences of a forward pass as in ``runtime.workers``, and of a piece of the pool
+_SCORED = 128  # samples of the pool that scoring is timed on
 
 
 @dataclass(frozen=True)
-class UnitTimes:
-    """One component's chains on one process.
+class ChainTimes:
+    """One subject's chains on one process.
 
     Attributes:
-        opening: from the study to a chain at its first step.
+        opening: from the open subjects to a chain at its first step.
         step: of the sampler.
-        draw: measuring all losses, and gradients where they are taken.
+        draw: measuring all losses.
+        gradients: of the split losses, at a draw; nothing where they are not taken.
         num_coordinates: free coordinates of the component.
-        gradient_bytes, state_bytes, activation_bytes: of the largest rank.
+        weight_bytes, gradient_bytes, state_bytes, activation_bytes: of the largest rank.
     """
 
     opening: Seconds
     step: Seconds
     draw: Seconds
+    gradients: Seconds
     num_coordinates: int
+    weight_bytes: int
     gradient_bytes: int
     state_bytes: int
     activation_bytes: int
@@ -57,16 +61,16 @@ class SolveTimes:
     """Of the response-direction estimator.
 
     Attributes:
-        opening: from the study to the frozen batch of the Hessian.
+        opening: from the open subjects to a target; every task begins with it.
         product: one Hessian-vector product.
         num_products: conjugate gradients took at the probe's checkpoint.
-        freeze, direction: one sequence of the pool, and that along one direction.
+        prepare, direction: one sample of the pool, and its losses along one direction.
     """
 
     opening: Seconds
     product: Seconds
     num_products: int
-    freeze: Seconds
+    prepare: Seconds
     direction: Seconds
 
 
@@ -76,32 +80,31 @@ class ChainProbe:
 
     num_workers: int
     starting: Seconds
-    units: dict[str, UnitTimes]
+    chains: dict[str, ChainTimes]
     solve: SolveTimes | None
-    weight_bytes: int
     process_bytes: int
 
 
 def probe_chains(
-    make_study: MakeStudy,
+    opener: MakeStudy,
     sampling: SamplingConfig,
     device: str,
-    units: dict[str, bool],
+    subjects: dict[str, bool],
     num_tasks: int,
-    solve_component: str | None = None,
+    solve: tuple[str, DirectionConfig] | None = None,
 ) -> ChainProbe:
     """Time the pieces of chains, and of solving, on all workers at once.
 
     Args:
-        make_study: opens the study in a worker.
+        opener: opens the subjects in a worker.
         sampling: section of the experiment.
         device: of the workers.
-        units: sets of chains to be timed, and whether gradients are taken at every draw of them.
+        subjects: sets of chains to be timed, and whether gradients are taken at every draw of them.
         num_tasks: chains of the whole run.
-        solve_component: component whose response directions are solved for; None: they are not.
+        solve: subject whose response directions are solved for, and how; None: they are not.
 
     Raises:
-        PatterningError: the cluster cannot hold one chain, or the study cannot be opened.
+        PatterningError: the cluster cannot hold one chain, or the subjects cannot be opened.
     """
     need = sampling_resources(sampling, device, sampling.ranks_per_chain)
     number = need.at_once(num_tasks, sampling.workers).number
@@ -109,18 +112,15 @@ def probe_chains(
     with probe_groups(
         [[need.options] * need.num_ranks] * number, device, sampling.threads_per_worker, _TIMEOUT
     ) as groups:
-        run_together(groups, _open, make_study)
+        run_together(groups, _open, opener)
         starting = time.monotonic() - started
         measured = {
-            unit: _joined(run_together(groups, _time_unit, unit, sampling.batch_size, gradients))
-            for unit, gradients in units.items()
+            subject: _joined(run_together(groups, _time_chain, subject, sampling.batch_size, gradients))
+            for subject, gradients in subjects.items()
         }
-        solve = None
-        if solve_component is not None:
-            solve = _joined_solve(run_together(groups, _time_solve, solve_component))
+        solving = None if solve is None else _joined_solve(run_together(groups, _time_solve, *solve))
         memory = run_together(groups, process_bytes)
-        weights = run_together(groups, _weight_bytes)
-    return ChainProbe(number, Seconds.about(starting, 0.25), measured, solve, max(weights), max(memory))
+    return ChainProbe(number, Seconds.about(starting, 0.25), measured, solving, max(memory))
 
 
 def run_together(groups: list[ProbeGroup], function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -139,8 +139,8 @@ def run_together(groups: list[ProbeGroup], function: Callable[..., Any], *argume
         ) from None
 
 
-def _open(rank: Any, make_study: MakeStudy) -> None:
-    rank.study = make_study(rank.device, Ranks(rank.rank, rank.size))
+def _open(rank: Any, opener: MakeStudy) -> None:
+    rank.subjects = opener(rank.device, Ranks(rank.rank, rank.size))
 
 
 def _seconds(rank: Any, call: Callable[[], object]) -> float:
@@ -151,12 +151,11 @@ def _seconds(rank: Any, call: Callable[[], object]) -> float:
     return time.perf_counter() - started
 
 
-def _time_unit(rank: Any, unit: str, batch_size: int, gradients: bool) -> dict[str, Any]:
+def _time_chain(rank: Any, subject: str, batch_size: int, gradients: bool) -> dict[str, Any]:
     chains = []
     # Burn-in is left out, and with it, as in every changed chain, what a whole run records besides.
-    opening = _seconds(
-        rank, lambda: chains.append(rank.study.chain(unit, 0, burn_in=0, num_draws=_BLOCKS + 1, steps_between_draws=1))
-    )
+    changes = {"burn_in": 0, "num_draws": _BLOCKS + 1, "steps_between_draws": 1}
+    opening = _seconds(rank, lambda: chains.append(rank.subjects.chain(subject, 0, **changes)))
     chain = chains[0]
     target, ids = chain.target, np.arange(batch_size)
     activations = SavedBytes(target.live().values())
@@ -181,61 +180,55 @@ def _time_unit(rank: Any, unit: str, batch_size: int, gradients: bool) -> dict[s
     return {
         "opening": opening,
         "steps": steps,
-        "draw": measuring + splitting,
+        "draw": measuring,
+        "gradients": splitting,
         "num_coordinates": chain.num_coordinates,
+        "weight_bytes": _weight_bytes(target),
         "gradient_bytes": _bytes(target.center),
         "state_bytes": sum(_bytes(v) for v in chain.state._asdict().values() if isinstance(v, dict)),
         "activation_bytes": activations.total,
     }
 
 
-def _joined(results: list[dict[str, Any]]) -> UnitTimes:
-    sizes = ("gradient_bytes", "state_bytes", "activation_bytes")
-    return UnitTimes(
-        opening=Seconds.measured([r["opening"] for r in results]),
+def _joined(results: list[dict[str, Any]]) -> ChainTimes:
+    sizes = ("weight_bytes", "gradient_bytes", "state_bytes", "activation_bytes")
+    return ChainTimes(
         step=Seconds.measured([step for r in results for step in r["steps"]]),
-        draw=Seconds.measured([r["draw"] for r in results]),
         num_coordinates=results[0]["num_coordinates"],
+        **{name: Seconds.measured([r[name] for r in results]) for name in ("opening", "draw", "gradients")},
         **{name: max(r[name] for r in results) for name in sizes},
     )
 
 
-def _time_solve(rank: Any, component: str) -> dict[str, float]:
-    study: Study = rank.study
-    found: dict[str, Any] = {}
-
-    def prepare() -> None:
-        found["model"] = study.restricted(component)
-        found["batch"] = found["model"].freeze(study.hessian_tokens(), _CHUNK)
-
-    opening = _seconds(rank, prepare)
-    model, center = found["model"], found["model"].center
-    ids = np.arange(min(_SHARD, study.pool.num_sequences))
-    tokens = torch.from_numpy(study.pool.tokens(ids))
-    gradient = study.target(component).split_gradients()[0]
-    settings = study.config.response.direction
+def _time_solve(rank: Any, subject: str, settings: DirectionConfig) -> dict[str, float]:
+    subjects, found = rank.subjects, {}
+    opening = _seconds(rank, lambda: found.update(target=subjects.target(subject)))
+    target, pool = found["target"], subjects.source("pool")
+    batch = target.prepare(pool, subjects.hessian_ids(settings.hessian_sequences))
+    gradient = target.split_gradients()[0]
 
     def solve() -> None:
         found["solution"] = response_direction(
-            model,
-            study.posterior(component),
+            target,
+            subjects.posterior(subject),
             gradient,
-            found["batch"],
+            batch,
             max_iterations=settings.conjugate_gradient_iterations,
             tolerance=settings.tolerance,
         )
 
-    solving = _seconds(rank, solve)
+    solving, ids = _seconds(rank, solve), np.arange(min(_SCORED, len(pool)))
     num_products = max(found["solution"].num_iterations, 1)
-    freeze = _seconds(rank, lambda: found.update(pool=model.freeze(tokens, _CHUNK)))
+    prepare = _seconds(rank, lambda: found.update(pool=target.prepare(pool, ids)))
+    center = target.center
     directions = [
-        _seconds(rank, lambda: directional_losses(model, found["pool"], center, center, step=1e-3)) for _ in range(2)
+        _seconds(rank, lambda: directional_losses(target, found["pool"], center, center, step=1e-3)) for _ in range(2)
     ]
     return {
         "opening": opening,
         "product": solving / num_products,
         "num_products": num_products,
-        "freeze": freeze / len(ids),
+        "prepare": prepare / len(ids),
         "direction": sum(directions) / len(directions) / len(ids),
     }
 
@@ -282,9 +275,7 @@ def process_bytes(rank: Any) -> int:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def _weight_bytes(rank: Any) -> int:
-    """Of the model that the last chain walked on, this rank's part."""
-    study = rank.study
-    model = study.checkpoint() if isinstance(study, Study) else study.model(study.config.model.checkpoints[0])
-    parts = [getattr(p, "to_local", lambda p=p: p)() for p in model.parameters()]
+def _weight_bytes(target: Target) -> int:
+    """Of this rank's part of the model."""
+    parts = [getattr(p, "to_local", lambda p=p: p)() for p in target.model.parameters()]
     return sum(p.numel() * p.element_size() for p in parts)

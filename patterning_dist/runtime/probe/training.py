@@ -21,7 +21,6 @@ from patterning_dist.runtime.probe.chains import SavedBytes, process_bytes, run_
 from patterning_dist.runtime.probe.ranks import probe_groups
 from patterning_dist.runtime.resources import training_resources
 from patterning_dist.runtime.training.trainer import Trainer
-from patterning_dist.runtime.training.weights import local_pieces
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.tasks.open import open_task
 from patterning_dist.training.job import TrainingJob
@@ -78,7 +77,7 @@ def probe_steps(config: Config, directory: Path, job: TrainingJob, device: str, 
         PatterningError: the cluster cannot hold one.
     """
     need = training_resources(config, device, job.num_workers)
-    lanes = need.at_once(num_jobs, config.retrain.concurrent_arms).number
+    lanes = need.at_once(num_jobs, config.retrain and config.retrain.concurrent_arms).number
     with probe_groups([[need.options] * need.num_ranks] * lanes, device, need.cpus, _TIMEOUT) as groups:
         run_together(groups, _open_trainer, config, directory, job)
         estimates = run_together(groups, _time_steps, 2)
@@ -160,7 +159,8 @@ def _sizes(rank: Any) -> tuple[int, int, int, int]:
     """Bytes of this rank's weights and optimizer state, of what is kept for the backward pass, and of the process."""
     trainer = rank.trainer
     engine = trainer.engine
-    weights = sum(p.numel() * p.element_size() for p in local_pieces(engine).values())
+    pieces = [getattr(p, "ds_tensor", p) for p in engine.module.parameters()]
+    weights = sum(p.numel() * p.element_size() for p in pieces)
     states = engine.optimizer.state_dict().get("state", {}).values()
     optimizer = sum(t.numel() * t.element_size() for s in states for t in s.values() if isinstance(t, torch.Tensor))
     activations = SavedBytes(engine.module.parameters())

@@ -7,13 +7,13 @@ import uuid
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patterning_dist.config import Config
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.workers import progress_board
 from patterning_dist.runtime.environment import ray_session, resolve_device
 from patterning_dist.runtime.resources import training_resources
@@ -78,7 +78,7 @@ def run_jobs(
         board, control = progress_board(), JobControl.options(scheduling_strategy=here).remote()
         heard: set[str] = set()
         progress.start(label, sum(job.total_steps for job in jobs))
-        start = _run_lane.options(max_retries=config.retrain.max_failures).remote
+        start = _run_lane.options(max_retries=config.max_training_failures).remote
         arguments = {
             "config": config,
             "place": run.place,

@@ -11,10 +11,10 @@ from typing import Any, Literal
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
 from torch import nn
 
 from patterning_dist.errors import PatterningError
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.runtime.training.engine import deepspeed_config, initialize_alone
 from patterning_dist.storage.mirror import Place
@@ -107,7 +107,8 @@ class StackTrainer:
         Raises:
             PatterningError: a network's parameters are not finite.
         """
-        settings, make_engine = self.recipe.settings, TorchEngine
+        settings = self.recipe.settings
+        make_engine: Callable[..., Any] = TorchEngine
         if self.recipe.engine == "deepspeed":
             # DeepSpeed counts samples; those of one network are what it has to know of. By default it clips gradients,
             # here by the norm over all networks: each one's steps would depend on the others.

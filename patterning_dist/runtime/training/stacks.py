@@ -6,10 +6,10 @@ import contextlib
 from collections.abc import Sequence
 
 import ray
-from ray.actor import ActorHandle
 
 from patterning_dist.config import SamplingConfig
 from patterning_dist.progress import Progress
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.environment import ray_session
 from patterning_dist.runtime.resources import sampling_resources
 from patterning_dist.runtime.tasks import Task, run_tasks

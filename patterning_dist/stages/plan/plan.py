@@ -1,4 +1,4 @@
-"""`patterning plan`: what every stage of an experiment will take, from a short probe of its real pieces.
+"""`patterning plan`: what every stage of an experiment takes, from a short probe of its real pieces.
 
 Nothing is written into the run directory: the probe works in a temporary folder.
 """
@@ -10,47 +10,38 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import partial
 from pathlib import Path
 
 from rich.console import Console
-from safetensors.torch import save_file
+from safetensors.torch import save_model
 
-from patterning_dist.config import Config, StudyConfig
-from patterning_dist.models.attention import build_model
+from patterning_dist.config import BASELINE, Config
+from patterning_dist.measure.subjects import Subjects
 from patterning_dist.progress import Progress
-from patterning_dist.response.cost import NOTHING, Seconds
+from patterning_dist.response.cost import Seconds
 from patterning_dist.runtime.environment import ray_session, resolve_device
 from patterning_dist.runtime.probe.chains import probe_chains
-from patterning_dist.runtime.probe.training import JobTimes, StepTimes, probe_job, probe_steps
 from patterning_dist.runtime.resources import nodes
-from patterning_dist.sampling.model_study import ModelStudy
-from patterning_dist.sampling.study import Study, open_study
-from patterning_dist.stages.plan import training
-from patterning_dist.stages.plan.sampling import (
-    SamplingShape,
-    count_units,
-    reduction_seconds,
-    representatives,
-    statistics_bytes,
-)
-from patterning_dist.stages.plan.stages import plan_chains, plan_retrain, plan_solve, plan_train
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.stages.plan.sampling import Chains, count_chains, representatives
+from patterning_dist.stages.plan.solve import plan_solve
 from patterning_dist.stages.plan.table import Plan, StagePlan
+from patterning_dist.stages.plan.training import probe_trainings
 from patterning_dist.stages.prepare import prepare
-from patterning_dist.stages.study import STAGE, find_own_code, open_model_study
-from patterning_dist.stages.train import train
-from patterning_dist.storage.mirror import Place
-from patterning_dist.storage.run import STAGES, RunDirectory
-from patterning_dist.training.job import TrainingJob
+from patterning_dist.stages.sample import open_subjects, subject_name
+from patterning_dist.storage.run import RunDirectory
+from patterning_dist.tasks.open import open_task
 
-_PAGE_BYTES = 2_000_000
+_ON_CHAINS, _ON_TRAININGS = {"sample", "solve", "check"}, {"train", "retrain"}
+_PAGE, _PAGE_BYTES = Seconds(1.5, 1.0, 3.0), 2_000_000  # of the report
 
 
-def plan_run(config: Config, directory: Path, done: list[str], say: Callable[[str], None]) -> Plan:
-    """Plan a whole run.
+def plan_run(config: Config, stages: list[str], directory: Path, done: list[str], say: Callable[[str], None]) -> Plan:
+    """Plan the stages of an experiment.
 
     Args:
         config: of the run.
+        stages: that the experiment asks for, in their order; one that is not of the loop is named and not measured.
         directory: of the run, read only, and only if some of its stages are done.
         done: stages that are finished with this configuration.
         say: is told what is being measured.
@@ -58,104 +49,43 @@ def plan_run(config: Config, directory: Path, done: list[str], say: Callable[[st
     Raises:
         PatterningError: whatever the run itself would refuse.
     """
-    find_own_code()
-    started = time.monotonic()
-    device = resolve_device(config.device)
-    pending = [stage for stage in STAGES if stage not in done]
+    started, device = time.monotonic(), resolve_device(config.device)
+    pending = {stage for stage in stages if stage not in done}
+    found = {stage: StagePlan(stage, "", is_done=True) for stage in done}
     with contextlib.ExitStack() as resources:
         workspace = resources.enter_context(_workspace(directory, done))
-        prepare_seconds = NOTHING
         if "prepare" in pending:
             say("plan: reading the corpus and training the tokenizer")
-            prepare_seconds = Seconds.about(_timed(lambda: prepare(config, workspace, _quiet())), 0.2)
-        study = Study(config, workspace.path, device)
+            found["prepare"] = _prepare(config, workspace)
         if "train" in pending:
-            _untrained(config, study, workspace.path / "baseline" / "model.safetensors")
-        starting, cluster, steps, job, chains = NOTHING, {}, None, None, None
-        if {"sample", "solve", "retrain"} & set(pending):
+            _fresh_baseline(config, workspace.path)
+        cluster: dict[str, float] = {}
+        if pending & (_ON_CHAINS | _ON_TRAININGS):
             say("plan: starting Ray")
             seconds = _timed(lambda: resources.enter_context(ray_session(config.sampling.threads_per_worker)))
-            starting, cluster = Seconds.about(seconds, 0.3), _cluster()
-        if "retrain" in pending:
-            say("plan: timing optimizer steps")
-            retraining, number = _job(config, workspace.path), training.num_retrainings(config)
-            steps = probe_steps(config, workspace.path, retraining, device, number)
-            say("plan: timing a training of a few steps")
-            job = _probe_train(config, workspace, steps)
-        shape = _run_shape(config, study)
-        counts = count_units(config.sampling)
-        standing_for = representatives(study.checkpoint(), list(counts), shape.gradients_of)
-        if {"sample", "solve"} & set(pending):
+            found = {"start": StagePlan("start", "Ray, once for all stages", Seconds.about(seconds, 0.3))} | found
+            cluster = _cluster()
+        if pending & _ON_TRAININGS:
+            say("plan: timing optimizer steps, and a training of a few")
+            trainings = probe_trainings(config, workspace, device)
+            found |= {"train": trainings.plan_train()} if "train" in pending else {}
+            found |= {"retrain": trainings.plan_retrain()} if "retrain" in pending else {}
+        statistics = 0
+        if pending & _ON_CHAINS:
             say("plan: timing chains, measurements and scores")
-            chains = probe_chains(
-                partial(open_study, config, workspace.place),
-                config.sampling,
-                device,
-                {name: name == shape.gradients_of for name in dict.fromkeys(standing_for.values())},
-                sum(unit.num_chains for unit in counts.values()),
-                config.solve.component if "solve" in pending else None,
-            )
-        stages = [StagePlan("start", "Ray, once for all stages", starting)] if cluster else []
-        for stage in STAGES:
-            if stage in done:
-                stages.append(StagePlan(stage, "", is_done=True))
-            elif stage == "prepare":
-                size = sum(file.stat().st_size for file in (workspace.path / "data").iterdir())
-                what = f"{study.pool.num_sequences:,} sequences of {study.pool.context_length} tokens"
-                stages.append(StagePlan(stage, what, prepare_seconds, disk_bytes=size))
-            elif stage == "train":
-                stages.append(plan_train(config, job, steps))
-            elif stage == "sample":
-                reduction = reduction_seconds(counts, config.sampling, shape)
-                stages.append(plan_chains(stage, config, counts, standing_for, chains, shape, reduction))
-            elif stage == "solve":
-                unit = counts[config.solve.component]
-                seconds = training.solve_seconds(config, study, unit, chains, workspace.path)
-                coordinates = chains.units[standing_for[config.solve.component]].num_coordinates
-                stages.append(plan_solve(config, study, unit, coordinates, chains, seconds))
-            elif stage == "retrain":
-                stages.append(plan_retrain(config, job, steps))
-            else:
-                evaluation = steps.evaluation if steps else Seconds(0.3, 0.1, 1.0)
-                stages.append(
-                    StagePlan(stage, "one page", training.report_seconds(config, evaluation), disk_bytes=_PAGE_BYTES)
-                )
+            chains = _probe_chains(config, workspace, device, pending)
+            statistics = chains.statistics_bytes()
+            found |= {"sample": chains.plan_sample()} if "sample" in pending else {}
+            found |= {"solve": plan_solve(chains, _solved(config), workspace.path)} if "solve" in pending else {}
+            found |= {"check": chains.plan_check(_solved(config))} if "check" in pending else {}
+    if "report" in pending:
+        found["report"] = StagePlan("report", "one page", _PAGE, disk_bytes=_PAGE_BYTES)
+    ordered = [
+        found.get(stage) or StagePlan(stage, "not measured: a stage of the experiment's own") for stage in stages
+    ]
+    ordered = [found["start"], *ordered] if "start" in found else ordered
     shards = config.sampling.aggregator_shards
-    statistics = statistics_bytes(counts, config.sampling, shape)
-    return Plan(config.name, device, stages, statistics, shards, cluster, time.monotonic() - started)
-
-
-def plan_study(config: StudyConfig, directory: Path, say: Callable[[str], None]) -> Plan:
-    """Plan a study: all its chains, and the tables made of them; arguments as of ``plan_run``."""
-    find_own_code()
-    started = time.monotonic()
-    device = resolve_device(config.device)
-    study = ModelStudy(config, directory, device)
-    study.check()
-    shape = SamplingShape(len(study.observable_names), study.num_columns, 0, None)
-    own = count_units(config.sampling)
-    checkpoints = config.model.checkpoints
-    standing_for = representatives(study.model(checkpoints[0]), list(own), None)
-    counts = {f"{checkpoint}/{name}": unit for checkpoint in checkpoints for name, unit in own.items()}
-    # A checkpoint costs what another one does.
-    standing_for = {unit: f"{checkpoints[0]}/{standing_for[unit.partition('/')[2]]}" for unit in counts}
-    with contextlib.ExitStack() as resources:
-        say("plan: starting Ray")
-        seconds = _timed(lambda: resources.enter_context(ray_session(config.sampling.threads_per_worker)))
-        cluster = _cluster()
-        say("plan: timing chains and measurements")
-        chains = probe_chains(
-            partial(open_model_study, config, Place.at(directory)),
-            config.sampling,
-            device,
-            {unit: False for unit in dict.fromkeys(standing_for.values())},
-            sum(unit.num_chains for unit in counts.values()),
-        )
-        reduction = reduction_seconds(counts, config.sampling, shape)
-    stage = plan_chains(STAGE, config, counts, standing_for, chains, shape, Seconds.about(seconds, 0.3) + reduction)
-    statistics = statistics_bytes(counts, config.sampling, shape)
-    shards = config.sampling.aggregator_shards
-    return Plan(config.name, device, [stage], statistics, shards, cluster, time.monotonic() - started)
+    return Plan(config.name, device, ordered, statistics, shards, cluster, time.monotonic() - started)
 
 
 @contextlib.contextmanager
@@ -167,54 +97,52 @@ def _workspace(directory: Path, done: list[str]) -> Iterator[RunDirectory]:
         beside.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(prefix="patterning-plan-", dir=beside) as folder:
         run = RunDirectory(Path(folder) / "run")
-        for stage, name in (("prepare", "data"), ("train", "baseline")):
+        for stage, name in (("prepare", "data"), ("train", BASELINE)):
             if stage in done:
                 (run.path / name).symlink_to(directory.absolute() / name)
         yield run
 
 
-def _probe_train(config: Config, workspace: RunDirectory, steps: StepTimes) -> JobTimes:
-    """A few steps of the baseline in a folder of their own: the checkpoint of the workspace may be the real one."""
-    run = RunDirectory(workspace.path.parent / "training")
-    (run.path / "data").symlink_to(workspace.path / "data")
-    # Ranks that share a batch take about as long a step as one that has it to itself.
-    return probe_job(
-        config, run.path / "baseline", lambda short: train(short, run, _quiet()), steps.step, steps.evaluation
+def _prepare(config: Config, workspace: RunDirectory) -> StagePlan:
+    seconds = Seconds.about(_timed(lambda: prepare(config, workspace, Progress(Console(quiet=True)))), 0.2)
+    pool = open_task(config, workspace.path, "cpu").train
+    what = f"{len(pool):,} sequences of {config.data.context_length} tokens"
+    size = sum(file.stat().st_size for file in (workspace.path / "data").iterdir())
+    return StagePlan("prepare", what, seconds, disk_bytes=size)
+
+
+def _fresh_baseline(config: Config, directory: Path) -> None:
+    """Fresh weights where stage train puts the trained ones: they cost as much."""
+    task, folder = open_task(config, directory, "cpu"), directory / BASELINE
+    folder.mkdir()
+    save_model(task.build(config.seed), str(folder / "model.safetensors"), metadata={"format": "pt"})
+    task.describe(folder)
+
+
+def _solved(config: Config) -> str:
+    """The subject whose susceptibilities are inverted."""
+    assert config.solve is not None
+    return subject_name(config.solve.checkpoint or config.checkpoints[0], config.solve.component)
+
+
+def _probe_chains(config: Config, workspace: RunDirectory, device: str, pending: set[str]) -> Chains:
+    """Time what stands for all sets of chains, and what pending stages ask of them."""
+    opener = open_subjects(config, workspace.place, device)
+    subjects: Subjects = opener("cpu", Ranks())
+    counts = count_chains(subjects)
+    components = {name: subject.component for name, subject in subjects.by_name.items()}
+    standing_for = representatives(subjects.task.skeleton(), components, subjects.gradients_of)
+    wanted = set(standing_for.values()) if "sample" in pending else {standing_for[_solved(config)]}
+    direction = config.response.direction if config.solve and config.solve.scores == "response_direction" else None
+    probe = probe_chains(
+        opener,
+        subjects.sampling,
+        device,
+        {name: name in subjects.gradients_of for name in standing_for if name in wanted},
+        sum(unit.num_chains for unit in counts.values()),
+        (_solved(config), direction) if direction is not None and "solve" in pending else None,
     )
-
-
-def _job(config: Config, directory: Path) -> TrainingJob:
-    """A retraining as ``stages.train`` makes them, without weights."""
-    return TrainingJob(
-        name="probe",
-        pool=directory / "data" / "train.parquet",
-        folder=directory / "retrain",
-        seed=config.seed,
-        num_steps=config.retrain.num_steps,
-        anneal_steps=0,
-        evaluate_every=config.retrain.evaluate_every,
-        weights=None,
-        start=None,
-        deepspeed=config.retrain.deepspeed,
-        num_workers=config.retrain.num_workers,
-    )
-
-
-def _untrained(config: Config, study: Study, path: Path) -> None:
-    """Fresh weights in the place of the checkpoint: they cost as much."""
-    model = build_model(config.model, study.pool.vocabulary_size, study.pool.context_length, seed=config.seed)
-    path.parent.mkdir()
-    save_file(model.state_dict(), path)
-
-
-def _run_shape(config: Config, study: Study) -> SamplingShape:
-    num_sequences, num_positions = study.probe_tokens.shape
-    return SamplingShape(
-        len(study.observable_names),
-        num_sequences * num_positions,  # a loss a predicted token, and a mean a sequence
-        len(study.splits.names),
-        config.response.direction.component,
-    )
+    return Chains(config, subjects, counts, standing_for, probe)
 
 
 def _cluster() -> dict[str, float]:
@@ -226,7 +154,3 @@ def _timed(call: Callable[[], object]) -> float:
     started = time.monotonic()
     call()
     return time.monotonic() - started
-
-
-def _quiet() -> Progress:
-    return Progress(Console(quiet=True))

@@ -1,4 +1,4 @@
-"""What the chains of an experiment will take, from pieces of them that were timed: for runs and studies alike."""
+"""What the chains of an experiment take, from pieces of them that were timed: stages sample and check."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from patterning_dist.config import SamplingConfig
+from patterning_dist.config import Config
+from patterning_dist.measure.subjects import Subjects
 from patterning_dist.models.components import select_component
-from patterning_dist.response.cost import NOTHING, Seconds, UnitCounts, aggregator_bytes, makespan
+from patterning_dist.response.cost import Seconds, UnitCounts, aggregator_bytes, makespan
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import susceptibility
-from patterning_dist.runtime.probe.chains import ChainProbe, UnitTimes
+from patterning_dist.runtime.probe.chains import ChainProbe
+from patterning_dist.stages.plan.table import StagePlan
 
 # Components that are timed; of more kinds than these, the nearest in size stands in.
 _MAX_KINDS = 8
@@ -22,42 +24,139 @@ _FLOAT = 4  # bytes
 
 
 @dataclass(frozen=True)
-class SamplingShape:
-    """Sizes of what is recorded at a draw, and which component takes gradients.
+class Chains:
+    """The sets of chains of an experiment.
 
     Attributes:
-        num_observables, num_columns: numbers measured at a draw.
-        num_splits: split losses, whose gradients are summed on the chains of ``gradients_of``.
-        gradients_of: that component; None: there is none.
+        config: of the experiment.
+        subjects: opened in this process.
+        counts: subject -> what its chains do.
+        standing_for: subject -> the one whose times stand for it.
+        probe: those times.
     """
 
-    num_observables: int
-    num_columns: int
-    num_splits: int
-    gradients_of: str | None
+    config: Config
+    subjects: Subjects
+    counts: dict[str, UnitCounts]
+    standing_for: dict[str, str]
+    probe: ChainProbe
+
+    def plan_sample(self) -> StagePlan:
+        """Stage sample."""
+        return self._plan("sample", self.counts, self.subjects.gradients_of)
+
+    def plan_check(self, subject: str) -> StagePlan:
+        """Stage check: for every strength the chains of a subject again, under weights."""
+        assert self.config.check is not None
+        names = [f"{subject}@{strength:+g}" for strength in self.config.check.strengths]
+        weighted = Chains(
+            self.config,
+            self.subjects,
+            dict.fromkeys(names, self.counts[subject]),
+            dict.fromkeys(names, self.standing_for[subject]),
+            self.probe,
+        )
+        return weighted._plan("check", weighted.counts, frozenset())
+
+    def statistics_bytes(self) -> int:
+        """Memory of the aggregator when all chains are under way or through."""
+        sizes = (self.config.sampling.num_batches, len(self.subjects.observable_names), self.num_columns)
+        return sum(aggregator_bytes(unit, *sizes) for unit in self.counts.values())
+
+    @property
+    def num_columns(self) -> int:
+        """Losses recorded at a draw: every probe entry, then the mean of every sample that has several."""
+        num_samples, counted = len(self.subjects.probe.ids), self.subjects.counted
+        if (num_positions := self.subjects.task.num_positions) is None:
+            return num_samples
+        return num_samples + (num_samples * num_positions if counted is None else int(counted.sum()))
+
+    def reduction_seconds(self) -> Seconds:
+        """Time of chi and its errors of one subject, done on made-up draws of the real size."""
+        num_batches, num_observables = self.config.sampling.num_batches, len(self.subjects.observable_names)
+        rng, chains, num_draws = np.random.default_rng(0), [], 2 * num_batches
+        for chain in range(max(2, *(unit.num_chains for unit in self.counts.values()))):
+            moments = CoMoments.empty(chain, num_draws, num_observables, self.num_columns, num_batches)
+            moments.update(
+                rng.normal(size=(num_draws, num_observables)), rng.normal(size=(num_draws, self.num_columns))
+            )
+            chains.append(moments)
+        started = time.perf_counter()
+        susceptibility(chains, min_chains=2)
+        return Seconds.about(time.perf_counter() - started, 0.5)
+
+    def _plan(self, stage: str, counts: dict[str, UnitCounts], gradients_of: frozenset[str]) -> StagePlan:
+        sampling, probe = self.config.sampling, self.probe
+        totals = {
+            "num_chains": sum(unit.num_chains for unit in counts.values()),
+            "num_steps": sum(unit.num_chains * unit.num_steps for unit in counts.values()),
+            "num_draws": sum(unit.num_chains * unit.num_draws for unit in counts.values()),
+            "num_pushes": sum(unit.num_chains * unit.num_pushes for unit in counts.values())
+            * sampling.aggregator_shards,
+        }
+        largest = max(probe.chains.values(), key=lambda times: times.activation_bytes + times.state_bytes)
+        sizes = ("weight_bytes", "gradient_bytes", "state_bytes", "activation_bytes")
+        return StagePlan(
+            stage,
+            ", ".join(f"{number:,} {name.removeprefix('num_')}" for name, number in totals.items()),
+            self._seconds(counts, gradients_of) + self.reduction_seconds() * len(counts),
+            probe.num_workers * sampling.ranks_per_chain,
+            sampling.threads_per_worker,
+            on_device=True,
+            process_bytes=probe.process_bytes,
+            disk_bytes=sum(self._disk(name, unit, name in gradients_of) for name, unit in counts.items()),
+            details=totals | {size: getattr(largest, size) for size in sizes},
+        )
+
+    def _seconds(self, counts: dict[str, UnitCounts], gradients_of: frozenset[str]) -> Seconds:
+        """Wall time of all chains, which workers take in the order of the subjects."""
+        chains = []
+        for name, unit in counts.items():
+            times = self.probe.chains[self.standing_for[name]]
+            draw = times.draw + times.gradients if name in gradients_of else times.draw
+            chains += [times.opening + times.step * unit.num_steps + draw * unit.num_draws] * unit.num_chains
+        return self.probe.starting + makespan(chains, self.probe.num_workers)
+
+    def _disk(self, name: str, unit: UnitCounts, takes_gradients: bool) -> int:
+        """Bytes under sampling/ and of the tables of chi, a row a probe column."""
+        num_observables, num_columns = len(self.subjects.observable_names), self.num_columns
+        total = aggregator_bytes(unit, self.config.sampling.num_batches, num_observables, num_columns)
+        total += unit.num_chains * num_columns * 2 * _FLOAT  # losses at the centre
+        if takes_gradients and self.subjects.held_out is not None:
+            vectors = 1 + len(self.subjects.held_out.names)
+            total += unit.num_chains * vectors * self.probe.chains[self.standing_for[name]].num_coordinates * 2 * _FLOAT
+        return total + num_columns * _FLOAT * (3 + 2 * num_observables)
 
 
-def count_units(sampling: SamplingConfig) -> dict[str, UnitCounts]:
-    """Component -> what its chains do."""
+def count_chains(subjects: Subjects) -> dict[str, UnitCounts]:
+    """Subject -> what its chains do."""
     counts = {}
-    for component in sampling.components:
-        resolved = sampling.resolve(component.name)
-        counts[component.name] = UnitCounts.of(
-            component.name,
+    for name, subject in subjects.by_name.items():
+        resolved = subjects.sampling.resolve(subject.component)
+        counts[name] = UnitCounts.of(
+            name,
             num_chains=resolved.num_chains,
             num_draws=resolved.num_draws,
             burn_in=resolved.burn_in,
             steps_between_draws=resolved.steps_between_draws,
-            draws_per_push=sampling.draws_per_push,
+            draws_per_push=subjects.sampling.draws_per_push,
         )
     return counts
 
 
-def representatives(model: nn.Module, names: list[str], gradients_of: str | None) -> dict[str, str]:
-    """Component -> the one whose times stand for it: with as many coordinates, as deep in the model."""
-    components = {name: select_component(model, name) for name in names}
+def representatives(model: nn.Module, components: dict[str, str], gradients_of: frozenset[str]) -> dict[str, str]:
+    """Subject -> the one whose times stand for it: with as many coordinates, as deep in the model.
+
+    Args:
+        model: of any checkpoint: one costs what another one does.
+        components: subject -> component.
+        gradients_of: subjects that take gradients at every draw.
+    """
+    kind_of: dict[str, tuple[Any, ...]] = {}
+    for name, component in components.items():
+        found = select_component(model, component)
+        kind_of[name] = (found.num_coordinates, found.first_layer, name in gradients_of)
     kinds: dict[tuple[Any, ...], str] = {}
-    kind_of = {name: (c.num_coordinates, c.first_layer, name == gradients_of) for name, c in components.items()}
     for name, kind in kind_of.items():
         kinds.setdefault(kind, name)
     ordered = sorted(kinds)
@@ -68,64 +167,3 @@ def representatives(model: nn.Module, names: list[str], gradients_of: str | None
         nearest = {kind: min(kept, key=lambda other, kind=kind: abs(other[0] - kind[0])) for kind in ordered}
         return {name: kinds[kind if kind in kept else nearest[kind]] for name, kind in kind_of.items()}
     return {name: kinds[kind] for name, kind in kind_of.items()}
-
-
-def sampling_seconds(
-    counts: dict[str, UnitCounts], standing_for: dict[str, str], probe: ChainProbe, gradients_of: str | None
-) -> Seconds:
-    """Wall time of all chains: workers take them in the order of the run, whose longest component goes first."""
-    order = sorted(counts, key=lambda name: name != gradients_of)
-    return probe.starting + makespan(
-        [
-            _chain_seconds(counts[name], probe.units[standing_for[name]])
-            for name in order
-            for _ in range(counts[name].num_chains)
-        ],
-        probe.num_workers,
-    )
-
-
-def _chain_seconds(unit: UnitCounts, times: UnitTimes) -> Seconds:
-    return times.opening + times.step * unit.num_steps + times.draw * unit.num_draws
-
-
-def statistics_bytes(counts: dict[str, UnitCounts], sampling: SamplingConfig, shape: SamplingShape) -> int:
-    """Memory of the aggregator when all chains are under way or through."""
-    return sum(
-        aggregator_bytes(unit, sampling.num_batches, shape.num_observables, shape.num_columns)
-        for unit in counts.values()
-    )
-
-
-def sampling_disk(
-    counts: dict[str, UnitCounts], sampling: SamplingConfig, shape: SamplingShape, coordinates: dict[str, int]
-) -> int:
-    """Bytes under sampling/ and of the tables of chi, a row a probe column."""
-    total = statistics_bytes(counts, sampling, shape)
-    for name, unit in counts.items():
-        total += unit.num_chains * shape.num_columns * 2 * _FLOAT  # losses at the centre
-        if name == shape.gradients_of:
-            total += unit.num_chains * (1 + shape.num_splits) * coordinates[name] * 2 * _FLOAT
-        total += shape.num_columns * _FLOAT * (3 + 2 * shape.num_observables)
-    return total
-
-
-def reduction_seconds(counts: dict[str, UnitCounts], sampling: SamplingConfig, shape: SamplingShape) -> Seconds:
-    """Time of chi and its errors in the driver, of every component: done on made-up draws of the real size."""
-    if not counts:
-        return NOTHING
-    largest = max(counts.values(), key=lambda unit: unit.num_chains)
-    rng = np.random.default_rng(0)
-    chains = []
-    for chain in range(max(largest.num_chains, 2)):
-        moments = CoMoments.empty(
-            chain, sampling.num_batches * 2, shape.num_observables, shape.num_columns, sampling.num_batches
-        )
-        draws = (sampling.num_batches * 2, 1)
-        moments.update(
-            rng.normal(size=(draws[0], shape.num_observables)), rng.normal(size=(draws[0], shape.num_columns))
-        )
-        chains.append(moments)
-    started = time.perf_counter()
-    susceptibility(chains, min_chains=2)
-    return Seconds.about((time.perf_counter() - started) * len(counts), 0.5)

@@ -1,162 +1,122 @@
-"""What the stages around the chains will take: prepare, train, solve, retrain and report of a run."""
+"""What trainings take: stages train and retrain."""
 
 from __future__ import annotations
 
 import math
-import time
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
+from rich.console import Console
 
 from patterning_dist.config import Config
-from patterning_dist.data.induction import token_features
-from patterning_dist.data.weights import write_sample_weights
-from patterning_dist.response.cost import Seconds, UnitCounts, makespan
-from patterning_dist.response.extrapolate import extrapolate
-from patterning_dist.response.solver import solve_for_effective_sample_share
-from patterning_dist.runtime.pool import SHARD_SEQUENCES, SUBSET_TASKS
-from patterning_dist.runtime.probe.chains import ChainProbe, SolveTimes
-from patterning_dist.runtime.probe.training import JobTimes, StepTimes
-from patterning_dist.sampling.study import Study
-from patterning_dist.stages.scores import SEQUENCES_BY_CHAIN
-
-# Samples that the solver is timed on; its time grows in proportion to their number.
-_MAX_SAMPLES = 250_000
-_MAX_SEQUENCES = 512
-_ARMS = 2  # of which weights are solved for: plus and minus
-_TABLES = 4  # of a row a token that stage solve writes: three arms and chi of the pool, about as long each
-# Seconds of the page itself and of reading the tables, without the models.
-_PAGE = Seconds(1.5, 1.0, 3.0)
+from patterning_dist.progress import Progress
+from patterning_dist.response.cost import Seconds
+from patterning_dist.runtime.probe.training import JobTimes, StepTimes, probe_job, probe_steps
+from patterning_dist.runtime.training.jobs import run_jobs
+from patterning_dist.stages.plan.table import StagePlan
+from patterning_dist.stages.train import baseline_job
+from patterning_dist.storage.run import RunDirectory
+from patterning_dist.training.job import TrainingJob
 
 
-def train_seconds(config: Config, job: JobTimes, evaluation: Seconds) -> Seconds:
-    """Stage train: Ray Train and its workers, all steps, all rows of metrics."""
-    training = config.training
-    total = training.num_steps + training.anneal_steps
-    rows = len({*range(training.evaluate_every, total + 1, training.evaluate_every), training.num_steps, total})
-    steps = job.step * training.num_steps + job.anneal_step * training.anneal_steps
-    return job.starting + job.opening + steps + evaluation * rows + job.closing + job.stopping
+@dataclass(frozen=True)
+class Trainings:
+    """What one step, one row of metrics and one job take."""
 
+    config: Config
+    steps: StepTimes
+    job: JobTimes
 
-def retrain_seconds(config: Config, job: JobTimes, steps: StepTimes) -> Seconds:
-    """Stage retrain: jobs one after another in every lane."""
-    settings = config.retrain
-    rows = math.ceil(settings.num_steps / settings.evaluate_every)
-    one = job.opening + steps.step * settings.num_steps + steps.evaluation * rows + job.closing
-    per_lane = math.ceil(num_retrainings(config) / steps.num_lanes)
-    return job.starting + one * per_lane + job.stopping
+    def plan_train(self) -> StagePlan:
+        """Stage train: Ray Train and its workers, all steps, all rows of metrics."""
+        settings, job = self.config.training, self.job
+        assert settings is not None
+        total = settings.num_steps + settings.anneal_steps
+        rows = len({*range(settings.evaluate_every, total + 1, settings.evaluate_every), settings.num_steps, total})
+        steps = job.step * settings.num_steps + job.anneal_step * settings.anneal_steps
+        return self._plan(
+            "train",
+            f"{settings.num_steps:,} steps, {settings.anneal_steps:,} of annealing",
+            job.starting + job.opening + steps + self.steps.evaluation * rows + job.closing + job.stopping,
+            processes=settings.num_workers,
+            disk_bytes=3 * self.steps.weight_bytes,  # initial, before the annealing, and annealed
+            num_steps=total,
+        )
+
+    def plan_retrain(self) -> StagePlan:
+        """Stage retrain: jobs one after another in every lane."""
+        settings, job, number = self.config.retrain, self.job, num_retrainings(self.config)
+        assert settings is not None
+        rows = math.ceil(settings.num_steps / settings.evaluate_every)
+        one = job.opening + self.steps.step * settings.num_steps + self.steps.evaluation * rows + job.closing
+        return self._plan(
+            "retrain",
+            f"{number} trainings of {settings.num_steps:,} steps, {self.steps.num_lanes} at once",
+            job.starting + one * math.ceil(number / self.steps.num_lanes) + job.stopping,
+            processes=self.steps.num_lanes * settings.num_workers,
+            disk_bytes=number * 2 * self.steps.weight_bytes,  # initial and final weights
+            num_steps=number * settings.num_steps,
+        )
+
+    def _plan(self, stage: str, what: str, seconds: Seconds, *, num_steps: int, **sizes: Any) -> StagePlan:
+        assert self.config.training is not None
+        return StagePlan(
+            stage,
+            what,
+            seconds,
+            cores=self.config.training.threads_per_worker,
+            on_device=True,
+            process_bytes=self.steps.process_bytes,
+            details={
+                "num_steps": num_steps,
+                "weight_bytes": self.steps.weight_bytes,
+                "gradient_bytes": self.steps.weight_bytes,
+                "optimizer_bytes": self.steps.optimizer_bytes,
+                "activation_bytes": self.steps.activation_bytes,
+            },
+            **sizes,
+        )
 
 
 def num_retrainings(config: Config) -> int:
-    """Arms times seeds."""
-    return len(config.retrain.arms) * len(config.retrain.seeds)
+    """Arms, each with its seeds."""
+    assert config.retrain is not None
+    return sum(len(arm.seeds) for arm in config.retrain.arm_list)
 
 
-def solve_seconds(config: Config, study: Study, unit: UnitCounts, probe: ChainProbe, folder: Path) -> Seconds:
-    """Stage solve: directions, scores of the pool, and the weights themselves; ``folder`` is written to.
+def probe_trainings(config: Config, workspace: RunDirectory, device: str) -> Trainings:
+    """Time steps and one short training, of the retrainings where there are some, else of the baseline."""
+    if config.retrain is None:
+        job, number = baseline_job(config, workspace.path), 1
+    else:
+        job, number = _retraining(config, workspace.path), num_retrainings(config)
+    steps = probe_steps(config, workspace.path, job, device, number)
 
-    Conjugate gradients are counted as they went at the probe's checkpoint, which may be a fresh one: at the trained
-    one half as many may do, or twice as many, up to what is allowed, be needed.
-    """
-    weights = _weights_seconds(config, study, folder)
-    if config.solve.scores == "regression":
-        return weights + _regression_seconds(config, study, unit)
-    times: SolveTimes = probe.solve
-    num_observables = len(config.solve.targets or study.splits.names)
-    directions = unit.num_chains * num_observables
-    iterations = config.response.direction.conjugate_gradient_iterations
+    def train(short: Config) -> None:
+        settings = short.training
+        assert settings is not None
+        lengths = {key: getattr(settings, key) for key in ("num_steps", "anneal_steps", "evaluate_every")}
+        run_jobs(short, workspace, [replace(job, **lengths)], "probe", Progress(Console(quiet=True)), 1)
 
-    def scored(num_sequences: int, num_directions: int) -> Seconds:
-        return times.freeze * num_sequences + times.direction * (num_sequences * num_directions)
-
-    low, high = times.num_products / 2, min(2 * times.num_products, max(iterations, 1))
-    product = times.product
-    products = Seconds(product.value * times.num_products, product.low * low, product.high * high)
-    solving = makespan([times.opening + products] * directions, probe.num_workers)
-    num_sequences = study.pool.num_sequences
-    subset = min(SEQUENCES_BY_CHAIN, num_sequences)
-    tasks = [scored(len(study.probe_ids), directions)]
-    tasks += [scored(math.ceil(subset / SUBSET_TASKS), directions)] * SUBSET_TASKS
-    tasks += [
-        scored(min(SHARD_SEQUENCES, num_sequences - start), num_observables)
-        for start in range(0, num_sequences, SHARD_SEQUENCES)
-    ]
-    return probe.starting + solving + makespan(tasks, probe.num_workers) + weights
+    # Ranks that share a batch take about as long a step as one that has it to itself.
+    return Trainings(config, steps, probe_job(config, job.folder, train, steps.step, steps.evaluation))
 
 
-def _weights_seconds(config: Config, study: Study, folder: Path) -> Seconds:
-    """Time of the solver on made-up scores of a part of the pool, carried to all of it and to the cross-fits."""
-    total, per_sequence = study.num_pool_tokens, study.pool.context_length - 1
-    num_sequences = max(1, min(study.pool.num_sequences, _MAX_SAMPLES // per_sequence))
-    number = num_sequences * per_sequence
-    names = list(config.solve.targets or study.splits.names)
-    chi = np.random.default_rng(0).normal(size=(len(names), number)).astype(np.float32)
-    started = time.perf_counter()
-    solved = solve_for_effective_sample_share(
-        chi - chi.mean(axis=1, keepdims=True),
-        np.array([config.solve.targets.get(name, 1.0) for name in names]),
-        config.solve.effective_sample_share or 0.5,
-        inverse_temperature=study.posterior(config.solve.component).inverse_temperature,
-        weight_min=config.solve.weight_min,
-        weight_max=config.solve.weight_max,
-        observables=names,
+def _retraining(config: Config, directory: Path) -> TrainingJob:
+    """An arm without weights."""
+    settings = config.retrain
+    assert settings is not None
+    arm = settings.arm_list[0]
+    return TrainingJob(
+        name="probe",
+        folder=directory / "retrain" / "probe",
+        inputs=None,
+        seed=arm.seeds[0],
+        num_steps=settings.num_steps,
+        evaluate_every=settings.evaluate_every,
+        start=None if arm.start == "initialisation" else arm.start,
+        splits=tuple((o.name, o.split) for o in config.sampling.observables if o.kind == "split_loss"),
+        deepspeed=settings.deepspeed,
+        num_workers=settings.num_workers,
     )
-    solving = time.perf_counter() - started
-    started = time.perf_counter()
-    write_sample_weights(
-        folder / "weights.parquet",
-        np.repeat(np.arange(num_sequences), per_sequence),
-        np.tile(np.arange(1, per_sequence + 1, dtype=np.int16), num_sequences),
-        solved.weights,
-        {},
-    )
-    writing = time.perf_counter() - started
-    # Each half of the chains is solved for on the part of the pool that is scored chain by chain.
-    crossed = 2 * min(SEQUENCES_BY_CHAIN, study.pool.num_sequences) * per_sequence
-    # Real scores have heavier tails than these: the search for the strength may take more rounds, or fewer.
-    solver = Seconds.about(solving * _ARMS * (total + crossed) / number, 0.4)
-    return solver + Seconds.about(writing * _TABLES * total / number, 0.3)
-
-
-def _regression_seconds(config: Config, study: Study, unit: UnitCounts) -> Seconds:
-    """Time of the trees on made-up scores, carried from a part of the pool to all of it."""
-    tokens = study.pool.tokens(np.arange(min(study.pool.num_sequences, _MAX_SEQUENCES)))
-    counts = np.bincount(tokens.ravel(), minlength=study.pool.vocabulary_size)
-    num_probe = study.probe_tokens[:, 1:].size
-    started = time.perf_counter()
-    features, _ = token_features(np.concatenate([study.probe_tokens, tokens]), counts)
-    reading = time.perf_counter() - started
-    scores = np.random.default_rng(0).normal(size=num_probe)
-    groups = np.repeat(study.probe_ids, study.probe_tokens.shape[1] - 1)
-    started = time.perf_counter()
-    extrapolate(features[:num_probe], scores, groups, features[num_probe:], seed=config.seed)
-    fitting = time.perf_counter() - started
-    fits = len(config.solve.targets or study.splits.names) * (1 + unit.num_chains)
-    return Seconds.about(reading * study.pool.num_sequences / len(tokens) + fitting * fits, 0.5)
-
-
-def report_seconds(config: Config, evaluation: Seconds) -> Seconds:
-    """Stage report: the split losses of every retrained model, and the page."""
-    return _PAGE + evaluation * num_retrainings(config)
-
-
-def train_disk(weight_bytes: int) -> int:
-    """Three sets of weights: initial, before the annealing, and annealed."""
-    return 3 * weight_bytes
-
-
-def solve_disk(config: Config, study: Study, unit: UnitCounts, num_coordinates: int) -> int:
-    """chi of the pool with errors of a part of it, and three tables of weights, compressed; results of the tasks."""
-    num_observables = len(config.solve.targets or study.splits.names)
-    share = min(1.0, SEQUENCES_BY_CHAIN / study.pool.num_sequences)
-    tables = study.num_pool_tokens * (4 * num_observables * (1 + share) + 1 + 3 * 4)
-    if config.solve.scores == "regression":
-        return round(tables)
-    scores = 4 * num_observables * (study.num_pool_tokens * (1 + share * unit.num_chains))
-    directions = 8 * num_observables * unit.num_chains * num_coordinates
-    return round(tables + scores + directions)
-
-
-def retrain_disk(config: Config, weight_bytes: int) -> int:
-    """Initial and final weights of every retraining."""
-    return num_retrainings(config) * 2 * weight_bytes

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -35,7 +35,7 @@ def network_seeds(config: ParenthesesConfig, first: int, number: int) -> list[in
 def train_networks(
     config: ParenthesesConfig,
     run: RunDirectory,
-    arms: dict[str, tuple[Sequence[int], Sequence[Phase]]],
+    arms: Mapping[str, tuple[Sequence[int], Sequence[Phase]]],
     folder: str,
     progress: Progress,
 ) -> dict[str, Trained]:

@@ -6,6 +6,7 @@ which it says little: the rounds ask what separates *those* that follow either r
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -44,7 +45,8 @@ def online_scores(
     Raises:
         PatterningError: too few networks of a round are accurate.
     """
-    scores, told, written, diagnostics = {NESTED: score, EQUAL_COUNT: -score}, {}, [], {}
+    scores, written = {NESTED: score, EQUAL_COUNT: -score}, list[Path]()
+    told, diagnostics = dict[str, Any](), dict[str, Any]()
     for number in range(1, config.online.num_rounds + 1):
         names = {side: f"toward_{side}_{number}" for side in scores}
         references, files = _train_round(
@@ -96,7 +98,7 @@ def _train_round(
         folder = run.path / "rounds" / name
         references[name] = _ends(config, name, networks.behaviour)
         written += write_networks(folder, seeds, networks)
-        write_json(folder / "references.json", [entry._asdict() for entry in references[name]])
+        write_json(folder / "references.json", [asdict(entry) for entry in references[name]])
         written.append(folder / "references.json")
     run.publish(*written)  # workers elsewhere read them
     return references, written

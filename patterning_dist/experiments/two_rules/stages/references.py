@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import NamedTuple
 
 import numpy as np
 
@@ -21,7 +21,8 @@ from patterning_dist.training.stacked import Phase
 NESTED, EQUAL_COUNT = "nested", "equal_count"
 
 
-class Reference(NamedTuple):
+@dataclass(frozen=True)
+class Reference:
     """A network to sample around: its rule, its index in baseline/networks.*, and the share that it rejects."""
 
     rule: str
@@ -45,7 +46,7 @@ def train(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> l
     trained = train_networks(config, run, {"pool": (seeds, plain)}, "baseline", progress)["pool"]
     written = write_networks(run.path / "baseline", seeds, trained)
     references = choose(trained.behaviour, config)
-    write_json(run.path / "baseline" / "references.json", [reference._asdict() for reference in references])
+    write_json(run.path / "baseline" / "references.json", [asdict(reference) for reference in references])
     return [*written, run.path / "baseline" / "references.json"]
 
 

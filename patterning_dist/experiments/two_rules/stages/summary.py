@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +68,7 @@ def summarise_rounds(folder: Path) -> list[dict[str, Any]]:
     for name, told in ({"plain": plain} | solution["rounds"]).items():
         networks = folder / "baseline" if name == "plain" else folder / "rounds" / name
         rejected = _behaviour(networks)["rejected"]
-        references = [reference._asdict() for reference in read_references(networks)]
+        references = [asdict(reference) for reference in read_references(networks)]
         found.append(
             told
             | {
@@ -155,7 +156,7 @@ def _along(
     config: ParenthesesConfig, folder: Path, name: str, strengths: list[float], n_beta: float
 ) -> dict[str, list[tuple[float, float]]]:
     """(predicted, measured) change of LLC and free energy of one reference at strengths of one sign, outwards."""
-    _, llc, free_energy = (observable.name for observable in config.sampling.observables)
+    llc, free_energy = (quantity.name for quantity in config.sampling.posterior_quantities)
     plain, _ = read_parquet(folder / table_name(name), (f"chi_{llc}", f"chi_{free_energy}"))
     diagnostics = read_diagnostics(folder, "diagnostics.json")
     realised = read_diagnostics(folder, "realised.json")

@@ -1,0 +1,138 @@
+"""What stage solve takes: scores of the pool, and the weights themselves."""
+
+from __future__ import annotations
+
+import math
+import time
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from patterning_dist.data.induction import token_features
+from patterning_dist.response.cost import Seconds, makespan
+from patterning_dist.response.extrapolate import extrapolate
+from patterning_dist.response.solver import solve_for_effective_sample_share
+from patterning_dist.runtime.pool import SHARD_SAMPLES, SUBSET_TASKS
+from patterning_dist.stages.plan.sampling import Chains
+from patterning_dist.stages.plan.table import StagePlan
+from patterning_dist.stages.scores import SAMPLES_BY_CHAIN
+from patterning_dist.storage.files import write_parquet
+
+# Entries that the solver is timed on, and sequences that features are; times grow in proportion to their number.
+_MAX_ENTRIES, _MAX_SEQUENCES = 250_000, 512
+_ARMS = 2  # of which weights are solved for: plus and minus
+_TABLES = 4  # of a row an entry that the stage writes: three arms and chi of the pool, about as long each
+
+
+def plan_solve(chains: Chains, subject: str, folder: Path) -> StagePlan:
+    """Stage solve on the chains of a subject; ``folder`` is written to."""
+    settings = chains.config.solve
+    assert settings is not None
+    by_chain = _by_chain(chains)
+    num_observables, num_entries = len(_observables(chains)), chains.subjects.num_training_losses
+    scores = {"response_direction": _direction_seconds, "regression": _regression_seconds, "plain": _plain_seconds}
+    on_workers = settings.scores == "response_direction"
+    return StagePlan(
+        "solve",
+        f"{num_entries:,} weights",
+        scores[settings.scores](chains, subject) + _weights_seconds(chains, folder),
+        chains.probe.num_workers * chains.config.sampling.ranks_per_chain if on_workers else 1,
+        chains.config.sampling.threads_per_worker,
+        on_device=on_workers,
+        process_bytes=chains.probe.process_bytes,
+        # chi of the pool with errors of a part of it, and three tables of weights, compressed
+        disk_bytes=round(num_entries * (4 * num_observables * (1 + by_chain) + 1 + 3 * 4)),
+    )
+
+
+def _observables(chains: Chains) -> list[str]:
+    assert chains.config.solve is not None
+    held_out = chains.subjects.held_out
+    return list(chains.config.solve.targets) or list(held_out.names if held_out else ())
+
+
+def _by_chain(chains: Chains) -> float:
+    """Share of the pool that is scored chain by chain."""
+    return min(1.0, SAMPLES_BY_CHAIN / len(chains.subjects.task.train))
+
+
+def _direction_seconds(chains: Chains, subject: str) -> Seconds:
+    """Time of the response directions and of the scores along them.
+
+    Conjugate gradients are counted as they went at the probe's checkpoint, which may be a fresh one: at the trained
+    one half as many may do, or twice as many, up to what is allowed, be needed.
+    """
+    config, subjects, probe = chains.config, chains.subjects, chains.probe
+    times = probe.solve
+    assert times is not None and config.response.direction is not None
+    settings, num_samples = config.response.direction, len(subjects.task.train)
+    num_observables = len(_observables(chains))
+    directions = chains.counts[subject].num_chains * num_observables
+
+    def scored(number: int, along: int) -> Seconds:
+        return times.opening + times.prepare * number + times.direction * (number * along)
+
+    most = max(settings.conjugate_gradient_iterations, 1)
+    low, high = times.num_products / 2, min(2 * times.num_products, most)
+    product = times.product
+    products = Seconds(product.value * times.num_products, product.low * low, product.high * high)
+    batch = times.prepare * settings.hessian_sequences
+    tasks = [scored(len(subjects.probe.ids), directions)]
+    tasks += [scored(math.ceil(_by_chain(chains) * num_samples / SUBSET_TASKS), directions)] * SUBSET_TASKS
+    tasks += [
+        scored(min(SHARD_SAMPLES, num_samples - start), num_observables)
+        for start in range(0, num_samples, SHARD_SAMPLES)
+    ]
+    solving = makespan([times.opening + batch + products] * directions, probe.num_workers)
+    return probe.starting + solving + makespan(tasks, probe.num_workers)
+
+
+def _regression_seconds(chains: Chains, subject: str) -> Seconds:
+    """Time of the trees on made-up scores, carried from a part of the pool to all of it."""
+    pool, probe, seed = chains.subjects.task.train, chains.subjects.probe, chains.config.seed
+    probe_tokens = probe.source.tokens(probe.ids)
+    tokens = pool.tokens(np.arange(min(len(pool), _MAX_SEQUENCES)))
+    num_probe = probe_tokens[:, 1:].size
+    started = time.perf_counter()
+    features, _ = token_features(np.concatenate([probe_tokens, tokens]), np.bincount(tokens.ravel()))
+    reading = time.perf_counter() - started
+    scores, groups = np.random.default_rng(0).normal(size=num_probe), np.repeat(probe.ids, probe_tokens.shape[1] - 1)
+    started = time.perf_counter()
+    extrapolate(features[:num_probe], scores, groups, features[num_probe:], seed=seed)
+    fitting = time.perf_counter() - started
+    fits = len(_observables(chains)) * (1 + chains.counts[subject].num_chains)
+    return Seconds.about(reading * len(pool) / len(tokens) + fitting * fits, 0.5)
+
+
+def _plain_seconds(chains: Chains, subject: str) -> Seconds:
+    """Time of the covariances themselves."""
+    return chains.reduction_seconds()
+
+
+def _weights_seconds(chains: Chains, folder: Path) -> Seconds:
+    """Time of the solver on made-up scores of a part of the pool, carried to all of it and to the cross-fits."""
+    settings, subjects = chains.config.solve, chains.subjects
+    assert settings is not None
+    names, total = _observables(chains), subjects.num_training_losses
+    number = min(total, _MAX_ENTRIES)
+    chi = np.random.default_rng(0).normal(size=(len(names), number)).astype(np.float32)
+    started = time.perf_counter()
+    solved = solve_for_effective_sample_share(
+        chi - chi.mean(axis=1, keepdims=True),
+        np.array([settings.targets.get(name, 1.0) for name in names]),
+        settings.effective_sample_share or 0.5,
+        inverse_temperature=subjects.sampling.resolve(settings.component).inverse_temperature,
+        weight_min=settings.weight_min,
+        weight_max=settings.weight_max,
+        observables=names,
+    )
+    solving = time.perf_counter() - started
+    table = pa.table({"sample": np.arange(number), "weight": solved.weights})
+    started = time.perf_counter()
+    write_parquet(folder / "weights.parquet", table, {}, compression="zstd")
+    writing = time.perf_counter() - started
+    # Each half of the chains is solved for on the part of the pool that is scored chain by chain. Real scores have
+    # heavier tails than these: the search for the strength may take more rounds, or fewer.
+    solver = Seconds.about(solving * _ARMS * (1 + 2 * _by_chain(chains)) * total / number, 0.4)
+    return solver + Seconds.about(writing * _TABLES * total / number, 0.3)
