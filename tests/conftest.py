@@ -28,12 +28,16 @@ TOGETHER = {
 # Seconds of what takes longest, on a quiet machine with two cores: begun first, so that both processes end together.
 SECONDS = {
     "the whole loop": 150,
+    "tests/end_to_end/test_matrix.py": 150,
+    "tests/golden/test_golden.py": 120,
     "tests/fault": 100,
     "tests/end_to_end/test_submit.py": 100,
     "tests/ray/test_chain_groups.py": 90,
     "tests/ray/test_retraining.py": 70,
     "tests/end_to_end/test_study.py": 60,
     "tests/end_to_end/test_parentheses.py": 60,
+    "tests/ray/test_training_tasks.py": 60,
+    "tests/end_to_end/test_outside_experiment.py": 60,
     "tests/end_to_end/test_plan.py": 40,
     "tests/end_to_end/test_calibrate.py": 40,
     "tests/ray/test_doctor.py": 30,

@@ -23,11 +23,10 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 from shared_ray import start_cluster
-from tiny_run import copy_run, tiny_config
+from tiny_run import copy_run, finish_inputs, tiny_config
 
 from patterning_dist.aggregation.files import read_chains, read_gradients, read_records, read_traces
 from patterning_dist.config import Config, dump_config
-from patterning_dist.driver import _corpus_hash, _fingerprints
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.storage.store import LocalStorage
 
@@ -97,10 +96,7 @@ def long_run(source: Path, target: Path, *overrides: str) -> tuple[Config, RunDi
     run = copy_run(source, target)
     config = tiny_config(source, *LONG, *overrides)
     (run.path / "config.yaml").write_text(dump_config(config))
-    fingerprints = _fingerprints(config, _corpus_hash(config, run))
-    for stage, folder in (("prepare", "data"), ("train", "baseline")):
-        with run.stage(stage, fingerprints[stage]) as outputs:
-            outputs += sorted((run.path / folder).iterdir())
+    finish_inputs(config, run)
     return config, run
 
 
@@ -234,7 +230,8 @@ def results(run: RunDirectory) -> dict[str, np.ndarray]:
         found |= {f"{name}/traces/{key}": value for key, value in read_traces(folder, numbers).items()}
         found[f"{name}/draws"] = np.array([(record.draws, record.steps) for record in read_records(folder)])
         if (folder / "gradients").exists():
-            found[f"{name}/gradients"] = read_gradients(folder, numbers)
+            subject = str(folder.relative_to(run.path / "sampling"))
+            found[f"{name}/gradients"] = read_gradients(LocalStorage(run.path), subject, numbers)
     return found
 
 

@@ -127,3 +127,16 @@ def kill_the_worker(model: torch.nn.Module) -> torch.Tensor:
     """An observable whose process is killed as by the kernel, for want of memory."""
     os.kill(os.getpid(), signal.SIGKILL)
     return torch.zeros(1)
+
+
+def finish_inputs(config: Config, run: RunDirectory) -> None:
+    """Stages prepare and train are done, with what a copied run has of them."""
+    from patterning_dist.driver import _fingerprints, experiment_of
+
+    experiment = experiment_of(config)
+    inputs = experiment.inputs(config, run.manifest)
+    run.update_manifest(inputs=inputs)
+    fingerprints = _fingerprints(experiment, config, inputs)
+    for stage, folder in (("prepare", "data"), ("train", "baseline")):
+        with run.stage(stage, fingerprints[stage]) as outputs:
+            outputs += sorted((run.path / folder).iterdir())

@@ -11,10 +11,9 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import Result
-from tiny_run import checkpoint, copy_run, tiny_config
+from tiny_run import checkpoint, copy_run, finish_inputs, tiny_config
 from typer.testing import CliRunner
 
-from patterning_dist import driver
 from patterning_dist.cli import app
 from patterning_dist.config import load_config
 from patterning_dist.stages.calibration_subject import run_subject
@@ -53,10 +52,7 @@ def calibrated(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory, local_r
     """The directory of a calibrated run, and what was said."""
     run = copy_run(tiny_run, tmp_path_factory.mktemp("calibrate"))
     config = tiny_config(run.path)
-    fingerprints = driver._fingerprints(config, driver._corpus_hash(config, run))
-    for stage in ("prepare", "train"):  # their files are those of the fixture
-        with run.stage(stage, fingerprints[stage]):
-            pass
+    finish_inputs(config, run)
     return run.path, again(run.path)
 
 

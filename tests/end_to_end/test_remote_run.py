@@ -15,10 +15,11 @@ from s3_server import s3_server
 from whole_run import command, invoke
 
 from patterning_dist.storage.mirror import Place
-from patterning_dist.storage.run import STAGES, read_manifest
+from patterning_dist.storage.run import read_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
+STAGES = ("prepare", "train", "sample", "solve", "retrain", "report")
 OFTEN = ("sampling.snapshot_seconds=0",)
 
 

@@ -6,10 +6,9 @@ import failures
 import pytest
 import ray
 from failures import actors, beside, events, kill, middle
-from patterning_dist.stages.study import run_study
 from study_models import make_study, study_config
-from tiny_run import quiet
 
+from patterning_dist.driver import run_stages
 from patterning_dist.storage.run import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.extended]
@@ -40,7 +39,7 @@ def study(tmp_path_factory):
 @pytest.fixture(scope="module")
 def whole(study, tmp_path_factory):
     run = RunDirectory(tmp_path_factory.mktemp("undisturbed") / "run")
-    run_study(study, run.path, quiet())
+    run_stages(study, ["sample"], run.path)
     assert not events(run, "chain_lost")
     return failures.results(run)
 
@@ -48,7 +47,7 @@ def whole(study, tmp_path_factory):
 def test_a_rank(cluster, study, whole, tmp_path):
     run = RunDirectory(tmp_path / "run")
 
-    with beside(run_study, study, run.path, quiet()) as until:
+    with beside(run_stages, study, ["sample"], run.path) as until:
         for rank in range(2):
             until("progress", lambda rank=rank: middle(run, 3 + 4 * rank) and len(actors(cluster, "ChainRank")) == 2)
             kill(actors(cluster, "ChainRank")[rank])
@@ -65,7 +64,7 @@ def test_a_rank(cluster, study, whole, tmp_path):
 def test_a_whole_group(cluster, study, whole, tmp_path):
     run = RunDirectory(tmp_path / "run")
 
-    with beside(run_study, study, run.path, quiet()) as until:
+    with beside(run_stages, study, ["sample"], run.path) as until:
         until("progress", lambda: middle(run) and len(actors(cluster, "ChainRank")) == 2)
         (watcher,) = actors(cluster, "ChainGroup")
         for process in [watcher, *actors(cluster, "ChainRank")]:

@@ -148,18 +148,6 @@ def test_room_that_does_not_come_back_is_a_bounded_wait(nodes, undisturbed, tiny
     failures.assert_same(failures.results(run), undisturbed)
 
 
-@pytest.mark.parametrize("threads", [2, 3])
-def test_a_worker_that_no_node_has_room_for_is_refused_at_once(nodes, tiny_run, tmp_path, threads):
-    config, run = long_run(tiny_run, tmp_path / "run", f"sampling.threads_per_worker={threads}")
-    with pytest.raises(PatterningError) as caught:
-        sample(config, run, quiet())
-    assert re.fullmatch(
-        f"a worker needs {threads} CPU on one node; the Ray cluster has 1 CPU on .+, 1 CPU on .+, 0 CPU on .+; "
-        "lower sampling.threads_per_worker or add nodes",
-        str(caught.value),
-    )
-
-
 def test_a_chain_that_fails_every_time_is_left_out(nodes, tiny_run, tmp_path):
     """Its process dies at the same draw every time; the other chains are what they are without it."""
     outcomes, deadly = [], 0
@@ -188,7 +176,7 @@ def test_a_chain_that_fails_every_time_is_left_out(nodes, tiny_run, tmp_path):
     assert {event["chain"] for event in lost} == {deadly}
     reason = json.loads((run.path / "sampling/everything/chains.json").read_text())[deadly]["reason"]
     assert reason.startswith(f"lost 2 times without getting beyond draw {lost[-1]['draws']}; last: ")
-    diagnostics = json.loads((run.path / "response" / "diagnostics.json").read_text())["components"]["everything"]
+    diagnostics = json.loads((run.path / "response" / "diagnostics.json").read_text())["subjects"]["everything"]
     assert diagnostics["excluded"] == [{"chain": deadly, "reason": reason}]
     assert [(e["chain"], e["reason"]) for e in events(run, "chain_excluded")] == [(deadly, reason)]
 

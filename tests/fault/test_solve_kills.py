@@ -12,9 +12,9 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
-from tiny_run import copy_run, tiny_config
+from tiny_run import copy_run, finish_inputs, tiny_config
 
-from patterning_dist.driver import _corpus_hash, _fingerprints, run_stages
+from patterning_dist.driver import run_stages
 from patterning_dist.runtime import pool, tasks
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow, pytest.mark.timeout(300)]
@@ -43,10 +43,7 @@ if __name__ == "__main__":
 def sampled(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Path:
     run = copy_run(tiny_run, tmp_path_factory.mktemp("sampled") / "run")
     config = tiny_config(run.path)
-    fingerprints = _fingerprints(config, _corpus_hash(config, run))
-    for stage in ("prepare", "train"):  # their files are those of the fixture
-        with run.stage(stage, fingerprints[stage]):
-            pass
+    finish_inputs(config, run)
     run_stages(config, ["sample"], run.path)
     return run.path
 
