@@ -183,11 +183,14 @@ class Subjects:
         component = select_component(model, subject.component)
         losses, layered, data = self.task.losses, self.task.layered(model, component), self.task.train
         probe: Samples = self.probe.samples
+        held_out = None if self.held_out is None else self.held_out.samples
         if subject.weights is not None:
             rho = self.task.read_weights(self.directory / subject.weights, subject.strength)
             counted = self.task.counted(data, np.arange(len(data)))
             data = Weighted(data, rho, counted)
             probe = Part(Weighted(self.probe.source, rho, counted), self.probe.ids)
+            if held_out is not None:  # what is observed is not weighted
+                held_out = Weighted(held_out, np.ones((len(held_out), *rho.shape[1:])))
             losses, layered = weighted_losses(losses), layered and WeightedLayers(layered)
         self._target = Target(
             model,
@@ -195,7 +198,7 @@ class Subjects:
             losses,
             data,
             probe,
-            held_out=None if self.held_out is None else self.held_out.samples,
+            held_out=held_out,
             coefficients=None if self.held_out is None else self.held_out.coefficients,
             functions=tuple(load_function(o.path) for o in self.sampling.observables if isinstance(o, FunctionConfig)),
             num_component_losses=sum(isinstance(o, ComponentLossConfig) for o in self.sampling.observables),
