@@ -197,7 +197,7 @@ def _matching(
     """A pattern of parameter names, with the same slices for each."""
     match = _PATTERN.match(part)
     names = [parameter for parameter in shapes if match and fnmatch.fnmatchcase(parameter, match["names"])]
-    if not names:
+    if match is None or not names:
         shown = [*known] if len(known) <= 40 else [*list(known)[:40], f"... ({len(known)} in all)"]
         raise PatterningError(
             f"component {part!r} does not exist in this model; there are: {', '.join(shown)}, patterns of parameter "
@@ -224,9 +224,10 @@ def _anatomy(model: nn.Module) -> Any:
 
 
 def _sliced(part: str, slices: str, parameter: str, shape: tuple[int, ...]) -> Piece:
-    wanted = [_SLICE.match(text.strip()) for text in slices.split(",")]
+    texts = slices.split(",")
+    wanted = [match for text in texts if (match := _SLICE.match(text.strip()))]
     box = []
-    if all(wanted) and len(wanted) <= len(shape):
+    if len(wanted) == len(texts) <= len(shape):
         for match, size in zip(wanted, shape, strict=False):
             if match[1] is not None:
                 box.append((int(match[1]), int(match[1]) + 1))

@@ -64,7 +64,6 @@ def load_language_model(
                 trust_remote_code=False,
                 output_loading_info=True,
             )
-            model, found = loaded
     except OSError as error:
         pickled = [file.name for file in sorted(Path(path).glob("*.bin"))]
         what = f"only {', '.join(pickled)}" if pickled else _first_line(error)
@@ -80,6 +79,7 @@ def load_language_model(
         raise PatterningError(
             f"{path}: the weights have other shapes than config.json says; copy the folder again, or mend config.json"
         ) from None
+    model, found = loaded
     if found["missing_keys"]:
         raise PatterningError(
             f"{path}: the weights lack {_some(found['missing_keys'])}: the model was not saved as a {_KINDS[head]}; "
@@ -138,7 +138,7 @@ def logits_in_float32(model: PreTrainedModel) -> None:
         head.forward = MethodType(_outside_autocast, head)
 
 
-def _outside_autocast(head: nn.Module, x: Tensor) -> Tensor:
+def _outside_autocast(head: Any, x: Tensor) -> Tensor:
     with torch.autocast(x.device.type, enabled=False):
         return type(head).forward(head, x.to(head.weight.dtype))
 

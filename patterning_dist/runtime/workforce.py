@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
@@ -58,7 +58,7 @@ class Workforce:
 
     def run(
         self,
-        calls: list[Callable[[ActorHandle], ray.ObjectRef]],
+        calls: Sequence[Callable[[ActorHandle], ray.ObjectRef]],
         poll: Callable[[list[Any]], Any],
         lost: Lost | None = None,
     ) -> list[Any]:
@@ -89,8 +89,9 @@ class Workforce:
                 index, worker = waiting.popleft(), self._idle.pop()
                 self._running[calls[index](worker)] = (index, worker)
             pending = [*self._running, *self._starting]
-            done = ray.wait(pending, timeout=0.5)[0] if pending else time.sleep(0.1) or []
-            for reference in done:
+            if not pending:
+                time.sleep(0.1)
+            for reference in ray.wait(pending, timeout=0.5)[0] if pending else ():
                 if reference in self._starting:
                     self._started(reference)
                     continue

@@ -10,7 +10,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patterning_dist.config import SamplingConfig
 from patterning_dist.progress import Progress
-from patterning_dist.runtime.actor import ActorHandle
+from patterning_dist.runtime.actor import Actor, ActorHandle
 from patterning_dist.runtime.chains.attempt import ChainStudy, Outcome, run_chain
 from patterning_dist.runtime.chains.pushes import ChainTask
 from patterning_dist.runtime.environment import prepare_process
@@ -21,7 +21,7 @@ from patterning_dist.sampling.ranks import Ranks
 
 # One that dies is made anew, and fills with the notes to come.
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class ProgressBoard:
+class ProgressBoard(Actor):
     """The last word of every chain or arm, for whoever draws the progress display."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ MakeStudy = Callable[[str, Ranks], ChainStudy]  # (device, ranks) -> study, in t
 
 
 @ray.remote
-class ModelWorker:
+class ModelWorker(Actor):
     """One process with a study loaded, for any number of tasks one after another."""
 
     def __init__(self, sampling: SamplingConfig, device: str) -> None:
