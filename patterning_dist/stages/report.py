@@ -15,11 +15,9 @@ from patterning_dist.measure.warnings import find_warnings
 from patterning_dist.progress import Progress
 from patterning_dist.report import build_report
 from patterning_dist.report.predictions import predictions
-from patterning_dist.stages.arms import compare, contrasts, describe_metrics, interval, read_arms
+from patterning_dist.stages.arms import compare, contrasts, describe_metrics, read_arms
 from patterning_dist.storage.files import write_json
 from patterning_dist.storage.run import RunDirectory
-
-__all__ = ["interval", "report"]
 
 
 def report(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:

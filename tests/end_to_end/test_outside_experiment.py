@@ -21,7 +21,7 @@ def run(folder: Path) -> str:
     environment = {key: value for key, value in os.environ.items() if key not in ("RAY_ADDRESS", "PYTHONPATH")}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
-    return done.stderr
+    return done.stdout + done.stderr
 
 
 def test_the_weights_decide_which_feature_is_relied_on(tmp_path: Path) -> None:

@@ -23,7 +23,10 @@ from patterning_dist.tasks.module import ModuleTask
 SAMPLING = SamplingConfig.model_validate(
     {
         "components": [{"name": "everything"}],
-        "observables": [{"kind": "component_loss", "name": "loss"}],
+        "observables": [
+            {"kind": "component_loss", "name": "loss"},
+            {"kind": "split_loss", "name": "other", "split": "domain:other"},
+        ],
         "num_draws": 4,
         "burn_in": 0,
         "inverse_temperature": 10,
@@ -37,7 +40,11 @@ WEIGHTS = np.linspace(0.2, 1.8, 30)
 
 def load() -> tuple[TensorDataset, dict[str, TensorDataset]]:
     generator = torch.Generator().manual_seed(0)
-    return TensorDataset(torch.randn(30, 3, generator=generator), torch.randn(30, generator=generator)), {}
+    sets = [
+        TensorDataset(torch.randn(number, 3, generator=generator), torch.randn(number, generator=generator))
+        for number in (30, 7)
+    ]
+    return sets[0], {"other": sets[1]}
 
 
 def build(checkpoint: str) -> nn.Module:
@@ -67,6 +74,8 @@ def test_value_and_gradient_are_those_of_the_weighted_mean(tmp_path: Path, stren
     expected = (rho * squared_error(model, batch)).sum() / rho.sum()
     expected.backward()
     assert target.measure().mean_loss == pytest.approx(expected.item(), rel=1e-6)
+    observed = squared_error(model, list(load()[1]["other"].tensors)).mean().item()
+    assert target.measure().observables.tolist() == pytest.approx([expected.item(), observed], rel=1e-6)
     value, gradient = target.gradient(np.arange(30))
     assert value == pytest.approx(expected.item(), rel=1e-6)
     for name, parameter in model.named_parameters():

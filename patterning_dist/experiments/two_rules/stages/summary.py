@@ -16,7 +16,7 @@ from patterning_dist.experiments.two_rules.stages.references import EQUAL_COUNT,
 from patterning_dist.experiments.two_rules.stages.retrain import weighted_arms
 from patterning_dist.experiments.two_rules.task import COMPONENT
 from patterning_dist.measure.results import table_name
-from patterning_dist.response.batch_means import student_interval
+from patterning_dist.stages.arms import interval
 from patterning_dist.storage.files import read_parquet
 
 # Shares of networks that are told, by the share of out-of-distribution strings that they reject.
@@ -133,11 +133,7 @@ def read_diagnostics(folder: Path, file: str) -> dict[str, dict[str, Any]]:
 
 def mean_with_interval(values: np.ndarray) -> dict[str, Any]:
     """Mean and 95 % Student interval; None as the interval of one value."""
-    mean, number = float(values.mean()), len(values)
-    if number < 2:
-        return {"value": mean, "interval": None}
-    ends = student_interval(mean, values.std(ddof=1) / np.sqrt(number), number - 1, 0.95)
-    return {"value": mean, "interval": [float(end) for end in ends]}
+    return {"value": float(values.mean()), "interval": interval(values)}
 
 
 def _share(rejected: np.ndarray, bound: float) -> dict[str, Any]:
