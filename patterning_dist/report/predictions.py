@@ -37,5 +37,10 @@ def predictions(
 
 def _scaled(estimate: Mapping[str, Any], strength: float) -> dict[str, Any]:
     """The linear response at a multiple of h."""
-    found = {key: value * strength for key, value in estimate.items() if key in ("value", "standard_error")}
-    return found | {"interval": estimate.get("interval") and [end * strength for end in estimate["interval"]]}
+    found = {key: _times(estimate.get(key), strength) for key in ("value", "standard_error")}
+    return found | {"interval": estimate.get("interval") and [_times(end, strength) for end in estimate["interval"]]}
+
+
+def _times(number: float | None, factor: float) -> float | None:
+    """What one chain cannot tell is not there."""
+    return None if number is None else number * factor

@@ -11,6 +11,7 @@ import sys
 from html.parser import HTMLParser
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 
@@ -19,6 +20,7 @@ from patterning_dist.report import build_report
 
 sys.path.append(str(Path(__file__).parent))  # whatever the import mode of the tests
 write_run = importlib.import_module("report_fixture").write_run
+write_table = importlib.import_module("report_fixture_posterior").write_table
 
 
 @pytest.fixture(scope="module")
@@ -249,9 +251,8 @@ def test_probe_tokens_of_another_split_are_not_matched_by_their_ids(run):
     train.rename(run / "data/swap"), validation.rename(train), (run / "data/swap").rename(validation)
     html = page(run)
     assert scatter(html) == 0
-    assert re.search(
-        r"Mode 0: highest and lowest scores</h3>\s*<div[^>]*><table class=.lines", html
-    )  # their text is found in the other split
+    # The text of the modes' tokens is found in the other split.
+    assert re.search(r'Mode 0: highest and lowest scores</h3>\s*<div[^>]*><table class="lines"', html)
 
 
 def test_the_page_replaces_the_old_one_in_one_step(run, monkeypatch):
@@ -274,3 +275,52 @@ def test_a_directory_that_is_not_there_is_an_error(tmp_path):
         PatterningError, match=r"nowhere is not a run directory; give the folder that holds config\.yaml"
     ):
         build_report(tmp_path / "nowhere")
+
+
+def test_a_study_says_in_a_sentence_what_is_meaningless_and_shows_the_rest(run):
+    for stage in ("weights", "check", "retrain", "baseline"):
+        shutil.rmtree(run / stage)
+    (run / "response/pool.parquet").unlink()
+    config = {"model": {"path": "somewhere"}, "training": None, "solve": None, "check": None, "retrain": None}
+    (run / "config.yaml").write_text(json.dumps(config))
+    (run / "summary.json").write_text(json.dumps({"name": "study", "warnings": []}))
+    html = page(run)
+    assert "Not run yet" not in html and "all stages run" in html and warnings_of(html) == ""
+    for sentence in (
+        "it asks for no weights and trains no arms",
+        "no section retrain, so no model is trained",
+        "no response is predicted",
+        "so there are no weights",
+        "The checkpoint was given, not trained here.",
+    ):
+        assert sentence in html
+    assert "Local learning coefficient of every subject" in html
+    assert re.findall(r'<section id="(\w+)">', html)[:3] == ["susceptibilities", "chains", "record"]
+
+
+def test_samples_without_tokens_go_by_their_numbers(run):
+    """As a classifier of the user's own writes them: one loss a sample, no text, two checkpoints."""
+    shutil.rmtree(run / "data")
+    for table in ("plus", "minus", "permuted"):
+        write_table(run / f"weights/{table}.parquet", {"sample_id": np.arange(30), "weight": np.linspace(0, 2, 30)})
+    shutil.rmtree(run / "response")
+    chi = np.linspace(-1, 1, 30)
+    columns = {"sample_id": np.arange(30), "domain": ["digits"] * 30, "chi_margin": chi, "se_margin": chi * 0 + 0.25}
+    for checkpoint in ("early", "final"):
+        write_table(run / f"response/{checkpoint}/susceptibility-everything.parquet/part-00000.parquet", columns)
+    html = page(run)
+    assert warnings_of(html).count("<li>") == 1
+    assert "<td>early/everything</td><td>margin</td><td>30</td>" in html
+    assert "<td>29</td><td>digits</td><td>+1 ± 0.25</td>" in html and "final/everything: highest" in html
+    assert "Plus: most up-weighted samples" in html and "<td>29</td><td>2.00</td>" in html
+    assert "two attention heads or more" in html
+
+
+def test_the_check_stands_between_prediction_and_outcome(run):
+    body = re.search(r'<section id="response">(.*?)</section>', page(run), re.S)[1].replace("\u00a0", " ")
+    row = re.search(r"<td>induction_gap</td><td>plus</td>(.*?)</tr>", body)[1]
+    assert "−0.050 [−0.066, −0.034]" in row and "−0.040 [−0.052, −0.028]" in row
+    assert "plus, checked" in body and "Chains of everything under plus weights" in body
+    assert "minus, checked" not in body
+    shutil.rmtree(run / "check")
+    assert "plus, checked" not in page(run)

@@ -7,15 +7,15 @@ from typing import Any
 
 from tiny_run import tiny_config
 
-from patterning_dist.stages.warnings import find_warnings
+from patterning_dist.measure.warnings import find_warnings
 
 
 def diagnostics(draws: float | None = 400, reliability: float = 0.6, **finding: Any) -> dict[str, Any]:
     numbers = {"rhat": 1.0, "ess_bulk": draws, "reliability": reliability}
     component = {"excluded": [], "observables": {"induction": numbers}, "findings": [finding] if finding else []}
     return {
-        "components": {"layer.0.head.0": component, "layer.0.head.1": component},
-        "modes": {"observable": "induction", "components": ["layer.0.head.0", "layer.0.head.1"]},
+        "subjects": {"layer.0.head.0": component, "layer.0.head.1": component},
+        "modes": {"baseline": {"observable": "induction", "components": ["layer.0.head.0", "layer.0.head.1"]}},
     }
 
 
@@ -25,7 +25,7 @@ def solve(residual: float = 1e-4, negative: bool = False) -> dict[str, Any]:
 
 def found(tiny_run: Path, evidence: dict[str, Any], *solves: dict[str, Any]) -> list[str]:
     config = tiny_config(tiny_run, "retrain.seeds=[0,1,2]")
-    return find_warnings(evidence, {"conjugate_gradients": list(solves)}, config)
+    return find_warnings(evidence, {"conjugate_gradients": list(solves)}, {}, config)
 
 
 def test_a_sound_run_has_none(tiny_run: Path) -> None:
@@ -48,7 +48,7 @@ def test_an_undefined_number_of_draws_is_no_reason_to_crash(tiny_run: Path) -> N
 
 def test_excluded_chain(tiny_run: Path) -> None:
     evidence = diagnostics()
-    evidence["components"]["layer.0.head.0"] |= {
+    evidence["subjects"]["layer.0.head.0"] |= {
         "excluded": [{"chain": 2, "reason": "the loss became nan"}],
         "findings": [{"mode": "diverged", "message": "left out: chain 2: the loss became nan"}],
     }
@@ -70,4 +70,26 @@ def test_response_directions(tiny_run: Path) -> None:
 
 def test_few_seeds(tiny_run: Path) -> None:
     config = tiny_config(tiny_run, "retrain.seeds=[0]")
-    assert "1 retraining seed(s)" in find_warnings(diagnostics(), {}, config)[-1]
+    assert "1 retraining seed(s) of base, plus, minus, permuted" in find_warnings(diagnostics(), {}, {}, config)[-1]
+
+
+def test_a_study_without_weights_and_arms_is_judged_by_its_chains_alone(tiny_run: Path) -> None:
+    config = tiny_config(tiny_run).model_copy(update={"solve": None, "retrain": None})
+    assert find_warnings(diagnostics(), {}, {}, config) == []
+    assert len(find_warnings(diagnostics(draws=12), {}, {}, config)) == 2
+
+
+def test_a_check_that_refutes_the_linear_response(tiny_run: Path) -> None:
+    config = tiny_config(tiny_run, "retrain.seeds=[0,1,2]")
+    linear = {"induction": {"value": -1.0, "standard_error": 0.3}}
+    solution = {"conjugate_gradients": [], "arms": {"plus": {"predicted_response": linear}}}
+
+    def lines(value: float) -> list[str]:
+        # Errors of 0.4 and 0.3 make 0.5: the two may differ by 0.98.
+        entry = {"value": value, "standard_error": 0.4, "predicted": -1.0}
+        checked = {"weights": "plus", "strengths": {"+1": {"induction": entry, "loss": entry}}}
+        return find_warnings(diagnostics(), solution, checked, config)
+
+    assert lines(-0.03) == []
+    (line,) = lines(-0.01)
+    assert "strength +1" in line and "induction (-1 predicted, -0.01 measured)" in line and "loss" not in line
