@@ -67,7 +67,9 @@ class RetrainConfig(Section):
     num_workers: int = Field(1, ge=1, description="data-parallel workers of one arm [ranks]")
     concurrent_arms: int | None = Field(None, ge=1, description="retrainings at once; default: what fits [runs]")
     max_failures: int = Field(
-        MAX_FAILURES, ge=0, description="restarts in a row of a training whose worker died, if it got no further [restarts]"
+        MAX_FAILURES,
+        ge=0,
+        description="restarts in a row of a training whose worker died, if it got no further [restarts]",
     )
 
     @property
