@@ -31,6 +31,20 @@ def experiment_of(config: Root) -> Experiment:
     return find_kind(config.experiment or DEFAULT)
 
 
+def of_the_loop(config: Root, command: str) -> Config:
+    """The experiment, for a command that knows the sections of the loop.
+
+    Raises:
+        PatterningError: it is of another kind, which has its own.
+    """
+    if isinstance(config, Config):
+        return config
+    raise PatterningError(
+        f"{config.name}: patterning {command} is for the loop, whose sections it reads, and experiment "
+        f"'{config.experiment}' has its own; use `patterning run`"
+    )
+
+
 def run_stages(config: Root, stages: list[str] | None, directory: Path | str) -> None:
     """Run stages of a run, skipping those whose inputs have not changed since they finished.
 
@@ -82,7 +96,7 @@ def run_calibration(config: Root, directory: Path | str) -> None:
     """
     from patterning_dist.stages.calibrate import calibrate
 
-    experiment, config = experiment_of(config), _of_the_loop(config, "calibrate")
+    config, experiment = of_the_loop(config, "calibrate"), experiment_of(config)
     experiment.preflight(config, Place.at(directory).path)
     with RunDirectory(directory).locked() as run, Progress() as progress:
         fingerprints = _fingerprints(experiment, config, experiment.inputs(config, run.manifest))
@@ -101,9 +115,10 @@ def plan_experiment(config: Root, directory: Path | str, as_json: bool) -> None:
     Raises:
         PatterningError: whatever the user can put right.
     """
+    config = of_the_loop(config, "plan")
     from patterning_dist.stages.plan.plan import plan_run
 
-    experiment, config, console = experiment_of(config), _of_the_loop(config, "plan"), Console(stderr=True)
+    experiment, console = experiment_of(config), Console(stderr=True)
 
     def say(text: str) -> None:
         console.print(text, markup=False, highlight=False, soft_wrap=True)
@@ -119,16 +134,6 @@ def plan_experiment(config: Root, directory: Path | str, as_json: bool) -> None:
         print(json.dumps(plan.as_json(), indent=2))
     else:
         Console().print(plan.render())
-
-
-def _of_the_loop(config: Root, command: str) -> Config:
-    """Commands that read the sections of the loop do not know what an experiment with sections of its own does."""
-    if isinstance(config, Config):
-        return config
-    raise PatterningError(
-        f"experiment: '{config.experiment}' has sections of its own, and {command} knows those of the loop; "
-        "try a short run of it instead"
-    )
 
 
 def _refuse_stale(run: RunDirectory, stage: str, fingerprints: dict[str, str], what: str | None = None) -> None:

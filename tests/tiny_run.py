@@ -62,8 +62,8 @@ def quiet() -> Progress:
     return Progress(Console(quiet=True))
 
 
-def make_tiny_run(folder: Path) -> Path:
-    """Write corpus, config.yaml, data and checkpoint; returns the run directory."""
+def write_corpus(folder: Path) -> Path:
+    """A few KB of text in three domains; returns its folder."""
     corpus = folder / "corpus"
     corpus.mkdir(parents=True)
     for domain, words in WORDS.items():
@@ -76,6 +76,12 @@ def make_tiny_run(folder: Path) -> Path:
             file = corpus / domain / f"{number:02}.txt"
             file.parent.mkdir(exist_ok=True)
             file.write_text(text)
+    return corpus
+
+
+def make_tiny_run(folder: Path) -> Path:
+    """Write corpus, config.yaml, data and checkpoint; returns the run directory."""
+    corpus = write_corpus(folder)
     run = RunDirectory(folder / "run")
     settings = SETTINGS | {"data": SETTINGS["data"] | {"sources": [{"path": str(corpus)}]}}
     (run.path / "config.yaml").write_text(yaml.safe_dump(settings, sort_keys=False))

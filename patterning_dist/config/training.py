@@ -69,7 +69,7 @@ class RetrainConfig(Section):
     max_failures: int = Field(
         MAX_FAILURES,
         ge=0,
-        description="restarts in a row of a training whose worker died, if it got no further [restarts]",
+        description="restarts in a row of a training that got no further when its worker died [restarts]",
     )
 
     @property

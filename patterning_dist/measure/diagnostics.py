@@ -30,7 +30,7 @@ def chain_diagnostics(
         chains: numbers of the healthy chains.
         excluded: chain -> why it is left out.
         reliability: split-half reliabilities of the rows of chi, over single losses (``reliability``) and over means of
-            samples (``reliability_sequences``), where there are some [observable].
+            samples (``reliability_samples``), where there are some [observable].
         inverse_temperature: n_beta.
         num_coordinates: free coordinates of the component.
     """

@@ -196,7 +196,7 @@ def _write(run: RunDirectory, name: str, unit: Unit, result: UnitResult) -> None
         unit.plan.observables,
         chains=first.chains,
         excluded=first.excluded,
-        reliability=dict(zip(("reliability", "reliability_sequences"), reliability, strict=False)),
+        reliability=dict(zip(("reliability", "reliability_samples"), reliability, strict=False)),
         inverse_temperature=unit.inverse_temperature,
         num_coordinates=unit.num_coordinates,
     )

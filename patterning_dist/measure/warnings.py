@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from patterning_dist.config import Config
@@ -12,43 +13,51 @@ MIN_EFFECTIVE_DRAWS = 100
 MIN_RELIABILITY = 1 / 3
 
 
-def find_warnings(diagnostics: dict[str, Any], solution: dict[str, Any], config: Config) -> list[str]:
-    """One line a weakness of the chains, the response directions or the retraining.
+def find_warnings(
+    diagnostics: Mapping[str, Any], solution: Mapping[str, Any], checked: Mapping[str, Any], config: Config
+) -> list[str]:
+    """One line a weakness of the chains, the modes, the response directions, the prediction or the retraining.
 
     Args:
         diagnostics: content of response/diagnostics.json.
-        solution: content of weights/solution.json.
+        solution: content of weights/solution.json; empty where nothing is solved.
+        checked: content of check/response.json; empty where nothing is checked.
         config: of the run.
     """
-    found = []
-    for component, entry in diagnostics["components"].items():
-        found += _chains(component, entry)
-    found += _modes(diagnostics)
-    found += _directions(solution.get("conjugate_gradients", []), config.response.direction.tolerance)
-    if len(config.retrain.seeds) < 3:
-        found.append(
-            f"{len(config.retrain.seeds)} retraining seed(s): intervals over seeds are very wide or missing; "
-            "add retrain.seeds"
-        )
+    found = chain_warnings(diagnostics["subjects"])
+    for modes in diagnostics["modes"].values():
+        found += _modes(diagnostics["subjects"], modes)
+    if config.response.direction is not None:
+        found += _directions(solution.get("conjugate_gradients", []), config.response.direction.tolerance)
+    if checked:
+        found += _nonlinear(checked["strengths"], solution["arms"][checked["weights"]]["predicted_response"])
+    if config.retrain is not None:
+        found += _seeds({arm.name: arm.seeds or [] for arm in config.retrain.arm_list})
     return found
 
 
-def _chains(component: str, entry: dict[str, Any]) -> list[str]:
-    found = [f"{component}: chain {e['chain']} was left out: {e['reason']}" for e in entry["excluded"]]
+def chain_warnings(subjects: Mapping[str, Any]) -> list[str]:
+    """Chains that were left out or whose draws do not bear their numbers.
+
+    Args:
+        subjects: subject -> ``measure.diagnostics.chain_diagnostics``.
+    """
+    return [line for subject, entry in subjects.items() for line in _chains(subject, entry)]
+
+
+def _chains(subject: str, entry: Mapping[str, Any]) -> list[str]:
+    found = [f"{subject}: chain {e['chain']} was left out: {e['reason']}" for e in entry["excluded"]]
     # Diverged chains are those left out, which are said with their own reasons.
     remedies = [finding["message"] for finding in entry["findings"] if finding["mode"] != "diverged"]
     draws = min((n["ess_bulk"] for n in entry["observables"].values() if n["ess_bulk"] is not None), default=None)
     if draws is not None and draws < MIN_EFFECTIVE_DRAWS:
         remedies.append(f"as few as {draws:.0f} effective draws of an observable; raise sampling.num_draws")
-    return [*found, *([f"{component}: {'. '.join(remedies)}"] if remedies else [])]
+    return [*found, *([f"{subject}: {'. '.join(remedies)}"] if remedies else [])]
 
 
-def _modes(diagnostics: dict[str, Any]) -> list[str]:
+def _modes(subjects: Mapping[str, Any], modes: Mapping[str, Any]) -> list[str]:
     """Singular vectors of noise look like any others: only the reliability of the rows tells."""
-    if "modes" not in diagnostics:
-        return []
-    observable = diagnostics["modes"]["observable"]
-    rows = [diagnostics["components"][c]["observables"][observable] for c in diagnostics["modes"]["components"]]
+    rows = [subjects[subject]["observables"][modes["observable"]] for subject in modes["components"]]
     reliability = max((r["reliability"] for r in rows if r["reliability"] is not None), default=0.0)
     if reliability >= MIN_RELIABILITY:
         return []
@@ -58,8 +67,8 @@ def _modes(diagnostics: dict[str, Any]) -> list[str]:
     ]
 
 
-def _directions(solves: list[dict[str, Any]], tolerance: float) -> list[str]:
-    found = []
+def _directions(solves: Iterable[Mapping[str, Any]], tolerance: float) -> list[str]:
+    found, solves = [], list(solves)
     negative = [solve for solve in solves if solve["negative_curvature"]]
     if negative:
         found.append(
@@ -74,3 +83,32 @@ def _directions(solves: list[dict[str, Any]], tolerance: float) -> list[str]:
             f"{max(loose):.2g}, wanted {tolerance:g}; raise response.direction.conjugate_gradient_iterations"
         )
     return found
+
+
+def _nonlinear(strengths: Mapping[str, Any], linear: Mapping[str, Any]) -> list[str]:
+    """Observables whose measured response the linear one misses by more than the 95 % errors of both."""
+    found = []
+    for strength, entries in strengths.items():
+        missed = [
+            f"{name} ({entry['predicted']:.3g} predicted, {entry['value']:.3g} measured)"
+            for name, entry in entries.items()
+            if name in linear
+            and (entry["value"] - entry["predicted"]) ** 2
+            > 1.96**2 * (entry["standard_error"] ** 2 + (float(strength) * linear[name]["standard_error"]) ** 2)
+        ]
+        if missed:
+            found.append(
+                f"check at strength {strength}: the chains under the weights do not respond as predicted in "
+                f"{', '.join(missed)}; lower solve.strength, or raise solve.effective_sample_share"
+            )
+    return found
+
+
+def _seeds(arms: Mapping[str, list[int]]) -> list[str]:
+    few = [name for name, seeds in arms.items() if len(seeds) < 3]
+    if not few:
+        return []
+    return [
+        f"{min(len(arms[name]) for name in few)} retraining seed(s) of {', '.join(few)}: intervals over seeds are very "
+        "wide or missing; add retrain.seeds"
+    ]

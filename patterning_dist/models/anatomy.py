@@ -1,12 +1,13 @@
-"""The parts of a language model of ``transformers``, found by the structure of its modules.
+"""The parts of a language model or classifier of ``transformers``, found by the structure of its modules.
 
-    everything, attention, mlp, embedding, position_embedding, unembedding,
+    everything, attention, mlp, embedding, position_embedding, unembedding, head,
     layer.N, layer.N.attention, layer.N.mlp, layer.N.head.M, layer.N.kv.G
 
 A head is its rows of the query, key and value projections, with their biases, and its columns of the output projection.
 With grouped queries (Ainslie et al. 2305.13245) several heads read the same keys and values: those are then a component
 of their own, ``layer.N.kv.G``, and in no head. Norms belong to ``layer.N``; norms of queries and keys, and the output
-bias, to ``layer.N.attention``. The heads and groups of a layer never overlap.
+bias, to ``layer.N.attention``. The heads and groups of a layer never overlap. ``head`` makes scores or
+classes of the last layer.
 """
 
 from __future__ import annotations
@@ -14,12 +15,16 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
 from patterning_dist.models.attention_heads import Heads, Ranges, find_heads
 from patterning_dist.models.attention_layouts import LAYOUTS
 from patterning_dist.models.components import Component, Piece
+
+if TYPE_CHECKING:  # takes seconds to import
+    from transformers import PreTrainedModel
 
 ATTENTION_NAMES = ("self_attn", "self_attention", "attn", "attention")
 MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "shared_mlp", "fc1", "fc2")
@@ -38,8 +43,8 @@ class Layer:
     heads: Heads | str
 
 
-def language_model_components(model: nn.Module) -> dict[str, Component]:
-    """Every component of a causal language model that has a name, see the module docstring.
+def language_model_components(model: PreTrainedModel) -> dict[str, Component]:
+    """Every component of a language model or classifier that has a name, see the module docstring.
 
     Args:
         model: a ``transformers.PreTrainedModel``; its weights are not looked at and may be on the ``meta`` device.
@@ -61,10 +66,13 @@ def language_model_components(model: nn.Module) -> dict[str, Component]:
     if unembedding:
         note = "tied: the same parameter as the embedding" if tied else ""
         components.append(Component("unembedding", pieces.of(unembedding), note=note))
+    else:  # scores or classes are made of the last layer instead
+        inner = {id(p) for p in model.base_model.parameters()}
+        components.append(Component("head", pieces.of(p for p in model.parameters() if id(p) not in inner)))
     return {component.name: component for component in components if component.pieces}
 
 
-def missing_head(model: nn.Module, name: str) -> str | None:
+def missing_head(model: PreTrainedModel, name: str) -> str | None:
     """Why ``layer.N.head.M`` or ``layer.N.kv.G`` does not exist though layer N does, and what to write instead."""
     match, layers = _HEAD.match(name), find_layers(model)
     if not match or int(match[1]) >= len(layers):
@@ -83,7 +91,7 @@ def missing_head(model: nn.Module, name: str) -> str | None:
     )
 
 
-def find_layers(model: nn.Module) -> list[Layer]:
+def find_layers(model: PreTrainedModel) -> list[Layer]:
     """The blocks of the model, from the bottom; empty if no list of modules is as long as the config says."""
     config = model.config.get_text_config(decoder=True)
     num_layers = getattr(config, "num_hidden_layers", None)
@@ -104,12 +112,12 @@ def find_layers(model: nn.Module) -> list[Layer]:
 def _layer_components(name: str, layer: Layer, pieces: _Pieces) -> Iterator[Component]:
     yield Component(name, pieces.of(layer.block.parameters()))
     if layer.attention is not None:
-        heads = layer.heads
-        note = heads if isinstance(heads, str) else heads.unowned(layer.attention)
+        note = layer.heads if isinstance(layer.heads, str) else layer.heads.unowned(layer.attention)
         yield Component(f"{name}.attention", pieces.of(layer.attention.parameters()), note=note)
     yield Component(f"{name}.mlp", pieces.of(p for module in layer.mlp for p in module.parameters()))
     if isinstance(layer.heads, str):
         return
+    heads = layer.heads
     mixing = ", ".join(heads.mixing_norms)
     note = f"norm over all heads ({mixing}): moving one head rescales the others" if mixing else ""
     for head in range(heads.num_heads):
@@ -155,5 +163,5 @@ def _parameters(module: nn.Module | None) -> list[nn.Parameter]:
     return [] if module is None else list(module.parameters())
 
 
-def _position_parameters(model: nn.Module) -> list[nn.Parameter]:
+def _position_parameters(model: PreTrainedModel) -> list[nn.Parameter]:
     return [p for name, m in model.get_decoder().named_modules() if name in POSITION_NAMES for p in m.parameters()]

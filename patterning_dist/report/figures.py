@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,7 +12,7 @@ from markupsafe import Markup
 from patterning_dist.report.blocks import Figure
 from patterning_dist.report.reading import column, interval_of
 from patterning_dist.report.svg import Plot, padded
-from patterning_dist.report.words import duration, estimate, number, unit
+from patterning_dist.report.words import duration, estimate, number
 
 KNOWN_ARMS = ("base", "plus", "minus", "permuted")
 
@@ -22,17 +22,11 @@ def arm_style(arm: str) -> str:
     return f"arm-{arm}" if arm in KNOWN_ARMS else "arm-other"
 
 
-def axis_label(metric: str) -> str:
-    """What stands at a metric's axis."""
-    words = metric.replace("_", " ")
-    return f"{words} ({unit(metric)})" if unit(metric) else words
-
-
 def intervals(rows: Sequence[tuple[str, str, str, dict[str, Any]]], x_label: str, description: str) -> Markup:
     """A forest plot with a rule at zero; rows are (label, style, mark, estimate: value, interval, per_seed).
 
-    mark is `dot` for what was measured, `diamond` for what was predicted, `open` for a prediction that is
-    optimistic by construction.
+    mark is `dot` for what was measured, `ring` for what chains measured, `diamond` for what was predicted, `open` for a
+    prediction that is optimistic by construction.
     """
     values = [0.0]
     for _, _, _, value in rows:
@@ -57,8 +51,8 @@ def intervals(rows: Sequence[tuple[str, str, str, dict[str, Any]]], x_label: str
         if interval is not None:
             plot.span(*interval, middle, style)
         tip = f"{name}: {estimate(value, sign=True)}"
-        if mark == "dot":
-            plot.dot(value["value"], middle, style, 5, tip)
+        if mark in ("dot", "ring"):
+            plot.dot(value["value"], middle, style if mark == "dot" else f"{style} hollow", 5, tip)
         else:
             plot.diamond(value["value"], middle, f"{style} {'hollow' if mark == 'open' else ''}", tip)
     return plot.svg(description)
@@ -76,8 +70,9 @@ def _below(values: np.ndarray, ceiling: float) -> np.ndarray:
 
 
 def curves(
-    groups: dict[str, Sequence[pa.Table]],
+    groups: Mapping[str, Sequence[pa.Table]],
     metric: str,
+    y_label: str,
     threshold: float | None = None,
     transitions: dict[str, Sequence[int | None]] | None = None,
 ) -> Markup | None:
@@ -93,7 +88,7 @@ def curves(
         ys = ys[late] if late.any() else ys
     y_range = padded(ys, include=[] if threshold is None else [threshold, 0])
     ceiling = y_range[1]
-    plot = Plot((0, max(last, 1)), y_range, x_label="training step", y_label=axis_label(metric))
+    plot = Plot((0, max(last, 1)), y_range, x_label="training step", y_label=y_label)
     if threshold is not None:
         plot.rule(y=threshold, words=f"{number(threshold)}")
     for name, tables in groups.items():
@@ -102,12 +97,12 @@ def curves(
                 plot.curve(column(table, "step"), _below(column(table, metric), ceiling), f"{arm_style(name)} thin")
     for name, tables in groups.items():
         steps, mean = mean_curve(tables, metric)
-        mean = _below(mean, ceiling)
-        plot.curve(steps, mean, f"{arm_style(name)} thick")
-        for step, value in zip(steps, mean, strict=True):
+        shown = _below(mean, ceiling)
+        plot.curve(steps, shown, f"{arm_style(name)} thick")
+        for step, value in zip(steps, shown, strict=True):
             plot.dot(step, value, "ghost", 6, f"{name}, step {number(step)}: {number(value)}")
-    for name, steps in (transitions or {}).items():
-        for step in steps:
+    for name, passed in (transitions or {}).items():
+        for step in passed:
             if step is not None and name in groups:
                 plot.dot(
                     step,
@@ -186,12 +181,12 @@ def histogram(edges: np.ndarray, counts: np.ndarray, style: str, description: st
         (edges[0], edges[-1]),
         (0, top + 0.3),
         x_label="weight",
-        y_label="tokens (log scale)",
+        y_label="losses (log scale)",
         y_ticks=[(t + 0.3, w) for t, w in ticks],
     )
     for low, high, count in zip(edges[:-1], edges[1:], counts, strict=True):
         if count > 0:
-            tip = f"{number(count, decimals=0)} tokens with weight {number(low)} to {number(high)}"
+            tip = f"{number(count, decimals=0)} losses with weight {number(low)} to {number(high)}"
             plot.box((low, high), (0, np.log10(count) + 0.3), style, 0.85, tip)
     if edges[0] < 1 < edges[-1]:
         plot.rule(x=1.0)
@@ -201,9 +196,10 @@ def histogram(edges: np.ndarray, counts: np.ndarray, style: str, description: st
 def scatter(xs: np.ndarray, ys: np.ndarray, x_label: str, y_label: str, description: str) -> Markup:
     """Points, or squares shaded by their number where there are too many points to tell apart."""
     plot = Plot(padded(xs), padded(ys), x_label=x_label, y_label=y_label, height=300, left=58)
-    for axis, low_high in (("x", plot.x_range), ("y", plot.y_range)):
-        if low_high[0] < 0 < low_high[1]:
-            plot.rule(**{axis: 0.0})
+    if plot.x_range[0] < 0 < plot.x_range[1]:
+        plot.rule(x=0.0)
+    if plot.y_range[0] < 0 < plot.y_range[1]:
+        plot.rule(y=0.0)
     if xs.size <= 500:
         for x, y in zip(xs, ys, strict=True):
             plot.dot(x, y, "cloud", 3, f"{number(x)}, {number(y)}")
@@ -216,7 +212,7 @@ def scatter(xs: np.ndarray, ys: np.ndarray, x_label: str, y_label: str, descript
             (y_edges[j], y_edges[j + 1]),
             "positive",
             shade,
-            f"{int(counts[i, j])} sequences",
+            f"{int(counts[i, j])} points",
         )
     return plot.svg(description)
 

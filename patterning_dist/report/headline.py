@@ -2,142 +2,127 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from patterning_dist.report.blocks import Cards, Figures, Note, Points, Section, Table
 from patterning_dist.report.figures import arm_style, figure, intervals
-from patterning_dist.report.reading import in_order, interval_of
-from patterning_dist.report.words import (
-    COMPARED,
-    METRICS,
-    clear,
-    effect,
-    estimate,
-    in_sentence,
-    label,
-    listed,
-    number,
-    unit,
-)
+from patterning_dist.report.reading import ARM_ORDER, Run, in_order, interval_of
+from patterning_dist.report.words import Metrics, clear, estimate, listed, number
 
-CONTRASTS = ("plus-base", "plus-permuted", "minus-base", "permuted-base")
+Contrasts = Mapping[str, Mapping[str, Mapping[str, Any]]]  # arm -> other -> metric -> estimate
 
 
-def _asked(solution: dict[str, Any] | None) -> list[tuple[str, str]]:
+def _asked(solution: Mapping[str, Any], metrics: Metrics) -> list[tuple[str, str]]:
     rows = []
-    for arm, entry in ((solution or {}).get("arms") or {}).items():
-        target = entry.get("target") or {}
+    for arm, entry in (solution.get("arms") or {}).items():
         wanted = [
-            f"{in_sentence(name)} {'up' if value > 0 else 'down'} by {number(abs(value))} nats"
+            f"{metrics.in_sentence(name)} {'up' if value > 0 else 'down'} by {number(abs(value))} {metrics.unit(name)}"
             if value
-            else f"{in_sentence(name)} unmoved"
-            for name, value in target.items()
+            else f"{metrics.in_sentence(name)} unmoved"
+            for name, value in (entry.get("target") or {}).items()
         ]
         if wanted:
+            wanted = [words.strip() for words in wanted]
             rows.append((arm, f"{arm.capitalize()} weights were solved for {listed(wanted)} (to first order)."))
     return rows
 
 
-def _verdict(contrasts: dict[str, Any], solution: dict[str, Any] | None) -> str:
-    """A sentence or two on the targeted metric (else the prefix-matching score), from the numbers alone."""
-    target = (((solution or {}).get("arms") or {}).get("plus") or {}).get("target") or {}
-    aimed = {name: value for name, value in target.items() if value and name in contrasts.get("plus-base", {})}
-    metric = max(aimed, key=lambda name: abs(aimed[name])) if aimed else "prefix_matching"
-    against = {other: contrasts.get(f"plus-{other}", {}).get(metric) for other in ("base", "permuted")}
-    if against["base"] is None:
-        return ""
-    parts = [f"Training with the plus weights {_change(metric, against['base'])} compared with plain training"]
-    wanted = aimed.get(metric, 0.0)
-    if clear(against["base"]) and wanted:
-        parts.append(
-            "as asked"
-            if clear(against["base"]) == (1 if wanted > 0 else -1)
-            else "which is the opposite of what was asked"
-        )
-    if against["permuted"] is not None:
-        same = clear(against["permuted"]) and clear(against["permuted"]) == clear(against["base"])
-        tail = "and the same holds" if same else "and it differs"
-        if not clear(against["permuted"]):
+def _pairs(contrasts: Contrasts) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
+    """(arm, other, differences), arms in their order."""
+    for arm in in_order(contrasts, ARM_ORDER):
+        for other, values in contrasts[arm].items():
+            yield arm, other, values
+
+
+def _verdict(contrasts: Contrasts, solution: Mapping[str, Any], summary: Mapping[str, Any], metrics: Metrics) -> str:
+    """A sentence an arm on the metric that its weights were solved for most, from the numbers alone."""
+    solved, arms = solution.get("arms") or {}, summary.get("arms") or {}
+    sentences: list[str] = []
+    for arm in in_order(contrasts, ARM_ORDER):
+        (other, values), *controls = contrasts[arm].items()
+        target = (solved.get((arms.get(arm) or {}).get("weights") or arm) or {}).get("target") or {}
+        aimed = {name: value for name, value in target.items() if value and name in values}
+        if not aimed:
+            continue
+        metric = max(aimed, key=lambda name: abs(aimed[name]))
+        change = f"With the {arm} weights training {_change(metric, values[metric], metrics)} compared with {other}"
+        against = {name: values[metric] for name, values in controls if metric in values}
+        sentences.append(", ".join([change, *_judged(aimed[metric], values[metric], against)]) + ".")
+    return " ".join(sentences)
+
+
+def _judged(wanted: float, found: dict[str, Any], controls: Mapping[str, dict[str, Any]]) -> Iterator[str]:
+    if clear(found):
+        as_asked = clear(found) == (1 if wanted > 0 else -1)
+        yield "as asked" if as_asked else "which is the opposite of what was asked"
+    for other, against in controls.items():
+        tail = "and the same holds" if clear(against) == clear(found) else "and it differs"
+        if not clear(against):
             tail = "but there is no clear difference"
-        parts.append(
-            f"{tail} against the same weights permuted over tokens ({estimate(against['permuted'], sign=True)})"
-        )
-    sentence = ", ".join(parts) + "."
-    minus = contrasts.get("minus-base", {}).get(metric)
-    return f"{sentence} With the minus weights training {_change(metric, minus)}." if minus else sentence
+        yield f"{tail} against {other} ({estimate(against, sign=True)})"
 
 
-def _change(metric: str, value: dict[str, Any]) -> str:
+def _change(metric: str, value: dict[str, Any], metrics: Metrics) -> str:
     if interval_of(value) is None:
-        return f"moved {effect(metric, value).replace(' moved by', ' by')}"
-    return effect(metric, value) if clear(value) else f"had {effect(metric, value)}"
+        return f"moved {metrics.effect(metric, value).replace(' moved by', ' by')}"
+    return metrics.effect(metric, value) if clear(value) else f"had {metrics.effect(metric, value)}"
 
 
-def _forest_title(metric: str, contrasts: dict[str, Any]) -> str:
+def _forest_title(metric: str, contrasts: Contrasts, metrics: Metrics) -> str:
     found = []
-    for name, values in contrasts.items():
-        if metric in values and name in CONTRASTS[:3]:
-            arm, other = name.split("-", 1)
+    for arm, other, values in _pairs(contrasts):
+        if metric in values:
             side = clear(values[metric])
             found.append(f"{arm} {'above' if side > 0 else 'below'} {other}" if side else f"{arm} ≈ {other}")
-    return f"{label(metric)}: {', '.join(found)}" if found else label(metric)
+    return f"{metrics.label(metric)}: {', '.join(found)}"
 
 
-def headline(summary: dict[str, Any] | None, solution: dict[str, Any] | None) -> Section:
-    """Section 1: targets, contrasts as forest plots, one sentence."""
+def headline(run: Run, summary: Mapping[str, Any], solution: Mapping[str, Any], metrics: Metrics) -> Section:
+    """Targets, contrasts as forest plots, one sentence."""
     section = Section("headline", "What was asked, what came out")
-    asked = _asked(solution)
-    contrasts = (summary or {}).get("contrasts") or {}
-    contrasts = {name: contrasts[name] for name in in_order(contrasts, CONTRASTS)}
+    asked, contrasts = _asked(solution, metrics), summary.get("contrasts") or {}
     if not asked and not contrasts:
-        section.missing = "No weights have been solved and no arms compared."
+        if run.leaves_out("solve", "retrain"):
+            section.absent = "This experiment measures; it asks for no weights and trains no arms."
+        else:
+            section.missing = "No weights have been solved and no arms compared."
         return section
-    verdict = _verdict(contrasts, solution)
-    if verdict:
+    if verdict := _verdict(contrasts, solution, summary, metrics):
         section.blocks.append(Note(verdict, "lead"))
     cards = [
         (entry["name"], estimate(entry).split("\u00a0[")[0], _card_detail(entry), entry.get("what") or "")
-        for entry in (summary or {}).get("headline") or []
+        for entry in summary.get("headline") or []
         if entry.get("featured", True)
     ]
-    if cards:
-        section.blocks.append(Cards(cards))
-    if asked:
-        section.blocks.append(Points(asked))
-    drawn = []
-    metrics = [metric for metric in COMPARED if any(metric in values for values in contrasts.values())]
-    for metric in metrics:
-        rows = [
-            (name.replace("-", " − "), arm_style(name.split("-", 1)[0]), "dot", values[metric])
-            for name, values in contrasts.items()
-            if metric in values
-        ]
-        plot = intervals(rows, f"difference ({unit(metric)})", f"Differences between arms in {label(metric)}")
-        drawn += figure(_forest_title(metric, contrasts), plot, METRICS[metric][2].capitalize() + ".")
-    if drawn:
-        section.blocks.append(Figures(drawn))
-        section.blocks.append(
-            Note(
-                "Large points are differences of means over seeds with their 95 % intervals; small points "
-                "are single seeds. "
-                "“≈” means that the interval holds zero: no clear effect.",
-                "small",
-            )
-        )
-        rows = [
-            [name.replace("-", " − "), *[_cell(values.get(metric)) for metric in metrics]]
-            for name, values in contrasts.items()
-        ]
-        section.blocks.append(
-            Table(
-                ["arms", *[label(metric) for metric in metrics]],
-                rows,
-                "Differences between arms, with 95 % intervals",
-            )
-        )
+    section.blocks += [Cards(cards)] if cards else []
+    section.blocks += [Points(asked)] if asked else []
+    if contrasts:
+        section.blocks += _differences(contrasts, metrics)
+    elif run.leaves_out("retrain"):
+        section.blocks.append(Note("The experiment file has no section retrain: no arms are compared.", "small"))
     else:
         section.blocks.append(Note("The comparison of the arms has not been run yet.", "small"))
     return section
+
+
+def _differences(contrasts: Contrasts, metrics: Metrics) -> list[Any]:
+    pairs = list(_pairs(contrasts))
+    there = dict.fromkeys(name for _, _, values in pairs for name in values)
+    names = sorted(there, key=lambda name: list(metrics.described).index(name) if name in metrics.described else 999)
+    drawn = []
+    for metric in names:
+        rows = [(f"{a} − {b}", arm_style(a), "dot", values[metric]) for a, b, values in pairs if metric in values]
+        label = f"difference ({metrics.unit(metric)})" if metrics.unit(metric) else "difference"
+        plot = intervals(rows, label, f"Differences between arms in {metrics.label(metric)}")
+        drawn += figure(_forest_title(metric, contrasts, metrics), plot, metrics.meaning(metric))
+    rows = [[f"{a} − {b}", *(_cell(values.get(metric)) for metric in names)] for a, b, values in pairs]
+    words = (
+        "Large points are differences of means over seeds with their 95 % intervals; small points are single seeds. "
+        "“≈” means that the interval holds zero: no clear effect."
+    )
+    headers = ["arms", *(metrics.label(metric) for metric in names)]
+    return [Figures(drawn), Note(words, "small"), Table(headers, rows, "Differences between arms")]
 
 
 def _cell(value: dict[str, Any] | None) -> str:

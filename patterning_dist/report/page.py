@@ -17,6 +17,7 @@ from patterning_dist.report.blocks import FLAG, Section
 from patterning_dist.report.figures import arm_style
 from patterning_dist.report.reading import Run
 from patterning_dist.report.text import open_text
+from patterning_dist.report.words import Metrics
 
 
 def _guarded(run: Run, name: str, title: str, build: Callable[[], Section]) -> Section:
@@ -32,24 +33,25 @@ def _guarded(run: Run, name: str, title: str, build: Callable[[], Section]) -> S
         )
 
 
-def _sections(run: Run) -> list[Section]:
-    summary, solution = run.json("summary.json"), run.json("weights/solution.json")
-    diagnostics, texts = run.json("response/diagnostics.json"), open_text(run)
+def _sections(run: Run, summary: dict[str, Any]) -> list[Section]:
+    solution, diagnostics = run.json("weights/solution.json") or {}, run.json("response/diagnostics.json") or {}
+    texts, metrics = open_text(run), Metrics(summary.get("metrics") or {})
     builders: list[tuple[str, str, Callable[[], Section]]] = [
-        ("headline", "What was asked, what came out", lambda: headline.headline(summary, solution)),
-        ("arms", "The arms, step by step", lambda: arms.arms(run, summary)),
-        ("response", "Predicted and realised response", lambda: arms.response(summary, solution)),
+        ("headline", "What was asked, what came out", lambda: headline.headline(run, summary, solution, metrics)),
+        ("arms", "The arms, step by step", lambda: arms.arms(run, summary, metrics)),
+        ("response", "Predicted and realised response", lambda: arms.response(run, summary, solution, metrics)),
         ("weights", "The weights", lambda: weighting.weights(run, solution, texts)),
         (
             "susceptibilities",
             "Susceptibilities",
             lambda: susceptibilities.susceptibilities(run, diagnostics, solution, texts),
         ),
-        ("chains", "Chains", lambda: chains.chains(run, diagnostics)),
-        ("baseline", "The baseline checkpoint", lambda: record.baseline(run)),
+        ("chains", "Chains", lambda: chains.chains(run, diagnostics, metrics)),
+        ("baseline", "The baseline checkpoint", lambda: record.baseline(run, metrics)),
         ("record", "Cost and record", lambda: record.record(run, summary)),
     ]
-    return [_guarded(run, name, title, build) for name, title, build in builders]
+    sections = [_guarded(run, name, title, build) for name, title, build in builders]
+    return sorted(sections, key=lambda section: bool(section.absent))
 
 
 def when(created: Any) -> str:
@@ -88,8 +90,8 @@ def build_report(run_directory: Path) -> Path:
             f"{run_directory} is not a run directory; give the folder that holds config.yaml of a run."
         )
     run = Run(run_directory)
-    sections = _sections(run)
     summary = run.json("summary.json") or {}
+    sections = _sections(run, summary)
     path = run_directory / "report.html"
     write_page(
         path,

@@ -6,25 +6,34 @@ import json
 import math
 import re
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import yaml
 
 ARM_ORDER = ("base", "plus", "minus", "permuted")
 COMPONENT_ORDER = ("everything", "attention", "embedding")
 
 
-def _rank(order: tuple[str, ...], name: str) -> tuple[int, list[tuple[int, str]]]:
-    natural = [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
-    return (order.index(name) if name in order else len(order), natural)
+def _natural(name: str) -> list[tuple[int, str]]:
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in re.split(r"(\d+)", name)]
 
 
 def in_order(names: Any, order: tuple[str, ...]) -> list[str]:
-    """Names with the known ones first, in the given order, then the others (layer.2 before layer.10)."""
-    return sorted(names, key=lambda name: _rank(order, name))
+    """Names with the known ones first, in the given order, then the others (layer.2 before layer.10).
+
+    Names of subjects, ``checkpoint/component``, go by checkpoint first.
+    """
+
+    def rank(name: str) -> Any:
+        checkpoint, _, own = name.rpartition("/")
+        return _natural(checkpoint), order.index(own) if own in order else len(order), _natural(own)
+
+    return sorted(names, key=rank)
 
 
 def schema_json(table: pa.Table) -> dict[str, Any]:
@@ -95,14 +104,34 @@ class Run:
             self._problem(path, error)
             return None
 
-    def components(self, folder: str, pattern: str) -> dict[str, str]:
-        """Component name -> path of its file; `pattern` has one `*` where the name stands."""
-        head, tail = pattern.split("*")
-        found = {}
-        for path in (self.directory / folder).glob(pattern):
-            relative = path.relative_to(self.directory / folder).as_posix()
-            found[relative[len(head) : len(relative) - len(tail)]] = f"{folder}/{relative}"
-        return {name: found[name] for name in in_order(found, COMPONENT_ORDER)}
+    def of_subjects(self, file: str) -> dict[str, str]:
+        """Subject -> path of a file in its folder below sampling/."""
+        root = self.directory / "sampling"
+        found = {path.parent.relative_to(root).as_posix(): path for path in root.rglob(file)}
+        return {name: found[name].relative_to(self.directory).as_posix() for name in in_order(found, COMPONENT_ORDER)}
+
+    def susceptibilities(self) -> dict[str, str]:
+        """Subject -> path of its table of single losses; of those that were sampled without weights."""
+        root, found = self.directory / "response", {}
+        for path in root.rglob("susceptibility-*.parquet"):
+            component = path.name.removeprefix("susceptibility-").removesuffix(".parquet")
+            folder = path.parent.relative_to(root)
+            if not component.endswith("-samples") and folder.parts[:1] != ("check",):
+                found[(folder / component).as_posix()] = path
+        return {name: found[name].relative_to(self.directory).as_posix() for name in in_order(found, COMPONENT_ORDER)}
+
+    @cached_property
+    def config(self) -> dict[str, Any]:
+        """The experiment file; empty where it cannot be read."""
+        try:
+            found = yaml.safe_load(self.text("config.yaml") or "")
+        except yaml.YAMLError:
+            found = None
+        return found if isinstance(found, dict) else {}
+
+    def leaves_out(self, *sections: str) -> bool:
+        """Whether the experiment file says that one of these sections is not asked for."""
+        return any(name in self.config and self.config[name] is None for name in sections)
 
     def retrained(self) -> dict[str, dict[int, pa.Table]]:
         """Arm -> seed -> the metrics of that retraining, for those which have begun."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -10,26 +11,29 @@ import numpy as np
 from patterning_dist.report.blocks import Figures, Note, Section, Table
 from patterning_dist.report.figures import bars, curves, figure, grid
 from patterning_dist.report.reading import Run, column
-from patterning_dist.report.words import METRICS, duration, label, number, unit
+from patterning_dist.report.words import Metrics, duration, number
 
 HEAD_COLUMN = re.compile(r"(previous_token|prefix_matching)_(\d+)_(\d+)")
 
 
-def baseline(run: Run) -> Section:
-    """Section 7: training curves and where the heads look."""
+def baseline(run: Run, metrics: Metrics) -> Section:
+    """Training curves, and where the heads look."""
     section = Section("baseline", "The baseline checkpoint")
     table = run.table("baseline/metrics.parquet")
     if table is None or not table.num_rows:
-        section.missing = "No baseline has been trained yet."
+        model = run.config.get("model") or {}
+        if model.get("path") or model.get("build"):
+            section.absent = "The checkpoint was given, not trained here."
+        else:
+            section.missing = "No baseline has been trained in this run."
         return section
+    names = [name for name in ("train_loss", *metrics.described) if name in table.column_names]
     drawn = []
-    for metric in ("validation_loss", "train_loss", "induction_gap", "prefix_matching"):
-        if metric in table.column_names:
-            last = float(column(table, metric)[-1])
-            title = f"{label(metric)} ends at {number(last)}{' nats' if unit(metric) == 'nats' else ''}"
-            drawn += figure(title, curves({"base": [table]}, metric), METRICS[metric][2].capitalize() + ".")
-    section.blocks.append(Figures(drawn))
-    section.blocks.append(Figures(_heads(table)))
+    for metric in names or [c for c in table.column_names if c not in ("step", "seconds")]:
+        title = f"{metrics.label(metric)} ends at {number(float(column(table, metric)[-1]))} {metrics.unit(metric)}"
+        drawn += figure(title, curves({"base": [table]}, metric, metrics.axis(metric)), metrics.meaning(metric))
+    heads = _heads(table)
+    section.blocks += [Figures(drawn), *([Figures(heads)] if heads else [])]
     evaluation = _flat(run.json("baseline/evaluation.json") or {})
     if evaluation:
         section.blocks.append(Table(["measure", "value"], evaluation, folded="Evaluation of the checkpoint"))
@@ -74,10 +78,10 @@ def _flat(value: dict[str, Any], prefix: str = "") -> list[list[str]]:
     return rows
 
 
-def record(run: Run, summary: dict[str, Any] | None) -> Section:
-    """Section 8: seconds of every stage, manifest, configuration."""
+def record(run: Run, summary: Mapping[str, Any]) -> Section:
+    """Seconds of every stage, manifest, configuration."""
     section = Section("record", "Cost and record")
-    seconds = {stage: float(s) for stage, s in ((summary or {}).get("seconds") or {}).items() if s is not None}
+    seconds = {stage: float(s) for stage, s in (summary.get("seconds") or {}).items() if s is not None}
     if seconds:
         total = sum(seconds.values())
         dearest = max(seconds, key=lambda stage: seconds[stage])

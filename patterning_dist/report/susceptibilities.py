@@ -1,133 +1,166 @@
-"""The susceptibilities: agreement of the estimators, reliability, modes over heads."""
+"""The susceptibilities: how large and how certain they are, the strongest entries, agreement of the estimators."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from patterning_dist.report.blocks import Figures, Lines, Note, Section
-from patterning_dist.report.figures import figure, grid, scatter
-from patterning_dist.report.reading import COMPONENT_ORDER, Run, column, in_order, schema_json
+from patterning_dist.report.blocks import Figures, Note, Section, Table
+from patterning_dist.report.figures import figure, scatter
+from patterning_dist.report.modes import modes
+from patterning_dist.report.reading import Run, column, schema_json
 from patterning_dist.report.svg import Plot, padded
-from patterning_dist.report.text import TokenText
-from patterning_dist.report.words import label, number
+from patterning_dist.report.text import INDEX, TokenText, entries, shades, strongest, varied
+from patterning_dist.report.words import number
 
-SHOWN_MODES, TOKENS_A_SIDE = 3, 6
+SHOWN_SUBJECTS, ENTRIES_A_SIDE, CANDIDATES = 6, 6, 200
 
 
 def susceptibilities(
-    run: Run, diagnostics: dict[str, Any] | None, solution: dict[str, Any] | None, texts: dict[str, TokenText]
+    run: Run, diagnostics: Mapping[str, Any], solution: Mapping[str, Any], texts: Mapping[str, TokenText]
 ) -> Section:
-    """Section 5: agreement of the estimators, reliability, modes over heads."""
+    """Size and reliability of every row of chi, its strongest entries, agreement of estimators, modes over heads."""
     section = Section("susceptibilities", "Susceptibilities")
-    probes = run.components("response", "susceptibility-*.parquet")
-    probes = {name: path for name, path in probes.items() if not name.endswith("-sequences")}
-    modes = run.table("response/modes.parquet")
-    if diagnostics is None and not probes and modes is None:
+    tables = run.susceptibilities()
+    if not diagnostics and not tables:
         section.missing = "No response has been estimated yet."
         return section
-    section.blocks.append(
-        Note(
-            "A susceptibility is minus the covariance of an observable with a token's loss under the "
-            "localised posterior: where it is negative, more weight on the token lowers the observable."
-        )
+    words = (
+        "A susceptibility is minus the covariance of an observable with the loss of one sample, or of one of its "
+        "tokens, under the localised posterior: where it is negative, more weight there lowers the observable."
     )
-    drawn = _agreement(run, (solution or {}).get("estimator_agreement") or {}, texts)
-    drawn += _reliability((diagnostics or {}).get("components") or {})
-    if drawn:
-        section.blocks.append(Figures(drawn))
-    if modes is None:
-        section.blocks.append(Note("The modes over heads have not been computed yet.", "small"))
-        return section
-    section.blocks.append(Figures(_modes(modes, ((diagnostics or {}).get("modes") or {}).get("explained_variance"))))
-    return _mode_tokens(run, section, probes, texts)
+    section.blocks.append(Note(words))
+    subjects = diagnostics.get("subjects") or {}
+    drawn = _agreement(run, tables, solution.get("estimator_agreement") or {}, texts) + _reliability(subjects)
+    section.blocks += [Figures(drawn)] if drawn else []
+    probes = {name: table for name, path in tables.items() if (table := run.table(path)) is not None}
+    first = next((table for table in probes.values() if table.num_rows), None)
+    text = None if first is None else texts.get(split_of(first, texts) or "")
+    section.blocks += [*_sizes(probes), *_strongest(probes, text), *modes(run, diagnostics, text)]
+    return section
 
 
-def _paired(run: Run, texts: dict[str, TokenText]) -> tuple[str, dict[str, list[np.ndarray]]] | None:
-    """Component, and per observable the sequence means of both estimators over the tokens both have.
-
-    None unless the probe's tokens are those of the training pool: ids of another split must not be matched.
-    """
-    pool = run.table("response/pool.parquet")
-    probes = {
-        n: p for n, p in run.components("response", "susceptibility-*.parquet").items() if not n.endswith("-sequences")
-    }
-    if pool is None or not probes or "train" not in texts:
-        return None
-    name = schema_json(pool).get("component")
-    name = name if name in probes else next(iter(probes))
-    probe = run.table(probes[name])
-    if probe is None or not probe.num_rows or _split(probe, texts) != "train":
-        return None
-    observables = [c[4:] for c in probe.column_names if c.startswith("chi_") and c in pool.column_names]
-    keys = [column(t, "sequence_id").astype(np.int64) * 65536 + column(t, "position") for t in (probe, pool)]
-    _, ours, theirs = np.intersect1d(*keys, return_indices=True)
-    if ours.size < 3:
-        return None
-    _, inverse = np.unique(keys[0][ours] // 65536, return_inverse=True)
-    sizes = np.bincount(inverse)
-    pairs = {
-        o: [
-            np.bincount(inverse, weights=column(t, f"chi_{o}")[rows]) / sizes
-            for t, rows in ((probe, ours), (pool, theirs))
-        ]
-        for o in observables
-    }
-    return name, pairs
+def _rows_of(table: pa.Table) -> list[str]:
+    return [name.removeprefix("chi_") for name in table.column_names if name.startswith("chi_")]
 
 
-def _split(probe: pa.Table, texts: dict[str, TokenText]) -> str | None:
+def _sizes(probes: Mapping[str, pa.Table]) -> list[Any]:
+    """Spread of chi over the probe beside its error: a row of which the second is the larger is noise."""
+    rows = []
+    for subject, table in probes.items():
+        for name in _rows_of(table):
+            chi, error = (column(table, f"{kind}_{name}").astype(float) for kind in ("chi", "se"))
+            noise = float(np.sqrt(np.mean(error**2))) if chi.size else float("nan")
+            rows.append([subject, name, number(chi.size), number(float(chi.std())), number(noise)])
+    headers = ["subject", "observable", "probe entries", "spread of chi", "standard error"]
+    return [Table(headers, rows, "Size of every row, and its error (root mean square)")] if rows else []
+
+
+def _strongest(probes: Mapping[str, pa.Table], text: TokenText | None) -> list[Any]:
+    """The entries at both ends of the first row of chi, of the first subjects."""
+    blocks: list[Any] = []
+    for subject, table in list(probes.items())[:SHOWN_SUBJECTS]:
+        names = _rows_of(table)
+        if not names or not table.num_rows:
+            continue
+        index = {name: column(table, name) for name in INDEX if name in table.column_names}
+        chi, error = (column(table, f"{kind}_{names[0]}").astype(float) for kind in ("chi", "se"))
+        words = [f"{number(c, sign=True)} ± {number(e, 2)}" for c, e in zip(chi, error, strict=True)]
+        ends = [varied(text, index, strongest(chi, CANDIDATES, up), ENTRIES_A_SIDE) for up in (True, False)]
+        rows = list(dict.fromkeys([*ends[0], *reversed(ends[1])]))
+        title = f"{subject}: highest and lowest susceptibilities of {names[0]}"
+        blocks.append(entries(title, "χ", index, chi, rows, words.__getitem__, shades(chi), text, folded=bool(blocks)))
+    if len(probes) > SHOWN_SUBJECTS:
+        words = f"Those of {len(probes) - SHOWN_SUBJECTS} more subjects are in the tables of response/."
+        blocks.append(Note(words, "small"))
+    return blocks
+
+
+def split_of(probe: pa.Table, texts: Mapping[str, TokenText]) -> str | None:
     """The split whose blocks hold the probe's tokens at the places it names."""
+    if not {"sequence_id", "position", "token"} <= set(probe.column_names):
+        return None
     rows = np.unique(np.linspace(0, probe.num_rows - 1, 20).astype(int))
-    places = list(
-        zip(
-            *(column(probe, name)[rows].tolist() for name in ("sequence_id", "position", "token")),
-            strict=True,
-        )
-    )
+    columns = (column(probe, name)[rows].tolist() for name in ("sequence_id", "position", "token"))
+    places = list(zip(*columns, strict=True))
     return next((split for split, text in texts.items() if all(text.has(*place) for place in places)), None)
 
 
-def _agreement(run: Run, agreement: dict[str, Any], texts: dict[str, TokenText]) -> list[Any]:
-    paired = _paired(run, texts)
+def _paired(
+    run: Run, tables: Mapping[str, str], texts: Mapping[str, TokenText]
+) -> tuple[str, dict[str, list[np.ndarray]]]:
+    """Subject, and per observable the sample means of both estimators over the entries that both have.
+
+    Nothing where the probe is not of the training pool: numbers of other samples must not be matched.
+    """
+    pool = run.table("response/pool.parquet")
+    if pool is None or not tables:
+        return "", {}
+    name = schema_json(pool).get("subject")
+    name = name if name in tables else next(iter(tables))
+    probe = run.table(tables[name])
+    if probe is None or not probe.num_rows or not _same_samples(run, probe, texts):
+        return "", {}
+    key = "sequence_id" if "sequence_id" in probe.column_names else "sample_id"
+    keys = [_places(table, key) for table in (probe, pool)]
+    _, ours, theirs = np.intersect1d(*keys, return_indices=True)
+    observables = [name for name in _rows_of(probe) if f"chi_{name}" in pool.column_names]
+    if ours.size < 3:
+        return "", {}
+    _, inverse = np.unique(keys[0][ours] // 65536, return_inverse=True)
+    sizes, both = np.bincount(inverse), ((probe, ours), (pool, theirs))
+    return name, {
+        o: [np.bincount(inverse, weights=column(t, f"chi_{o}")[rows]) / sizes for t, rows in both] for o in observables
+    }
+
+
+def _same_samples(run: Run, probe: pa.Table, texts: Mapping[str, TokenText]) -> bool:
+    if texts:
+        return split_of(probe, texts) == "train"
+    return (run.config.get("sampling") or {}).get("probe", "unknown") is None
+
+
+def _places(table: pa.Table, key: str) -> np.ndarray:
+    position = column(table, "position") if "position" in table.column_names else 0
+    return column(table, key).astype(np.int64) * 65536 + position
+
+
+def _agreement(
+    run: Run, tables: Mapping[str, str], agreement: Mapping[str, Any], texts: Mapping[str, TokenText]
+) -> list[Any]:
     drawn: list[Any] = []
-    for name, (plain, direction) in (paired[1] if paired else {}).items():
+    subject, pairs = _paired(run, tables, texts) if agreement else ("", {})
+    for name, (plain, direction) in pairs.items():
         given = agreement.get(name) or {}
-        note = f"Means over the shared tokens of {plain.size} sequences, component {paired[0]}. " if paired else ""
-        note += f"Per token r = {_correlation(given, 'tokens')}."
-        title = f"{label(name)}: the estimators agree with r = {_correlation(given, 'sequences')} over sequences"
-        units = "χ, nats²"
-        svg = scatter(
-            plain,
-            direction,
-            f"plain covariance ({units})",
-            f"response direction ({units})",
-            f"Agreement of estimators for {name}",
-        )
-        drawn += figure(title, svg, note)
+        level = "samples" if "correlation_samples" in given else "entries"
+        note = f"Means over the shared entries of {plain.size} samples, subject {subject}. "
+        note += f"Over single entries r = {_correlation(given, 'entries')}."
+        title = f"{name}: the estimators agree with r = {_correlation(given, level)} over {level}"
+        axes = ("plain covariance (χ)", "response direction (χ)")
+        drawn += figure(title, scatter(plain, direction, *axes, f"Agreement of estimators for {name}"), note)
     return drawn
 
 
-def _correlation(given: dict[str, Any], kind: str) -> str:
+def _correlation(given: Mapping[str, Any], kind: str) -> str:
     value, interval = given.get(f"correlation_{kind}"), given.get(f"interval_{kind}")
     ends = f" [{number(interval[0], decimals=2)}, {number(interval[1], decimals=2)}]" if interval else ""
     return f"{number(value, decimals=2)}{ends}" if value is not None else "not computed"
 
 
-def _reliability(components: dict[str, Any]) -> list[Any]:
+def _reliability(subjects: Mapping[str, Any]) -> list[Any]:
     rows = [
-        (component, name, entry.get("reliability"), entry.get("reliability_sequences"))
-        for component in in_order(components, COMPONENT_ORDER)
-        for name, entry in (components[component].get("observables") or {}).items()
+        (subject, name, entry.get("reliability"), entry.get("reliability_samples"))
+        for subject in subjects
+        for name, entry in (subjects[subject].get("observables") or {}).items()
     ]
     rows = [row for row in rows if row[2] is not None or row[3] is not None]
     if not rows:
         return []
-    names = [
-        f"{component} · {name}" if len({row[1] for row in rows}) > 1 else component for component, name, _, _ in rows
-    ]
+    several = len({row[1] for row in rows}) > 1
+    names = [f"{subject} · {name}" if several else subject for subject, name, _, _ in rows]
     both = [value for row in rows for value in row[2:] if value is not None]
     plot = Plot(
         padded(both, include=[0, 1]),
@@ -138,78 +171,17 @@ def _reliability(components: dict[str, Any]) -> list[Any]:
         x_label="split-half correlation over disjoint chains",
     )
     plot.rule(x=0, style="zero")
-    for index, (component, name, token, sequence) in enumerate(rows):
+    for index, (subject, name, entry, sample) in enumerate(rows):
         for value, style, words in (
-            (token, "reliability-token", "tokens"),
-            (sequence, "reliability-sequence", "sequences"),
+            (entry, "reliability-token", "single losses"),
+            (sample, "reliability-sequence", "sample means"),
         ):
             if value is not None:
-                plot.dot(value, index + 0.5, style, 5, f"{component}, {name}, {words}: {number(value)}")
+                plot.dot(value, index + 0.5, style, 5, f"{subject}, {name}, {words}: {number(value)}")
     medians = [
-        number(float(np.median(v)), decimals=2) for v in ([r[k] for r in rows if r[k] is not None] for k in (2, 3)) if v
+        f"{number(float(np.median(found)), decimals=2)} over {words}"
+        for k, words in ((2, "single losses"), (3, "sample means"))
+        if (found := [row[k] for row in rows if row[k] is not None])
     ]
-    title = f"Reliability: median {' per token, '.join(medians)}{' per sequence' if len(medians) == 2 else ''}"
-    return figure(title, plot.svg("Split-half reliability of every row"), "Hollow: per token; filled: per sequence.")
-
-
-def _modes(modes: pa.Table, explained: list[float] | None) -> list[Any]:
-    values = column(modes, "singular_value").astype(float)
-    shares = np.array(explained, dtype=float) if explained else values**2 / max(float((values**2).sum()), 1e-300)
-    heads = in_order([c for c in modes.column_names if c not in ("mode", "singular_value")], COMPONENT_ORDER)
-    plot = Plot(
-        (0, values.size),
-        (0, float(values.max()) * 1.1 or 1.0),
-        x_label="mode",
-        y_label="singular value",
-        columns=[str(m) for m in column(modes, "mode").tolist()],
-    )
-    for index, value in enumerate(values):
-        plot.box(
-            (index + 0.15, index + 0.85),
-            (0, value),
-            "neutral",
-            1.0,
-            f"singular value {number(value)}, {100 * shares[index]:.0f} % of the variance",
-        )
-    count = min(values.size, 8)
-    loadings = np.stack([column(modes, head)[:count] for head in heads])
-    largest = heads[int(np.argmax(np.abs(loadings[:, 0])))]
-    drawn = figure(
-        f"The first mode carries {100 * shares[0]:.0f} % of the variance",
-        plot.svg("Singular values of the modes"),
-    )
-    names = [str(m) for m in column(modes, "mode").tolist()[:count]]
-    return drawn + figure(
-        f"The first mode loads most on {largest}",
-        grid(loadings, heads, names, "Loadings of heads on modes", tip=" (mode)", x_label="mode"),
-    )
-
-
-def _mode_tokens(run: Run, section: Section, probes: dict[str, str], texts: dict[str, TokenText]) -> Section:
-    table = run.table("response/mode-tokens.parquet", ["mode", "sign", "rank", "sequence_id", "position", "score"])
-    probe = run.table(next(iter(probes.values()))) if probes else None
-    split = _split(probe, texts) if probe is not None and probe.num_rows else None
-    if table is None or split is None:
-        section.blocks.append(
-            Note("The modes' tokens cannot be shown: their text or their table is not there yet.", "small")
-        )
-        return section
-    rows = sorted(table.to_pylist(), key=lambda row: (row["mode"], row["rank"]))
-    largest = max((abs(row["score"]) for row in rows), default=1.0) or 1.0
-    for mode in sorted({row["mode"] for row in rows})[:SHOWN_MODES]:
-        chosen = [
-            [row for row in rows if row["mode"] == mode and (row["score"] > 0) == up][:TOKENS_A_SIDE]
-            for up in (True, False)
-        ]
-        lines = [
-            texts[split].line(
-                row["sequence_id"],
-                row["position"],
-                number(row["score"], sign=True),
-                "up" if row["score"] > 0 else "down",
-                abs(row["score"]) / largest,
-            )
-            for row in [*chosen[0], *reversed(chosen[1])]
-        ]
-        section.blocks.append(Lines(f"Mode {mode}: tokens with the highest and the lowest scores", "score", lines))
-    return section
+    note = "Hollow: single losses; filled: means of samples, where these have several losses."
+    return figure(f"Reliability: median {', '.join(medians)}", plot.svg("Split-half reliability of every row"), note)

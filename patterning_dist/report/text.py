@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from patterning_dist.report.blocks import Line, Passage, Piece
+from patterning_dist.report.blocks import Line, Lines, Passage, Piece, Table
 from patterning_dist.report.reading import Run
 from patterning_dist.report.words import number
 
 TOKENS_BEFORE, TOKENS_AFTER = 12, 4
+INDEX = ("sequence_id", "sample_id", "domain", "position", "token")  # columns that say what a row is of
 
 
 @cache
@@ -70,15 +72,11 @@ class TokenText:
     def line(self, sequence_id: int, position: int, value: str, side: str, shade: float) -> Line:
         """The token at `position` of a block between its neighbours."""
         block = self.block(sequence_id)
+        tip = f"sequence {sequence_id}, position {position}"
         return Line(
             value=value,
             before=self.running(block[max(0, position - TOKENS_BEFORE) : position]),
-            token=Piece(
-                self.visible(int(block[position])),
-                side,
-                shade,
-                f"sequence {sequence_id}, position {position}",
-            ),
+            token=Piece(self.visible(int(block[position])), side, shade, tip),
             after=self.running(block[position + 1 : position + 1 + TOKENS_AFTER]),
             domain=self.domain(sequence_id),
         )
@@ -111,6 +109,42 @@ def open_text(run: Run) -> dict[str, TokenText]:
     return {split: text for split, text in texts.items() if text.table is not None}
 
 
+def entries(
+    title: str,
+    value_name: str,
+    index: Mapping[str, np.ndarray],
+    values: np.ndarray,
+    rows: Sequence[int],
+    words: Callable[[int], str],
+    shade: Callable[[float], tuple[str, float]],
+    text: TokenText | None,
+    folded: bool = False,
+) -> Lines | Table:
+    """Some rows of a table: tokens between their neighbours where there is text, else by their numbers.
+
+    Args:
+        index: columns of ``INDEX`` that the table has [row].
+        values: that shade it [row].
+        rows: chosen.
+        words: what is shown of a row.
+        shade: side and shade of a value.
+    """
+    if text is not None and "position" in index:
+        places = ((int(index["sequence_id"][i]), int(index["position"][i])) for i in rows)
+        lines = [text.line(*at, words(i), *shade(float(values[i]))) for i, at in zip(rows, places, strict=True)]
+        return Lines(title, value_name, lines, folded=folded)
+    columns = [name for name in INDEX if name in index]
+    cells = [[*(str(index[name][i]) for name in columns), words(i)] for i in rows]
+    headers = [*(name.removesuffix("_id") for name in columns), value_name]
+    return Table(headers, cells, "" if folded else title, title if folded else "")
+
+
+def shades(values: np.ndarray) -> Callable[[float], tuple[str, float]]:
+    """Side and shade of a value among others."""
+    largest = float(np.abs(values).max(initial=0.0)) or 1.0
+    return lambda value: ("up" if value > 0 else "down", abs(value) / largest)
+
+
 def strongest(weights: np.ndarray, count: int, largest: bool) -> np.ndarray:
     """Indices of the `count` largest (or smallest) values, best first; among equals a fixed random choice."""
     values = weights if largest else -weights
@@ -124,18 +158,18 @@ def strongest(weights: np.ndarray, count: int, largest: bool) -> np.ndarray:
     return np.concatenate([above, ties])
 
 
-def varied(
-    text: TokenText, sequence_ids: np.ndarray, positions: np.ndarray, order: np.ndarray, count: int
-) -> list[int]:
-    """The first `count` indices of `order` with no sequence twice and no token more than twice."""
+def varied(text: TokenText | None, index: Mapping[str, np.ndarray], order: np.ndarray, count: int) -> list[int]:
+    """The first `count` rows of `order`; of tokens, no sequence twice and no token more than twice."""
+    if text is None or "position" not in index:
+        return order[:count].tolist()
     chosen: list[int] = []
     seen_sequences: set[int] = set()
     seen_tokens: dict[int, int] = {}
-    for index in order:
-        sequence_id = int(sequence_ids[index])
-        token = int(text.block(sequence_id)[positions[index]])
+    for row in order:
+        sequence_id = int(index["sequence_id"][row])
+        token = int(text.block(sequence_id)[index["position"][row]])
         if sequence_id not in seen_sequences and seen_tokens.get(token, 0) < 2:
-            chosen.append(int(index))
+            chosen.append(int(row))
             seen_sequences.add(sequence_id)
             seen_tokens[token] = seen_tokens.get(token, 0) + 1
         if len(chosen) == count:

@@ -3,47 +3,55 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from patterning_dist.report.reading import interval_of
 
-METRICS = {
-    "prefix_matching": (
-        "Prefix-matching score",
-        "share of attention",
-        "the strongest head's attention to what followed this token before",
-    ),
-    "induction_gap": ("Induction gap", "nats", "loss on induction tokens minus loss on the rest"),
-    "repeated_gap": (
-        "Repeated-sequence gap",
-        "nats",
-        "loss on the second minus the first half of repeated random sequences",
-    ),
-    "validation_loss": ("Validation loss", "nats", "mean loss on held-out text"),
-    "in_context_gap": ("In-context gap", "nats", "loss late minus loss early in the context"),
-    "induction_loss": ("Loss on induction tokens", "nats", "mean loss on induction tokens"),
-    "rest_loss": ("Loss on the rest", "nats", "mean loss on all other tokens"),
-    "train_loss": ("Training loss", "nats", "mean loss on the training batches"),
-}
-COMPARED = ("prefix_matching", "induction_gap", "repeated_gap", "validation_loss")
 
+class Metrics:
+    """What metrics and observables are called, as summary.json describes them; others bear their own names.
 
-def label(metric: str) -> str:
-    """What a metric is called on the page."""
-    return METRICS[metric][0] if metric in METRICS else metric.replace("_", " ").capitalize()
+    Args:
+        described: name -> label, unit and meaning.
+    """
 
+    def __init__(self, described: Mapping[str, Mapping[str, str]]) -> None:
+        self.described = described
 
-def unit(metric: str) -> str:
-    """The unit a metric is measured in; empty for one that is not known here."""
-    if metric in METRICS:
-        return METRICS[metric][1]
-    return "nats" if metric.endswith(("_loss", "_gap", "loss")) else ""
+    def label(self, name: str) -> str:
+        """What it is called on the page."""
+        words = self._in_words(name)
+        return words[:1].upper() + words[1:]
 
+    def unit(self, name: str) -> str:
+        """What it is measured in; empty for one that is not described."""
+        return self.described.get(name, {}).get("unit", "")
 
-def in_sentence(metric: str) -> str:
-    """A metric's name in the middle of a sentence."""
-    name = label(metric)
-    return f"the {name[0].lower()}{name[1:]}"
+    def meaning(self, name: str) -> str:
+        """A sentence, or nothing."""
+        words = self.described.get(name, {}).get("meaning", "")
+        return f"{words[:1].upper()}{words[1:]}." if words else ""
+
+    def axis(self, name: str) -> str:
+        """What stands at its axis."""
+        return f"{self._in_words(name)} ({self.unit(name)})" if self.unit(name) else self._in_words(name)
+
+    def in_sentence(self, name: str) -> str:
+        """Its name in the middle of a sentence."""
+        return f"the {self._in_words(name)}"
+
+    def effect(self, name: str, value: dict[str, Any]) -> str:
+        """What happened to it, claimed no further than its interval goes."""
+        amount = f"{estimate(value, sign=True)} {self.unit(name)}".strip()
+        if interval_of(value) is None:
+            return f"{self.in_sentence(name)} moved by {amount} (no interval, so it cannot be told from chance)"
+        if not clear(value):
+            return f"no clear effect on {self.in_sentence(name)} ({amount})"
+        return f"{'raised' if clear(value) > 0 else 'lowered'} {self.in_sentence(name)} ({amount})"
+
+    def _in_words(self, name: str) -> str:
+        return self.described.get(name, {}).get("label") or name.replace("_", " ")
 
 
 def number(value: Any, digits: int = 3, decimals: int | None = None, sign: bool = False) -> str:
@@ -84,18 +92,6 @@ def clear(value: dict[str, Any] | None) -> int:
     if interval is None:
         return 0
     return 1 if interval[0] > 0 else -1 if interval[1] < 0 else 0
-
-
-def effect(metric: str, value: dict[str, Any]) -> str:
-    """What happened to a metric, claimed no further than its interval goes."""
-    amount = (
-        f"{estimate(value, sign=True)} {unit(metric)}".strip() if unit(metric) == "nats" else estimate(value, sign=True)
-    )
-    if interval_of(value) is None:
-        return f"{in_sentence(metric)} moved by {amount} (no interval, so it cannot be told from chance)"
-    if not clear(value):
-        return f"no clear effect on {in_sentence(metric)} ({amount})"
-    return f"{'raised' if clear(value) > 0 else 'lowered'} {in_sentence(metric)} ({amount})"
 
 
 def listed(parts: list[str]) -> str:

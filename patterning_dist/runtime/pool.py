@@ -13,13 +13,13 @@ from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
-from ray.actor import ActorHandle
 
 from patterning_dist.aggregation.files import rank_part, read_gradients
 from patterning_dist.config import SamplingConfig
 from patterning_dist.config.response import DirectionConfig
 from patterning_dist.models.components import Vector
 from patterning_dist.progress import Progress
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.groups import chain_workers
 from patterning_dist.runtime.chains.workers import MakeStudy, Result
 from patterning_dist.runtime.environment import ray_session

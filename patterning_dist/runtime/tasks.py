@@ -16,9 +16,9 @@ from pathlib import Path
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
 
 from patterning_dist.progress import Progress
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.workers import Result, progress_board
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.storage.files import write_npz

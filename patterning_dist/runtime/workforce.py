@@ -5,14 +5,14 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import Counter, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.resources import Resources, nodes
 
 _ROOM_TIMEOUT = 600.0  # seconds without any worker, until the resources of one must have become free
@@ -58,7 +58,7 @@ class Workforce:
 
     def run(
         self,
-        calls: list[Callable[[ActorHandle], ray.ObjectRef]],
+        calls: Sequence[Callable[[ActorHandle], ray.ObjectRef]],
         poll: Callable[[list[Any]], Any],
         lost: Lost | None = None,
     ) -> list[Any]:
@@ -71,7 +71,7 @@ class Workforce:
             lost: decides about a task whose worker died; by default it is tried again, a few times.
 
         Raises:
-            PatterningError: no worker found room in time, or a task has lost too many.
+            PatterningError: no worker found room in time or could be started, or a task has lost too many.
         """
         results: list[Any] = [None] * len(calls)
         waiting, losses, busy = deque(range(len(calls))), Counter[int](), False
@@ -89,8 +89,9 @@ class Workforce:
                 index, worker = waiting.popleft(), self._idle.pop()
                 self._running[calls[index](worker)] = (index, worker)
             pending = [*self._running, *self._starting]
-            done = ray.wait(pending, timeout=0.5)[0] if pending else time.sleep(0.1) or []
-            for reference in done:
+            if not pending:
+                time.sleep(0.1)
+            for reference in ray.wait(pending, timeout=0.5)[0] if pending else ():
                 if reference in self._starting:
                     self._started(reference)
                     continue
@@ -140,7 +141,9 @@ class Workforce:
             self._idle.append(worker)
         except WorkerLost:
             self._idle.append(worker)  # as above
-        except ray.exceptions.RayActorError:
+        except ray.exceptions.RayActorError as error:
+            if error.actor_init_failed:  # by an error of its own, which would come again
+                raise PatterningError(f"a worker cannot be started: {str(error).strip().splitlines()[-1]}") from error
             time.sleep(0.5)  # its node may be on its way out
             self._replace(worker)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterator
 from functools import partial
+from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,9 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Piece
 from patterning_dist.sampling.noise import Extent
 from patterning_dist.sampling.ranks import Ranks
+
+if TYPE_CHECKING:
+    from torch.distributed.tensor import DTensor
 
 
 def shard_model(
@@ -91,7 +95,7 @@ def _owns_its_parameters(part: nn.Module, model: nn.Module) -> bool:
     return bool(mine) and all(all_uses[parameter] == count for parameter, count in mine.items())
 
 
-def is_sharded(tensor: Tensor) -> bool:
+def is_sharded(tensor: Tensor) -> TypeGuard[DTensor]:
     """Whether it is a DTensor; that class takes a second to import, which is for chain groups alone to pay."""
     return hasattr(tensor, "device_mesh")
 

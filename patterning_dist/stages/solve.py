@@ -62,9 +62,11 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
         "effective_sample_share": report["arms"]["plus"]["effective_sample_share"],
         "histogram": report["arms"]["plus"]["histogram"],
     }
+    index, key = pool.index, pool.subjects.task.key
     for arm, weights in solutions.items():
         path = run.path / "weights" / f"{arm}.parquet"
-        write_sample_weights(path, pool.index, weights, {"arm": arm, "component": config.solve.component})
+        metadata = {"arm": arm, "subject": pool.subject}
+        write_sample_weights(path, index[key], index.get("position"), weights, metadata, key)
         outputs.append(path)
     write_json(run.path / "weights" / "solution.json", report)
     return [*outputs, run.path / "weights" / "solution.json"]

@@ -43,6 +43,7 @@ LANGUAGE_METRICS: Mapping[str, Metric] = {
         "in-context gap", "nats", "mean loss on the last quarter of the context minus the second eighth"
     ),
     "induction_loss": Metric("loss on induction tokens", "nats", "mean loss on tokens that complete an earlier bigram"),
+    "rest_loss": Metric("loss on the rest", "nats", "mean loss on all other tokens"),
     "validation_loss": Metric("validation loss", "nats", "mean loss on held-out tokens"),
 }
 
@@ -69,31 +70,51 @@ class Evaluation:
         parts, counted, induction = [], [], []
         for samples in task.held_out.values():
             ids = permutation(seed, _EVALUATION_STREAM, len(samples))[:num_sequences]
-            here, mask = induction_tokens(samples.tokens(ids)), samples.counted(ids)
+            here, mask = induction_tokens(samples.document_tokens(ids)), samples.counted(ids)
             parts.append(Part(samples, ids))
             counted.append(np.ones_like(here) if mask is None else mask)
             induction.append(here & counted[-1])
         repeated = repeated_sequences(0, _NUM_REPEATED, task.num_positions + 1, task.vocabulary_size)
-        return cls(Joined(parts), np.concatenate(counted), np.concatenate(induction), torch.from_numpy(repeated))
+        nothing = [np.zeros((0, task.num_positions), bool)]
+        return cls(
+            Joined(parts),
+            np.concatenate(nothing + counted),
+            np.concatenate(nothing + induction),
+            torch.from_numpy(repeated),
+        )
 
     def measure(self, task: LanguageTask, model: nn.Module, ranks: Ranks) -> dict[str, float]:
-        """All metrics; losses in nats, scores are probabilities. Every rank calls this and does its share."""
+        """All metrics; losses in nats, scores are probabilities. Every rank calls this and does its share.
+
+        What there is nothing to measure on, such as induction tokens in very short contexts, is left out.
+        """
         measured = partial(all_losses, partial(task.losses, model), ranks=ranks, size=_BATCH, device=task.device)
-        losses, repeated = measured(self.samples), measured(self.repeated)
-        induction, rest = losses[self.induction].mean().item(), losses[self.counted & ~self.induction].mean().item()
-        num_positions, half = losses.shape[1], self.repeated.shape[1] // 2
-        late, early = (slice(num_positions - num_positions // 4, None), slice(num_positions // 8, num_positions // 4))
-        late_loss, early_loss = (losses[:, part][self.counted[:, part]].mean() for part in (late, early))
-        return {
-            "validation_loss": losses[self.counted].mean().item(),
-            "induction_loss": induction,
-            "rest_loss": rest,
-            "induction_gap": induction - rest,
+        found = self._held_out_losses(measured(self.samples)) if len(self.samples) else {}
+        half = self.repeated.shape[1] // 2
+        if half > 1:
+            repeated = measured(self.repeated)
             # Column p predicts token p + 1; the first token of the second copy cannot be foreseen.
-            "repeated_gap": (repeated[:, half:].mean() - repeated[:, : half - 1].mean()).item(),
-            "in_context_gap": (late_loss - early_loss).item(),
-            **self._attention_scores(task, model, ranks),
+            found["repeated_gap"] = (repeated[:, half:].mean() - repeated[:, : half - 1].mean()).item()
+            found |= self._attention_scores(task, model, ranks)
+        return found
+
+    def _held_out_losses(self, losses: Tensor) -> dict[str, float]:
+        position, num_positions = np.arange(losses.shape[1]), losses.shape[1]
+        # At least a position each: a context may be shorter than eight tokens.
+        late = position >= num_positions - max(num_positions // 4, 1)
+        early = (position >= num_positions // 8) & (position < max(num_positions // 4, 1))
+        masks = {
+            "validation_loss": self.counted,
+            "induction_loss": self.induction,
+            "rest_loss": self.counted & ~self.induction,
+            "late": self.counted & late,
+            "early": self.counted & early,
         }
+        means = {name: losses[mask].mean().item() for name, mask in masks.items() if mask.any()}
+        for gap, terms in (("induction_gap", ("induction_loss", "rest_loss")), ("in_context_gap", ("late", "early"))):
+            if all(name in means for name in terms):
+                means[gap] = means[terms[0]] - means[terms[1]]
+        return {name: mean for name, mean in means.items() if name not in ("late", "early")}
 
     def _attention_scores(self, task: LanguageTask, model: nn.Module, ranks: Ranks) -> dict[str, float]:
         """Previous-token and prefix-matching score of every head, and the largest prefix-matching score of all."""

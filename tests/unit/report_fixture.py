@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -142,10 +143,10 @@ def _weights(run: Path, blocks: np.ndarray, rng: np.random.Generator) -> None:
         solved[arm] = entry
     agreement = {
         o: {
-            "correlation_tokens": 0.41,
-            "interval_tokens": [0.37, 0.45],
-            "correlation_sequences": 0.88,
-            "interval_sequences": [0.79, 0.93],
+            "correlation_entries": 0.41,
+            "interval_entries": [0.37, 0.45],
+            "correlation_samples": 0.88,
+            "interval_samples": [0.79, 0.93],
         }
         for o in OBSERVABLES
     }
@@ -171,16 +172,19 @@ def _retraining(run: Path, seeds: int, rng: np.random.Generator) -> None:
             finals.setdefault(arm, []).append({metric: table[metric][-1] for metric in METRICS})
             passed = [step for step, value in zip(table["step"], table["prefix_matching"], strict=True) if value > 0.1]
             transitions.setdefault(arm, []).append(passed[0] if passed else None)
-    contrasts = {}
-    for pair in ("plus-base", "plus-permuted", "minus-base", "permuted-base"):
-        one, other = pair.split("-")
-        contrasts[pair] = {}
+    contrasts: dict[str, dict[str, Any]] = {}
+    for one, other in (("plus", "base"), ("plus", "permuted"), ("minus", "base"), ("permuted", "base")):
+        contrasts.setdefault(one, {})[other] = {}
         for metric in METRICS:
             each = [a[metric] - b[metric] for a, b in zip(finals[one], finals[other], strict=True)]
-            contrasts[pair][metric] = _estimate(
+            contrasts[one][other][metric] = _estimate(
                 float(np.mean(each)), float(np.std(each, ddof=1) / np.sqrt(seeds)) * 1.2, per_seed=each
             )
-    lead = contrasts["plus-base"]
+    lead = contrasts["plus"]["base"]
+    solution = json.loads((run / "weights/solution.json").read_text())
+    solved = {arm: solution["arms"][arm] for arm in ("plus", "minus")}
+    checked = {o: {**_estimate(-0.04, 0.006), "predicted": -0.05} for o in OBSERVABLES}
+    write_json(run / "check/response.json", {"subject": "everything", "weights": "plus", "strengths": {"+1": checked}})
     write_json(
         run / "summary.json",
         {
@@ -214,8 +218,18 @@ def _retraining(run: Path, seeds: int, rng: np.random.Generator) -> None:
                     "what": "what the steering costs",
                 },
             ],
-            "arms": {arm: {"seeds": list(range(seeds))} for arm in ARMS},
+            "metrics": {
+                name: {"label": name.replace("_", " "), "unit": "nats", "meaning": "a loss"} for name in METRICS
+            },
+            "arms": {
+                arm: {"seeds": list(range(seeds)), "weights": None if arm == "base" else arm, "strength": 1.0}
+                for arm in ARMS
+            },
             "contrasts": contrasts,
+            "predicted": {arm: entry["predicted_response"] for arm, entry in solved.items()},
+            "cross_fitted": {arm: entry["cross_fitted_response"] for arm, entry in solved.items()},
+            "checked": {"plus": checked},
+            "realised": {arm: {o: lead[o] for o in OBSERVABLES} for arm in ("plus", "minus", "permuted")},
             "transition_steps": transitions,
             "warnings": ["Component layer.1.head.1: 1 of 4 chains was left out."],
         },

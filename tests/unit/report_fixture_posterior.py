@@ -45,7 +45,7 @@ def write_posterior(run: Path, blocks: np.ndarray, rng: np.random.Generator) -> 
     pool = {"sequence_id": ids, "position": positions.astype(np.int16)}
     for o in OBSERVABLES:
         pool |= {f"chi_{o}": truth[o].astype(np.float32), f"se_{o}": np.full(ids.size, 0.004, np.float32)}
-    write_table(run / "response/pool.parquet", pool, {"units": "nats^2"})
+    write_table(run / "response/pool.parquet", pool, {"units": "nats^2", "subject": "everything"})
     metadata = {
         "units": "nats^2",
         "sign": "minus covariance",
@@ -101,7 +101,7 @@ def write_posterior(run: Path, blocks: np.ndarray, rng: np.random.Generator) -> 
             "sequence_id": np.arange(blocks.shape[0]),
             **{f"chi_{o}": np.zeros(blocks.shape[0]) for o in OBSERVABLES},
         }
-        write_table(run / f"response/susceptibility-{component}-sequences.parquet/part-00000.parquet", rows, metadata)
+        write_table(run / f"response/susceptibility-{component}-samples.parquet/part-00000.parquet", rows, metadata)
     heads = COMPONENTS[1:]
     loadings = np.linalg.qr(rng.standard_normal((4, 4)))[0]
     values = [2.4, 0.9, 0.4, 0.1]
@@ -126,10 +126,12 @@ def write_posterior(run: Path, blocks: np.ndarray, rng: np.random.Generator) -> 
     diagnostics = {
         component: {
             "num_chains": 4 - (component == "layer.1.head.1"),
-            "max_token_rhat": 1.13,
             "excluded": [{"chain": 3, "reason": "loss became NaN at step 212"}]
             if component == "layer.1.head.1"
             else [],
+            "num_coordinates": 4096,
+            "llc": {"value": 11.0 + i, "standard_error": 0.8, "interval": [9.4 + i, 12.6 + i]},
+            "findings": [],
             "observables": {
                 o: {
                     "mean": 0.01,
@@ -138,7 +140,7 @@ def write_posterior(run: Path, blocks: np.ndarray, rng: np.random.Generator) -> 
                     "ess_bulk": 420.0 / (1 + 2 * i),
                     "mcse": 0.0021,
                     "reliability": 0.12 + 0.02 * i,
-                    "reliability_sequences": 0.55 + 0.05 * i,
+                    "reliability_samples": 0.55 + 0.05 * i,
                 }
                 for o in OBSERVABLES
             },
@@ -149,7 +151,7 @@ def write_posterior(run: Path, blocks: np.ndarray, rng: np.random.Generator) -> 
     write_json(
         run / "response/diagnostics.json",
         {
-            "components": diagnostics,
-            "modes": {"components": heads, "singular_values": values, "explained_variance": variance},
+            "subjects": diagnostics,
+            "modes": {"baseline": {"components": heads, "singular_values": values, "explained_variance": variance}},
         },
     )

@@ -89,7 +89,7 @@ def build_classifier(config: ClassifierConfig, longest: int, seed: int) -> Brack
     return model
 
 
-def string_losses(model: BracketClassifier, tokens: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
+def string_losses(model: nn.Module, tokens: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
     """l_i = -log p(label_i | string_i) in nats [sample]; tokens [sample, position], lengths and labels [sample]."""
     return label_losses(model(tokens, lengths), labels)
 

@@ -46,7 +46,8 @@ class BracketStrings:
     def __getitem__(self, ids: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """(tokens, lengths, labels) of the samples `ids`."""
         chosen = np.asarray(ids)
-        return tuple(torch.from_numpy(array[chosen]) for array in (self.tokens, self.lengths, self.labels))
+        tokens, lengths, labels = (torch.from_numpy(a[chosen]) for a in (self.tokens, self.lengths, self.labels))
+        return tokens, lengths, labels
 
     def subset(self, ids: np.ndarray) -> BracketStrings:
         """The samples `ids`, in that order."""

@@ -7,17 +7,17 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
-from ray.actor import ActorHandle
 
 from patterning_dist.aggregation.files import rank_part
 from patterning_dist.aggregation.ledger import ChainRecord
 from patterning_dist.aggregation.protocol import START, Verdict, block_digest
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.pushes import WINDOW, Block, ChainTask, ShardLink
 from patterning_dist.sampling.chain import Chain, ChainFailure
 from patterning_dist.sampling.checkpoint import decode, encode
@@ -58,6 +58,9 @@ class _Action(enum.IntEnum):
     END = 4
 
 
+Decision = tuple[_Action, int]
+
+
 def run_chain(
     study: ChainStudy, ranks: Ranks, task: ChainTask, shards: list[ActorHandle], board: ActorHandle
 ) -> Outcome | None:
@@ -86,7 +89,7 @@ class _Attempt:
         self.started = time.monotonic()
         self.chain: Chain | None = None
         self.sequence, self.digest = 0, START  # of the next push, and of the one before it
-        self.block: Block | None = None
+        self.block: Block  # the last draws, on rank 0
         folder, name = f"sampling/{task.unit}/checkpoints", f"chain-{task.number}-rank-{ranks.rank}"
         self.checkpoints = Snapshots(task.storage, folder, name, damaged=lambda message: None)
         if task.anew:
@@ -130,7 +133,7 @@ class _Attempt:
             self.checkpoints.delete()
         return outcome
 
-    def _decide(self, link: ShardLink) -> Iterator[tuple[_Action, int]]:
+    def _decide(self, link: ShardLink) -> Generator[Decision, None, Outcome]:
         """What all ranks do next, one thing after another; returns the outcome."""
         task = self.task
         verdict, records = link.open(None, 0.0, task.anew)
@@ -167,14 +170,15 @@ class _Attempt:
                 yield _Action.CHECKPOINT, link.sender.needed(self.checkpoints.numbers())
                 link.metrics.checkpoint(time.monotonic() - started)
 
-    def _resume(self, link: ShardLink) -> Iterator[tuple[_Action, int]]:
+    def _resume(self, link: ShardLink) -> Generator[Decision, None, Verdict]:
         """Go to a place that no shard is behind of: where the chain is, a checkpoint, or the beginning."""
         verdict = link.settle(0)  # what is under way would come between
         if verdict in (Verdict.ZOMBIE, Verdict.CONFLICT):
             return verdict
         if self.chain is None:
             yield _Action.RESTORE, 0
-        verdict, _ = link.open(self.chain.center_losses, self.chain.center_mean_loss, False)
+        chain = self._begun()
+        verdict, _ = link.open(chain.center_losses, chain.center_mean_loss, False)
         if verdict is Verdict.ZOMBIE:
             return verdict
         places = {0, self.sequence, *self.checkpoints.numbers()}
@@ -187,7 +191,12 @@ class _Attempt:
         link.sender.sequence = self.sequence
         return Verdict.APPLIED
 
-    def _agree(self, action: _Action, number: int) -> tuple[_Action, int]:
+    def _begun(self) -> Chain:
+        """The chain: the first thing that is decided is where it starts."""
+        assert self.chain is not None, f"{self.task.key} has not been started"
+        return self.chain
+
+    def _agree(self, action: _Action, number: int) -> Decision:
         """What rank 0 has decided, on all ranks."""
         mine = [action, number] if self.ranks.rank == 0 else [0, 0]
         agreed, number = self.ranks.sum(torch.tensor(mine)).tolist()
@@ -205,7 +214,7 @@ class _Attempt:
 
     def _draw(self) -> None:
         total, draws = self.task.plan.num_draws, []
-        for draw in islice(self.chain.draws(), self.task.draws_per_push):
+        for draw in islice(self._begun().draws(), self.task.draws_per_push):
             draws.append(draw)
             if self.ranks.rank == 0 and (time.monotonic() - self.noted > _NOTE_EVERY or draw.number + 1 == total):
                 self._note(draw.number + 1, draw.mean_loss)
@@ -230,7 +239,7 @@ class _Attempt:
         self.checkpoint_at = now + max(self.task.snapshot_seconds, (now - started) * (1 / _CHECKPOINT_SHARE - 1))
 
     def _encoded(self) -> bytes:
-        return encode(self.chain.state_dict(), digest=self.digest.hex(), run=self.task.plan.run)
+        return encode(self._begun().state_dict(), digest=self.digest.hex(), run=self.task.plan.run)
 
     def _restore(self, number: int) -> None:
         """Go to a checkpoint, or to the beginning (0); ``is_restored`` says whether all ranks could."""
@@ -240,11 +249,11 @@ class _Attempt:
             self.sequence, self.digest, self.is_restored = 0, START, True
             return
         content = self.checkpoints.read(number)
-        state, extra = (None, {}) if content is None else decode(content, self.chain.target.device)
+        state, extra = ({}, {}) if content is None else decode(content, self._begun().target.device)
         is_ours = extra.get("run") == self.task.plan.run  # not of other inputs, nor damaged
         self.is_restored = self.ranks.sum(torch.tensor(int(is_ours))).item() == self.ranks.size
         if self.is_restored:
-            self.chain.load_state_dict(state)
+            self._begun().load_state_dict(state)
             self.sequence, self.digest = number, bytes.fromhex(extra["digest"])
 
     def _flush(self) -> None:
@@ -254,7 +263,7 @@ class _Attempt:
     def _write_results(self) -> None:
         """What the chain's statistics have come to, this rank's part."""
         task = self.task
-        for name, statistic in self.chain.statistics.items():
+        for name, statistic in self._begun().statistics.items():
             if (result := statistic.result()) is not None:
                 part = rank_part(task.number, self.ranks.rank, self.ranks.size)
                 Snapshots(task.storage, f"sampling/{task.unit}/{name}", part).write(task.num_pushes, pack(result))

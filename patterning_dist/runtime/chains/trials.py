@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
 
 from patterning_dist.config import SamplingConfig
 from patterning_dist.progress import Progress
 from patterning_dist.response.calibration import Setting, Trial
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.attempt import ChainStudy
 from patterning_dist.runtime.chains.groups import chain_workers
 from patterning_dist.runtime.chains.workers import MakeStudy, Result
@@ -79,6 +79,7 @@ def run_trials(
         Every trial, in their order; a chain that failed is one of them.
     """
     grouped = sampling.ranks_per_chain > 1
+    num_workers = 0
     with contextlib.ExitStack() as resources:
 
         def hire(number: int) -> Workforce:
@@ -94,7 +95,6 @@ def run_trials(
                 return worker.everywhere.remote(f"in {_key(setting, chain)}", *arguments)
             return worker.__ray_call__.remote(*arguments)
 
-        num_workers = 0
         tasks = [
             Task(_key(*trial), f"{folder}/{_file_name(*trial)}", fingerprint, partial(start, *trial))
             for trial in trials

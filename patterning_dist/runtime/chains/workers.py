@@ -6,22 +6,22 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patterning_dist.config import SamplingConfig
 from patterning_dist.progress import Progress
+from patterning_dist.runtime.actor import Actor, ActorHandle
 from patterning_dist.runtime.chains.attempt import ChainStudy, Outcome, run_chain
 from patterning_dist.runtime.chains.pushes import ChainTask
 from patterning_dist.runtime.environment import prepare_process
-from patterning_dist.runtime.resources import worker_resources
+from patterning_dist.runtime.resources import sampling_resources
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.ranks import Ranks
 
 
 # One that dies is made anew, and fills with the notes to come.
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class ProgressBoard:
+class ProgressBoard(Actor):
     """The last word of every chain or arm, for whoever draws the progress display."""
 
     def __init__(self) -> None:
@@ -47,7 +47,7 @@ MakeStudy = Callable[[str, Ranks], ChainStudy]  # (device, ranks) -> study, in t
 
 
 @ray.remote
-class ModelWorker:
+class ModelWorker(Actor):
     """One process with a study loaded, for any number of tasks one after another."""
 
     def __init__(self, sampling: SamplingConfig, device: str) -> None:
@@ -58,7 +58,7 @@ class ModelWorker:
         """Load the study; what the user can put right is raised here."""
         self.study = make_study(self.device, Ranks())
 
-    def chain(self, task: ChainTask, shards: list[ActorHandle], board: ActorHandle) -> Outcome:
+    def chain(self, task: ChainTask, shards: list[ActorHandle], board: ActorHandle) -> Outcome | None:
         """See ``run_chain``."""
         return run_chain(self.study, Ranks(), task, shards, board)
 
@@ -71,7 +71,7 @@ def model_workers(
     Raises:
         PatterningError: the cluster cannot hold one worker.
     """
-    need = worker_resources(sampling, device)
+    need = sampling_resources(sampling, device)
 
     def start() -> tuple[ActorHandle, ray.ObjectRef]:
         worker = ModelWorker.options(**need.options).remote(sampling, device)

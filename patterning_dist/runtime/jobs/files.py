@@ -88,8 +88,8 @@ def _paths(config: Root) -> Iterator[tuple[Key, Path, bool]]:
             yield ("model", "path"), Path(config.model.path), False
         if isinstance(config.data, TableConfig):
             yield ("data", "train"), Path(config.data.train), False
-            for domain, path in config.data.held_out.items():
-                yield ("data", "held_out", domain), Path(path), False
+            for domain, table in config.data.held_out.items():
+                yield ("data", "held_out", domain), Path(table), False
 
 
 def _path_fields(value: Any, key: Key = ()) -> Iterator[tuple[Key, Path]]:

@@ -32,7 +32,8 @@ def own_modules(experiment: Path, config: Root) -> dict[str, Path]:
     Raises:
         PatterningError: a module is neither there nor installed, or is not valid Python.
     """
-    here, waiting, packed, files = Path.cwd(), [], set(), {}
+    here, waiting, packed = Path.cwd(), [], set()
+    files: dict[str, Path] = {}
     for key, path in _functions(config):
         name = path.partition(":")[0].partition(".")[0]
         if not _is_here(name, here) and not _is_installed(name, here):
@@ -91,5 +92,5 @@ def _imports(experiment: Path, file: Path) -> Iterator[str]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             yield from (alias.name.partition(".")[0] for alias in node.names)
-        elif isinstance(node, ast.ImportFrom) and node.level == 0:
+        elif isinstance(node, ast.ImportFrom) and node.level == 0 and node.module:
             yield node.module.partition(".")[0]

@@ -21,7 +21,6 @@ from patterning_dist.runtime.probe.chains import SavedBytes, process_bytes, run_
 from patterning_dist.runtime.probe.ranks import probe_groups
 from patterning_dist.runtime.resources import training_resources
 from patterning_dist.runtime.training.trainer import Trainer
-from patterning_dist.runtime.training.weights import local_pieces
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.tasks.open import open_task
 from patterning_dist.training.job import TrainingJob
@@ -160,7 +159,8 @@ def _sizes(rank: Any) -> tuple[int, int, int, int]:
     """Bytes of this rank's weights and optimizer state, of what is kept for the backward pass, and of the process."""
     trainer = rank.trainer
     engine = trainer.engine
-    weights = sum(p.numel() * p.element_size() for p in local_pieces(engine).values())
+    pieces = [getattr(p, "ds_tensor", p) for p in engine.module.parameters()]
+    weights = sum(p.numel() * p.element_size() for p in pieces)
     states = engine.optimizer.state_dict().get("state", {}).values()
     optimizer = sum(t.numel() * t.element_size() for s in states for t in s.values() if isinstance(t, torch.Tensor))
     activations = SavedBytes(engine.module.parameters())

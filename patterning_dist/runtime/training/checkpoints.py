@@ -14,8 +14,8 @@ from typing import Any
 
 import ray
 import torch
-from ray.actor import ActorHandle
 
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.training.engine import engine_state, load_engine_state
 from patterning_dist.storage.snapshots import Snapshots
 from patterning_dist.storage.store import Storage

@@ -7,13 +7,13 @@ import uuid
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patterning_dist.config import Config
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.workers import progress_board
 from patterning_dist.runtime.environment import ray_session, resolve_device
 from patterning_dist.runtime.resources import training_resources

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import Any
 
 import ray
-from ray.actor import ActorHandle
 from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.backend import Backend
@@ -14,6 +13,7 @@ from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from patterning_dist.config import Config
 from patterning_dist.errors import PatterningError
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.environment import resolve_device, users_error
 from patterning_dist.runtime.resources import nodes, training_resources
 from patterning_dist.runtime.training.checkpoints import catch_sigterm, newest_step

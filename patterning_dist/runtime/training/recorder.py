@@ -7,12 +7,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-from ray.actor import ActorHandle
 from torch import Tensor
 
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.metrics import TrainingMetrics
 from patterning_dist.runtime.training.trainer import Trainer
-from patterning_dist.runtime.training.weights import load_pieces, local_copies, save_weights
+from patterning_dist.runtime.training.weights import load_shares, own_share, save_weights
 from patterning_dist.storage.files import write_json, write_parquet
 from patterning_dist.storage.mirror import Place
 
@@ -27,13 +27,11 @@ class Recorder:
         self.place, self.board, self.metrics = place, board, metrics
         self.noted_step, self.noted, self.started = 0, 0.0, time.monotonic()
         self.rows: list[dict[str, float]] = []
-        self.average: dict[str, Tensor] = {}  # sum over steps of this rank's pieces
+        self.average: dict[str, Tensor] = {}  # this rank's share of a sum over steps
 
     def state_dict(self) -> tuple[dict[str, Any], dict[str, Any]]:
         """What goes into a training checkpoint: what all ranks have alike, and what is this rank's alone."""
-        shared = {"rows": self.rows, "seconds": time.monotonic() - self.started}
-        average = {"average": self.average}
-        return (shared, average) if self.trainer.in_pieces else (shared | average, {})
+        return {"rows": self.rows, "seconds": time.monotonic() - self.started}, {"average": self.average}
 
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
         """Take up both parts of a state at a step; its seconds count on."""
@@ -66,15 +64,15 @@ class Recorder:
 
     def add_to_average(self) -> None:
         """Count the weights in the mean that the annealed checkpoint is."""
-        pieces = local_copies(self.trainer.engine)
-        self.average = {n: self.average[n] + w if n in self.average else w for n, w in pieces.items()}
+        share = own_share(self.trainer.engine)
+        self.average = {n: self.average[n] + w if n in self.average else w for n, w in share.items()}
 
     def finish(self, fingerprint: str) -> None:
         """Write the result; evaluation.json comes last, with the fingerprint that says that the job is finished."""
         trainer, job = self.trainer, self.job
-        if self.average:
+        if job.anneal_steps:  # a rank's share may be nothing
             num_averaged = job.anneal_steps - job.anneal_steps // 2
-            load_pieces(trainer.engine, {name: w / num_averaged for name, w in self.average.items()})
+            load_shares(trainer.engine, {name: w / num_averaged for name, w in self.average.items()})
         self.save("model")
         report = {
             **trainer.evaluate(),

@@ -43,7 +43,6 @@ class Trainer:
         self.optimizer = task.optimizer(model, config.training)
         self.engine = initialize(model, self.optimizer, settings, device)
         self.engine.eval()
-        self.in_pieces = self.engine.zero_optimization_stage() == 3
 
     def step(self, number: int) -> float:
         """One optimizer step on the global batch, whose weighted mean loss [nats] is returned."""

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from patterning_dist.runtime.training.engine import partitioned_parameters
@@ -32,7 +33,8 @@ def save_weights(engine: Any, path: Path | None) -> None:
     stored = _stored(engine)
     if path is None:
         for tensor in stored.values():
-            _whole(tensor, engine)
+            with _whole(tensor):
+                pass
         return
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     end = 0
@@ -45,24 +47,35 @@ def save_weights(engine: Any, path: Path | None) -> None:
     with atomic_path(path) as temporary, temporary.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for tensor in stored.values():
-            file.write(_whole(tensor, engine).to(_kind(tensor)).contiguous().view(-1).view(torch.uint8).numpy())
+            with _whole(tensor):
+                content = tensor.detach().to("cpu", _kind(tensor)).contiguous()
+                file.write(content.view(-1).view(torch.uint8).numpy())
 
 
-def local_pieces(engine: Any) -> dict[str, Tensor]:
-    """This rank's part of every parameter, by name, as it is kept."""
-    return {name: getattr(p, "ds_tensor", p).detach() for name, p in engine.module.named_parameters()}
+def own_share(engine: Any) -> dict[str, Tensor]:
+    """The part of the parameters that this rank has a copy of in an average, by name, in float32 on the CPU.
+
+    Under ZeRO stage 3 its piece of each, else every ``num_ranks``-th parameter: together the ranks copy each once.
+    """
+    rank, num_ranks = dist.get_rank(), dist.get_world_size()
+    shares = {
+        name: getattr(p, "ds_tensor", p)
+        for number, (name, p) in enumerate(engine.module.named_parameters())
+        if hasattr(p, "ds_tensor") or number % num_ranks == rank
+    }
+    return {name: share.detach().to("cpu", torch.float32, copy=True) for name, share in shares.items()}
 
 
-def local_copies(engine: Any) -> dict[str, Tensor]:
-    """Copies of them on the CPU, in float32."""
-    return {name: piece.to("cpu", torch.float32, copy=True) for name, piece in local_pieces(engine).items()}
-
-
-def load_pieces(engine: Any, pieces: dict[str, Tensor]) -> None:
-    """Put this rank's part of every parameter in place, for evaluating and saving; the optimizer keeps what it has."""
+def load_shares(engine: Any, shares: dict[str, Tensor]) -> None:
+    """Put the shares of all ranks in place, for evaluating and saving; the optimizer keeps what it has."""
     with partitioned_parameters(engine), torch.no_grad():
-        for name, piece in local_pieces(engine).items():
-            piece.copy_(pieces[name])
+        for number, (name, p) in enumerate(engine.module.named_parameters()):
+            if hasattr(p, "ds_tensor"):
+                p.ds_tensor.copy_(shares[name])
+                continue
+            if name in shares:
+                p.copy_(shares[name])
+            dist.broadcast(p.data, src=number % dist.get_world_size())
 
 
 def _stored(engine: Any) -> dict[str, Tensor]:
@@ -70,24 +83,18 @@ def _stored(engine: Any) -> dict[str, Tensor]:
     module = engine.module
     persistent = module.state_dict().keys()
     buffers = {name: buffer for name, buffer in module.named_buffers() if name in persistent}
-    return dict(
-        sorted({**dict(module.named_parameters()), **buffers}.items(), key=lambda item: -_kind(item[1]).itemsize)
-    )
+    found = dict(module.named_parameters()) | buffers
+    return dict(sorted(found.items(), key=lambda item: -_kind(item[1]).itemsize))
 
 
 def _kind(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype.is_floating_point else tensor.dtype
 
 
-def _whole(tensor: Tensor, engine: Any) -> Tensor:
-    """All of a tensor on the CPU; all ranks call this."""
-    with _gathered(tensor, engine):
-        return tensor.detach().to("cpu", copy=True)
-
-
 @contextlib.contextmanager
-def _gathered(tensor: Tensor, engine: Any) -> Iterator[None]:
-    if engine.zero_optimization_stage() < 3 or not hasattr(tensor, "ds_id"):
+def _whole(tensor: Tensor) -> Iterator[None]:
+    """All of a tensor in place while it is entered; all ranks call this."""
+    if not hasattr(tensor, "ds_id"):
         yield
         return
     import deepspeed

@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 import torch
-from ray.actor import ActorHandle
 
 from patterning_dist.config import Config
 from patterning_dist.errors import PatterningError
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.environment import prepare_process, resolve_device
 from patterning_dist.runtime.metrics import training_metrics
 from patterning_dist.runtime.training.checkpoints import TrainingCheckpoints

@@ -1,0 +1,41 @@
+"""What the posterior says of an arm beforehand: the linear response, and the response of chains under its weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+KINDS = ("predicted", "cross_fitted", "checked")
+
+
+def predictions(
+    solution: Mapping[str, Any], checked: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Kind -> arm -> observable -> estimate, of every arm whose weights were solved for.
+
+    Args:
+        solution: content of weights/solution.json; may be empty.
+        checked: content of check/response.json; may be empty.
+        arms: name -> ``weights`` and ``strength`` of the arms that are retrained; the solutions themselves are told of
+            in any case.
+    """
+    solved = {arm: entry for arm, entry in solution.get("arms", {}).items() if "predicted_response" in entry}
+    given = {arm: {"weights": arm, "strength": 1.0} for arm in solved} | dict(arms)
+    found: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in KINDS}
+    for arm, entry in given.items():
+        weights, strength = entry.get("weights"), entry.get("strength", 1.0)
+        if weights not in solved:
+            continue
+        for kind, key in (("predicted", "predicted_response"), ("cross_fitted", "cross_fitted_response")):
+            linear = solved[weights].get(key) or {}
+            found[kind][arm] = {name: _scaled(value, strength) for name, value in linear.items()}
+        measured = (checked.get("strengths") or {}).get(f"{strength:+g}")
+        if measured and checked.get("weights") == weights:
+            found["checked"][arm] = {name: value for name, value in measured.items() if "predicted" in value}
+    return found
+
+
+def _scaled(estimate: Mapping[str, Any], strength: float) -> dict[str, Any]:
+    """The linear response at a multiple of h."""
+    found = {key: value * strength for key, value in estimate.items() if key in ("value", "standard_error")}
+    return found | {"interval": estimate.get("interval") and [end * strength for end in estimate["interval"]]}

@@ -1,0 +1,138 @@
+"""What the retrainings came to: metrics and observables of every arm and seed, and differences between arms."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow.parquet as pq
+from scipy.stats import t as student_t
+
+from patterning_dist.config import ArmConfig, Config, SplitLossConfig
+from patterning_dist.report.arms import first_passing
+from patterning_dist.report.record import HEAD_COLUMN
+
+# Columns of a training's table that are no metrics.
+_NO_METRICS = ("step", "train_loss", "seconds")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One arm.
+
+    Attributes:
+        settings: of the experiment, start and seeds filled in.
+        metrics: at the last step [seed].
+        observables: split losses of ``sampling`` at the last step [seed].
+        transitions: first steps with an induction head, one a seed; None where heads are not scored.
+    """
+
+    settings: ArmConfig
+    metrics: dict[str, np.ndarray]
+    observables: dict[str, np.ndarray]
+    transitions: list[int | None] | None
+
+    @property
+    def name(self) -> str:
+        return self.settings.name
+
+    @property
+    def is_weighted(self) -> bool:
+        """Neither plain nor the control."""
+        return self.settings.weights not in (None, "permuted")
+
+    @property
+    def seeds(self) -> list[int]:
+        return self.settings.seeds or []
+
+    def summary(self) -> dict[str, Any]:
+        """Seeds, start and metrics, for summary.json."""
+        metrics = {name: entry(values) for name, values in self.metrics.items()}
+        return {"seeds": self.seeds, "start": self.settings.start, "metrics": metrics}
+
+
+def read_arms(config: Config, directory: Path) -> list[Arm]:
+    """The arms of a run in their order; none where it does not retrain."""
+    if config.retrain is None:
+        return []
+    return [_read_arm(arm, directory / "retrain" / arm.name) for arm in config.retrain.arm_list]
+
+
+def _read_arm(settings: ArmConfig, folder: Path) -> Arm:
+    folders = [folder / f"seed-{seed}" for seed in settings.seeds or []]
+    reports = [json.loads((f / "evaluation.json").read_text(encoding="utf-8")) for f in folders]
+    tables = [pq.read_table(f / "metrics.parquet") for f in folders]
+    names = [c for c in tables[0].column_names if c not in _NO_METRICS and not HEAD_COLUMN.fullmatch(c)]
+    scored = "prefix_matching" in names
+    return Arm(
+        settings,
+        {name: np.array([report[name] for report in reports]) for name in names},
+        {name: np.array([r["observables"][name] for r in reports]) for name in reports[0]["observables"]},
+        [first_passing(table) for table in tables] if scored else None,
+    )
+
+
+def describe_metrics(config: Config, directory: Path, arms: list[Arm]) -> dict[str, dict[str, str]]:
+    """Label, unit and meaning of every metric of the arms, and of every observable that is a loss."""
+    found = {}
+    if config.training is not None:
+        from patterning_dist.tasks.open import open_task  # imports torch, which the metrics of a study do not need
+
+        known = open_task(config, directory, "cpu").metrics
+        found = {name: metric._asdict() for name, metric in known.items()}
+        bare = [name for arm in arms for name in arm.metrics if name not in known]
+        found |= {name: {"label": name.replace("_", " "), "unit": "", "meaning": ""} for name in bare}
+    for observable in config.sampling.observables:
+        for name in observable.names if observable.kind == "function" else [observable.name]:
+            what = {"label": name.replace("_", " "), "unit": "", "meaning": ""}
+            if isinstance(observable, SplitLossConfig):
+                what |= {"unit": "nats", "meaning": f"split loss {observable.split} of held-out samples"}
+            elif observable.kind == "component_loss":
+                what |= {"unit": "nats", "meaning": "mean loss on the probe, as the component moves it"}
+            found.setdefault(name, what)
+    return found
+
+
+def contrasts(arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
+    """Arm -> the plain arm and the control -> differences, and warnings of pairs without a common seed."""
+    base = next((arm for arm in arms if arm.settings.weights is None), None)
+    control = next((arm for arm in arms if arm.settings.weights == "permuted"), None)
+    found: dict[str, Any] = {}
+    unpaired = []
+    for arm in arms:
+        for other in (base, control):
+            if other is None or arm in (other, base):
+                continue
+            # A target that is no metric of training is compared all the same.
+            metrics = compare(arm, other, "observables") | compare(arm, other, "metrics")
+            if metrics:
+                found.setdefault(arm.name, {})[other.name] = metrics
+            else:
+                unpaired.append(
+                    f"{arm.name} and {other.name} have no seed in common and are not compared; give them the same seeds"
+                )
+    return found, unpaired
+
+
+def compare(arm: Arm, other: Arm, kind: Literal["metrics", "observables"]) -> dict[str, Any]:
+    """Differences between two arms, seed by seed; empty where they share none."""
+    seeds = [seed for seed in arm.seeds if seed in other.seeds]
+    first, second = ([a.seeds.index(seed) for seed in seeds] for a in (arm, other))
+    ours, theirs = getattr(arm, kind), getattr(other, kind)
+    return {name: entry(ours[name][first] - theirs[name][second]) for name in ours if seeds and name in theirs}
+
+
+def entry(values: np.ndarray) -> dict[str, Any]:
+    """Mean over seeds with its interval [seed]."""
+    return {"value": values.mean(), "interval": interval(values), "per_seed": values}
+
+
+def interval(values: np.ndarray) -> list[float] | None:
+    """95 % interval of the mean over seeds, Student t with seeds - 1 degrees of freedom; None with one seed."""
+    if len(values) < 2:
+        return None
+    width = student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    return [float(values.mean() - width), float(values.mean() + width)]

@@ -1,0 +1,104 @@
+"""What one kind of task can do, all can: every kind through every stage, or a sentence that says why not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from matrix_kinds import KINDS
+from typer.testing import CliRunner
+
+from patterning_dist.cli import app
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+LANGUAGE_MODELS = ("attention_only", "gpt_neox", "llama")
+REFUSED = {("brackets", "plan"), ("brackets", "calibrate")}
+
+
+@pytest.fixture(scope="module", params=list(KINDS))
+def finished(request, tmp_path_factory):
+    """Kind, experiment file and run directory of a kind that has been through all its stages."""
+    kind = request.param
+    folder = tmp_path_factory.mktemp(kind)
+    file, directory = folder / "experiment.yaml", folder / "run"
+    file.write_text(yaml.safe_dump(KINDS[kind](folder), sort_keys=False))
+    command("run", file, directory)
+    return kind, file, directory
+
+
+def command(name: str, file: Path, directory: Path) -> str:
+    result = CliRunner().invoke(app, [name, str(file), "--run-dir", str(directory)])
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def stages_of(directory: Path) -> dict[str, str]:
+    manifest = json.loads((directory / "manifest.json").read_text())
+    return {stage: entry["status"] for stage, entry in manifest["stages"].items()}
+
+
+def test_every_stage_that_is_asked_for_runs(finished):
+    kind, _, directory = finished
+    wanted = {"sample", "solve", "retrain", "report"} | ({"check"} if kind != "brackets" else set())
+    wanted |= {"train"} if kind != "llama" else set()
+    stages = stages_of(directory)
+    assert wanted <= set(stages)
+    assert set(stages.values()) == {"finished"}
+
+
+def test_measure(finished):
+    kind, _, directory = finished
+    diagnostics = json.loads((directory / "response" / "diagnostics.json").read_text())["subjects"]
+    assert diagnostics
+    for subject in diagnostics.values():
+        assert {"observables", "llc", "findings", "num_chains"} <= set(subject)
+
+
+def test_pool_scores_solve_and_check(finished):
+    kind, _, directory = finished
+    solution = json.loads((directory / "weights" / "solution.json").read_text())
+    assert solution["arms"]
+    if kind == "brackets":  # all strings are the probe: there is no pool beyond it
+        return
+    pool = pq.read_table(directory / "response" / "pool.parquet")
+    weights = pq.read_table(directory / "weights" / "plus.parquet")
+    assert pool.num_rows == weights.num_rows > 0
+    keys = ["sequence_id", "position"] if kind in LANGUAGE_MODELS else ["sample_id"]
+    assert weights.select(keys).equals(pool.select(keys))
+    if kind == "llama":  # pads have no weight
+        assert pool.num_rows < 30 * 11
+    checked = json.loads((directory / "check" / "response.json").read_text())["strengths"]["+1"]["wanted"]
+    assert set(checked) >= {"value", "standard_error", "interval", "predicted"}
+
+
+def test_retrain_and_report(finished):
+    kind, _, directory = finished
+    summary = json.loads((directory / "summary.json").read_text())
+    assert (directory / "report.html").stat().st_size > 5_000
+    if kind != "brackets":
+        arms = [path.parent.parent.name for path in directory.glob("retrain/*/seed-0/evaluation.json")]
+        assert sorted(arms) == ["base", "permuted", "plus"]
+        assert set(summary["arms"]) == set(arms)
+        observables = json.loads((directory / "retrain/plus/seed-0/evaluation.json").read_text())["observables"]
+        assert set(observables) == {"wanted"}
+
+
+@pytest.mark.parametrize("name", ["plan", "calibrate"])
+def test_plan_and_calibrate(finished, name):
+    kind, file, directory = finished
+    if (kind, name) not in REFUSED:
+        command(name, file, directory)
+        return
+    result = CliRunner().invoke(app, [name, str(file), "--run-dir", str(directory)])
+    assert result.exit_code == 2
+    assert "parentheses" in result.output
+    assert len(result.output.strip().splitlines()) == 1
+
+
+def test_nothing_is_done_twice(finished):
+    _, file, directory = finished
+    output = command("run", file, directory)
+    assert output.count("done before, inputs unchanged") == len(stages_of(directory))
