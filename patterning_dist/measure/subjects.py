@@ -183,11 +183,15 @@ class Subjects:
         component = select_component(model, subject.component)
         losses, layered, data = self.task.losses, self.task.layered(model, component), self.task.train
         probe: Samples = self.probe.samples
+        held_out: Samples | None = None if self.held_out is None else self.held_out.samples
         if subject.weights is not None:
             rho = self.task.read_weights(self.directory / subject.weights, subject.strength)
-            counted = self.task.counted(data, np.arange(len(data)))
-            data = Weighted(data, rho, counted)
-            probe = Part(Weighted(self.probe.source, rho, counted), self.probe.ids)
+            data = Weighted(data, rho, self.task.counted(data, np.arange(len(data))))
+            if self.probe.source is self.task.train:
+                probe = Part(data, self.probe.ids)
+            else:
+                probe = self._plain(probe)
+            held_out = held_out and self._plain(held_out)
             losses, layered = weighted_losses(losses), layered and WeightedLayers(layered)
         self._target = Target(
             model,
@@ -195,7 +199,7 @@ class Subjects:
             losses,
             data,
             probe,
-            held_out=None if self.held_out is None else self.held_out.samples,
+            held_out=held_out,
             coefficients=None if self.held_out is None else self.held_out.coefficients,
             functions=tuple(load_function(o.path) for o in self.sampling.observables if isinstance(o, FunctionConfig)),
             num_component_losses=sum(isinstance(o, ComponentLossConfig) for o in self.sampling.observables),
@@ -207,6 +211,10 @@ class Subjects:
             ranks=self.ranks,
         )
         return self._target
+
+    def _plain(self, samples: Samples) -> Weighted:
+        """Samples beside weighted ones, each of which weighs 1."""
+        return Weighted(samples, np.ones((len(samples), *([] if self.task.num_positions is None else [1]))))
 
     def settings(self, name: str) -> ChainSettings:
         """How the chains of a subject walk."""

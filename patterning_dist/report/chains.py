@@ -53,7 +53,9 @@ def chains(run: Run, diagnostics: Mapping[str, Any], metrics: Metrics) -> Sectio
 
 
 def _convergence(subjects: Mapping[str, Any]) -> list[Any]:
-    rows, slow, short, unknown = [], {}, {}, False
+    slow: dict[str, None] = {}
+    short: dict[str, None] = {}
+    rows, unknown = [], False
     for subject, entry in subjects.items():
         for name, values in (entry.get("observables") or {}).items():
             rhat, ess = values.get("rhat"), values.get("ess_bulk")

@@ -131,6 +131,7 @@ def sampling_resources(sampling: SamplingConfig, device: str, num_ranks: int = 1
 
 def training_resources(config: Config, device: str, num_ranks: int) -> Resources:
     """The ranks of one training: ``training.threads_per_worker`` CPUs each, and a GPU on cuda."""
+    assert config.training is not None
     threads = config.training.threads_per_worker
     keys = {"num_workers of training or retrain": num_ranks, "training.threads_per_worker": threads}
     return Resources("a training", threads, int(device == "cuda"), num_ranks, keys)

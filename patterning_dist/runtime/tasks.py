@@ -74,7 +74,7 @@ def run_tasks(
     if len(missing) < len(tasks):
         progress.say(f"{len(tasks) - len(missing)} of {len(tasks)} {what} were done before")
     if not missing:
-        return found
+        return _all(found)
     workers = hire(len(missing))
     board = progress_board()
     progress.start(label, len(missing) * units)
@@ -94,8 +94,15 @@ def run_tasks(
         done = [units if found[i] is not None else notes.get(tasks[i].key, {"done": 0})["done"] for i in missing]
         progress.update(sum(done))
 
-    workers.run([lambda worker, task=tasks[index]: task.start(worker, board) for index in missing], poll)
-    return found
+    def call(task: Task) -> Callable[[ActorHandle], ray.ObjectRef]:
+        return lambda worker: task.start(worker, board)
+
+    workers.run([call(tasks[index]) for index in missing], poll)
+    return _all(found)
+
+
+def _all(found: list[Result | None]) -> list[Result]:
+    return [result for result in found if result is not None]
 
 
 def _write(file: Path, result: Result, fingerprint: str) -> None:

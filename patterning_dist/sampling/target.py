@@ -196,7 +196,7 @@ class Target:
         sides = []
         for sign in (1.0, -1.0):
             self.place({name: w + sign * length * vector[name] for name, w in position.items()})
-            sides.append(self.mean_gradient(samples)[1])
+            sides.append(self.mean_gradient(samples, self.mean_counted)[1])
         self.place(position)
         return {name: (sides[0][name] - sides[1][name]) / (2 * length) for name in sides[0]}
 
@@ -254,7 +254,8 @@ class Target:
         total, parameters = self._zeros(), list(self._moving.values())
         for batch, state, _ in samples.parts:
             losses = self._batch_losses(batch, state)
-            loss = losses.sum() / (losses.numel() / len(losses) * samples.num_samples)
+            per_sample = losses.numel() / len(losses) if self.mean_counted is None else self.mean_counted
+            loss = losses.sum() / (per_sample * samples.num_samples)
             first = torch.autograd.grad(loss, parameters, create_graph=True, allow_unused=True, materialize_grads=True)
             gradient = self._views(dict(zip(self._moving, first, strict=True)))
             directional = torch.stack([(g * vector[name]).sum() for name, g in gradient.items()]).sum()

@@ -15,9 +15,11 @@ from torch import Tensor, nn
 from patterning_dist.config import Config, load_config
 from patterning_dist.data.sampler import minibatch
 from patterning_dist.errors import PatterningError
+from patterning_dist.models.components import select_component
 from patterning_dist.models.losses import token_losses
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.sampling.samples import Joined
+from patterning_dist.sampling.samples import Joined, Part
+from patterning_dist.sampling.target import Target
 from patterning_dist.tasks.language import LanguageTask
 from patterning_dist.tasks.open import open_task
 
@@ -201,3 +203,40 @@ def test_small_vocabularies_and_few_positions_work(tmp_path: Path, vocabulary: i
     found = task.evaluate(task.load("final", Ranks()), Ranks())
     assert all(np.isfinite(list(found.values())))
     assert "validation_loss" in found
+
+
+def test_a_chain_on_padded_rows_sees_what_one_on_unpadded_rows_sees(tmp_path: Path) -> None:
+    """Rows of 10 tokens, in blocks of 10 and, padded, of 16: gradients of minibatches, curvature, columns and means."""
+    save_model(tmp_path, "llama")
+    rows = [RNG.integers(PAD, size=10).tolist() for _ in range(12)]
+    targets = []
+    for length in (10, LENGTH):
+        task = task_of(tmp_path, rows, context_length=length)
+        model, probe = task.load("final", Ranks()), np.arange(5)
+        component = select_component(model, "layer.1.head.2+layer.0.mlp")
+        targets.append(
+            Target(
+                model,
+                component,
+                task.losses,
+                task.train,
+                Part(task.train, probe),
+                num_component_losses=1,
+                counted=task.counted(task.train, probe),
+                mean_counted=task.mean_counted,
+            )
+        )
+    plain, padded = targets
+    for ids in (np.array([3, 3, 7]), np.arange(12)):
+        (loss, gradient_of), (same, gradient_too) = plain.gradient(ids), padded.gradient(ids)
+        assert same == pytest.approx(loss, abs=1e-6)
+        for name, g in gradient_of.items():
+            assert (g - gradient_too[name]).norm() <= 1e-5 * g.norm()
+    one, other = plain.measure(), padded.measure()
+    assert other.losses.shape == (5 * 9 + 5,)  # no column for a pad
+    torch.testing.assert_close(other.losses, one.losses, rtol=0, atol=2e-6)
+    assert other.mean_loss == pytest.approx(one.mean_loss, abs=1e-6)
+    vector = {name: torch.ones_like(w) for name, w in plain.center.items()}
+    products = [t.hessian_product(t.prepare(t.data), vector) for t in targets]
+    for name, product in products[0].items():
+        assert (product - products[1][name]).norm() <= 1e-3 * product.norm()
