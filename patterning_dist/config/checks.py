@@ -237,11 +237,33 @@ def _sampling(config: Config) -> Iterator[str]:
     if sampling.probe is not None and not isinstance(data, TextConfig | TokensConfig):
         yield f"sampling.probe: a table of tokens is for data of kind text or tokens, not {data.kind}; remove it"
     if isinstance(data, TextConfig):
+        yield from _token_table(sampling.probe, data.context_length)
         limit = data.max_train_sequences
         if limit is not None and sampling.probe is None and sampling.probe_sequences > limit:
             yield (
                 f"sampling.probe_sequences: {sampling.probe_sequences} is more than data.max_train_sequences = "
                 f"{limit}; lower it"
+            )
+
+
+def _token_table(probe: Path | None, context_length: int) -> Iterator[str]:
+    if probe is None:
+        return
+    import pyarrow
+    import pyarrow.parquet
+
+    try:
+        metadata = pyarrow.parquet.read_schema(probe).metadata or {}
+        length = int(json.loads(metadata[b"patterning"])["context_length"])
+    except OSError as error:
+        yield f"sampling.probe: cannot read {probe} ({error.strerror or error}); give a token table"
+    except (KeyError, ValueError, TypeError, pyarrow.ArrowException):
+        yield f"sampling.probe: {probe} is not a token table; make it with `patterning prepare`"
+    else:
+        if length > context_length:
+            yield (
+                f"sampling.probe: {probe} has sequences of {length} tokens, longer than data.context_length = "
+                f"{context_length}; cut them or train with a longer context"
             )
 
 

@@ -63,7 +63,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Any:
         apply_override(raw, override)
     if "experiment" not in raw and raw.get("kind") in kind_names():
         raise PatterningError(f"{path}: kind is not a known key; write experiment: {raw['kind']}")
-    name = raw.get("experiment", DEFAULT)
+    name = DEFAULT if raw.get("experiment") is None else raw["experiment"]
     if not isinstance(name, str):
         raise PatterningError(f"{path}: experiment: expected a name, got {_show(name)}")
     find_own_code()
@@ -187,8 +187,9 @@ def _follow(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
 
 def _suggest(schema: dict[str, Any], key: str, siblings: list[str]) -> str:
     prefix, _, leaf = key.rpartition(".")
-    for section in schema["properties"]:
-        if leaf in _follow(schema, schema["properties"][section]).get("properties", {}):
+    for section, node in schema["properties"].items():
+        options = [_follow(schema, option) for option in [node, *node.get("anyOf", [])]]
+        if any(leaf in option.get("properties", {}) for option in options):
             return f"; did you mean {section}.{leaf}?"
     if close := difflib.get_close_matches(leaf, siblings, n=1):
         return f"; did you mean {prefix + '.' if prefix else ''}{close[0]}?"

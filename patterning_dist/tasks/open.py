@@ -53,14 +53,16 @@ def open_task(config: Config, directory: Path, device: str) -> Task:
 
 
 def open_skeleton(config: Config) -> nn.Module:
-    """Names and shapes of an experiment's model; needs no data of a language model.
+    """Names and shapes of an experiment's model; needs no data of a language model that exists.
 
     Raises:
         PatterningError: the model is not there.
     """
-    if not isinstance(config.data, TextConfig):
-        return open_task(config, config.run_directory, "cpu").skeleton()
-    return _model(config, config.data.vocabulary_size, config.data.context_length, "cpu", None).skeleton()
+    data = config.data
+    if isinstance(data, TextConfig) or (isinstance(data, TokensConfig) and config.model.given_checkpoints):
+        vocabulary_size = data.vocabulary_size if isinstance(data, TextConfig) else None
+        return _model(config, vocabulary_size, data.context_length, "cpu", None).skeleton()
+    return open_task(config, config.run_directory, "cpu").skeleton()
 
 
 def _language(config: Config, directory: Path, device: str, dtype: torch.dtype | None) -> Task:

@@ -11,12 +11,18 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import Result
+<<<<<<< HEAD
 from tiny_run import checkpoint, copy_run, finish_inputs, tiny_config
+=======
+from study_models import make_study, study_config
+from tiny_run import checkpoint, copy_run, tiny_config
+>>>>>>> plan
 from typer.testing import CliRunner
 
 from patterning_dist.cli import app
 from patterning_dist.config import load_config
-from patterning_dist.stages.calibration_subject import run_subject
+from patterning_dist.stages.calibration_subject import calibrated_subject
+from patterning_dist.storage.run import RunDirectory
 
 pytestmark = pytest.mark.slow
 
@@ -52,7 +58,16 @@ def calibrated(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory, local_r
     """The directory of a calibrated run, and what was said."""
     run = copy_run(tiny_run, tmp_path_factory.mktemp("calibrate"))
     config = tiny_config(run.path)
+<<<<<<< HEAD
     finish_inputs(config, run)
+=======
+    loop = driver.experiment_of(config)
+    inputs = loop.inputs(config, run.manifest)
+    fingerprints = driver._fingerprints(loop, config, inputs)
+    for stage in ("prepare", "train"):  # their files are those of the fixture
+        with run.stage(stage, fingerprints[stage]):
+            pass
+>>>>>>> plan
     return run.path, again(run.path)
 
 
@@ -142,15 +157,19 @@ def test_the_same_command_goes_on_from_the_trials_that_are_done(calibrated: tupl
 def test_trials_belong_to_what_they_follow_from(tiny_run: Path, tmp_path: Path) -> None:
     run = copy_run(tiny_run, tmp_path)
 
-    def inputs(*overrides: str, upstream: str = "baseline") -> str:
-        return run_subject(tiny_config(run.path, *overrides), run, upstream).inputs
+    def inputs(*overrides: str) -> str:
+        return calibrated_subject(tiny_config(run.path, *overrides), run).inputs
 
     usual = inputs()
     assert inputs("sampling.step_size=5e-3", "sampling.num_draws=100", "sampling.workers=1") == usual
     assert inputs("sampling.batch_size=2") != usual
     assert inputs("calibration.component=everything") != usual
     assert inputs("sampling.sampler={kind: sgnht}") != usual
-    assert inputs(upstream="another baseline") != usual
+    weights = run.path / "baseline" / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    content[-1] ^= 1
+    weights.write_bytes(content)
+    assert inputs() != usual
 
 
 def test_a_grid_without_a_usable_setting_is_an_error_and_leaves_no_config(
@@ -173,10 +192,40 @@ def test_the_command_asks_for_the_baseline_of_this_configuration(
     directory = copy_run(tiny_run, tmp_path).path
     refused = command(directory)
     assert refused.exit_code == 2
-    assert "calibrate needs the baseline of stage train, which is not done" in refused.output
+    assert "calibrate needs stage prepare, which is not done with this configuration" in refused.output
     assert not (directory / "calibration").exists()
     stale = command(calibrated[0], "training.num_steps=7")
     assert stale.exit_code == 2
     assert "needs stage train, which is not done with this configuration" in stale.output
     wrong = command(directory, "calibration.component=attention")
     assert "calibration.component: 'attention' is not sampled; there are layer.0.head.1, everything" in wrong.output
+
+
+def test_chains_of_a_study_are_calibrated_at_the_checkpoint_that_is_asked_for(local_ray: None, tmp_path: Path) -> None:
+    """Nothing has to be done before: the checkpoints are there."""
+    file, directory = make_study(tmp_path), tmp_path / "run"
+    grid = (
+        "calibration.checkpoint=early",
+        "calibration.component=layer.1.mlp",
+        "calibration.step_sizes=[1e-3]",
+        "calibration.inverse_temperatures=[200]",
+        "calibration.localizations=[20]",
+        "calibration.num_chains=2",
+        "calibration.num_draws=24",
+        "calibration.standard_error=0.5",
+    )
+    options = [argument for override in grid for argument in ("--set", override)]
+    result = CliRunner().invoke(app, ["calibrate", str(file), "--run-dir", str(directory), *options])
+    assert result.exit_code == 0, result.output
+    (found,) = stored(directory)
+    assert found["failure"] == "" and found["setting"]["step_size"] == 1e-3
+    assert "4 unit(s) of 3 chains" in result.output
+    # Another checkpoint is another set of chains.
+    inputs = {
+        checkpoint: calibrated_subject(
+            study_config(file, *grid, f"calibration.checkpoint={checkpoint}"), RunDirectory(directory)
+        )
+        for checkpoint in ("early", "final")
+    }
+    assert inputs["early"].name == "early/layer.1.mlp" and inputs["early"].inputs != inputs["final"].inputs
+    assert (directory / "calibration" / "calibrated.yaml").is_file()

@@ -12,7 +12,8 @@ from typer.testing import CliRunner
 from patterning_dist.cli import app
 from patterning_dist.config import load_config
 from patterning_dist.driver import run_stages
-from patterning_dist.storage.run import STAGES
+
+STAGES = ("prepare", "train", "sample", "solve", "retrain", "report")  # of the tiny run
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -71,11 +72,57 @@ def test_a_study(local_ray: None, tmp_path: Path) -> None:
     directory = tmp_path / "run"
     found = plan(str(file), "--run-dir", str(directory))
     assert not directory.exists()
-    (stage,) = found["stages"]
+    _, stage, page = found["stages"]
+    assert (stage["name"], page["name"]) == ("sample", "report")
     # 2 checkpoints of 2 components, 3 chains of 16 draws each; 4 + 15 * 2 steps.
     details = stage["details"]
     assert (details["num_chains"], details["num_draws"], details["num_steps"]) == (12, 192, 12 * 34)
     assert stage["seconds"]["value"] > 0 and details["activation_bytes"] > 0
+
+
+def test_the_whole_loop_of_a_language_model_that_exists(local_ray: None, tmp_path: Path) -> None:
+    """Continued from a checkpoint: nothing is prepared or trained, and the check costs what its chains cost."""
+    file = make_study(tmp_path)
+    solve = "{component: layer.1.mlp, checkpoint: final, scores: %s, targets: {up: -0.01}, effective_sample_share: 0.7}"
+    overrides = (
+        "response.direction={component: layer.1.mlp, hessian_sequences: 8}",
+        f"solve={solve % 'response_direction'}",
+        "check.strengths=[-1, 0.5, 1]",
+        "training={batch_size: 4, optimizer: adamw, evaluation_sequences: 4}",
+        "retrain={seeds: [0, 1], num_steps: 4, evaluate_every: 2, start: final}",
+        "retrain.arms=[base, {name: long, seeds: [0]}]",
+    )
+    options = [argument for override in overrides for argument in ("--set", override)]
+    found = plan(str(file), "--run-dir", str(tmp_path / "run"), *options)
+    stages = {stage["name"]: stage for stage in found["stages"]}
+    assert list(stages) == ["start", "sample", "solve", "check", "retrain", "report"]
+    for stage in stages.values():
+        assert 0 < stage["seconds"]["low"] <= stage["seconds"]["value"] <= stage["seconds"]["high"], stage["name"]
+    check, sample = stages["check"]["details"], stages["sample"]["details"]
+    # 3 strengths of 3 chains on one of 4 subjects.
+    assert (check["num_chains"], check["num_steps"]) == (9, 9 * 34)
+    assert check["num_draws"] * sample["num_chains"] == sample["num_draws"] * check["num_chains"]
+    assert stages["solve"]["what"] == "280 weights"  # 40 sequences of 7 predicted tokens
+    assert stages["retrain"]["what"].startswith("3 trainings of 4 steps")
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_language_model_to_be_trained_here_is_stood_in_for_by_fresh_weights(local_ray: None, tmp_path: Path) -> None:
+    file = make_study(tmp_path)
+    architecture = (
+        "{model_type: gpt_neox, hidden_size: 8, num_hidden_layers: 2, num_attention_heads: 2, "
+        "intermediate_size: 16, vocab_size: 24}"
+    )
+    overrides = (
+        f"model={{kind: huggingface, architecture: {architecture}}}",
+        "training={num_steps: 6, batch_size: 4, optimizer: adamw, evaluation_sequences: 4, evaluate_every: 3}",
+    )
+    options = [argument for override in overrides for argument in ("--set", override)]
+    found = plan(str(file), "--run-dir", str(tmp_path / "run"), *options)
+    stages = {stage["name"]: stage for stage in found["stages"]}
+    assert list(stages) == ["start", "train", "sample", "report"]
+    assert stages["train"]["what"] == "6 steps, 0 of annealing"
+    assert stages["sample"]["details"]["num_chains"] == 2 * 3
 
 
 def test_what_a_run_would_refuse_is_refused(experiment: Path, tmp_path: Path) -> None:

@@ -7,17 +7,17 @@ import json
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 import yaml
 from rich.console import Console
 from typer.testing import CliRunner
 
+from patterning_dist import driver
 from patterning_dist.cli import app
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
-from patterning_dist.storage.run import STAGES, RunDirectory
+from patterning_dist.storage.run import RunDirectory
 
 EXPERIMENT = """
 name: small
@@ -36,6 +36,7 @@ response: {direction: {component: attention}}
 solve: {component: attention, targets: {induction: -1}, strength: 0.5}
 retrain: {seeds: [1, 2], num_steps: 100}
 """
+STAGES = ("prepare", "train", "sample", "solve", "retrain", "report")  # that it asks for
 
 
 @pytest.fixture(autouse=True)
@@ -47,17 +48,9 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple]:
-    """Stands in for the driver: what it is asked to do, and what it raises."""
+    """What the driver is asked to run, instead of running it."""
     record: list[tuple] = []
-    driver = ModuleType("patterning_dist.driver")
-
-    def run_stages(config: object, stages: list[str], directory: Path) -> None:
-        record.append((config, stages, directory))
-        if isinstance(driver.error, BaseException):
-            raise driver.error
-
-    driver.run_stages, driver.error = run_stages, None
-    monkeypatch.setitem(sys.modules, "patterning_dist.driver", driver)
+    monkeypatch.setattr(driver, "run_stages", lambda *arguments: record.append(arguments))
     return record
 
 
@@ -73,13 +66,39 @@ def finish(directory: Path, *stages: str) -> None:
             pass
 
 
-def test_run_passes_every_stage(calls: list[tuple]) -> None:
+def test_run_leaves_the_stages_to_the_experiment(calls: list[tuple]) -> None:
     assert invoke("run", "x.yaml", "--set", "seed=5", "--set", "retrain.seeds=[4]", "--run-dir", "there")[0] == 0
     config, stages, directory = calls[0]
     assert (config.seed, config.retrain.seeds) == (5, [4])
-    assert (stages, directory) == (list(STAGES), Path("there"))
+    assert (stages, directory) == (None, Path("there"))
+    assert list(driver.experiment_of(config).stages(config)) == list(STAGES)
     assert invoke("run", "x.yaml")[0] == 0
     assert calls[1][2] == Path("runs/small")
+
+
+def test_study_is_a_run_without_what_follows_the_chains(calls: list[tuple]) -> None:
+    assert invoke("study", "x.yaml", "--set", "check={}")[0] == 0
+    config, stages, _ = calls[0]
+    assert stages is None
+    assert list(driver.experiment_of(config).stages(config)) == ["prepare", "train", "sample", "report"]
+
+
+def test_a_stage_that_is_not_asked_for_is_named(calls: list[tuple]) -> None:
+    code, _, stderr = invoke("check", "x.yaml")
+    assert (code, calls) == (2, [])
+    assert stderr == (
+        "error: x.yaml: this experiment does not ask for stage check; it has prepare, train, sample, solve, retrain, "
+        "report\n"
+    )
+
+
+@pytest.mark.parametrize("command", ["plan", "calibrate", "study"])
+def test_what_reads_sections_of_the_loop_refuses_another_kind(command: str, here: Path) -> None:
+    shipped = Path(__file__).parents[2] / "configs" / "parentheses-small.yaml"
+    code, _, stderr = invoke(command, str(shipped), "--run-dir", "there")
+    assert (code, len(stderr.splitlines())) == (2, 1)
+    assert f": patterning {command} is for the loop, whose sections it reads, and experiment 'parentheses'" in stderr
+    assert not (here / "there").exists()
 
 
 def test_refusal_is_one_line_with_exit_code_2_and_writes_nothing(here: Path, calls: list[tuple]) -> None:
@@ -107,11 +126,14 @@ def test_stage_needs_the_earlier_ones(stage: str, here: Path, calls: list[tuple]
     assert calls[0][1] == [stage]
 
 
-def test_errors_of_the_driver(calls: list[tuple]) -> None:
-    driver = sys.modules["patterning_dist.driver"]
-    driver.error = PatterningError("chain 3: all is lost; start again")
+def test_errors_of_the_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(driver, "run_stages", fail)
+    error: BaseException = PatterningError("chain 3: all is lost; start again")
     assert invoke("run", "x.yaml") == (2, "", "error: chain 3: all is lost; start again\n")
-    driver.error = KeyboardInterrupt()
+    error = KeyboardInterrupt()
     assert invoke("run", "x.yaml") == (130, "", "interrupted; run the same command to resume\n")
 
 
@@ -129,9 +151,7 @@ def test_run_directory_replays_itself(here: Path, calls: list[tuple]) -> None:
 
 def test_config_check(here: Path) -> None:
     code, _, stderr = invoke("config", "check", "x.yaml")
-    assert (code, stderr) == (
-        2, f"error: x.yaml: data.sources.0.path: {here.resolve() / 'corpus'} is not there; correct it\n",
-    )  # fmt: skip
+    assert (code, stderr) == (2, f"error: data.sources.0.path: {here.resolve() / 'corpus'} is not there; correct it\n")
     (here / "corpus").mkdir()
     assert invoke("config", "check", "x.yaml") == (0, "x.yaml: ok; the run is kept in runs/small\n", "")
     assert not (here / "runs").exists()
@@ -150,15 +170,15 @@ def test_help_names_every_command() -> None:
         assert f"\n  {command} " in stdout
 
 
-def test_command_imports_neither_torch_nor_ray(here: Path) -> None:
+def test_reading_an_experiment_imports_neither_torch_nor_ray(here: Path) -> None:
+    """Help and refusals of the file are quick."""
     script = (
         "import sys; from patterning_dist.cli import app\n"
-        "app(['config', 'check', 'x.yaml'], standalone_mode=False)\n"
+        "from patterning_dist.config import load_config; load_config('x.yaml')\n"
         "print(sorted({'torch', 'ray', 'deepspeed', 'pyarrow', 'pandas', 'rich'} & set(sys.modules)))"
     )
-    (here / "corpus").mkdir()
     result = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    assert result.stdout.splitlines()[1:] == ["[]"]
+    assert result.stdout.splitlines() == ["[]"]
 
 
 def test_progress_without_a_terminal_prints_plain_lines(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -134,6 +134,9 @@ def test_a_module_of_the_users_own_is_listed_by_its_parameters(here: Path, monke
 
         def loss(model, batch):
             return model(batch).square().mean(dim=1)
+
+        def data():
+            return torch.zeros(2, 3), {}
         """)
     )
     monkeypatch.syspath_prepend(here)

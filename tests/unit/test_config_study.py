@@ -1,4 +1,4 @@
-"""The file of a study: which files are one, what it accepts, and that every refusal names the key and the remedy."""
+"""The file of an experiment on a model that exists: what it accepts, and that every refusal names key and remedy."""
 
 from __future__ import annotations
 
@@ -8,16 +8,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from patterning_dist.config import (
-    Config,
-    HuggingFaceModelConfig,
-    ModuleModelConfig,
-    StudyConfig,
-    config_schema,
-    dump_config,
-    load_config,
-)
+from patterning_dist.config import HuggingFaceConfig, ModuleConfig, dump_config, load_config
 from patterning_dist.errors import PatterningError
+from patterning_dist.experiments.loop import Loop
 
 STUDY = {
     "name": "heads",
@@ -63,16 +56,24 @@ def refusal(path: Path, *overrides: str) -> str:
     return str(caught.value)
 
 
-def test_a_study_is_told_by_its_model_and_by_what_it_lacks(path: Path, tmp_path: Path) -> None:
-    assert isinstance(load_config(path), StudyConfig)
+def test_stages_follow_from_the_sections_that_are_there(path: Path) -> None:
+    def stages(*overrides: str) -> list[str]:
+        return list(Loop().stages(load_config(path, overrides)))
+
+    solve = "solve={component: layer.0.head.1, checkpoint: final, scores: plain, targets: {prose: -1}, strength: 1}"
+    training, retrain = "training={batch_size: 4, optimizer: adamw}", "retrain={seeds: [0], num_steps: 4}"
+    assert stages() == ["sample", "report"]
+    assert stages(solve, "check={}") == ["sample", "solve", "check", "report"]
+    assert stages(solve, training, retrain) == ["sample", "solve", "retrain", "report"]
+    fresh = ("model={kind: huggingface, architecture: {model_type: gpt2}}", "training={batch_size: 4, num_steps: 2}")
+    assert stages(*fresh, "training.optimizer=adamw") == ["train", "sample", "report"]
+
+
+def test_a_model_without_a_kind_is_the_attention_only_transformer(path: Path) -> None:
     raw = copy.deepcopy(STUDY)
     del raw["model"]["kind"]
     path.write_text(yaml.safe_dump(raw))
-    assert refusal(path) == f"{path}: model.kind: expected one of 'huggingface', 'module', got nothing"
-    # A run that lacks a section is still a run.
-    run = {"name": "r", "seed": 1, "training": {"num_steps": 1, "batch_size": 1}}
-    path.write_text(yaml.safe_dump(run))
-    assert f"{path}: retrain: is missing; add it" in refusal(path).splitlines()
+    assert "model.path is not a known key" in refusal(path)
 
 
 def test_dumped_study_loads_to_the_same(path: Path, tmp_path: Path) -> None:
@@ -99,7 +100,7 @@ def test_dumped_study_loads_to_the_same(path: Path, tmp_path: Path) -> None:
 def test_the_users_own_model(path: Path) -> None:
     path.write_text(yaml.safe_dump(STUDY | OWN))
     config = load_config(path)
-    assert isinstance(config.model, ModuleModelConfig)
+    assert isinstance(config.model, ModuleConfig)
     assert config.model.checkpoints == ["final"]
     # Domains of samples that a function gives are known only once it has run.
     assert load_config(path, ["sampling.observables.1.split=domain:elsewhere"])
@@ -111,7 +112,7 @@ def test_names_that_are_paths_here_are_made_absolute(path: Path, tmp_path: Path)
     (tmp_path / "owner" / "name").mkdir(parents=True)
     (tmp_path / "train.parquet").touch()
     config = load_config(path)
-    assert isinstance(config.model, HuggingFaceModelConfig)
+    assert isinstance(config.model, HuggingFaceConfig)
     assert config.model.path == str((tmp_path / "owner" / "name").resolve())
     assert config.data.train == str((tmp_path / "train.parquet").resolve())
 
@@ -129,14 +130,14 @@ def test_what_is_measured_and_what_follows_from_all_draws(path: Path) -> None:
     ("override", "text"),
     [
         ("model.pth=a", "model.pth is not a known key; did you mean model.path?"),
-        ("model.kind=hugging", "model.kind: expected one of 'huggingface', 'module', got 'hugging'"),
+        ("model.kind=hugging", "model.kind: expected one of 'attention_only', 'huggingface', 'module', got 'hugging'"),
         ("model.checkpoints=[]", "model.checkpoints: expected list should have at least 1 item"),
         ("model.checkpoints=[a/b]", "model.checkpoints.0: expected text like ^[A-Za-z0-9]"),
         ("model.checkpoints=[a, a]", "model.checkpoints: 'a' is listed twice; remove one"),
-        ("data.kind=text", "data.kind: expected one of 'function', 'tokens', got 'text'"),
+        ("data.kind=txt", "data.kind: expected one of 'function', 'labelled', 'pairs', 'text', 'tokens', got 'txt'"),
         ("data.context_length=1", "data.context_length: expected a number greater than or equal to 2, got 1"),
         ("data={kind: function, load: mine}", "data.load: expected text like ^[A-Za-z_]"),
-        ("training.num_steps=4", "training is not a known key"),
+        ("training.num_steps=4", "training.batch_size: is missing; add it"),
         ("sampling.sampler.kind=sgd", "sampling.sampler.kind: expected one of 'rmsprop_sgld', 'sgld', 'sgnht', got"),
         (
             "sampling.sampler={kind: sgld, decay: 0.5}",
@@ -156,13 +157,15 @@ def test_what_is_measured_and_what_follows_from_all_draws(path: Path) -> None:
             "'llc' of kind llc follows from the loss on the probe; add {kind: component_loss, name: component}",
         ),
         (
-            "sampling.observables.1.split=induction",
-            "sampling.observables.1.split: 'induction' is for `patterning run`; a study has overall and domain:",
+            "sampling.observables.1.split=domain:law",
+            "no held-out data has the domain of 'domain:law'; the domains are prose",
         ),
-        ("sampling.observables.1.split=domain:law", "data.held_out has no 'law'; there are prose"),
         ("data.held_out={}", "sampling.observables.1.split: there is no held-out data; add data.held_out"),
         ("calibration.component=layer.1", "calibration.component: 'layer.1' is not sampled; there are layer.0.head.1,"),
-        ("calibration.checkpoint=step2", "calibration.checkpoint: 'step2' is not in model.checkpoints; there are step"),
+        (
+            "calibration.checkpoint=step2",
+            "calibration.checkpoint: 'step2' is not there; the checkpoints are step1000, final",
+        ),
         ("calibration.step_sizes=[0]", "calibration.step_sizes.0: expected a number greater than 0, got 0"),
         ("calibration.step_sizes=[]", "calibration.step_sizes: expected list should have at least 1 item"),
         ("traces.thin=0", "traces.thin: expected a number greater than or equal to 1, got 0"),
@@ -176,32 +179,49 @@ def test_refused(path: Path, override: str, text: str) -> None:
 
 def test_a_table_of_tokens_cannot_be_the_probe_of_other_samples(path: Path) -> None:
     path.write_text(yaml.safe_dump(STUDY | OWN))
-    assert "sampling.probe: a table of tokens is for data of kind tokens" in refusal(path, "sampling.probe=a.parquet")
+    assert "sampling.probe: a table of tokens is for data of kind text or tokens" in refusal(
+        path, "sampling.probe=a.parquet"
+    )
+
+
+SOLVE = "solve={component: layer.0.head.1, checkpoint: final, scores: plain, targets: {prose: -1}, strength: 1}"
+TRAINING = "training={batch_size: 4, optimizer: adamw}"
+RETRAIN = "retrain={seeds: [0], num_steps: 4}"
 
 
 @pytest.mark.parametrize(
-    ("override", "text"),
+    ("overrides", "text"),
     [
-        ("sampling.ranks_per_chain=2", "sampling.ranks_per_chain: 2 is for `patterning study`; expected 1, remove the"),
-        ("sampling.compute_dtype=bfloat16", "sampling.compute_dtype: bfloat16 is for `patterning study`; expected f"),
-        ("sampling.micro_batch_size=4", "sampling.micro_batch_size: 4 is for `patterning study`; expected 16"),
         (
-            "sampling.observables=[{kind: llc, name: lambda}]",
-            "sampling.observables: 'lambda' of kind llc is for `patterning study`; remove it",
+            (SOLVE, "solve.checkpoint=null"),
+            "solve.checkpoint: several checkpoints are sampled; name one of step1000, f",
         ),
+        (
+            (SOLVE, "solve.checkpoint=step2"),
+            "solve.checkpoint: 'step2' is not sampled; expected one of step1000, final",
+        ),
+        ((SOLVE, "solve.scores=response_direction"), "response.direction: is missing, and solve.scores"),
+        (("check={}",), "check: there are no weights to check; add solve, or remove check"),
+        ((SOLVE, "check={strengths: [1, 0]}"), "check.strengths: expected different numbers, none of them 0"),
+        ((RETRAIN,), "training: is missing, and retrain takes its optimizer and batch size from it; add it"),
+        ((TRAINING, RETRAIN), "retrain.arms: plus takes the weights of stage solve, and there is no section solve"),
+        (
+            (TRAINING, RETRAIN, "retrain.start=step2"),
+            "is no checkpoint; expected one of initialisation, step1000, final",
+        ),
+        ((TRAINING, "training.optimizer=muon"), "training.optimizer: muon steps on one matrix a head"),
+        (("model.architecture={model_type: gpt2}",), "model.path: expected exactly one of path"),
+        (("model={kind: attention_only}", TRAINING), "data.kind: 'tokens' is not for model.kind 'attention_only'"),
     ],
 )
-def test_what_a_run_refuses(override: str, text: str) -> None:
+def test_stages_after_the_chains_are_checked_with_the_file(path: Path, overrides: tuple[str, ...], text: str) -> None:
+    assert text in refusal(path, *overrides)
+
+
+def test_the_attention_only_transformer_takes_one_process() -> None:
     quickstart = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
-    assert text in refusal(quickstart, override)
-    config = load_config(quickstart, ["sampling.sampler={kind: sgnht}"])
-    assert isinstance(config, Config) and config.sampling.sampler.diffusion > 0
-
-
-def test_schema_describes_every_field() -> None:
-    schema = config_schema("study")
-    definitions = [schema, *schema["$defs"].values()]
-    fields = [(name, field) for entry in definitions for name, field in entry["properties"].items()]
-    assert {"model", "data", "sampling", "calibration", "traces"} <= {name for name, _ in fields}
-    assert [name for name, field in fields if not field.get("description")] == []
-    assert all(entry["additionalProperties"] is False for entry in definitions)
+    assert "sampling.ranks_per_chain: the attention-only transformer is small and takes one" in refusal(
+        quickstart, "sampling.ranks_per_chain=2"
+    )
+    config = load_config(quickstart, ["sampling.sampler={kind: sgnht}", "sampling.compute_dtype=bfloat16"])
+    assert config.sampling.sampler.diffusion > 0

@@ -1,4 +1,4 @@
-"""The tree of a study: what xarray and ArviZ read out of it is what was put in, and traces are kept block by block."""
+"""The tree of all subjects: xarray and ArviZ read out of it what was put in; traces are kept block by block."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ import zarr
 from arviz_stats.base import array_stats
 
 from patterning_dist.errors import PatterningError
+from patterning_dist.measure.datatree import response_tree, write_tree
+from patterning_dist.measure.results import SubjectResponse
 from patterning_dist.response.diagnostics import observable_diagnostics
 from patterning_dist.sampling.chain import Draw
 from patterning_dist.sampling.traces import TraceRecorder, create_traces, trace_store
-from patterning_dist.stages.datatree import study_tree, write_tree
-from patterning_dist.stages.study_response import UnitResponse
 
 UNITS = ["early/h.*.c_fc.weight[0:16,:]+everything", "final/everything"]
 INDEX = {
@@ -27,13 +27,13 @@ INDEX = {
 }
 
 
-def response(unit: str) -> UnitResponse:
+def response(unit: str) -> SubjectResponse:
     """A unit whose chain 1 is left out, with two samples of two losses each."""
     rng = np.random.default_rng(len(unit))
     traces = {name: rng.normal(size=(3, 40)).cumsum(axis=1) for name in ("loss", "component", "prose")}
-    return UnitResponse(
-        unit=unit,
-        names=["component", "prose", "llc"],
+    return SubjectResponse(
+        name=unit,
+        rows=["component", "prose", "llc"],
         chi=rng.normal(size=(3, 4)).astype(np.float32),
         standard_error=rng.uniform(size=(3, 4)).astype(np.float32),
         rhat=np.array([1.0, 1.1, np.nan, 1.2], np.float32),
@@ -47,9 +47,9 @@ def response(unit: str) -> UnitResponse:
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
     nodes = [(response(unit), {"step_size": 0.1, "sampler": {"kind": "sgld"}, "probe": None}) for unit in UNITS]
-    tree = study_tree(nodes, INDEX, {"name": "x", "seed": 7, "versions": {"torch": "2", "transformers": None}})
-    write_tree(tree, tmp_path / "study.zarr")
-    return tmp_path / "study.zarr"
+    tree = response_tree(nodes, INDEX, {"name": "x", "seed": 7, "versions": {"torch": "2", "transformers": None}})
+    write_tree(tree, tmp_path / "response.zarr")
+    return tmp_path / "response.zarr"
 
 
 def test_xarray_reads_what_was_written(store: Path) -> None:
@@ -86,7 +86,7 @@ def test_arviz_finds_the_diagnostics_of_the_posterior_group(store: Path) -> None
 
 
 def test_writing_again_leaves_nothing_of_what_was_there(store: Path) -> None:
-    write_tree(study_tree([(response(UNITS[1]), {})], INDEX, {}), store)
+    write_tree(response_tree([(response(UNITS[1]), {})], INDEX, {}), store)
     with xr.open_datatree(store, engine="zarr") as tree:
         assert list(tree.children) == ["final"]
 
@@ -102,7 +102,7 @@ def test_traces_hold_every_thin_th_draw_of_every_chain(tmp_path: Path, thin: int
     for number in range(37):
         for chain, recorder in enumerate(recorders):
             if chain < 2 or number < 20:
-                recorder(Draw(number, np.zeros(1), losses[chain, number], 0.0))
+                recorder.update(Draw(number, np.zeros(1), losses[chain, number], 0.0), None)
     with xr.open_zarr(store) as found:
         assert found["losses"].dims == ("chain", "draw", "sample")
         assert found["losses"].dtype == np.float32
@@ -126,10 +126,10 @@ def test_traces_of_a_chain_taken_up_again_in_another_process_have_no_hole(tmp_pa
     for number in range(37):
         if number == 21:
             first.flush()
-        first(Draw(number, np.zeros(1), losses[number], 0.0))
+        first.update(Draw(number, np.zeros(1), losses[number], 0.0), None)
     second = TraceRecorder(tmp_path / "t", 0, thin, 60)
     for number in range(21, 60):
-        second(Draw(number, np.zeros(1), losses[number], 0.0))
+        second.update(Draw(number, np.zeros(1), losses[number], 0.0), None)
     stored = zarr.open_group(tmp_path / "t", mode="r")["losses"][0]
     np.testing.assert_array_equal(stored, losses[::thin].astype(np.float32))
 
@@ -139,7 +139,7 @@ def test_a_recorder_holds_one_block_however_many_draws(tmp_path: Path) -> None:
     recorder = TraceRecorder(tmp_path / "t", 0, 1, 500)
     held = []
     for number in range(500):
-        recorder(Draw(number, np.zeros(1), np.full(3, float(number)), 0.0))
+        recorder.update(Draw(number, np.zeros(1), np.full(3, float(number)), 0.0), None)
         held.append(len(recorder._block))
     assert max(held) == 15 and held[-1] == 0
     assert zarr.open_group(tmp_path / "t", mode="r")["losses"][0, :, 0].tolist() == list(range(500))
@@ -171,7 +171,7 @@ def test_a_full_disk_is_said_in_one_line(tmp_path: Path, monkeypatch: pytest.Mon
     monkeypatch.setattr(zarr.Array, "__setitem__", full)
     with pytest.raises(PatterningError, match=r"t: cannot be written \(No space left on device\); free some disk"):
         for number in range(4):
-            recorder(Draw(number, np.zeros(1), np.zeros(3), 0.0))
+            recorder.update(Draw(number, np.zeros(1), np.zeros(3), 0.0), None)
     monkeypatch.setattr(xr.DataTree, "to_zarr", full)
-    with pytest.raises(PatterningError, match=r"study\.zarr: cannot be written"):
-        write_tree(xr.DataTree(), tmp_path / "study.zarr")
+    with pytest.raises(PatterningError, match=r"response\.zarr: cannot be written"):
+        write_tree(xr.DataTree(), tmp_path / "response.zarr")

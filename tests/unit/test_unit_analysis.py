@@ -12,12 +12,12 @@ import pytest
 from patterning_dist.aggregation.ledger import ChainRecord, Ledger, LedgerPlan
 from patterning_dist.aggregation.protocol import START, Incarnation, PushId, Verdict, block_digest
 from patterning_dist.errors import PatterningError
+from patterning_dist.measure.analysis import Analysis, TablePlan
 from patterning_dist.response.diagnostics import split_rhat
 from patterning_dist.response.llc import free_energy_response, llc_response
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.reliability import reliability_from_sums, split_half_reliability
 from patterning_dist.response.susceptibility import susceptibility
-from patterning_dist.stages.unit_analysis import Analysis, TablePlan
 from patterning_dist.storage.store import LocalStorage
 
 NUM_CHAINS, NUM_DRAWS, NUM_BATCHES, LOST = 5, 32, 4, 1
