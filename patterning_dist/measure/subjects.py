@@ -187,10 +187,8 @@ class Subjects:
         if subject.weights is not None:
             rho = self.task.read_weights(self.directory / subject.weights, subject.strength)
             data = Weighted(data, rho, self.task.counted(data, np.arange(len(data))))
-            if self.probe.source is self.task.train:
-                probe = Part(data, self.probe.ids)
-            else:
-                probe = self._plain(probe)
+            is_own = self.probe.source is not self.task.train  # a table of the user's own has no weights
+            probe = self._plain(probe) if is_own else Part(data, self.probe.ids)
             held_out = held_out and self._plain(held_out)
             losses, layered = weighted_losses(losses), layered and WeightedLayers(layered)
         self._target = Target(

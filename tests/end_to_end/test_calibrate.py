@@ -11,12 +11,8 @@ import numpy as np
 import pytest
 import yaml
 from click.testing import Result
-<<<<<<< HEAD
-from tiny_run import checkpoint, copy_run, finish_inputs, tiny_config
-=======
 from study_models import make_study, study_config
-from tiny_run import checkpoint, copy_run, tiny_config
->>>>>>> plan
+from tiny_run import checkpoint, copy_run, finish_inputs, tiny_config
 from typer.testing import CliRunner
 
 from patterning_dist.cli import app
@@ -58,16 +54,7 @@ def calibrated(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory, local_r
     """The directory of a calibrated run, and what was said."""
     run = copy_run(tiny_run, tmp_path_factory.mktemp("calibrate"))
     config = tiny_config(run.path)
-<<<<<<< HEAD
     finish_inputs(config, run)
-=======
-    loop = driver.experiment_of(config)
-    inputs = loop.inputs(config, run.manifest)
-    fingerprints = driver._fingerprints(loop, config, inputs)
-    for stage in ("prepare", "train"):  # their files are those of the fixture
-        with run.stage(stage, fingerprints[stage]):
-            pass
->>>>>>> plan
     return run.path, again(run.path)
 
 

@@ -50,7 +50,7 @@ def test_every_stage_that_is_asked_for_runs(finished):
 
 
 def test_measure(finished):
-    kind, _, directory = finished
+    _, _, directory = finished
     diagnostics = json.loads((directory / "response" / "diagnostics.json").read_text())["subjects"]
     assert diagnostics
     for subject in diagnostics.values():
