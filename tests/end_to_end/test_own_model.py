@@ -59,7 +59,7 @@ def test_a_study_of_it_from_a_file(tmp_path: Path) -> None:
     ]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=500)
     assert done.returncode == 0, done.stderr
-    diagnostics = json.loads((tmp_path / "response" / "diagnostics.json").read_text())["units"]
+    diagnostics = json.loads((tmp_path / "response" / "diagnostics.json").read_text())["subjects"]
     digits = runpy.run_path(str(ROOT / "examples" / "digits.py"))["digits"][:1400].numpy()
     assert list(diagnostics) == [f"{c}/{p}" for c in ("early", "final") for p in ("everything", "0.weight+0.bias")]
     for unit, found in diagnostics.items():
@@ -77,7 +77,7 @@ def test_a_study_of_it_from_a_file(tmp_path: Path) -> None:
         assert chi[eights].mean() < chi[~eights].mean()
     assert diagnostics["final/everything"]["num_coordinates"] == 64 * 32 + 32 + 32 * 10 + 10
     assert diagnostics["final/0.weight+0.bias"]["num_coordinates"] == 64 * 32 + 32
-    with xr.open_datatree(tmp_path / "study.zarr", engine="zarr") as tree:
+    with xr.open_datatree(tmp_path / "response.zarr", engine="zarr") as tree:
         assert tree["early/0.weight+0.bias/posterior"]["eights"].shape == (3, 24)
 
 

@@ -1,5 +1,5 @@
-"""`patterning study` on a language model: tables, diagnostics and the tree follow from the chains, and those from the
-configuration alone; what is done is not done again, and what fails is said."""
+"""A study, a run with stages sample and report: tables, diagnostics and the tree follow from the chains, and those from
+the configuration alone; what is done is not done again, and what fails is said."""
 
 from __future__ import annotations
 
@@ -16,19 +16,24 @@ import xarray as xr
 from arviz_stats.base import array_stats
 from click.testing import Result
 from interrupting import interrupted
-from patterning_dist.sampling.model_study import ModelStudy
-from patterning_dist.stages.study import run_study
 from study_models import make_study, study_config
-from tiny_run import quiet
 from typer.testing import CliRunner
 
 from patterning_dist.aggregation.files import read_chains
 from patterning_dist.cli import app
+from patterning_dist.config import Config
+from patterning_dist.driver import run_stages
+from patterning_dist.measure.plans import subject_plans
+from patterning_dist.measure.subjects import Subjects
 from patterning_dist.response.llc import free_energy_response, llc_response
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import susceptibility
 from patterning_dist.runtime.environment import prepare_process
+from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.traces import trace_store
+from patterning_dist.stages.sample import open_subjects
+from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.run import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -45,8 +50,13 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def finished(file: Path, local_ray: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("finished") / "run"
-    run_study(study_config(file, "traces.thin=3"), directory, quiet())
+    run_stages(study_config(file, "traces.thin=3"), None, directory)
     return directory
+
+
+def open_here(config: Config) -> Subjects:
+    """The subjects in this process."""
+    return open_subjects(config, Place.at(Path()), "cpu")("cpu", Ranks())
 
 
 def events(directory: Path) -> list[dict]:
@@ -66,7 +76,7 @@ def chains_by_hand(file: Path, unit: str) -> tuple[list[CoMoments], list[np.ndar
     """
     config = study_config(file)
     prepare_process(1)  # as in a worker
-    study = ModelStudy(config, Path(), "cpu")
+    study = open_here(config)
     chains, losses = [], []
     for number in range(config.sampling.num_chains):
         chain = study.chain(unit, number)
@@ -112,34 +122,34 @@ def test_chains_on_ray_are_those_of_this_process_and_tables_follow_from_them(fin
 
 def test_split_losses_are_means_over_the_domains(file: Path) -> None:
     """At w* itself: `overall` is the mean of the two domains, of equal size, and `up` that of its own samples."""
-    study = ModelStudy(study_config(file), Path(), "cpu")
+    study = open_here(study_config(file))
     target = study.target(UNITS[0])
     _, up, everything, _ = target.measure().observables.tolist()
-    assert len(study.held_out[0]) == 14
+    assert study.held_out is not None and len(study.held_out.samples) == 14
     losses = {
-        domain: study.per_sample_loss(study.model("early"), study.held_out_sets[domain][np.arange(9)]).detach()
+        domain: study.task.losses(study.model("early"), study.task.held_out[domain][np.arange(9)]).detach()
         for domain in ("up", "down")
     }
-    assert {len(part) for part in study.held_out[0].parts} == {7}
+    assert {len(part) for part in study.held_out.samples.parts} == {7}
     means = {
         domain: losses[domain][part.ids].double().mean().item()
-        for domain, part in zip(("up", "down"), study.held_out[0].parts, strict=True)
+        for domain, part in zip(("up", "down"), study.held_out.samples.parts, strict=True)
     }
     assert up == pytest.approx(means["up"], rel=1e-6)
     assert everything == pytest.approx((means["up"] + means["down"]) / 2, rel=1e-6)
 
 
 def test_tables_say_what_they_hold(finished: Path, file: Path) -> None:
-    study = ModelStudy(study_config(file), Path(), "cpu")
+    study = open_here(study_config(file))
     for unit in UNITS:
         found, samples = table(finished, unit), table(finished, unit, "-samples")
         assert len(found["sequence_id"]) == 5 * 7 and len(samples["sequence_id"]) == 5
-        tokens = study.train.tokens(study.probe_ids)
+        tokens = study.task.train.tokens(study.probe.ids)
         np.testing.assert_array_equal(found["token"].reshape(5, 7), tokens[:, 1:])
         np.testing.assert_array_equal(found["position"], np.tile(np.arange(1, 8), 5))
-        np.testing.assert_array_equal(found["sequence_id"], np.repeat(study.probe_ids, 7))
+        np.testing.assert_array_equal(found["sequence_id"], np.repeat(study.probe.ids, 7))
         assert set(found["domain"]) == {"up", "down"}
-        assert samples["domain"].tolist() == ["up" if i < 20 else "down" for i in study.probe_ids]
+        assert samples["domain"].tolist() == ["up" if i < 20 else "down" for i in study.probe.ids]
         for name in ("component", "up", "all", "norm", "llc", "free_energy"):
             chi = found[f"chi_{name}"].astype(np.float64)
             if name == "norm" and unit.endswith("head.1"):  # of an MLP, which stands still
@@ -159,9 +169,9 @@ def test_tables_say_what_they_hold(finished: Path, file: Path) -> None:
 
 
 def test_the_tree_holds_what_the_tables_and_diagnostics_say(finished: Path) -> None:
-    diagnostics = json.loads((finished / "response" / "diagnostics.json").read_text())["units"]
+    diagnostics = json.loads((finished / "response" / "diagnostics.json").read_text())["subjects"]
     assert list(diagnostics) == UNITS
-    with xr.open_datatree(finished / "study.zarr", engine="zarr") as tree:
+    with xr.open_datatree(finished / "response.zarr", engine="zarr") as tree:
         for unit in UNITS:
             node, found = tree[unit], diagnostics[unit]
             assert node.attrs["inverse_temperature"] == 200 and node.attrs["seed"] == 5
@@ -196,7 +206,7 @@ def test_what_is_done_is_kept(finished: Path, file: Path, tmp_path: Path, local_
         return {file: file.stat().st_mtime_ns for file in files if not names or file.parent.name in names}
 
     before = written()
-    run_study(study_config(file, "traces.thin=3"), directory, quiet())
+    run_stages(study_config(file, "traces.thin=3"), None, directory)
     assert events(directory)[-1]["kind"] == "kept"
     # Another component is added, on other processes that push otherwise.
     overrides = (
@@ -204,7 +214,7 @@ def test_what_is_done_is_kept(finished: Path, file: Path, tmp_path: Path, local_
         "sampling.components=[{name: layer.0.head.1}, {name: layer.1.mlp}, {name: 'gpt_neox.embed_in.*[0:3,:]'}]",
         "sampling.workers=1",
     )
-    run_study(study_config(file, *overrides, "sampling.draws_per_push=4"), directory, quiet())
+    run_stages(study_config(file, *overrides, "sampling.draws_per_push=4"), None, directory)
     assert written() == before
     added = "final/gpt_neox.embed_in.*[0:3,:]"
     assert len(read_chains(directory / "sampling" / added)[0]) == 3
@@ -212,7 +222,7 @@ def test_what_is_done_is_kept(finished: Path, file: Path, tmp_path: Path, local_
     chains = {unit: (directory / "sampling" / unit / "chains.json").read_bytes() for unit in UNITS}
     kept = written("shard-0", "losses")
     assert len(kept) > 4 * 3
-    run_study(study_config(file, *overrides, "sampling.observables.4.name=lambda"), directory, quiet())
+    run_stages(study_config(file, *overrides, "sampling.observables.4.name=lambda"), None, directory)
     assert written("shard-0", "losses") == kept
     assert chains == {unit: (directory / "sampling" / unit / "chains.json").read_bytes() for unit in UNITS}
     found, former = table(directory, UNITS[0]), table(finished, UNITS[0])
@@ -222,20 +232,17 @@ def test_what_is_done_is_kept(finished: Path, file: Path, tmp_path: Path, local_
 
 
 def test_what_chains_follow_from_and_what_not(file: Path, tmp_path: Path) -> None:
-    from patterning_dist.stages.study_inputs import unit_fingerprints
-
-    from patterning_dist.storage.run import RunDirectory
 
     folder = tmp_path / "copy"
     shutil.copytree(file.parent, folder)
     run = RunDirectory(tmp_path / "run")
 
     def fingerprints(*overrides: str) -> dict[str, str]:
-        return unit_fingerprints(ModelStudy(study_config(folder / "study.yaml", *overrides), run.path, "cpu"), run)
+        subjects = open_here(study_config(folder / "study.yaml", *overrides))
+        return {name: unit.fingerprint for name, unit in subject_plans(subjects, run).items()}
 
     first = fingerprints()
     assert first == fingerprints("sampling.ranks_per_chain=2", "sampling.draws_per_push=3", "sampling.min_chains=3")
-    assert len(run.manifest["weights"]) == 2 * len(list((folder / "model" / "early").glob("*.*")))
     assert not set(first.values()) & set(fingerprints("seed=6").values())
     assert not set(first.values()) & set(fingerprints("sampling.sampler={kind: sgnht}").values())
     slower = fingerprints("sampling.components.1.step_size=1e-3")
@@ -258,8 +265,8 @@ def test_a_failed_chain_is_left_out_and_reported(file: Path, tmp_path: Path, loc
         "sampling.num_chains=5",
         "sampling.observables.3={kind: function, names: [edge], path: 'study_models:undefined_on_one_side'}",
     )
-    run_study(study_config(file, *overrides), tmp_path / "run", quiet())
-    found = json.loads((tmp_path / "run" / "response" / "diagnostics.json").read_text())["units"][UNITS[3]]
+    run_stages(study_config(file, *overrides), None, tmp_path / "run")
+    found = json.loads((tmp_path / "run" / "response" / "diagnostics.json").read_text())["subjects"][UNITS[3]]
     assert [entry["chain"] for entry in found["excluded"]] == [1, 2]
     assert found["num_chains"] == 3
     for entry in found["excluded"]:
@@ -268,7 +275,7 @@ def test_a_failed_chain_is_left_out_and_reported(file: Path, tmp_path: Path, loc
     assert {e["chain"]: e["reason"] for e in told} == {e["chain"]: e["reason"] for e in found["excluded"]}
     assert found["findings"][0]["mode"] == "diverged"
     assert found["findings"][0]["chains"] == [entry["chain"] for entry in found["excluded"]]
-    with xr.open_datatree(tmp_path / "run" / "study.zarr", engine="zarr") as tree:
+    with xr.open_datatree(tmp_path / "run" / "response.zarr", engine="zarr") as tree:
         healthy = sorted({*range(5)} - {entry["chain"] for entry in found["excluded"]})
         assert tree[UNITS[3]]["posterior"]["chain"].values.tolist() == healthy
 
@@ -307,18 +314,6 @@ def test_tokens_that_the_model_does_not_know(file: Path, tmp_path: Path) -> None
     )
     assert result.exit_code == 2
     assert "wrong.parquet row 3: token 24 in column 'input_ids', and the model's vocabulary ends at 23" in result.stderr
-
-
-def test_the_commands_know_runs_from_studies(file: Path, tmp_path: Path) -> None:
-    checked = CliRunner().invoke(app, ["config", "check", str(file)])
-    assert checked.stdout == f"{file}: ok; the study is kept in runs/tiny-study\n"
-    refused = CliRunner().invoke(app, ["run", str(file)])
-    assert refused.stderr == f"error: {file}: is a study of a given model; run `patterning study {file}`\n"
-    quickstart = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
-    refused = CliRunner().invoke(app, ["study", str(quickstart)])
-    assert refused.stderr == (
-        f"error: {quickstart}: is the whole loop, with a training; run `patterning run {quickstart}`\n"
-    )
 
 
 def places(directory: Path, unit: str) -> list[int | None]:
@@ -390,7 +385,7 @@ def test_two_ranks_a_chain_give_the_chains_of_one(finished: Path, file: Path, tm
         "sampling.micro_batch_size=3",
         "traces.thin=3",
     )
-    run_study(study_config(file, *overrides), tmp_path / "run", quiet())
+    run_stages(study_config(file, *overrides), None, tmp_path / "run")
     unit = UNITS[2]
     one, two = (read_chains(directory / "sampling" / unit)[0] for directory in (finished, tmp_path / "run"))
     for a, b in zip(one, two, strict=True):
