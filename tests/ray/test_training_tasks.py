@@ -33,7 +33,7 @@ TRAINING = {
 }  # fmt: skip
 GPT_NEOX = {
     "model_type": "gpt_neox", "hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2,
-    "num_attention_heads": 2, "tie_word_embeddings": False,
+    "num_attention_heads": 2, "tie_word_embeddings": True,
 }  # fmt: skip
 MODULE = {
     "model": {
