@@ -182,9 +182,7 @@ def test_metrics_and_observables_are_those_of_the_model_that_is_written(alone, r
 def test_an_arm_whose_table_is_not_there_or_goes_below_zero_is_refused(alone, run):
     config = experiment(run, {"name": "mine", "weights": str(run.path.parent / "mine.parquet"), "strength": 3.0})
     (job,) = arm_jobs(config, run)
-    with pytest.raises(
-        PatterningError, match=r"mine/weights\.parquet row 0: 1 \+ strength .* is -0\.19.*; expected 0"
-    ):
+    with pytest.raises(PatterningError, match=r"mine/weights\.parquet row 0: 1 \+ strength .* is -0\.19.*; expected 0"):
         Trainer(config, open_task(config, run.path, "cpu"), job, Ranks(), "cpu")
     config = experiment(run, {"name": "lost", "weights": str(run.path / "nowhere.parquet")})
     with pytest.raises(PatterningError, match=r"retrain\.arms: .*nowhere\.parquet, the weights of lost, is not there"):
