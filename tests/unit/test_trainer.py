@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from types import SimpleNamespace
+
 import numpy as np
 import points_task
 import pytest
@@ -11,21 +14,24 @@ import yaml
 from safetensors.torch import load_file, save_file
 from tiny_run import SETTINGS
 
-from patterning_dist.config import load_config
+from patterning_dist.config import HuggingFaceConfig, load_config
 from patterning_dist.data.sampler import epoch_batch
 from patterning_dist.data.weights import write_sample_weights
 from patterning_dist.errors import PatterningError
+from patterning_dist.runtime.training.engine import deepspeed_config, model_in_pieces
 from patterning_dist.runtime.training.trainer import Trainer
 from patterning_dist.runtime.training.weights import save_weights
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.stages.train import arm_jobs, baseline_job
 from patterning_dist.storage.run import RunDirectory
+from patterning_dist.tasks.huggingface import HuggingFace
 from patterning_dist.tasks.open import open_task
 
 # Of libraries that DeepSpeed calls.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
 
 NUM_STEPS = 6
+ZERO_3 = Path(__file__).parents[2] / "configs" / "deepspeed" / "zero3.json"
 
 
 @pytest.fixture(scope="module")
@@ -187,3 +193,28 @@ def test_an_arm_whose_table_is_not_there_or_goes_below_zero_is_refused(alone, ru
     config = experiment(run, {"name": "lost", "weights": str(run.path / "nowhere.parquet")})
     with pytest.raises(PatterningError, match=r"retrain\.arms: .*nowhere\.parquet, the weights of lost, is not there"):
         arm_jobs(config, run)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_models_of_transformers_come_in_pieces_under_zero_3_and_are_the_same(alone, tmp_path, tied):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    architecture = {"model_type": "gpt_neox", "tie_word_embeddings": tied, **sizes}
+    config = HuggingFaceConfig(kind="huggingface", architecture=architecture)
+    model = HuggingFace(config, 30, 8, "cpu", None)
+    whole = model.build(4)
+    settings = deepspeed_config(ZERO_3, 8, 1)
+    with model_in_pieces(settings, "cpu"):
+        in_pieces = model.build(4)
+    parameters = dict(whole.named_parameters())
+    for made in (in_pieces, None):
+        if made is None:  # read from a checkpoint
+            save_weights(SimpleNamespace(module=whole), tmp_path / "model.safetensors")
+            model.describe(tmp_path)
+            with model_in_pieces(settings, "cpu"):
+                made = model.load(tmp_path, Ranks())
+        assert all(p.numel() == 0 for p in made.parameters())
+        save_weights(SimpleNamespace(module=made), tmp_path / "pieces" / "model.safetensors")
+        stored = load_file(tmp_path / "pieces" / "model.safetensors")
+        assert stored.keys() == parameters.keys()
+        assert all(torch.equal(stored[name], p) for name, p in parameters.items())
+    assert all(p.numel() > 0 for p in model.build(4).parameters())
