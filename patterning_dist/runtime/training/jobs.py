@@ -17,7 +17,7 @@ from patterning_dist.progress import Progress
 from patterning_dist.runtime.chains.workers import progress_board
 from patterning_dist.runtime.environment import ray_session
 from patterning_dist.storage.run import RunDirectory
-from patterning_dist.training.job import TrainingJob
+from patterning_dist.training.job import TrainingJob, max_failures
 
 # Of the 30 seconds that a preempted driver has, those in which trainings may save where they are.
 _SECONDS_TO_SAVE = 15.0
@@ -79,7 +79,7 @@ def run_jobs(
         board, control = progress_board(), JobControl.options(scheduling_strategy=here).remote()
         heard: set[str] = set()
         progress.start(label, sum(job.total_steps for job in jobs))
-        start = _run_lane.options(max_retries=config.retrain.max_failures).remote
+        start = _run_lane.options(max_retries=max_failures(config)).remote
         arguments = {
             "config": config,
             "place": run.place,

@@ -17,6 +17,7 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.runtime.environment import resolve_device, users_error
 from patterning_dist.runtime.training.checkpoints import catch_sigterm, newest_step
 from patterning_dist.runtime.training.worker import train_on_worker
+from patterning_dist.training.job import max_failures
 
 # Ray Train waits a minute for the resources of a group: so many minutes a lane waits for what the cluster has lost.
 _STARTS = 10
@@ -75,7 +76,7 @@ def run_lane(arguments: dict[str, Any], name: str) -> None:
             return
         job = unfinished[0]
         where = f"step {now[1]} of {job.total_steps}"
-        if failures > config.retrain.max_failures:
+        if failures > max_failures(config):
             raise PatterningError(
                 f"{job.name}: a worker died {failures} times without getting further than {where} ({reason}); finished "
                 "trainings are kept: look for memory or node failures, raise retrain.max_failures if machines die "
