@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from patterning_dist.config import ModelConfig
+from patterning_dist.config import AttentionOnlyConfig
 from patterning_dist.models.attention import AttentionLayer, AttentionOnlyTransformer, build_model
 from patterning_dist.models.losses import token_losses
 
@@ -181,7 +181,7 @@ def test_weights_have_their_variances():
 
 
 def test_build_model_follows_the_configuration():
-    config = ModelConfig(
+    config = AttentionOnlyConfig(
         num_layers=3,
         num_heads=2,
         d_model=12,
