@@ -28,11 +28,11 @@ from patterning_dist.models.huggingface import next_token_losses
 from patterning_dist.runtime.chains.groups import RANK_ENVIRONMENT
 from patterning_dist.runtime.environment import prepare_process, worker_environment
 from patterning_dist.sampling.chain import Chain, ChainSettings
-from patterning_dist.sampling.target import Target
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samplers import Sampler
 from patterning_dist.sampling.shard_loading import load_sharded_language_model
+from patterning_dist.sampling.target import Target
 
 SIZES = (1, 2, 4)
 SAMPLERS = {"sgld": Sampler(), "rmsprop_sgld": Sampler("rmsprop_sgld", {"decay": 0.99, "stability": 0.1})}

@@ -24,8 +24,8 @@ from patterning_dist.models.huggingface import load_language_model, next_token_l
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import Susceptibility, susceptibility
 from patterning_dist.sampling.chain import Chain, ChainSettings
-from patterning_dist.sampling.target import Target
 from patterning_dist.sampling.posterior import Posterior
+from patterning_dist.sampling.target import Target
 from patterning_dist.storage.files import write_npz, write_parquet
 
 NUM_BATCHES = 16

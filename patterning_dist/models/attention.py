@@ -52,16 +52,16 @@ class AttentionLayer(nn.Module):
         if relative_position_bias:
             self.position_bias = nn.Parameter(torch.zeros(num_heads, context_length))
 
-    def attention_pattern(self, x: Tensor) -> Tensor:
-        """Attention probabilities [batch, head, query position, key position] for the residual stream x."""
-        return self._pattern(_rms_norm(x))
+    def forward(self, x: Tensor, return_pattern: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+        """Map the residual stream x [batch, position, d_model] to the next one, same shape.
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map the residual stream x [batch, position, d_model] to the next one, same shape."""
+        With ``return_pattern`` also the attention probabilities [batch, head, query position, key position].
+        """
         normed = _rms_norm(x)
         value = torch.einsum("bld,hde->bhle", normed, self.value)
-        mixed = self._pattern(normed) @ value
-        return x + torch.einsum("bhle,hed->bld", mixed, self.output)
+        pattern = self._pattern(normed)
+        x = x + torch.einsum("bhle,hed->bld", pattern @ value, self.output)
+        return (x, pattern) if return_pattern else x
 
     def _pattern(self, normed: Tensor) -> Tensor:
         length = normed.shape[1]
@@ -133,13 +133,15 @@ class AttentionOnlyTransformer(nn.Module):
         """Logits [batch, position, vocabulary] of token ids [batch, position].
 
         With ``return_patterns`` also the attention probabilities of every layer, each [batch, head, query position,
-        key position]: through the forward pass, since engines have the weights in place only there.
+        key position]: through the forward passes of the layers, since engines have weights in place only there.
         """
         x, patterns = self.embed(tokens), []
         for layer in self.layers:
             if return_patterns:
-                patterns.append(layer.attention_pattern(x))
-            x = layer(x)
+                x, pattern = layer(x, return_pattern=True)
+                patterns.append(pattern)
+            else:
+                x = layer(x)
         logits = self.unembed(x)
         return (logits, patterns) if return_patterns else logits
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from patterning_dist.config import Config
+from patterning_dist.config import Config, RetrainConfig
 from patterning_dist.storage.files import file_sha256
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
@@ -34,7 +34,7 @@ class TrainingJob:
         strength: factor of h.
         weighting: ``loss``, weights multiply losses; ``draw``, samples are drawn, with replacement, in proportion to
             them.
-        weighted_share: first part of ``num_steps`` that is weighted; what follows is plain.
+        weighted_share: first part of ``num_steps`` that is weighted; what follows is plain. 1: all steps are weighted.
         splits: name and split of the held-out losses that evaluation.json reports as observables.
         deepspeed: DeepSpeed JSON; None: ZeRO stage 0.
         num_workers: data-parallel ranks.
@@ -66,7 +66,7 @@ class TrainingJob:
     @property
     def weighted_steps(self) -> int:
         """Steps from the first that are weighted, if there are weights."""
-        return max(1, round(self.weighted_share * self.num_steps))
+        return self.total_steps if self.weighted_share == 1 else max(1, round(self.weighted_share * self.num_steps))
 
     def fingerprint(self, config: Config) -> str:
         """Hash of everything that the result depends on, file contents included, wherever the files lie."""
@@ -91,3 +91,8 @@ class TrainingJob:
         """Whether the folder holds the result of this very job."""
         report = self.folder / "evaluation.json"
         return report.exists() and json.loads(report.read_text()).get("fingerprint") == self.fingerprint(config)
+
+
+def max_failures(config: Config) -> int:
+    """Restarts in a row of a training that gets no further; a run without retrainings has the default [restarts]."""
+    return config.retrain.max_failures if config.retrain else RetrainConfig.model_fields["max_failures"].default

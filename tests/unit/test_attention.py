@@ -96,7 +96,8 @@ def test_a_shorter_sequence_gives_the_first_logits():
 def test_patterns_are_causal_distributions_and_those_of_the_forward_pass():
     model, tokens = make_model(), make_tokens()
     with torch.no_grad():
-        patterns = model(tokens, return_patterns=True)[1]
+        logits, patterns = model(tokens, return_patterns=True)
+        assert torch.equal(logits, model(tokens))
         x = model.embed(tokens)
         for layer, pattern in zip(model.layers, patterns, strict=True):
             assert pattern.shape == (3, HEADS, CONTEXT, CONTEXT)

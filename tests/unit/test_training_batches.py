@@ -114,6 +114,13 @@ def test_annealing_has_an_order_of_its_own():
     assert not np.array_equal(batches(2)[0], other(2)[0])
 
 
+def test_annealing_is_weighted_where_all_steps_are(table):
+    for share, expected in ((1.0, rho()), (0.5, np.ones(NUM_SAMPLES))):
+        job = make_job(num_steps=4, anneal_steps=2, weights=table, weighted_share=share)
+        ids, weights = WeightedBatches(job, TRAINING, Numbered())(4)
+        np.testing.assert_array_equal(weights, expected[ids])
+
+
 def test_tables_that_cannot_be_drawn_by_are_refused(tmp_path):
     path = tmp_path / "w.parquet"
     write_sample_weights(path, np.array([1]), np.array([1]), np.array([2.0]), {})

@@ -169,5 +169,5 @@ def test_of_other_models_matrices_decay_and_vectors_do_not():
     names = {name: decay.get(id(p)) for name, p in model.named_parameters()}
     assert names == {"0.weight": 0.1, "0.bias": 0.0, "1.weight": 0.0, "1.bias": None}
     assert {group["lr"] for group in optimizer.param_groups} == {0.01}
-    with pytest.raises(PatterningError, match=r"training.optimizer: muon steps on one matrix a head"):
+    with pytest.raises(PatterningError, match=r"training\.optimizer: muon steps on one matrix a head"):
         plain_optimizer(model, training(optimizer="muon"))

@@ -161,7 +161,7 @@ def _sizes(rank: Any) -> tuple[int, int, int, int]:
     engine = trainer.engine
     pieces = [getattr(p, "ds_tensor", p) for p in engine.module.parameters()]
     weights = sum(p.numel() * p.element_size() for p in pieces)
-    states = engine.optimizer.state_dict().get("state", {}).values()
+    states = trainer.optimizer.state.values()
     optimizer = sum(t.numel() * t.element_size() for s in states for t in s.values() if isinstance(t, torch.Tensor))
     activations = SavedBytes(engine.module.parameters())
     with activations.watch():

@@ -77,4 +77,5 @@ def _train(config: Config, place: Place, trainer: Trainer, board: ActorHandle, c
     recorder.finish(fingerprint)
     trainer.engine.destroy()
     checkpoints.finished()
+    torch.distributed.barrier()  # the next job may start from what rank 0 has just written
     return True

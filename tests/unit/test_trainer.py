@@ -1,0 +1,220 @@
+"""The trainer of one rank takes the steps of a loop by hand, for arms as an experiment file has them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import points_task
+import pytest
+import torch
+import torch.distributed as dist
+import yaml
+from safetensors.torch import load_file, save_file
+from tiny_run import SETTINGS
+
+from patterning_dist.config import HuggingFaceConfig, load_config
+from patterning_dist.data.sampler import epoch_batch
+from patterning_dist.data.weights import write_sample_weights
+from patterning_dist.errors import PatterningError
+from patterning_dist.runtime.training.engine import deepspeed_config, model_in_pieces
+from patterning_dist.runtime.training.trainer import Trainer
+from patterning_dist.runtime.training.weights import save_weights
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.stages.train import arm_jobs, baseline_job
+from patterning_dist.storage.run import RunDirectory
+from patterning_dist.tasks.huggingface import HuggingFace
+from patterning_dist.tasks.open import open_task
+
+# Of libraries that DeepSpeed calls.
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
+
+NUM_STEPS = 6
+ZERO_3 = Path(__file__).parents[2] / "configs" / "deepspeed" / "zero3.json"
+
+
+@pytest.fixture(scope="module")
+def alone():
+    """A process group of this process and no other."""
+    with pytest.MonkeyPatch.context() as patch:
+        for name, value in (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"), ("LOCAL_WORLD_SIZE", "1")):
+            patch.setenv(name, value)
+        for name in ("DS_ACCELERATOR", "LOCAL_SIZE"):  # which DeepSpeed is told by
+            patch.setenv(name, "cpu" if name == "DS_ACCELERATOR" else "1")
+        dist.init_process_group("gloo", store=dist.HashStore(), rank=0, world_size=1)
+        yield
+        dist.destroy_process_group()
+
+
+@pytest.fixture
+def run(tmp_path):
+    """A run whose baseline has some weights, beside a table of the user's own."""
+    run = RunDirectory(tmp_path / "run")
+    (run.path / "baseline").mkdir()
+    save_file(points_task.initialise(7).state_dict(), run.path / "baseline" / "model.safetensors")
+    weight = np.linspace(0.6, 1.4, points_task.NUM_TRAIN)
+    write_sample_weights(tmp_path / "mine.parquet", np.arange(len(weight)), None, weight, {}, key="sample_id")
+    return run
+
+
+def experiment(run, *arms, **training):
+    """The module as an experiment, with these arms."""
+    observables = [{"kind": "split_loss", "name": n, "split": s} for n, s in (("all", "overall"), ("l", "domain:left"))]
+    sampling = SETTINGS["sampling"] | {"components": [{"name": "everything"}], "observables": observables}
+    training = {
+        "num_steps": NUM_STEPS, "batch_size": 8, "optimizer": "adamw", "learning_rate": 0.01, "weight_decay": 0.1,
+        "warmup_steps": 2,
+    } | training  # fmt: skip
+    functions = {key: f"points_task:{key}" for key in ("initialise", "per_sample_loss", "evaluate")}
+    sections = {
+        **{key: SETTINGS[key] for key in ("name", "seed", "device")},
+        "data": {"kind": "function", "load": "points_task:load"},
+        "model": {"kind": "module", **functions},
+        "training": training,
+        "sampling": sampling | {"evaluation_sequences": 100},
+        "retrain": {"arms": list(arms), "seeds": [1], "num_steps": NUM_STEPS, "start": "baseline"},
+    }
+    path = run.path.parent / "experiment.yaml"
+    path.write_text(yaml.safe_dump(sections))
+    return load_config(path)
+
+
+def by_hand(config, model, rho):
+    """A loop without engine, ranks or task: weighted means of losses, gradients clipped as DeepSpeed does."""
+    train, settings = points_task.load()[0], config.training
+    matrices, vectors = ([p for p in model.parameters() if (p.dim() > 1) == two] for two in (True, False))
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": settings.weight_decay}, {"params": vectors, "weight_decay": 0.0}],
+        betas=(0.9, 0.98),
+    )
+    for step in range(NUM_STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = settings.learning_rate * min(1, (step + 1) / settings.warmup_steps)
+        ids = torch.from_numpy(epoch_batch(1, step, 8, points_task.NUM_TRAIN))
+        weights = rho(step)[ids]
+        optimizer.zero_grad()
+        (weights * points_task.per_sample_loss(model, train[ids])).sum().div(weights.sum()).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+    return dict(model.named_parameters())
+
+
+def trained(config, run, job):
+    trainer = Trainer(config, open_task(config, run.path, "cpu"), job, Ranks(), "cpu")
+    for step in range(job.total_steps):
+        trainer.step(step)
+    return trainer
+
+
+def test_arms_are_trainings_by_hand(alone, run):
+    table = str(run.path.parent / "mine.parquet")
+    config = experiment(
+        run,
+        "base",
+        {"name": "mine", "weights": table, "strength": 2.0},
+        {"name": "part", "weights": table, "weighted_share": 0.5},
+        {"name": "fresh", "start": "initialisation"},
+    )
+    jobs = arm_jobs(config, run)
+    assert [job.name for job in jobs] == [f"{arm} seed 1" for arm in ("base", "mine", "part", "fresh")]
+    (run.path.parent / "mine.parquet").unlink()  # the run has a copy
+    h, ones = np.linspace(-0.4, 0.4, points_task.NUM_TRAIN), torch.ones(points_task.NUM_TRAIN)
+    weight, stretched = (torch.from_numpy((1 + s * h).astype(np.float32)) for s in (1, 2))
+    start = load_file(run.path / "baseline" / "model.safetensors")
+    baseline = points_task.initialise(0)
+    found = {}
+    for job, rho in zip(
+        jobs,
+        (lambda _: ones, lambda _: stretched, lambda step: weight if step < 3 else ones, lambda _: ones),
+        strict=True,
+    ):
+        baseline.load_state_dict(start)
+        model = points_task.initialise(1) if job.start is None else baseline
+        expected = by_hand(config, model, rho)
+        parameters = found[job.name] = {
+            name: p.detach().clone() for name, p in trained(config, run, job).engine.module.named_parameters()
+        }
+        for name, value in expected.items():
+            torch.testing.assert_close(parameters[name], value, rtol=1e-5, atol=1e-6, msg=f"{job.name} {name}")
+    base, *others = (parameters["0.weight"] for parameters in found.values())
+    assert all((base - other).abs().max() > 1e-4 for other in others)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2])
+def test_micro_batches_change_nothing_but_rounding(alone, run, tmp_path, accumulation):
+    settings = tmp_path / "deepspeed.json"
+    settings.write_text(f'{{"gradient_accumulation_steps": {accumulation}}}')
+    table = str(run.path.parent / "mine.parquet")
+    config = experiment(run, {"name": "mine", "weights": table})
+    config = config.model_copy(update={"retrain": config.retrain.model_copy(update={"deepspeed": settings})})
+    (job,) = arm_jobs(config, run)
+    weight = torch.linspace(0.6, 1.4, points_task.NUM_TRAIN)
+    baseline = points_task.initialise(7)
+    expected = by_hand(config, baseline, lambda _: weight)
+    parameters = dict(trained(config, run, job).engine.module.named_parameters())
+    for name, value in expected.items():
+        torch.testing.assert_close(parameters[name], value, rtol=1e-5, atol=1e-6)
+
+
+def test_the_loss_of_a_step_is_the_weighted_mean_of_its_batch(alone, run):
+    config = experiment(run, {"name": "mine", "weights": str(run.path.parent / "mine.parquet")})
+    (job,) = arm_jobs(config, run)
+    trainer = Trainer(config, open_task(config, run.path, "cpu"), job, Ranks(), "cpu")
+    ids, rho = trainer.batches(0)
+    with torch.no_grad():
+        losses = points_task.per_sample_loss(points_task.initialise(7), points_task.load()[0][torch.from_numpy(ids)])
+    assert trainer.step(0) == pytest.approx(np.average(losses.numpy(), weights=rho), rel=1e-6)
+
+
+def test_metrics_and_observables_are_those_of_the_model_that_is_written(alone, run):
+    config = experiment(run, "base")
+    (job,) = arm_jobs(config, run)
+    trainer = trained(config, run, job)
+    save_weights(trainer.engine, run.path / "after" / "model.safetensors")
+    task = open_task(config, run.path, "cpu")
+    model = task.load("after", Ranks())
+    assert all(torch.equal(p, q) for p, q in zip(model.parameters(), trainer.engine.module.parameters(), strict=True))
+    metrics = trainer.evaluate()
+    assert metrics == task.evaluate(model, Ranks())
+    assert metrics.keys() == {"left_loss", "right_loss", "accuracy"}
+    # All held-out samples are taken: the split of a domain is the mean of its set.
+    left, right = (len(samples) for samples in task.held_out.values())
+    overall = (left * metrics["left_loss"] + right * metrics["right_loss"]) / (left + right)
+    assert trainer.observables() == pytest.approx({"all": overall, "l": metrics["left_loss"]}, rel=1e-6)
+    assert trained(config, run, baseline_job(config, run.path)).observables() == {}
+
+
+def test_an_arm_whose_table_is_not_there_or_goes_below_zero_is_refused(alone, run):
+    config = experiment(run, {"name": "mine", "weights": str(run.path.parent / "mine.parquet"), "strength": 3.0})
+    (job,) = arm_jobs(config, run)
+    with pytest.raises(PatterningError, match=r"mine/weights\.parquet row 0: 1 \+ strength .* is -0\.19.*; expected 0"):
+        Trainer(config, open_task(config, run.path, "cpu"), job, Ranks(), "cpu")
+    config = experiment(run, {"name": "lost", "weights": str(run.path / "nowhere.parquet")})
+    with pytest.raises(PatterningError, match=r"retrain\.arms: .*nowhere\.parquet, the weights of lost, is not there"):
+        arm_jobs(config, run)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_models_of_transformers_come_in_pieces_under_zero_3_and_are_the_same(alone, tmp_path, tied):
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    architecture = {"model_type": "gpt_neox", "tie_word_embeddings": tied, **sizes}
+    config = HuggingFaceConfig(kind="huggingface", architecture=architecture)
+    model = HuggingFace(config, 30, 8, "cpu", None)
+    whole = model.build(4)
+    settings = deepspeed_config(ZERO_3, 8, 1)
+    with model_in_pieces(settings, "cpu"):
+        in_pieces = model.build(4)
+    parameters = dict(whole.named_parameters())
+    for made in (in_pieces, None):
+        if made is None:  # read from a checkpoint
+            save_weights(SimpleNamespace(module=whole), tmp_path / "model.safetensors")
+            model.describe(tmp_path)
+            with model_in_pieces(settings, "cpu"):
+                made = model.load(tmp_path, Ranks())
+        assert all(p.numel() == 0 for p in made.parameters())
+        save_weights(SimpleNamespace(module=made), tmp_path / "pieces" / "model.safetensors")
+        stored = load_file(tmp_path / "pieces" / "model.safetensors")
+        assert stored.keys() == parameters.keys()
+        assert all(torch.equal(stored[name], p) for name, p in parameters.items())
+    assert all(p.numel() > 0 for p in model.build(4).parameters())
