@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from patterning_dist.config import Config, FunctionConfig, HuggingFaceConfig, TextConfig
+from patterning_dist.config import Config, FunctionConfig, HuggingFaceConfig, TextConfig, TokensConfig
 from patterning_dist.data.sequences import SequenceTable
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.functions import find_own_code, load_function
 from patterning_dist.measure.subjects import Subject, Subjects, expand_components
-from patterning_dist.models.huggingface import model_location
+from patterning_dist.models.huggingface import check_length, model_location
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.tasks.open import open_skeleton, open_task
 
@@ -44,6 +44,9 @@ def preflight(config: Config, directory: Path) -> None:
         return
     task = open_task(config, directory, "cpu")
     skeleton = task.skeleton()
+    if isinstance(config.model, HuggingFaceConfig):
+        last = isinstance(config.data, TokensConfig)  # is predicted and not read
+        check_length(skeleton, config.data.context_length - last, last=last)
     sampling = expand_components(config.sampling, skeleton)
     subject = Subject(config.checkpoints[0], sampling.components[0].name, stream="")
     subjects = Subjects(task, sampling, config.seed, directory, {"": subject})

@@ -212,14 +212,22 @@ def logits(model: nn.Module, inputs: Tensor, head: Head = "tokens", **arguments:
     Raises:
         PatterningError: sequences longer than the model has positions for.
     """
-    length, limit = inputs.shape[1], getattr(model.config, "max_position_embeddings", None)
+    check_length(model, inputs.shape[1], last=head == "tokens")
+    return model(input_ids=inputs, use_cache=False, **arguments).logits
+
+
+def check_length(model: nn.Module, length: int, *, last: bool) -> None:
+    """Refuse inputs longer than the model has positions for; ``last``: one token more is predicted and not read.
+
+    Raises:
+        PatterningError: they are; says to what the context length may be set.
+    """
+    limit = getattr(model.config, "max_position_embeddings", None)
     if limit is not None and length > limit:
-        last = head == "tokens"  # is predicted and not read
         raise PatterningError(
             f"sequences of {length + last} tokens need {length} positions, and the model has {limit}; "
             f"set the context length to {limit + last} or less"
         )
-    return model(input_ids=inputs, use_cache=False, **arguments).logits
 
 
 def next_token_losses(model: nn.Module, tokens: Tensor) -> Tensor:

@@ -287,7 +287,10 @@ def test_a_failed_chain_is_left_out_and_reported(file: Path, tmp_path: Path, loc
         (["model.checkpoints=[early, last]"], "has no folder 'last'; there are early, final, and final for the model"),
         (["model.path=../nowhere"], "model.path: there is no folder ../nowhere; give that of a model, or a name on"),
         (["data.train=nowhere.parquet"], "nowhere.parquet: no such file or folder"),
-        (["data.context_length=100"], "none as long as a block of 100 tokens"),
+        (
+            ["data.context_length=100"],
+            "sequences of 100 tokens need 99 positions, and the model has 8; set",
+        ),
         (["data.column=ids"], "no column 'ids'"),
         (["sampling.observables.3.path=nowhere:norm"], "observable function 'nowhere:norm' cannot be loaded"),
     ],
