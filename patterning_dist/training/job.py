@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from patterning_dist.config import Config, RetrainConfig
+from patterning_dist.config import Config
 from patterning_dist.storage.files import file_sha256
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
@@ -91,8 +91,3 @@ class TrainingJob:
         """Whether the folder holds the result of this very job."""
         report = self.folder / "evaluation.json"
         return report.exists() and json.loads(report.read_text()).get("fingerprint") == self.fingerprint(config)
-
-
-def max_failures(config: Config) -> int:
-    """Restarts in a row of a training that gets no further; a run without retrainings has the default [restarts]."""
-    return config.retrain.max_failures if config.retrain else RetrainConfig.model_fields["max_failures"].default
