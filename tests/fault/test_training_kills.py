@@ -66,7 +66,8 @@ def make_job(run, name, **changes):
 
 
 def events(run, *kinds):
-    lines = (run.path / "events.jsonl").read_text().splitlines()
+    file = run.path / "events.jsonl"
+    lines = file.read_text().splitlines() if file.exists() else []
     return [event for event in map(json.loads, lines) if event["kind"] in kinds]
 
 

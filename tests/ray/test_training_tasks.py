@@ -71,7 +71,12 @@ def assert_alike(one, other):
         weights, expected = (load_file(folder / f"{name}.safetensors") for folder in (other, one))
         assert weights.keys() == expected.keys()
         for key, value in expected.items():
-            torch.testing.assert_close(weights[key], value, rtol=1e-4, atol=2e-5, msg=f"{name} {key}")
+            found = weights[key]
+            if key.endswith("query_key_value.bias"):
+                # Nothing depends on the keys' bias, which adds the same to all scores of a query: its gradient is
+                # rounding, and Adam makes steps of the usual length of it.
+                found, value = (bias.view(2, 3, -1)[:, [0, 2]] for bias in (found, value))  # [head, q k v, dimension]
+            torch.testing.assert_close(found, value, rtol=1e-4, atol=2e-5, msg=f"{name} {key}")
     rows, expected = (pq.read_table(folder / "metrics.parquet").to_pydict() for folder in (other, one))
     reports = [json.loads((folder / "evaluation.json").read_text()) for folder in (other, one)]
     assert rows.keys() == expected.keys()
