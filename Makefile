@@ -1,17 +1,21 @@
 # `make quickstart`: install into .venv if need be, then run the small experiment.
-# `make test`: install into .venv if need be, then run the tests.
+# `make test`: install into .venv if need be, check the types, run the tests; `make test-all`: also those that take long.
 PYTHON ?= python3
 VENV := .venv
 # Written last, so that an interrupted installation is taken up again.
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test corpus
+.PHONY: quickstart test test-all corpus
 
 quickstart: $(STAMP)
 	$(VENV)/bin/patterning run configs/quickstart.yaml
 
 test: $(STAMP)
+	$(VENV)/bin/python -m mypy
 	$(VENV)/bin/python -m pytest -n 2
+
+test-all: $(STAMP)
+	$(VENV)/bin/python -m pytest -n 2 -m "extended or not extended"
 
 # The 40 MB corpus of configs/induction-large.yaml, out of Debian packages.
 corpus: $(STAMP)

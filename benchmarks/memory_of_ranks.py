@@ -28,7 +28,7 @@ from patterning_dist.models.huggingface import next_token_losses
 from patterning_dist.runtime.chains.groups import RANK_ENVIRONMENT
 from patterning_dist.runtime.environment import prepare_process, worker_environment
 from patterning_dist.sampling.chain import Chain, ChainSettings
-from patterning_dist.sampling.module_target import ModuleTarget
+from patterning_dist.sampling.target import Target
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samplers import Sampler
@@ -76,7 +76,7 @@ def run_rank(rank: int, size: int, sampler: str, folder: Path) -> dict[str, floa
     model = load_sharded_language_model(str(folder), None, ranks, "cpu")
     component = select_component(model, "everything")
     tokens = torch.from_numpy(np.random.default_rng(0).integers(0, VOCABULARY, size=(64, CONTEXT)))
-    target = ModuleTarget(model, component, next_token_losses, tokens, tokens[:4], micro_batch_size=1, ranks=ranks)
+    target = Target(model, component, next_token_losses, tokens, tokens[:4], micro_batch_size=1, ranks=ranks)
     settings = ChainSettings(Posterior(30.0, 100.0), 1e-7, 4, 1, 1, 1, seed=0, sampler=SAMPLERS[sampler])
     chain = Chain(target, settings, 0, population=len(tokens))
     list(chain.draws())

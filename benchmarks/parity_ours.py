@@ -24,7 +24,7 @@ from patterning_dist.models.huggingface import load_language_model, next_token_l
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import Susceptibility, susceptibility
 from patterning_dist.sampling.chain import Chain, ChainSettings
-from patterning_dist.sampling.module_target import ModuleTarget
+from patterning_dist.sampling.target import Target
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.storage.files import write_npz, write_parquet
 
@@ -49,7 +49,7 @@ def sample(
     chains, records, traces = [], [], []
     for number in range(settings["num_chains"]):
         model = copy.deepcopy(checkpoint)  # a target moves the weights of its model
-        target = ModuleTarget(
+        target = Target(
             model,
             select_component(model, component),
             next_token_losses,

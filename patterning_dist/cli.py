@@ -133,11 +133,10 @@ for _stage in HELP:
 def study(config: ConfigArgument, overrides: SetOption = None, run_dir: RunDirOption = None) -> None:
     with _reported():
         loaded, directory = _open(config, overrides, run_dir)
-        from patterning_dist.driver import run_stages
+        from patterning_dist.driver import of_the_loop, run_stages
 
-        later = {"solve": None, "check": None, "retrain": None}
-        measured = loaded.model_copy(update={key: None for key in later if key in type(loaded).model_fields})
-        run_stages(measured, None, directory)
+        later = dict.fromkeys(("solve", "check", "retrain"))
+        run_stages(of_the_loop(loaded, "study").model_copy(update=later), None, directory)
 
 
 @app.command(help="Run an experiment as a job of a Ray cluster; where it runs already, attach to it.")

@@ -10,7 +10,7 @@ from typing import Any
 
 from rich.console import Console
 
-from patterning_dist.config import Root, dump_config
+from patterning_dist.config import Config, Root, dump_config
 from patterning_dist.config.kinds import DEFAULT, find_kind
 from patterning_dist.config.sampling import LAYOUT_KEYS
 from patterning_dist.errors import PatterningError
@@ -29,6 +29,20 @@ _FILES = ("deepspeed", "probe", "sources")
 def experiment_of(config: Root) -> Experiment:
     """The kind of an experiment file that was read."""
     return find_kind(config.experiment or DEFAULT)
+
+
+def of_the_loop(config: Root, command: str) -> Config:
+    """The experiment, for a command that knows the sections of the loop.
+
+    Raises:
+        PatterningError: it is of another kind, which has its own.
+    """
+    if isinstance(config, Config):
+        return config
+    raise PatterningError(
+        f"{config.name}: patterning {command} is for the loop, whose sections it reads, and experiment "
+        f"'{config.experiment}' has its own; use `patterning run`"
+    )
 
 
 def run_stages(config: Root, stages: list[str] | None, directory: Path | str) -> None:
@@ -82,7 +96,7 @@ def run_calibration(config: Root, directory: Path | str) -> None:
     """
     from patterning_dist.stages.calibrate import calibrate
 
-    experiment = experiment_of(config)
+    config, experiment = of_the_loop(config, "calibrate"), experiment_of(config)
     experiment.preflight(config, Place.at(directory).path)
     with RunDirectory(directory).locked() as run, Progress() as progress:
         fingerprints = _fingerprints(experiment, config, experiment.inputs(config, run.manifest))
@@ -101,6 +115,7 @@ def plan_experiment(config: Root, directory: Path | str, as_json: bool) -> None:
     Raises:
         PatterningError: whatever the user can put right.
     """
+    config = of_the_loop(config, "plan")
     from patterning_dist.stages.plan.plan import plan_run
 
     console, experiment = Console(stderr=True), experiment_of(config)

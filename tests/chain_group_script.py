@@ -21,13 +21,13 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import select_component
 from patterning_dist.models.huggingface import load_language_model, next_token_losses
 from patterning_dist.sampling.chain import Chain, ChainFailure, ChainSettings
-from patterning_dist.sampling.module_target import ModuleTarget
 from patterning_dist.sampling.noise import Noise
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samplers import Sampler
 from patterning_dist.sampling.shard import shard_model
 from patterning_dist.sampling.shard_loading import load_sharded_language_model
+from patterning_dist.sampling.target import Target
 
 VOCABULARY, CONTEXT = 13, 8
 TOKENS = torch.from_numpy(np.random.default_rng(0).integers(0, VOCABULARY, size=(40, CONTEXT)))
@@ -81,7 +81,7 @@ def squared_norm(model):
 
 
 def make_target(model, component, ranks, micro_batch_size, **options):
-    return ModuleTarget(
+    return Target(
         model,
         component,
         next_token_losses,

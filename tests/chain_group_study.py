@@ -14,9 +14,9 @@ from patterning_dist.models.attention import AttentionOnlyTransformer
 from patterning_dist.models.components import select_component
 from patterning_dist.models.losses import token_losses
 from patterning_dist.sampling.chain import Chain, ChainSettings
-from patterning_dist.sampling.module_target import ModuleTarget
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.shard import shard_model
+from patterning_dist.sampling.target import Target
 
 
 def kill_rank_1(model):
@@ -80,7 +80,7 @@ class GroupStudy:
         model = AttentionOnlyTransformer(
             vocabulary_size=VOCABULARY, context_length=CONTEXT, num_layers=2, num_heads=3, d_model=10, d_head=3, seed=1
         )
-        target = ModuleTarget(
+        target = Target(
             shard_model(model, self.ranks, self.device),
             select_component(model, "layer.0.head.1+unembedding"),
             lambda model, tokens: token_losses(model(tokens[:, :-1]), tokens),

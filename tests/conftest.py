@@ -15,24 +15,62 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
 # Ray's workers yield to everything else of the machine by default, and tests wait for them with deadlines.
 os.environ.setdefault("RAY_worker_niceness", "0")
+os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # How often Ray Train asks how its workers are: trainings of tests last for seconds.
 os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 
+# What shares a cluster or a finished run goes to one process.
+TOGETHER = {
+    "tests/end_to_end/test_pipeline.py": "the whole loop",
+    "tests/end_to_end/test_remote_run.py": "the whole loop",
+    "tests/end_to_end/test_signals.py": "the whole loop",
+}
+# Seconds of what takes longest, on a quiet machine with two cores: begun first, so that both processes end together.
+SECONDS = {
+    "the whole loop": 150,
+    "tests/fault": 100,
+    "tests/end_to_end/test_submit.py": 100,
+    "tests/ray/test_chain_groups.py": 90,
+    "tests/ray/test_retraining.py": 70,
+    "tests/end_to_end/test_study.py": 60,
+    "tests/end_to_end/test_parentheses.py": 60,
+    "tests/end_to_end/test_plan.py": 40,
+    "tests/end_to_end/test_calibrate.py": 40,
+    "tests/ray/test_doctor.py": 30,
+    "tests/ray/test_actors.py": 30,
+    "tests/unit/test_deaths.py": 25,
+    "tests/ray/test_stacks.py": 25,
+    "tests/end_to_end/test_own_model.py": 25,
+    "tests/ray/test_metrics.py": 20,
+    "tests/ray/test_trials.py": 20,
+    "tests/statistical/test_llc_models.py": 15,
+    "tests/statistical/test_llc_response.py": 15,
+    "tests/statistical/test_rmsprop_sgld_gaussian.py": 15,
+    "tests/statistical/test_sgnht_gaussian.py": 15,
+    "tests/statistical/test_sign_trap.py": 15,
+}
 
-# Tests of these folders start a Ray each, which takes what cores there are.
-CLUSTERS = {"end_to_end", "fault", "gpu", "ray"}
+
+def scope_of(nodeid: str) -> str:
+    """Tests of one scope run in one process, one after another."""
+    file = nodeid.split("::")[0]
+    return "tests/fault" if file.startswith("tests/fault/") else TOGETHER.get(file, file)
 
 
-class OneClusterAtATime(LoadScopeScheduling):
-    """With ``-n 2`` one process runs all tests with a Ray, one after another, and the other one those without."""
+class LongestFirst(LoadScopeScheduling):
+    """With ``-n 2`` each process takes one scope after another, the longest first; each has a Ray of its own."""
 
     def _split_scope(self, nodeid: str) -> str:
-        _, folder, file = nodeid.split("::")[0].split("/")
-        return "clusters" if folder in CLUSTERS else file
+        return scope_of(nodeid)
 
 
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> OneClusterAtATime:
-    return OneClusterAtATime(config, log)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> LongestFirst:
+    config.option.loadscopereorder = False
+    return LongestFirst(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: -SECONDS.get(scope_of(item.nodeid), 0))  # stable
 
 
 @pytest.fixture(scope="session")
@@ -43,21 +81,23 @@ def tiny_run(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return make_tiny_run(tmp_path_factory.mktemp("tiny"))
 
 
-@pytest.fixture(scope="module")
-def local_ray() -> Iterator[None]:
-    """Ray on this machine with two CPUs, for all tests of a module."""
-    import logging
+@pytest.fixture(scope="session")
+def ray_address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """Ray on this machine with two CPUs, for all tests of this process that need no other."""
+    from shared_ray import start_cluster
 
-    import ray
-
-    from patterning_dist.runtime.environment import worker_environment
-
+    folder = tmp_path_factory.mktemp("word")
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in worker_environment(1).items():
-            patch.setenv(name, value)
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))  # observables of the tests' own
-        patch.delenv("RAY_ADDRESS", raising=False)
-        ray.init("local", num_cpus=2, include_dashboard=False, logging_level=logging.ERROR, log_to_driver=False)
+        cluster = start_cluster(patch, folder, num_cpus=2)
+    os.environ["TESTS_FOLDER"] = str(folder)
+    yield cluster.address
+    cluster.shutdown()
+
+
+@pytest.fixture(scope="module")
+def local_ray(ray_address: str) -> Iterator[None]:
+    """This process is a driver on ``ray_address``, for all tests of a module."""
+    from shared_ray import joined
+
+    with joined(ray_address):
         yield
-        ray.shutdown()

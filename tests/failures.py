@@ -22,12 +22,12 @@ import pytest
 import ray
 import torch
 from ray.cluster_utils import Cluster
+from shared_ray import start_cluster
 from tiny_run import copy_run, tiny_config
 
 from patterning_dist.aggregation.files import read_chains, read_gradients, read_records, read_traces
 from patterning_dist.config import Config, dump_config
 from patterning_dist.driver import _corpus_hash, _fingerprints
-from patterning_dist.runtime.environment import worker_environment
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.storage.store import LocalStorage
 
@@ -48,14 +48,7 @@ _PATIENCE = 240.0  # seconds for anything that a test waits for
 def cluster_of(num_nodes: int) -> Iterator[Cluster]:
     """A head without CPUs, and nodes with one CPU each; processes on them find the modules of the tests."""
     with pytest.MonkeyPatch.context() as patch, TemporaryDirectory() as folder:
-        patch.setenv("FAULT_TESTS", folder)
-        for name, value in worker_environment(1).items():
-            patch.setenv(name, value)
-        patch.setenv("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
-        patch.setenv("PYTHONPATH", str(Path(__file__).parent))
-        patch.delenv("RAY_ADDRESS", raising=False)
-        head = {"num_cpus": 0, "include_dashboard": False, "_system_config": _HEALTH_CHECKS}
-        cluster = Cluster(initialize_head=True, head_node_args=head)
+        cluster = start_cluster(patch, Path(folder), num_cpus=0, _system_config=_HEALTH_CHECKS)
         try:
             for _ in range(num_nodes):
                 cluster.add_node(num_cpus=1)
@@ -214,14 +207,14 @@ def edge(model: torch.nn.Module) -> torch.Tensor:
 def deadly_edge(model: torch.nn.Module) -> torch.Tensor:
     """The same, but the process dies wherever it lies above ``set_edge``: at the same draw of a chain every time."""
     value = edge(model)
-    if value > float((Path(os.environ["FAULT_TESTS"]) / "edge").read_text()):
+    if value > float((Path(os.environ["TESTS_FOLDER"]) / "edge").read_text()):
         kill(os.getpid())
     return value
 
 
 def set_edge(threshold: float) -> None:
     """For ``deadly_edge`` on the cluster of this process."""
-    (Path(os.environ["FAULT_TESTS"]) / "edge").write_text(str(threshold))
+    (Path(os.environ["TESTS_FOLDER"]) / "edge").write_text(str(threshold))
 
 
 def results(run: RunDirectory) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 import pytest
 from moto.server import ThreadedMotoServer
 from pyarrow import fs
+from shared_ray import S3_ACCESS
 
 
 @contextlib.contextmanager
@@ -18,8 +19,8 @@ def s3_server() -> Iterator[str]:
     server.start()
     logging.getLogger("werkzeug").setLevel(logging.ERROR)  # or a failing test prints every request
     with pytest.MonkeyPatch.context() as patch:
-        for name, value in (("ACCESS_KEY_ID", "id"), ("SECRET_ACCESS_KEY", "key"), ("EC2_METADATA_DISABLED", "true")):
-            patch.setenv(f"AWS_{name}", value)
+        for name, value in S3_ACCESS.items():
+            patch.setenv(name, value)
         endpoint = "{}:{}".format(*server.get_host_and_port())
         fs.S3FileSystem(scheme="http", endpoint_override=endpoint, allow_bucket_creation=True).create_dir("bucket")
         yield "s3://bucket/{}?scheme=http&endpoint_override=" + endpoint

@@ -103,10 +103,11 @@ def norm(model: torch.nn.Module) -> torch.Tensor:
 
 
 def watched_norm(model: torch.nn.Module) -> torch.Tensor:
-    """``norm``, as slow as NORM_SECONDS says; every call adds a byte to the file NORM_CALLS."""
-    with open(os.environ["NORM_CALLS"], "ab") as file:
+    """``norm``, a tenth of a second slower while there is a file "slow"; every call adds a byte to the file "calls"."""
+    folder = Path(os.environ["TESTS_FOLDER"])
+    with open(folder / "calls", "ab") as file:
         file.write(b".")
-    time.sleep(float(os.environ["NORM_SECONDS"]))
+    time.sleep(0.1 * (folder / "slow").exists())
     return norm(model)
 
 

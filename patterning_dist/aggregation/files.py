@@ -110,15 +110,17 @@ def _shards(folder: Path, chain: int) -> list[CoMoments]:
 
 def _joined(parts: list[CoMoments]) -> CoMoments:
     """One chain over the columns of all shards, without their columns of the mean loss."""
-    joined = {
-        name: np.concatenate([getattr(part, name)[..., :-1] for part in parts], axis=-1)
-        for name in ("mean_loss", "m2_loss", "comoment")
-    }
-    return dataclasses.replace(parts[0], **joined)
+
+    def joined(name: str) -> np.ndarray:
+        return np.concatenate([getattr(part, name)[..., :-1] for part in parts], axis=-1)
+
+    return dataclasses.replace(
+        parts[0], mean_loss=joined("mean_loss"), m2_loss=joined("m2_loss"), comoment=joined("comoment")
+    )
 
 
 def _checked(folder: Path, part: str, chain: int) -> dict[str, np.ndarray]:
-    return _newest(Snapshots(LocalStorage(folder), part, f"chain-{chain}"), f"{folder / part} chain {chain}")
+    return _newest(Snapshots(LocalStorage(folder), part, f"chain-{chain}"), f"{folder / part}")
 
 
 def _newest(snapshots: Snapshots, where: str) -> dict[str, np.ndarray]:

@@ -234,9 +234,9 @@ class Ledger:
         Raises:
             PatterningError: a chain is not through.
         """
-        records = self.records()
-        if unfinished := [chain for chain, record in enumerate(records) if record is None]:
+        if unfinished := [chain for chain, record in enumerate(self.records()) if record is None]:
             raise PatterningError(f"chains {unfinished} are not through; run them first")
+        records = [record for record in self.records() if record is not None]
         claimed = [self._chains[record.chain].moments for record in records if record.healthy]
         healthy, excluded = healthy_chains(claimed)
         excluded = {r.chain: r.reason for r in records if not r.healthy} | excluded

@@ -44,7 +44,13 @@ class PairsConfig(Section):
     held_out: dict[str, str] = Field({}, description="domain -> such a table, for split losses [path]")
     chosen: str = Field("chosen", min_length=1, description="column of the preferred token ids")
     rejected: str = Field("rejected", min_length=1, description="column of the others")
-    context_length: int = Field(ge=1, description="longest of both; shorter ones are padded [tokens]")
+    prompt: str | None = Field(
+        None, min_length=1, description="column of token ids that both follow; default: both have them within"
+    )
+    context_length: int = Field(
+        ge=1,
+        description="longest of both, with the prompt; shorter ones are padded, longer pairs left out [tokens]",
+    )
 
 
 class LabelledConfig(Section):
@@ -53,7 +59,7 @@ class LabelledConfig(Section):
     held_out: dict[str, str] = Field({}, description="domain -> such a table, for split losses [path]")
     column: str = Field("input_ids", min_length=1, description="column that holds the token ids")
     label: str = Field("label", min_length=1, description="column that holds the class, a number from 0")
-    context_length: int = Field(ge=1, description="longest sample; shorter ones are padded [tokens]")
+    context_length: int = Field(ge=1, description="longest sample; shorter ones are padded, others left out [tokens]")
 
 
 class FunctionDataConfig(Section):

@@ -11,7 +11,7 @@ from typing import Any
 import yaml
 from pydantic import ValidationError
 
-from patterning_dist.config.kinds import DEFAULT, find_kind
+from patterning_dist.config.kinds import DEFAULT, find_kind, kind_names
 from patterning_dist.config.root import Root
 from patterning_dist.errors import PatterningError
 from patterning_dist.functions import find_own_code
@@ -61,6 +61,8 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Any:
         raise PatterningError(f"{path}: expected sections of `key: value`, got {_show(raw)}")
     for override in overrides:
         apply_override(raw, override)
+    if "experiment" not in raw and raw.get("kind") in kind_names():
+        raise PatterningError(f"{path}: kind is not a known key; write experiment: {raw['kind']}")
     name = raw.get("experiment", DEFAULT)
     if not isinstance(name, str):
         raise PatterningError(f"{path}: experiment: expected a name, got {_show(name)}")

@@ -1,9 +1,13 @@
-"""Fixed blocks of tokens addressed by id: a Parquet table of 16-bit tokens, and the reader over it."""
+"""Token ids in blocks of one length, addressed by number: this project's tables of 16-bit tokens, and everybody's.
+
+A row is a list of token ids. One that is longer than a block gives as many whole blocks as fit, and what is left of it
+is left out; a shorter one is padded. Blocks never run over the end of a row. ``token_blocks`` says what does not count.
+"""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,12 +15,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from patterning_dist.data.token_blocks import MASKS, Blocks, check_vocabulary, cut
+from patterning_dist.data.token_rows import find_rows
 from patterning_dist.data.tokenizer import MAX_VOCABULARY
 from patterning_dist.errors import PatterningError
-from patterning_dist.storage.files import read_parquet, write_parquet
+from patterning_dist.storage.files import write_parquet
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+    Batch = Tensor | dict[str, Tensor]
 
 
 def write_token_table(
@@ -66,74 +74,169 @@ def write_token_table(
 
 
 class TokenDataset:
-    """Blocks of `context_length` tokens, addressed by sequence_id; about two bytes a token in memory.
+    """Blocks of ``context_length`` tokens; two bytes a token in memory, four above id 65535.
 
-    Pickles as its path, so that a dataset handed to another process is read there.
+    Pickles as its path: another process reads the data itself.
+
+    Attributes:
+        num_sequences: blocks.
+        domains: object [block]; the row's ``domain`` where there is such a column, else the stem of the file.
+        documents: int64 [block] in this project's tables, else None.
+        metadata: header of this project's tables, else empty.
+        vocabulary_size: where the header says it, else None.
+        packed: whether a block holds several documents, which must not see each other.
+        num_dropped: rows that have no token to predict.
+        num_dropped_tokens: their tokens, and those behind the last whole block of rows that are cut.
+        num_uncounted: predicted tokens in the blocks that do not count, pads among them.
     """
 
-    def __init__(self, path: Path) -> None:
-        """Raises PatterningError for a file that is missing, unreadable or not a token table, naming it."""
-        self.path = Path(path)
-        table, self.metadata = read_parquet(self.path, ["sequence_id", "domain", "document", "tokens"])
-        self.context_length = self._header("context_length")
-        self.vocabulary_size = self._header("vocabulary_size")
-        self.num_sequences = table.num_rows
-        kind = table.schema.field("tokens").type
-        if kind != pa.binary(2 * self.context_length):
+    def __init__(
+        self, path: Path | str, context_length: int | None = None, column: str = "input_ids", pad: int | None = None
+    ) -> None:
+        """Read all rows.
+
+        Args:
+            path: see ``find_rows``.
+            context_length: length of a block [tokens]; None: that of a token table of this project.
+            column: of the token ids; not used for a token table.
+            pad: token that fills rows up where no ``attention_mask`` says so.
+
+        Raises:
+            PatterningError: what ``find_rows`` and ``token_blocks.cut`` refuse, or no row has a token to predict.
+        """
+        if context_length is not None and context_length < 2:
             raise PatterningError(
-                f"{self.path}: column 'tokens' holds {kind}; expected {2 * self.context_length} bytes a row"
+                f"{path}: context length {context_length}; expected 2 or more, to have a token to predict"
             )
-        if not np.array_equal(table["sequence_id"].to_numpy(), np.arange(self.num_sequences)):
-            raise PatterningError(f"{self.path}: sequence_id is not the row number; write the table again")
-        self._blocks = _as_array(table["tokens"].combine_chunks(), self.context_length)
-        self.domains: np.ndarray = np.array(table["domain"].to_pylist(), dtype=object)
-        self.documents: np.ndarray = table["document"].to_numpy()
+        self.path, self.column, self.pad = Path(path), column, pad
+        self._name = str(path)
+        self.metadata: Mapping[str, Any] = {}
+        parts: list[Blocks] = []
+        origins, domains, documents = [], [], []
+        self.num_dropped = num_tokens = 0
+        for rows in find_rows(self._name, [column], MASKS):
+            if rows.own is not None:
+                self.metadata = rows.own
+            context_length = context_length or self.metadata.get("context_length")
+            if context_length is None:
+                raise PatterningError(f"{path}: no token table of this project; say the context length of its blocks")
+            blocks = cut(rows, context_length, column, pad)
+            parts.append(blocks)
+            origins.append(rows.origins(blocks.row))
+            domains.append(rows.domain_names()[blocks.row])
+            if "document" in rows.columns:
+                documents.append(rows.columns["document"].to_numpy()[blocks.row])
+            self.num_dropped += len(rows) - len(np.unique(blocks.row))
+            num_tokens += blocks.num_tokens
+        self.num_sequences = sum(len(part.row) for part in parts)
+        if not self.num_sequences:
+            raise PatterningError(
+                f"{path}: {self.num_dropped or 'no'} rows in column {column!r}, none with a token to predict; "
+                "expected rows of two tokens or more"
+            )
+        self.context_length = int(context_length)
+        self._join(parts)
+        self._origins = np.concatenate(origins)
+        self.domains: np.ndarray = np.concatenate(domains)
+        self.documents = np.concatenate(documents) if len(documents) == len(parts) else None
+        self.vocabulary_size: int | None = self.metadata.get("vocabulary_size")
+        self.num_dropped_tokens = num_tokens - sum(int(part.length.sum()) for part in parts)
+
+    def _join(self, parts: Sequence[Blocks]) -> None:
+        """Masks are kept where they say something anywhere in the table."""
+        length = self.context_length
+        self._blocks = np.concatenate([part.tokens for part in parts])
+        self._counted = _joined([part.counted for part in parts], parts, np.ones(length - 1, bool))
+        self.num_uncounted = 0 if self._counted is None else int((~self._counted).sum())
+        self._positions = _joined([part.positions for part in parts], parts, np.arange(length, dtype=np.int32))
+        self.packed = self._positions is not None
 
     def __len__(self) -> int:
         return self.num_sequences
 
-    def __reduce__(self) -> tuple[type[TokenDataset], tuple[Path]]:
-        return TokenDataset, (self.path,)
+    def __reduce__(self) -> tuple[type[TokenDataset], tuple[str, int, str, int | None]]:
+        return TokenDataset, (self._name, self.context_length, self.column, self.pad)
 
-    def __getitem__(self, ids: Any) -> Tensor:
-        """int64 tensor [sample, position] of sequences by id (an array, tensor or list)."""
+    def __getitem__(self, ids: Any) -> Batch:
+        """Blocks by number (an array, tensor or list): int64 token ids [sample, position].
+
+        Where something does not count anywhere in the table, a dict with ``tokens``, ``counted`` bool
+        [sample, position - 1] and, where blocks are packed, ``position_ids`` that begin at 0 in every document.
+        """
         import torch
 
-        return torch.from_numpy(self.tokens(ids))
+        tokens = torch.from_numpy(self.tokens(ids))
+        if self._counted is None:
+            return tokens
+        batch = {"tokens": tokens, "counted": torch.from_numpy(self._counted[np.asarray(ids)])}
+        if self._positions is not None:
+            batch["position_ids"] = torch.from_numpy(self._positions[np.asarray(ids)].astype(np.int64))
+        return batch
 
-    def counted(self, ids: np.ndarray) -> None:
-        """Every predicted token counts."""
-        return None
+    def counted(self, ids: Any) -> np.ndarray | None:
+        """Which predicted tokens count, bool [sample, position - 1]; None: all of the table."""
+        return None if self._counted is None else self._counted[np.asarray(ids, dtype=np.int64)]
 
-    def tokens(self, ids: np.ndarray) -> np.ndarray:
-        """int64 [len(ids), L]. Raises PatterningError for an id outside 0 .. num_sequences-1."""
+    @property
+    def mean_counted(self) -> float | None:
+        """Predicted tokens of a block that count, on average; None: all."""
+        return None if self._counted is None else float(self._counted.sum() / len(self._counted))
+
+    def tokens(self, ids: Any) -> np.ndarray:
+        """int64 [sample, position]. Raises PatterningError for a number outside 0 .. num_sequences - 1."""
         ids = np.asarray(ids, dtype=np.int64)
         outside = (ids < 0) | (ids >= self.num_sequences)
         if outside.any():
             raise PatterningError(
-                f"{self.path}: no sequence {ids[outside][0]}; expected ids from 0 to {self.num_sequences - 1}"
+                f"{self._name}: no sequence {ids[outside][0]}; expected ids from 0 to {self.num_sequences - 1}"
             )
         return self._blocks[ids].astype(np.int64)
 
+    def document_tokens(self, ids: Any) -> np.ndarray:
+        """``tokens`` with the ids of every document of a packed block apart, so that no bigram is found in another."""
+        tokens = self.tokens(ids)
+        if self._positions is None:
+            return tokens
+        return tokens + (1 + self.max_token) * (self._positions[np.asarray(ids)] == 0).cumsum(axis=1)
+
+    def check_vocabulary(self, vocabulary_size: int) -> None:
+        """Raises PatterningError, naming file and row, for a token that a model of this vocabulary does not have."""
+        check_vocabulary(self._blocks, self._origins, self.column, vocabulary_size)
+
+    @property
+    def max_token(self) -> int:
+        """The largest token id."""
+        return int(self._blocks.max())
+
+    @property
+    def exclusions(self) -> str | None:
+        """A sentence about what is not used of the rows; None where all of it is."""
+        if not self.num_dropped_tokens and not self.num_dropped:
+            return None
+        return (
+            f"{self._name}: {self.num_dropped_tokens} tokens are left out: those of {self.num_dropped} rows without a "
+            f"token to predict, and what is over of rows longer than a multiple of {self.context_length}"
+        )
+
     @cached_property
     def sha256(self) -> str:
-        """Hash of the file's content."""
-        with self.path.open("rb") as file:
-            return hashlib.file_digest(file, "sha256").hexdigest()
+        """Hash of the blocks, their domains and masks, the same from whatever files they came."""
+        digest = hashlib.sha256(f"{self.context_length}\n".encode())
+        digest.update(np.ascontiguousarray(self._blocks, dtype="<i4"))
+        digest.update("\0".join(self.domains).encode())
+        for mask in (self._counted, self._positions):
+            if mask is not None:
+                digest.update(np.ascontiguousarray(mask))
+        return digest.hexdigest()
 
-    def _header(self, key: str) -> Any:
-        if key not in self.metadata:
-            raise PatterningError(f"{self.path}: no {key!r} in the schema metadata; expected a token table")
-        return self.metadata[key]
 
-
-def _as_array(column: pa.Array | pa.ChunkedArray, context_length: int) -> np.ndarray:
-    if isinstance(column, pa.ChunkedArray):
-        column = pa.concat_arrays(column.chunks) if column.num_chunks else pa.array([], column.type)
-    size = 2 * context_length
-    buffer = column.buffers()[1]
-    if buffer is None:
-        return np.empty((0, context_length), dtype="<u2")
-    start = column.offset * size
-    flat = np.frombuffer(buffer, dtype=np.uint8)[start : start + len(column) * size]
-    return flat.view("<u2").reshape(len(column), context_length)
+def _joined(masks: Sequence[np.ndarray | None], parts: Sequence[Blocks], plain: np.ndarray) -> np.ndarray | None:
+    """Masks end to end, ``plain`` for every block of a part without; None where no part has any."""
+    if all(mask is None for mask in masks):
+        return None
+    return np.concatenate(
+        [
+            np.broadcast_to(plain, (len(part.row), len(plain))) if mask is None else mask
+            for mask, part in zip(masks, parts, strict=True)
+        ]
+    )

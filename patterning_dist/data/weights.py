@@ -1,9 +1,9 @@
-"""Sample weights rho keyed by (sequence, position): from a solver or from the user, joined to a dataset."""
+"""Sample weights rho keyed by sample, or by (sample, position): from a solver or the user, joined to a dataset."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -16,29 +16,31 @@ from patterning_dist.storage.files import read_parquet, write_parquet
 
 def write_sample_weights(
     path: Path,
-    sequence_id: np.ndarray,
+    sample_id: np.ndarray,
     position: np.ndarray | None,
     weight: np.ndarray,
     metadata: Mapping[str, Any],
+    key: str = "sequence_id",
 ) -> None:
-    """Write a row a token, or a row a sequence when `position` is None (the weight holds for all its tokens).
+    """Write a row a loss, or a row a sample when `position` is None (the weight holds for all its losses).
 
-    `position`: 1 .. context_length-1, index of the predicted token; `weight` >= 0, without unit, 1 = as in
-    the data. Raises PatterningError for what `SampleWeights.load` would refuse.
+    `position`: 1 .. num_positions, for tokens the index of the predicted one; `weight` >= 0, without unit, 1 = as in
+    the data; `key`: what a sample is called (`Task.key`). Raises PatterningError for what `SampleWeights.load` would
+    refuse.
     """
-    sequence_id, weight = np.asarray(sequence_id, dtype=np.int64), np.asarray(weight, dtype=np.float32)
-    columns = {"sequence_id": pa.array(sequence_id)}
+    sample_id, weight = np.asarray(sample_id, dtype=np.int64), np.asarray(weight, dtype=np.float32)
+    columns = {key: pa.array(sample_id)}
     if position is not None:
         position = np.asarray(position, dtype=np.int64)
         columns["position"] = pa.array(position.astype(np.int16))
-    _check(Path(path), sequence_id, position, weight)
+    _check(Path(path), key, sample_id, position, weight)
     columns["weight"] = pa.array(weight)
     write_parquet(path, pa.table(columns), metadata, compression="zstd")
 
 
 @dataclass(frozen=True)
 class JoinedWeights:
-    """`weights` float32 [N, L-1] (sample position); tokens without a row weigh 1 and count as missing."""
+    """`weights` float32 [sample] or [sample, position]; losses without a row weigh 1 and count as missing."""
 
     weights: np.ndarray
     num_missing: int
@@ -47,52 +49,68 @@ class JoinedWeights:
 
 @dataclass(frozen=True)
 class SampleWeights:
-    """The rows of a weight table; `position` is None for weights of whole sequences."""
+    """The rows of a weight table; `position` is None for weights of whole samples."""
 
     path: Path
-    sequence_id: np.ndarray
+    key: str
+    sample_id: np.ndarray
     position: np.ndarray | None
     weight: np.ndarray
     metadata: dict[str, Any]
 
     @classmethod
-    def load(cls, path: Path) -> SampleWeights:
+    def load(cls, path: Path, key: str = "sequence_id") -> SampleWeights:
         """Raises PatterningError, naming file and row (from 0), for a negative or non-finite weight, an id or
         position below its first value, a null, and a key given twice."""
         path = Path(path)
-        table, metadata = read_parquet(path, ["sequence_id", "weight"])
-        sequence_id = _numbers(path, table, "sequence_id", np.int64)
+        table, metadata = read_parquet(path, [key, "weight"])
+        sample_id = _numbers(path, table, key, np.int64)
         position = _numbers(path, table, "position", np.int64) if "position" in table.column_names else None
         weight = _numbers(path, table, "weight", np.float32)
-        _check(path, sequence_id, position, weight)
-        return cls(path, sequence_id, position, weight, metadata)
+        _check(path, key, sample_id, position, weight)
+        return cls(path, key, sample_id, position, weight, metadata)
 
-    def join(self, num_sequences: int, context_length: int) -> JoinedWeights:
-        """Weights of all tokens of a dataset. Raises PatterningError for a row about a token it lacks."""
-        _refuse(
-            self.path,
-            "sequence_id",
-            self.sequence_id,
-            self.sequence_id >= num_sequences,
-            f"the dataset has sequences 0 to {num_sequences - 1}; is this file for another one?",
-        )
-        weights = np.ones((num_sequences, context_length - 1), dtype=np.float32)
-        joined = np.zeros(weights.shape, dtype=bool)
+    def scaled(self, strength: float) -> SampleWeights:
+        """rho = 1 + strength * h, where the table has 1 + h. Raises PatterningError for a row that falls below 0."""
+        if strength == 1:  # the bits of the table
+            return self
+        weight = (1 + strength * (self.weight.astype(np.float64) - 1)).astype(np.float32)
+        expected = f"expected 0 or more: lower the strength, which is {strength:g}, or solve for weights nearer to 1"
+        _refuse(self.path, "1 + strength * (weight - 1)", weight, weight < 0, expected)
+        return replace(self, weight=weight)
+
+    def join(self, num_samples: int, num_positions: int | None, counted: np.ndarray | None = None) -> JoinedWeights:
+        """Weights of all losses of a dataset.
+
+        Args:
+            num_samples: of the dataset.
+            num_positions: losses of one sample; None where it has a single one.
+            counted: [sample, position], losses that count; the others weigh 0 and are not missed. None: all.
+
+        Raises:
+            PatterningError: a row about a loss that the dataset lacks.
+        """
+        expected = f"the dataset has samples 0 to {num_samples - 1}; is this file for another one?"
+        _refuse(self.path, self.key, self.sample_id, self.sample_id >= num_samples, expected)
+        shape = (num_samples,) if num_positions is None else (num_samples, num_positions)
+        weights, joined = np.ones(shape, np.float32), np.zeros(shape, bool)
         if self.position is None:
-            weights[self.sequence_id] = self.weight[:, None]
-            joined[self.sequence_id] = True
+            weights[self.sample_id] = self.weight.reshape(-1, *[1] * (len(shape) - 1))
+            joined[self.sample_id] = True
         else:
-            _refuse(
-                self.path,
-                "position",
-                self.position,
-                self.position >= context_length,
-                f"the dataset predicts positions 1 to {context_length - 1}; is this file for another one?",
-            )
-            weights[self.sequence_id, self.position - 1] = self.weight
-            joined[self.sequence_id, self.position - 1] = True
+            if num_positions is None:
+                raise PatterningError(
+                    f"{self.path}: has a column 'position', and a sample has one loss here; remove the column"
+                )
+            expected = f"the dataset predicts positions 1 to {num_positions}; is this file for another one?"
+            _refuse(self.path, "position", self.position, self.position > num_positions, expected)
+            weights[self.sample_id, self.position - 1] = self.weight
+            joined[self.sample_id, self.position - 1] = True
+        if counted is not None:
+            weights, joined = np.where(counted, weights, np.float32(0)), joined & counted
         num_joined = int(joined.sum())
-        return JoinedWeights(weights, joined.size - num_joined, num_joined)
+        num_counted = joined.size if counted is None else int(counted.sum())
+        return JoinedWeights(weights, num_counted - num_joined, num_joined)
 
 
 def _numbers(path: Path, table: pa.Table, name: str, dtype: type) -> np.ndarray:
@@ -114,21 +132,21 @@ def _refuse(path: Path, name: str, values: np.ndarray, bad: np.ndarray, expected
         raise PatterningError(f"{path} row {row}: {name} is {values[row]}; {expected}")
 
 
-def _check(path: Path, sequence_id: np.ndarray, position: np.ndarray | None, weight: np.ndarray) -> None:
-    lengths = {len(values) for values in (sequence_id, position, weight) if values is not None}
+def _check(path: Path, key: str, sample_id: np.ndarray, position: np.ndarray | None, weight: np.ndarray) -> None:
+    lengths = {len(values) for values in (sample_id, position, weight) if values is not None}
     if len(lengths) > 1:
         raise ValueError(f"{path}: columns of different lengths {sorted(lengths)}")
     _refuse(path, "weight", weight, ~(np.isfinite(weight) & (weight >= 0)), "expected a finite number, 0 or more")
-    _refuse(path, "sequence_id", sequence_id, sequence_id < 0, "expected 0 or more")
-    keys = sequence_id[:, None]
+    _refuse(path, key, sample_id, sample_id < 0, "expected 0 or more")
+    keys = sample_id[:, None]
     if position is not None:
         # 16 bits on disk.
         _refuse(path, "position", position, (position < 1) | (position > 32_767), "expected 1 to 32767")
-        keys = np.stack([sequence_id, position], axis=1)
+        keys = np.stack([sample_id, position], axis=1)
     order = np.lexsort(keys.T[::-1])
     same = np.flatnonzero((keys[order][1:] == keys[order][:-1]).all(axis=1))
     if len(same):
         # lexsort is stable: the later of two equal rows stands second.
         row = int(order[same + 1].min())
-        key = ", ".join(f"{name} {value}" for name, value in zip(("sequence_id", "position"), keys[row], strict=False))
-        raise PatterningError(f"{path} row {row}: {key} was given before; expected one row for each")
+        which = ", ".join(f"{name} {value}" for name, value in zip((key, "position"), keys[row], strict=False))
+        raise PatterningError(f"{path} row {row}: {which} was given before; expected one row for each")

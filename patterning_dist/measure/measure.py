@@ -37,6 +37,11 @@ class Measured:
     responses: list[SubjectResponse]
     files: list[Path]
 
+    @property
+    def diagnostics(self) -> dict[str, dict[str, Any]]:
+        """By subject, see ``chain_diagnostics``."""
+        return {response.name: response.diagnostics for response in self.responses}
+
 
 def measure(
     run: RunDirectory,
@@ -87,7 +92,7 @@ def write_summaries(run: RunDirectory, name: str, measured: Measured, num_modes:
         if len(heads) > 1:
             modes[checkpoint], written = write_modes(run, heads, subjects.observable_names[0], num_modes, index)
             files += written
-    content = {"subjects": {r.name: r.diagnostics for r in responses}, "modes": modes}
+    content = {"subjects": measured.diagnostics, "modes": modes}
     write_json(run.path / DIAGNOSTICS, content)
     attributes = {"name": name, "seed": subjects.seed, "units": UNITS, "sign": SIGN, "scale": SCALE}
     attributes["versions"] = run.manifest["versions"]

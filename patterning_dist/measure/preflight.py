@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from patterning_dist.config import Config, FunctionConfig, HuggingFaceConfig, TextConfig
-from patterning_dist.data.tokenised import TokenBlocks
+from patterning_dist.data.sequences import SequenceTable
+from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.functions import find_own_code, load_function
 from patterning_dist.measure.subjects import Subject, Subjects, expand_components
@@ -47,6 +48,6 @@ def preflight(config: Config, directory: Path) -> None:
     subject = Subject(config.checkpoints[0], sampling.components[0].name, stream="")
     subjects = Subjects(task, sampling, config.seed, directory, {"": subject})
     for samples in (task.train, subjects.probe.source, *task.held_out.values()):
-        if isinstance(samples, TokenBlocks):
+        if isinstance(samples, TokenDataset | SequenceTable):
             samples.check_vocabulary(task.vocabulary_size)
     _ = subjects.held_out

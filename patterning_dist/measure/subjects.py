@@ -185,7 +185,9 @@ class Subjects:
         probe: Samples = self.probe.samples
         if subject.weights is not None:
             rho = self.task.read_weights(self.directory / subject.weights, subject.strength)
-            data, probe = Weighted(data, rho), Part(Weighted(self.probe.source, rho), self.probe.ids)
+            counted = self.task.counted(data, np.arange(len(data)))
+            data = Weighted(data, rho, counted)
+            probe = Part(Weighted(self.probe.source, rho, counted), self.probe.ids)
             losses, layered = weighted_losses(losses), layered and WeightedLayers(layered)
         self._target = Target(
             model,

@@ -13,15 +13,17 @@ from patterning_dist.sampling.target import Layered
 
 
 class Weighted:
-    """Batches (batch, rho), with rho of mean 1 over all samples.
+    """Batches (batch, rho), with rho of mean 1 over all losses that count.
 
     Args:
         samples: plain.
         weights: rho [sample] or [sample, position].
+        counted: which losses count, likewise; None: all.
     """
 
-    def __init__(self, samples: Samples, weights: np.ndarray) -> None:
-        self.samples, self.weights = samples, torch.from_numpy(weights / weights.mean()).float()
+    def __init__(self, samples: Samples, weights: np.ndarray, counted: np.ndarray | None = None) -> None:
+        mean = (weights if counted is None else weights[counted]).mean()
+        self.samples, self.weights = samples, torch.from_numpy(weights / mean).float()
 
     def __len__(self) -> int:
         return len(self.samples)

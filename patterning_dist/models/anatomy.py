@@ -1,12 +1,13 @@
-"""The parts of a language model of ``transformers``, found by the structure of its modules.
+"""The parts of a language model or classifier of ``transformers``, found by the structure of its modules.
 
-    everything, attention, mlp, embedding, position_embedding, unembedding,
+    everything, attention, mlp, embedding, position_embedding, unembedding, head,
     layer.N, layer.N.attention, layer.N.mlp, layer.N.head.M, layer.N.kv.G
 
 A head is its rows of the query, key and value projections, with their biases, and its columns of the output projection.
 With grouped queries (Ainslie et al. 2305.13245) several heads read the same keys and values: those are then a component
 of their own, ``layer.N.kv.G``, and in no head. Norms belong to ``layer.N``; norms of queries and keys, and the output
-bias, to ``layer.N.attention``. The heads and groups of a layer never overlap.
+bias, to ``layer.N.attention``. The heads and groups of a layer never overlap. ``head`` makes scores or
+classes of the last layer.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ class Layer:
 
 
 def language_model_components(model: nn.Module) -> dict[str, Component]:
-    """Every component of a causal language model that has a name, see the module docstring.
+    """Every component of a language model or classifier that has a name, see the module docstring.
 
     Args:
         model: a ``transformers.PreTrainedModel``; its weights are not looked at and may be on the ``meta`` device.
@@ -61,6 +62,9 @@ def language_model_components(model: nn.Module) -> dict[str, Component]:
     if unembedding:
         note = "tied: the same parameter as the embedding" if tied else ""
         components.append(Component("unembedding", pieces.of(unembedding), note=note))
+    else:  # scores or classes are made of the last layer instead
+        inner = {id(p) for p in model.base_model.parameters()}
+        components.append(Component("head", pieces.of(p for p in model.parameters() if id(p) not in inner)))
     return {component.name: component for component in components if component.pieces}
 
 

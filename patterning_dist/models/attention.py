@@ -16,11 +16,13 @@ be learnt.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
 from patterning_dist.config import AttentionOnlyConfig
+from patterning_dist.models.components import Component, Piece, pieces_of
 
 
 class AttentionLayer(nn.Module):
@@ -30,6 +32,9 @@ class AttentionLayer(nn.Module):
     query, key, value [num_heads, d_model, d_head], output [num_heads, d_head, d_model],
     position_bias [num_heads, context_length] (only if ``relative_position_bias``).
     """
+
+    causal_mask: Tensor
+    distance: Tensor
 
     def __init__(
         self, num_heads: int, d_model: int, d_head: int, context_length: int, relative_position_bias: bool
@@ -93,7 +98,8 @@ class AttentionOnlyTransformer(nn.Module):
         self.vocabulary_size = vocabulary_size
         self.context_length = context_length
         self.embedding = nn.Parameter(torch.empty(vocabulary_size, d_model))
-        self.layers = nn.ModuleList(
+        # A ModuleList has no type of what is in it.
+        self.layers: Sequence[AttentionLayer] = nn.ModuleList(  # type: ignore[assignment]
             AttentionLayer(num_heads, d_model, d_head, context_length, layer in relative_position_bias)
             for layer in range(num_layers)
         )
@@ -136,6 +142,27 @@ class AttentionOnlyTransformer(nn.Module):
             x = layer(x)
         logits = self.unembed(x)
         return (logits, patterns) if return_patterns else logits
+
+    def components(self) -> dict[str, Component]:
+        """everything, attention, embedding, unembedding, layer.N, layer.N.attention, layer.N.head.M.
+
+        A head is the slice ``[M]`` along axis 0 of every parameter of its layer.
+        """
+
+        def part(name: str, prefix: str, first_layer: int) -> Component:
+            return Component(name, pieces_of(self, prefix), first_layer)
+
+        found = [part("everything", "", 0), part("attention", "layers.", 0), part("embedding", "embedding", 0)]
+        heads = []
+        for number, layer in enumerate(self.layers):
+            prefix = f"layers.{number}."
+            found += [part(f"layer.{number}", prefix, number), part(f"layer.{number}.attention", prefix, number)]
+            whole = pieces_of(self, prefix)
+            for head in range(layer.query.shape[0]):
+                pieces = tuple(Piece.along(piece.parameter, piece.shape, 0, head, head + 1) for piece in whole)
+                heads.append(Component(f"layer.{number}.head.{head}", pieces, number))
+        found += [*heads, part("unembedding", "unembedding", len(self.layers))]
+        return {component.name: component for component in found}
 
 
 def _rms_norm(x: Tensor) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 from torch import nn
 
@@ -49,7 +50,7 @@ class Heads:
         start = head * self.d_head
         return [
             *self._features(blocks),
-            (self.output.weight, 1 - _output_axis(self.output), start, start + self.d_head),
+            (self.output.get_parameter("weight"), 1 - _output_axis(self.output), start, start + self.d_head),
         ]
 
     def key_value(self, group: int) -> Ranges:
@@ -77,7 +78,7 @@ class Heads:
         return f"with {', '.join(names)}, of no head" if names else ""
 
 
-def find_heads(attention: nn.Module, config: object) -> Heads | str:
+def find_heads(attention: nn.Module, config: Any) -> Heads | str:
     """The heads of an attention module, or a sentence about why they are not known.
 
     Args:
@@ -94,10 +95,10 @@ def find_heads(attention: nn.Module, config: object) -> Heads | str:
     return f"heads are not known in an attention of {found}"
 
 
-def _fit(attention: nn.Module, module: nn.Module, layout: Layout, output: nn.Module, config: object) -> Heads | str:
+def _fit(attention: nn.Module, module: nn.Module, layout: Layout, output: nn.Module, config: Any) -> Heads | str:
     """The heads, if every shape is what the layout says and no other parameter takes part."""
     num_heads = config.num_attention_heads
-    d_head = output.weight.shape[1 - _output_axis(output)] // num_heads
+    d_head = output.get_parameter("weight").shape[1 - _output_axis(output)] // num_heads
     projections = {name: getattr(module, name) for name in layout.inputs}
     sizes = {name: child.weight.shape[_output_axis(child)] for name, child in projections.items()}
     # Every layout holds one block of d_head features a head for queries, and two a group for keys and values.

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
@@ -39,7 +40,7 @@ class Layout:
     module: str = "Linear"
     model_types: tuple[str, ...] = ()
 
-    def suits(self, attention: nn.Module, config: object) -> bool:
+    def suits(self, attention: nn.Module, config: Any) -> bool:
         """Whether the inputs are of the right class, in a model of the right type."""
         right = all(self.module in class_names(getattr(attention, name)) for name in self.inputs)
         return right and (not self.model_types or config.model_type in self.model_types)

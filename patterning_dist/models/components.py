@@ -5,8 +5,8 @@ Names joined by ``+`` form their union. Every model knows
 
     everything, and patterns of parameter names with optional slices: h.*.mlp.c_fc.weight[0:16,:]
 
-The attention-only transformer also knows attention, embedding, unembedding, layer.N, layer.N.attention, layer.N.head.M;
-language models of ``transformers`` what ``models.anatomy`` finds in them.
+A module names parts of its own by a method ``components() -> dict[str, Component]``, as the attention-only transformer
+does. What those of ``transformers`` are made of, ``models.anatomy`` finds.
 """
 
 from __future__ import annotations
@@ -14,20 +14,22 @@ from __future__ import annotations
 import fnmatch
 import math
 import re
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib import import_module
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.models.attention import AttentionOnlyTransformer
 
 Vector = dict[str, Tensor]  # piece name -> free coordinates of a component
 Box = tuple[tuple[int, int], ...]  # (start, stop) along every axis
 
 _PATTERN = re.compile(r"(?P<names>[^\[\]]+)(?:\[(?P<slices>[^\[\]]*)\])?$")
+# Package that a module's class derives from -> our module that knows its parts, imported when it is needed.
+_ANATOMIES = {"transformers": "patterning_dist.models.anatomy"}
 _SLICE = re.compile(r"(?:(\d+)|(\d*):(\d*))$")
 
 
@@ -127,13 +129,38 @@ class Component:
 
 def model_components(model: nn.Module) -> dict[str, Component]:
     """Every component that has a name of its own in this model."""
-    if isinstance(model, AttentionOnlyTransformer):
-        return _attention_only(model)
-    if _is_language_model(model):
-        from patterning_dist.models.anatomy import language_model_components
+    if callable(own := getattr(type(model), "components", None)):
+        return own(model)
+    if anatomy := _anatomy(model):
+        return anatomy.language_model_components(model)
+    return {"everything": Component("everything", pieces_of(model))}
 
-        return language_model_components(model)
-    return {"everything": Component("everything", _whole(_shapes(model)))}
+
+def pieces_of(model: nn.Module, prefix: str = "") -> tuple[Piece, ...]:
+    """All parameters whose names begin with ``prefix``, whole."""
+    return tuple(Piece.whole(name, shape) for name, shape in _shapes(model).items() if name.startswith(prefix))
+
+
+def frozen_parameters(model: nn.Module) -> frozenset[str]:
+    """Names of the parameters that require no gradient, as the model comes from where it is built."""
+    return frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
+
+
+def without_frozen(component: Component, frozen: frozenset[str]) -> Component:
+    """The component without ``frozen`` parameters, which stay where they are; the note says how much that is.
+
+    Raises:
+        PatterningError: nothing is left.
+    """
+    moving = tuple(piece for piece in component.pieces if piece.parameter not in frozen)
+    if not moving:
+        raise PatterningError(
+            f"component {component.name!r}: all of its parameters are frozen (requires_grad is False); "
+            "choose another, or let them require gradients where the model is built"
+        )
+    num = component.num_coordinates - sum(piece.num_coordinates for piece in moving)
+    note = "; ".join(filter(None, (component.note, f"{num} frozen coordinates stay where they are" if num else "")))
+    return replace(component, pieces=moving, note=note)
 
 
 def select_component(model: nn.Module, name: str) -> Component:
@@ -184,12 +211,16 @@ def _matching(
 
 def _reason(model: nn.Module, part: str) -> str:
     """Why a head that one would expect is not there, where that can be said."""
-    if not _is_language_model(model):
-        return ""
-    from patterning_dist.models.anatomy import missing_head
-
-    reason = missing_head(model, part)
+    anatomy = _anatomy(model)
+    reason = anatomy.missing_head(model, part) if anatomy else None
     return f"; {reason}" if reason else ""
+
+
+def _anatomy(model: nn.Module) -> Any:
+    """The module that knows the parts of such models, if there is one."""
+    packages = (base.__module__.partition(".")[0] for base in type(model).__mro__)
+    path = next((_ANATOMIES[package] for package in packages if package in _ANATOMIES), None)
+    return import_module(path) if path else None
 
 
 def _sliced(part: str, slices: str, parameter: str, shape: tuple[int, ...]) -> Piece:
@@ -210,34 +241,5 @@ def _sliced(part: str, slices: str, parameter: str, shape: tuple[int, ...]) -> P
     return Piece(parameter, shape, tuple(box))
 
 
-def _attention_only(model: AttentionOnlyTransformer) -> dict[str, Component]:
-    """A head is the slice ``[M]`` along axis 0 of every parameter of its layer."""
-    shapes, num_layers = _shapes(model), len(model.layers)
-
-    def whole(name: str, prefix: str, first_layer: int) -> Component:
-        return Component(name, _whole({p: s for p, s in shapes.items() if p.startswith(prefix)}), first_layer)
-
-    found = [whole("everything", "", 0), whole("attention", "layers.", 0), whole("embedding", "embedding", 0)]
-    heads = []
-    for layer in range(num_layers):
-        prefix = f"layers.{layer}."
-        found += [whole(f"layer.{layer}", prefix, layer), whole(f"layer.{layer}.attention", prefix, layer)]
-        for head in range(model.layers[layer].query.shape[0]):
-            pieces = (Piece.along(p, s, 0, head, head + 1) for p, s in shapes.items() if p.startswith(prefix))
-            heads.append(Component(f"layer.{layer}.head.{head}", tuple(pieces), layer))
-    found += [*heads, whole("unembedding", "unembedding", num_layers)]
-    return {component.name: component for component in found}
-
-
-def _is_language_model(model: nn.Module) -> bool:
-    # transformers takes seconds to import: whoever has such a model has imported it.
-    transformers = sys.modules.get("transformers")
-    return transformers is not None and isinstance(model, transformers.PreTrainedModel)
-
-
 def _shapes(model: nn.Module) -> dict[str, tuple[int, ...]]:
     return {name: tuple(parameter.shape) for name, parameter in model.named_parameters()}
-
-
-def _whole(shapes: Mapping[str, tuple[int, ...]]) -> tuple[Piece, ...]:
-    return tuple(Piece.whole(parameter, shape) for parameter, shape in shapes.items())

@@ -11,43 +11,49 @@ the context is long.
 from __future__ import annotations
 
 import contextlib
+import inspect
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
 
 from patterning_dist.config.model import FINAL, HuggingFaceConfig
 from patterning_dist.errors import PatterningError
+from patterning_dist.models.losses import token_losses
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PretrainedConfig, PreTrainedModel
 
 ATTENTION = "eager"
+Head = Literal["tokens", "classes"]  # a causal language model, or a classifier or reward model of whole sequences
+_KINDS = {"tokens": "causal language model", "classes": "sequence classifier"}
 
 
-def load_language_model(path: str, revision: str | None = None, device: str | torch.device = "cpu") -> PreTrainedModel:
-    """A causal language model with its weights in float32, in ``eval()`` mode.
+def load_language_model(
+    path: str, revision: str | None = None, device: str | torch.device = "cpu", head: Head = "tokens"
+) -> PreTrainedModel:
+    """A language model with its weights in float32, in ``eval()`` mode.
 
     Args:
         path: folder written by ``save_pretrained``, or a name on the hub (``owner/name``).
         revision: branch, tag or commit on the hub.
         device: where the weights go.
+        head: what it predicts.
 
     Raises:
-        PatterningError: not found, not a causal language model, of an architecture that ``transformers`` does not know
+        PatterningError: not found, not a model with this head, of an architecture that ``transformers`` does not know
             or that brings its own code, without safetensors, or with weights that are not what config.json says.
     """
-    config = read_config(path, revision)
+    config = read_config(path, revision, head)
     from safetensors import SafetensorError
-    from transformers import AutoModelForCausalLM
 
     try:
         with quiet():
-            model, found = AutoModelForCausalLM.from_pretrained(
+            model, found = auto_model(head).from_pretrained(
                 path,
                 revision=revision,
                 config=config,
@@ -74,8 +80,8 @@ def load_language_model(path: str, revision: str | None = None, device: str | to
         ) from None
     if found["missing_keys"]:
         raise PatterningError(
-            f"{path}: the weights lack {_some(found['missing_keys'])}: the model was not saved as a causal language "
-            f"model; save the {type(model).__name__} it belongs to"
+            f"{path}: the weights lack {_some(found['missing_keys'])}: the model was not saved as a {_KINDS[head]}; "
+            f"save the {type(model).__name__} it belongs to"
         )
     if found["unexpected_keys"]:
         warnings.warn(
@@ -85,15 +91,48 @@ def load_language_model(path: str, revision: str | None = None, device: str | to
         )
     model = model.to(device).eval()
     logits_in_float32(model)
-    check_causal(model, path)
+    if head == "tokens" and not partitioned():
+        check_causal(model, path)
     return model
 
 
+def partitioned() -> bool:
+    """Whether models that are made now come in pieces, under DeepSpeed's ZeRO stage 3."""
+    from transformers.integrations import is_deepspeed_zero3_enabled
+
+    return is_deepspeed_zero3_enabled()
+
+
+def auto_model(head: Head) -> Any:
+    """The class of ``transformers`` that makes models with this head."""
+    import transformers
+
+    return {
+        "tokens": transformers.AutoModelForCausalLM,
+        "classes": transformers.AutoModelForSequenceClassification,
+    }[head]
+
+
+def _architectures(head: Head) -> Any:
+    import transformers
+
+    return {
+        "tokens": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
+        "classes": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
+    }[head]
+
+
+def saved_head(config: PretrainedConfig) -> Head:
+    """What a model was saved as, where config.json says so."""
+    classes = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    return "classes" if classes else "tokens"
+
+
 def logits_in_float32(model: PreTrainedModel) -> None:
-    """Keep autocast off the output embedding: near 10, logits in bfloat16 are 0.06 apart."""
-    head = model.get_output_embeddings()
+    """Keep autocast off the head: near 10, logits in bfloat16 are 0.06 apart."""
+    head = model.get_output_embeddings() or getattr(model, "score", None)
     if head is not None:
-        # A bound method: a copy of the model gets one that is bound to its own output embedding.
+        # A bound method: a copy of the model gets one that is bound to its own head.
         head.forward = MethodType(_outside_autocast, head)
 
 
@@ -102,24 +141,28 @@ def _outside_autocast(head: nn.Module, x: Tensor) -> Tensor:
         return type(head).forward(head, x.to(head.weight.dtype))
 
 
-def language_model_skeleton(path: str, revision: str | None = None) -> PreTrainedModel:
-    """The modules of a causal language model on the ``meta`` device: names and shapes, no weights are read.
+def language_model_skeleton(path: str, revision: str | None = None, head: Head | None = None) -> PreTrainedModel:
+    """The modules of a language model on the ``meta`` device: names and shapes, no weights are read.
+
+    Args:
+        path, revision: see ``load_language_model``.
+        head: what it predicts; None: as it was saved.
 
     Raises:
         PatterningError: see ``load_language_model``.
     """
-    config = read_config(path, revision)
-    from transformers import AutoModelForCausalLM
-
+    config = read_config(path, revision, head)
     with quiet(), torch.device("meta"):
-        return AutoModelForCausalLM.from_config(config, attn_implementation=ATTENTION, trust_remote_code=False)
+        return auto_model(head or saved_head(config)).from_config(
+            config, attn_implementation=ATTENTION, trust_remote_code=False
+        )
 
 
-def model_config(architecture: dict[str, Any]) -> PretrainedConfig:
+def model_config(architecture: dict[str, Any], head: Head = "tokens") -> PretrainedConfig:
     """The configuration of a model that does not exist yet, from the keys of a config.json.
 
     Raises:
-        PatterningError: ``transformers`` does not know the architecture, or not as a causal language model.
+        PatterningError: ``transformers`` does not know the architecture, or not with this head.
     """
     import transformers
 
@@ -135,23 +178,59 @@ def model_config(architecture: dict[str, Any]) -> PretrainedConfig:
         config = transformers.CONFIG_MAPPING[model_type](**({"bos_token_id": None, "eos_token_id": None} | keys))
     except (TypeError, ValueError) as error:
         raise PatterningError(f"model.architecture: {' '.join(str(error).split())}; correct it") from None
-    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
-        raise PatterningError(f"model.architecture.model_type: {model_type!r} is not a causal language model")
+    if type(config) not in _architectures(head):
+        raise PatterningError(f"model.architecture.model_type: {model_type!r} is not a {_KINDS[head]}")
     return config
 
 
-def fresh_language_model(config: PretrainedConfig, seed: int | None) -> PreTrainedModel:
-    """A causal language model with fresh weights in float32, from a seed; None: whatever the generator gives."""
-    from transformers import AutoModelForCausalLM
+def fresh_language_model(config: PretrainedConfig, seed: int | None, head: Head = "tokens") -> PreTrainedModel:
+    """A language model with fresh weights in float32, from a seed; None: whatever the generator gives.
 
+    Modules draw nothing while they are made, as under ZeRO stage 3: the weights are the same there.
+    """
+    from transformers.initialization import no_init_weights
+
+    in_pieces = partitioned()
     with quiet(), torch.random.fork_rng(devices=[]):
         if seed is not None:
             torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(
-            config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
-        )
+        with contextlib.nullcontext() if in_pieces else no_init_weights():
+            model = auto_model(head).from_config(
+                config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
+            )
+        if not in_pieces:
+            model.init_weights()
     logits_in_float32(model)
     return model.eval()
+
+
+def logits(model: nn.Module, inputs: Tensor, head: Head = "tokens", **arguments: Tensor) -> Tensor:
+    """Logits [sample, position, vocabulary] or [sample, class] of token ids; ``arguments`` go to the model.
+
+    Raises:
+        PatterningError: sequences longer than the model has positions for.
+    """
+    length, limit = inputs.shape[1], getattr(model.config, "max_position_embeddings", None)
+    if limit is not None and length > limit:
+        last = head == "tokens"  # is predicted and not read
+        raise PatterningError(
+            f"sequences of {length + last} tokens need {length} positions, and the model has {limit}; "
+            f"set the context length to {limit + last} or less"
+        )
+    return model(input_ids=inputs, use_cache=False, **arguments).logits
+
+
+def next_token_losses(model: nn.Module, tokens: Tensor) -> Tensor:
+    """Loss of every predicted token, l(x, y) = -log p(y | x) in nats, from float32 logits.
+
+    Args:
+        model: a causal language model of ``transformers``.
+        tokens: [sample, position] token ids.
+
+    Returns:
+        [sample, position - 1]; column p is the loss of ``tokens[:, p + 1]``.
+    """
+    return token_losses(logits(model, tokens[:, :-1]), tokens)
 
 
 def model_location(config: HuggingFaceConfig, checkpoint: str) -> tuple[str, str | None]:
@@ -178,8 +257,8 @@ def model_location(config: HuggingFaceConfig, checkpoint: str) -> tuple[str, str
     )
 
 
-def read_config(path: str, revision: str | None) -> PretrainedConfig:
-    """The configuration of a causal language model, checked before anything is built."""
+def read_config(path: str, revision: str | None, head: Head | None = "tokens") -> PretrainedConfig:
+    """The configuration of a model with this head (None: as it was saved), checked before anything is built."""
     import transformers
     from huggingface_hub.errors import StrictDataclassError
 
@@ -213,24 +292,54 @@ def read_config(path: str, revision: str | None) -> PretrainedConfig:
     except (ValueError, StrictDataclassError) as error:
         reason = " ".join(str(error).split())
         raise PatterningError(f"{path}: config.json is not valid ({reason}); correct it") from None
-    if type(config) not in transformers.MODEL_FOR_CAUSAL_LM_MAPPING:
+    head = head or saved_head(config)
+    if type(config) not in _architectures(head):
+        remedy = "predicts tokens from those before" if head == "tokens" else "has a class or a score for a sequence"
+        raise PatterningError(f"{path}: a model of type {model_type!r} is not a {_KINDS[head]}; give one that {remedy}")
+    if head == "tokens" and saved_head(config) == "classes":
         raise PatterningError(
-            f"{path}: a model of type {model_type!r} is not a causal language model; give one that predicts tokens "
-            "from those before"
+            f"{path}: a {config.architectures[0]}, which gives classes or scores and no tokens; give data.kind pairs "
+            "or labelled"
         )
     return config
 
 
 def check_causal(model: PreTrainedModel, path: str) -> None:
     """Encoders load as language models too, but look ahead: change the last token, and compare what came before."""
-    tokens = torch.arange(8, device=model.device).repeat(2, 1)
-    tokens[1, -1] = 0
+    vocabulary_size = model.config.get_text_config().vocab_size
+    length = min(8, getattr(model.config, "max_position_embeddings", None) or 8)
+    if length < 2:
+        return
+    tokens = (torch.arange(length, device=model.device) % vocabulary_size).repeat(2, 1)
+    tokens[1, -1] = (tokens[1, -1] + 1) % vocabulary_size
     with torch.no_grad():
         logits = model(input_ids=tokens, use_cache=False).logits[:, :-1].float()
     if (logits[0] - logits[1]).abs().max() > 1e-3 * logits.std():
         raise PatterningError(
             f"{path}: its predictions depend on later tokens, so {type(model).__name__} is not a causal language model "
             "here; give one that was trained to predict the next token"
+        )
+
+
+def check_packing(model: nn.Module) -> None:
+    """Documents of a packed row must not see each other: change the first, and compare what the second gives.
+
+    Raises:
+        PatterningError: they do.
+    """
+    module = getattr(model, "module", model)  # an engine's
+    apart = "position_ids" in inspect.signature(type(module).forward).parameters
+    if apart:
+        device = next(module.parameters()).device
+        tokens = torch.tensor([[0, 0, 0, 1], [1, 0, 0, 1]], device=device)
+        positions = torch.tensor([[0, 1, 0, 1]] * 2, device=device)
+        with torch.no_grad():
+            logits = model(input_ids=tokens, position_ids=positions, use_cache=False).logits[:, 2:].float()
+        apart = bool((logits[0] - logits[1]).abs().max() <= 1e-3 * logits.std())
+    if not apart:
+        raise PatterningError(
+            f"the data is packed, several documents a row, and {type(module).__name__} lets them see each other; "
+            "give rows of one document each (short ones are padded)"
         )
 
 

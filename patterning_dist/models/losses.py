@@ -2,8 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
+
+Tokens = Tensor | Mapping[str, Tensor]  # ids [sample, position], or with masks: see ``data.tokens.TokenDataset``
+
+
+def batch_losses(logits: Tensor, batch: Tokens) -> Tensor:
+    """``token_losses`` of a batch, 0 where a token does not count."""
+    if isinstance(batch, Tensor):
+        return token_losses(logits, batch)
+    return torch.where(batch["counted"], token_losses(logits, batch["tokens"]), 0.0)
+
+
+def token_ids(batch: Tokens) -> Tensor:
+    """[sample, position]."""
+    return batch if isinstance(batch, Tensor) else batch["tokens"]
 
 
 def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:

@@ -63,12 +63,15 @@ class Cards:
     kind: Literal["cards"] = "cards"
 
 
+Side = Literal["", "up", "down"]
+
+
 @dataclass
 class Piece:
     """One token as shown: `shade` in 0..1, up (above 1) or down (below), and what the pointer tells."""
 
     text: str
-    side: Literal["", "up", "down"] = ""
+    side: Side = ""
     shade: float = 0.0
     tip: str = ""
     breaks: bool = False

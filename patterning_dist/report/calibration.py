@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -99,7 +99,7 @@ def foretold(found: Calibration, plan: RunPlan) -> str:
     )
 
 
-def _between(value: Draws, words: object = number) -> str:
+def _between(value: Draws, words: Callable[[float], str] = number) -> str:
     high = words(value.high) if math.isfinite(value.high) else "no upper end"
     return f"{words(value.value)} [{words(value.low)}, {high}]"
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,7 +70,7 @@ def _below(values: np.ndarray, ceiling: float) -> np.ndarray:
 
 
 def curves(
-    groups: dict[str, Sequence[pa.Table]],
+    groups: Mapping[str, Sequence[pa.Table]],
     metric: str,
     y_label: str,
     threshold: float | None = None,
@@ -97,12 +97,12 @@ def curves(
                 plot.curve(column(table, "step"), _below(column(table, metric), ceiling), f"{arm_style(name)} thin")
     for name, tables in groups.items():
         steps, mean = mean_curve(tables, metric)
-        mean = _below(mean, ceiling)
-        plot.curve(steps, mean, f"{arm_style(name)} thick")
-        for step, value in zip(steps, mean, strict=True):
+        shown = _below(mean, ceiling)
+        plot.curve(steps, shown, f"{arm_style(name)} thick")
+        for step, value in zip(steps, shown, strict=True):
             plot.dot(step, value, "ghost", 6, f"{name}, step {number(step)}: {number(value)}")
-    for name, steps in (transitions or {}).items():
-        for step in steps:
+    for name, passed in (transitions or {}).items():
+        for step in passed:
             if step is not None and name in groups:
                 plot.dot(
                     step,
@@ -196,9 +196,10 @@ def histogram(edges: np.ndarray, counts: np.ndarray, style: str, description: st
 def scatter(xs: np.ndarray, ys: np.ndarray, x_label: str, y_label: str, description: str) -> Markup:
     """Points, or squares shaded by their number where there are too many points to tell apart."""
     plot = Plot(padded(xs), padded(ys), x_label=x_label, y_label=y_label, height=300, left=58)
-    for axis, low_high in (("x", plot.x_range), ("y", plot.y_range)):
-        if low_high[0] < 0 < low_high[1]:
-            plot.rule(**{axis: 0.0})
+    if plot.x_range[0] < 0 < plot.x_range[1]:
+        plot.rule(x=0.0)
+    if plot.y_range[0] < 0 < plot.y_range[1]:
+        plot.rule(y=0.0)
     if xs.size <= 500:
         for x, y in zip(xs, ys, strict=True):
             plot.dot(x, y, "cloud", 3, f"{number(x)}, {number(y)}")

@@ -6,9 +6,10 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cache
 
 import numpy as np
+import pyarrow as pa
 from tokenizers import Tokenizer
 
-from patterning_dist.report.blocks import Line, Lines, Passage, Piece, Table
+from patterning_dist.report.blocks import Line, Lines, Passage, Piece, Side, Table
 from patterning_dist.report.reading import Run
 from patterning_dist.report.words import number
 
@@ -27,9 +28,8 @@ def _byte_of_character() -> dict[str, int]:
 class TokenText:
     """The blocks of one split (`train` or `validation`) and how their tokens look."""
 
-    def __init__(self, run: Run, split: str, tokenizer: Tokenizer) -> None:
-        self.tokenizer = tokenizer
-        self.table = run.table(f"data/{split}.parquet", ["sequence_id", "domain", "tokens"])
+    def __init__(self, table: pa.Table, tokenizer: Tokenizer) -> None:
+        self.table, self.tokenizer = table, tokenizer
         self._shown: dict[int, str] = {}
 
     def block(self, sequence_id: int) -> np.ndarray:
@@ -42,7 +42,7 @@ class TokenText:
 
     def has(self, sequence_id: int, position: int, token: int) -> bool:
         """Whether this split holds `token` there: how the split of a table that does not name it is found."""
-        if self.table is None or sequence_id >= self.table.num_rows:
+        if sequence_id >= self.table.num_rows:
             return False
         block = self.block(sequence_id)
         return position < block.size and int(block[position]) == token
@@ -69,7 +69,7 @@ class TokenText:
         """Tokens as one line of running text: spaces stay spaces, new lines are marked."""
         return "".join(self.shown(int(token)) for token in tokens).replace("\t", "⇥").replace("\n", "↵")
 
-    def line(self, sequence_id: int, position: int, value: str, side: str, shade: float) -> Line:
+    def line(self, sequence_id: int, position: int, value: str, side: Side, shade: float) -> Line:
         """The token at `position` of a block between its neighbours."""
         block = self.block(sequence_id)
         tip = f"sequence {sequence_id}, position {position}"
@@ -88,7 +88,7 @@ class Shading:
     def __init__(self, weights: np.ndarray) -> None:
         self.low, self.high = float(weights.min()), float(weights.max())
 
-    def __call__(self, weight: float) -> tuple[str, float]:
+    def __call__(self, weight: float) -> tuple[Side, float]:
         """Side and shade in 0..1 of one weight."""
         if weight > 1:
             return "up", min(1.0, (weight - 1) / max(self.high - 1, 1e-9))
@@ -105,8 +105,9 @@ def open_text(run: Run) -> dict[str, TokenText]:
     except Exception as error:  # the tokenizers library raises plain Exception
         run.problems.append(f"data/tokenizer.json cannot be read ({error}); run the data stage again.")
         return {}
-    texts = {split: TokenText(run, split, tokenizer) for split in ("train", "validation")}
-    return {split: text for split, text in texts.items() if text.table is not None}
+    columns = ["sequence_id", "domain", "tokens"]
+    tables = {split: run.table(f"data/{split}.parquet", columns) for split in ("train", "validation")}
+    return {split: TokenText(table, tokenizer) for split, table in tables.items() if table is not None}
 
 
 def entries(
@@ -116,7 +117,7 @@ def entries(
     values: np.ndarray,
     rows: Sequence[int],
     words: Callable[[int], str],
-    shade: Callable[[float], tuple[str, float]],
+    shade: Callable[[float], tuple[Side, float]],
     text: TokenText | None,
     folded: bool = False,
 ) -> Lines | Table:
@@ -139,7 +140,7 @@ def entries(
     return Table(headers, cells, "" if folded else title, title if folded else "")
 
 
-def shades(values: np.ndarray) -> Callable[[float], tuple[str, float]]:
+def shades(values: np.ndarray) -> Callable[[float], tuple[Side, float]]:
     """Side and shade of a value among others."""
     largest = float(np.abs(values).max(initial=0.0)) or 1.0
     return lambda value: ("up" if value > 0 else "down", abs(value) / largest)

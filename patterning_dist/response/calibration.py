@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from itertools import product
 from typing import NamedTuple
 
@@ -165,16 +166,17 @@ def assess(
         observables: names of the columns of ``Trial.observables``.
         steps_between_draws: of the trials.
     """
-    known = {
-        "setting": setting,
-        "num_chains": len(trials),
-        "steps_between_draws": steps_between_draws,
-        "step_seconds": float(np.mean([trial.step_seconds for trial in trials])),
-        "draw_seconds": float(np.mean([trial.draw_seconds for trial in trials])),
-    }
+    known = partial(
+        Assessment,
+        setting=setting,
+        num_chains=len(trials),
+        steps_between_draws=steps_between_draws,
+        step_seconds=float(np.mean([trial.step_seconds for trial in trials])),
+        draw_seconds=float(np.mean([trial.draw_seconds for trial in trials])),
+    )
     failures = [trial.failure for trial in trials if trial.failure]
     if failures:
-        return Assessment(failure=DIVERGED, reason=f"{len(failures)} of {len(trials)} chains: {failures[0]}", **known)
+        return known(failure=DIVERGED, reason=f"{len(failures)} of {len(trials)} chains: {failures[0]}")
     mean_loss = np.stack([trial.mean_loss for trial in trials])
     burn_in = burn_in_of(mean_loss)
     mean_loss = mean_loss[:, burn_in:]
@@ -190,7 +192,7 @@ def assess(
         setting.inverse_temperature,
         trials[0].num_coordinates,
     )
-    return Assessment(
+    return known(
         failure=failure,
         reason=reason,
         notes=notes,
@@ -203,7 +205,6 @@ def assess(
         reliabilities=reliabilities,
         llc=llc(mean_loss, setting.inverse_temperature),
         signals={name: signal(chi[:, observables.index(name)]) for name in moving},
-        **known,
     )
 
 

@@ -109,7 +109,8 @@ def _spikes(trace: Floats, numbers: tuple[int, ...]) -> tuple[list[Finding], set
     medians = np.median(trace, axis=1)
     above = trace - medians[:, None]
     scale = float(np.quantile(above, 0.9)) / 1.28  # the standard deviation, for normal draws
-    findings, escaped = [], set()
+    findings: list[Finding] = []
+    escaped: set[int] = set()
     if scale <= 0:
         return findings, escaped, np.inf
     if len(trace) > 2:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -17,7 +16,8 @@ from patterning_dist.errors import PatterningError
 Floats = NDArray[np.float64]
 
 
-class Moments(NamedTuple):
+@dataclass(frozen=True)
+class Moments:
     """Centred first and second moments of a set of draws (sums, not yet divided by the count)."""
 
     count: int
@@ -180,9 +180,8 @@ class CoMoments:
         missing = [name for name in names if name not in state]
         if missing:
             raise PatterningError(f"co-moments: key {missing[0]!r} is missing, expected {names}; sample again")
-        scalars = {name: int(state[name]) for name in ("chain", "num_draws")}
-        arrays = {name: np.array(state[name]) for name in names if name not in scalars}
-        return cls(**scalars, **arrays)
+        arrays = {name: np.array(state[name]) for name in names if name not in ("chain", "num_draws")}
+        return cls(chain=int(state["chain"]), num_draws=int(state["num_draws"]), **arrays)
 
 
 def healthy_chains(chains: Sequence[CoMoments]) -> tuple[list[CoMoments], dict[int, str]]:

@@ -105,18 +105,18 @@ def bootstrap_correlation(
     a, b, groups: [sample]. Groups are sequence ids: tokens of one sequence are not independent, so an
     interval that counts each token is too narrow. NaN limits with fewer than 2 groups.
     """
-    a, b = _paired(a, b)
-    groups = np.asarray(groups)
-    if groups.shape != a.shape:
-        raise PatterningError(f"correlation: {groups.shape} groups for {a.shape} samples, expected one for each")
-    value = float(_row_correlation(a, b))
-    labels = np.unique(groups, return_inverse=True)[1]
+    first, second = _paired(a, b)
+    group = np.asarray(groups)
+    if group.shape != first.shape:
+        raise PatterningError(f"correlation: {group.shape} groups for {first.shape} samples, expected one for each")
+    value = float(_row_correlation(first, second))
+    labels = np.unique(group, return_inverse=True)[1]
     num_groups = int(labels.max()) + 1
     if num_groups < 2 or not np.isfinite(value):
         return Correlation(value, np.nan, np.nan)
     # A resample is fixed by its group sums; centring first keeps the differences of squares exact.
-    a, b = a - a.mean(), b - b.mean()
-    sums = np.stack([np.bincount(labels, part) for part in (np.ones_like(a), a, b, a * a, b * b, a * b)])
+    x, y = first - first.mean(), second - second.mean()
+    sums = np.stack([np.bincount(labels, part) for part in (np.ones_like(x), x, y, x * x, y * y, x * y)])
     rng = np.random.default_rng(seed)
     resampled = np.empty((num_resamples, len(sums)))
     for index in range(num_resamples):

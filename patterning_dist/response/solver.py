@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -85,7 +86,7 @@ def solve_weights(
     return _solution(posed, strength, posed.largest_strength())
 
 
-def largest_feasible_strength(chi: Chi, target: ArrayLike, **options) -> float:
+def largest_feasible_strength(chi: Chi, target: ArrayLike, **options: Any) -> float:
     """max a such that a * target can be reached within the bounds; `options` as for `solve_weights` but
     strength.
 
@@ -94,7 +95,7 @@ def largest_feasible_strength(chi: Chi, target: ArrayLike, **options) -> float:
     return _pose_from_options(chi, target, options).largest_strength()[0]
 
 
-def solve_for_effective_sample_share(chi: Chi, target: ArrayLike, share: float, **options) -> WeightSolution:
+def solve_for_effective_sample_share(chi: Chi, target: ArrayLike, share: float, **options: Any) -> WeightSolution:
     """The solution whose strength makes (sum rho)^2 / (n sum rho^2) = share; `options` as for
     `solve_weights`.
 

@@ -83,14 +83,7 @@ def susceptibility(
     weights = normalised(loss_weights, chains[0].mean_loss.shape[1])
 
     if baseline == "restricted":
-        parts = []
-        for moments in chains:
-            total = moments.total()
-            mean, variance = mean_and_variance(
-                moments,
-                lambda part, total=total: contrast(product_mean(part, total.mean_phi, total.mean_loss), weights),
-            )
-            parts.append((-(mean + contrast(covariance_of_means(moments), weights)), variance))
+        parts = [_restricted(moments, weights) for moments in chains]
         return combine_chains(chains, parts, excluded=excluded)
 
     assert full is not None
@@ -114,6 +107,15 @@ def susceptibility(
         baseline_variance=0.0 if same else mean_phi[:, None] ** 2 * _mean_contrast_variance(full, weights),
         excluded=excluded,
     )
+
+
+def _restricted(moments: CoMoments, weights: Floats) -> tuple[Floats, Floats]:
+    """chi of one chain against its own mean loss, and its variance."""
+    total = moments.total()
+    mean, variance = mean_and_variance(
+        moments, lambda part: contrast(product_mean(part, total.mean_phi, total.mean_loss), weights)
+    )
+    return -(mean + contrast(covariance_of_means(moments), weights)), variance
 
 
 def combine_chains(

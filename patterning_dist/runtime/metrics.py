@@ -11,7 +11,7 @@ import threading
 import time
 from dataclasses import dataclass
 from functools import cache
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 from ray.util.metrics import Counter, Gauge, Histogram
 
@@ -55,7 +55,7 @@ Tags = dict[str, str]
 
 
 @cache  # one object a process: Ray registers a name once, and actors call these functions as often as they like
-def _metric(name: str) -> Gauge | Counter | Histogram:
+def _metric(name: str) -> Any:
     kind, description, tags = METRICS[name]
     if kind == "histogram":
         return Histogram(name, description, boundaries=SECONDS, tag_keys=tags)

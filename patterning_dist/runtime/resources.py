@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Any, NamedTuple
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import ray
 
@@ -52,14 +53,14 @@ class Resources:
         what: the worker, for messages.
         cpus, gpus: of one rank.
         num_ranks: processes that start and end together.
-        keys: of the configuration, that lower what is needed.
+        keys: of the configuration, with their values: those above 1 can be lowered.
     """
 
     what: str
     cpus: int
     gpus: int = 0
     num_ranks: int = 1
-    keys: tuple[str, ...] = ()
+    keys: dict[str, int] = field(default_factory=dict, compare=False)
 
     @property
     def bundle(self) -> dict[str, int]:
@@ -67,7 +68,7 @@ class Resources:
         return {kind: amount for kind, amount in (("CPU", self.cpus), ("GPU", self.gpus)) if amount}
 
     @property
-    def options(self) -> dict[str, Any]:
+    def options(self) -> dict[str, int]:
         """Ray options for the actor of one rank."""
         return {"num_cpus": self.cpus, "num_gpus": self.gpus}
 
@@ -98,56 +99,38 @@ class Resources:
 
     def shortage(self, cluster: list[Node]) -> str:
         """What is needed and what is free, for whoever waits."""
-        free = self._listed(
-            cluster, lambda node, kind: f"{node.free.get(kind, 0):g} of {node.total.get(kind, 0):g} {kind}"
-        )
+        free = self._listed(cluster, lambda node, kind: f"{node.free.get(kind, 0):g} of {node.total.get(kind, 0):g}")
         return f"{self.what} needs {self}; free are {free}"
 
     def _refusal(self, cluster: list[Node]) -> str:
         where = ", each on one node" if self.num_ranks > 1 else " on one node"
-        there = self._listed(cluster, lambda node, kind: f"{node.total.get(kind, 0):g} {kind}")
-        remedies = [f"lower {' or '.join(self.keys)}"] if self.keys else []
-        remedies += ["set device: cpu"] if self.gpus else []
-        remedy = f"{', '.join(remedies)} or add nodes" if remedies else "add nodes"
-        return f"{self.what} needs {self}{where}; the Ray cluster has {there}; {remedy}"
+        there = self._listed(cluster, lambda node, kind: f"{node.total.get(kind, 0):g}")
+        remedies = [f"lower {key}" for key, value in self.keys.items() if value > 1]
+        remedies += ["set device: cpu"] * bool(self.gpus) + ["add nodes"]
+        return f"{self.what} needs {self}{where}; the Ray cluster has {there}; {' or '.join(remedies)}"
 
-    def _listed(self, cluster: list[Node], describe: Any) -> str:
-        """The nodes that have most, with what ``describe`` says of each resource."""
-        if not cluster:
-            return "no node"
-        ordered = sorted(cluster, key=lambda node: [-node.total.get(kind, 0) for kind in reversed(self.bundle)])
+    def _listed(self, cluster: list[Node], amount: Callable[[Node, str], str]) -> str:
+        """The nodes that have most of the last resource of a bundle: of GPUs, if they are needed."""
+        ordered = sorted(cluster, key=lambda node: -node.total.get([*self.bundle][-1], 0))
         named = [
-            f"{' and '.join(describe(node, kind) for kind in self.bundle)} on {node.name}"
+            f"{' and '.join(f'{amount(node, kind)} {kind}' for kind in self.bundle)} on {node.name}"
             for node in ordered[:_MAX_NAMED]
         ]
-        more = len(cluster) - len(named)
-        return ", ".join(named) + (f", no more than that on {more} others" if more else "")
+        named += [f"no more than that on {len(cluster) - len(named)} others"] * (len(cluster) > len(named))
+        return ", ".join(named) or "no node"
 
 
-def worker_resources(sampling: SamplingConfig, device: str) -> Resources:
-    """One process with a study: a GPU on cuda, elsewhere ``sampling.threads_per_worker`` CPUs."""
-    return _of_sampling("a worker", sampling, device, 1)
-
-
-def chain_resources(sampling: SamplingConfig, device: str) -> Resources:
-    """The ranks of one chain, each with what a worker has."""
-    return _of_sampling("a chain", sampling, device, sampling.ranks_per_chain)
-
-
-def _of_sampling(what: str, sampling: SamplingConfig, device: str, num_ranks: int) -> Resources:
-    threads = sampling.threads_per_worker
-    lowered = {"sampling.ranks_per_chain": num_ranks, "sampling.threads_per_worker": threads}
+def sampling_resources(sampling: SamplingConfig, device: str, num_ranks: int = 1) -> Resources:
+    """One process with a study, or the ranks of a chain: a GPU each on cuda, elsewhere threads_per_worker CPUs."""
+    what, keys = "a worker" if num_ranks == 1 else "a chain", {"sampling.ranks_per_chain": num_ranks}
     if device == "cuda":
-        return Resources(what, 0, 1, num_ranks, _above_one({"sampling.ranks_per_chain": num_ranks}))
-    return Resources(what, threads, 0, num_ranks, _above_one(lowered))
+        return Resources(what, 0, 1, num_ranks, keys)
+    threads = sampling.threads_per_worker
+    return Resources(what, threads, 0, num_ranks, keys | {"sampling.threads_per_worker": threads})
 
 
 def training_resources(config: Config, device: str, num_ranks: int) -> Resources:
     """The ranks of one training: ``training.threads_per_worker`` CPUs each, and a GPU on cuda."""
     threads = config.training.threads_per_worker
-    keys = _above_one({"num_workers of training and retrain": num_ranks, "training.threads_per_worker": threads})
+    keys = {"num_workers of training or retrain": num_ranks, "training.threads_per_worker": threads}
     return Resources("a training", threads, int(device == "cuda"), num_ranks, keys)
-
-
-def _above_one(keys: dict[str, int]) -> tuple[str, ...]:
-    return tuple(key for key, value in keys.items() if value > 1)

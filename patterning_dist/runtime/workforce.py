@@ -71,7 +71,7 @@ class Workforce:
             lost: decides about a task whose worker died; by default it is tried again, a few times.
 
         Raises:
-            PatterningError: no worker found room in time, or a task has lost too many.
+            PatterningError: no worker found room in time or could be started, or a task has lost too many.
         """
         results: list[Any] = [None] * len(calls)
         waiting, losses, busy = deque(range(len(calls))), Counter[int](), False
@@ -140,7 +140,9 @@ class Workforce:
             self._idle.append(worker)
         except WorkerLost:
             self._idle.append(worker)  # as above
-        except ray.exceptions.RayActorError:
+        except ray.exceptions.RayActorError as error:
+            if error.actor_init_failed:  # by an error of its own, which would come again
+                raise PatterningError(f"a worker cannot be started: {str(error).strip().splitlines()[-1]}") from error
             time.sleep(0.5)  # its node may be on its way out
             self._replace(worker)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import torch
 from safetensors.torch import load, save
 from torch import Tensor
 
@@ -30,7 +31,7 @@ def encode(state: dict[str, Any], **extra: str) -> bytes:
     return save({n: t.contiguous().clone() for n, t in tensors.items()}, {"header": json.dumps(header)})
 
 
-def decode(content: bytes, device: str) -> tuple[dict[str, Any], dict[str, str]]:
+def decode(content: bytes, device: str | torch.device) -> tuple[dict[str, Any], dict[str, str]]:
     """The inverse of ``encode``: the state on a device, and the text."""
     tensors = {name: tensor.to(device) for name, tensor in load(content).items()}
     header = json.loads(_metadata(content)["header"])

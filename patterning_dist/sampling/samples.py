@@ -49,7 +49,7 @@ class Joined:
             mine = ids[(ids >= start) & (ids < stop)] - start
             if len(mine):
                 batches.append(part[mine])
-        return _concatenated(batches)
+        return _concatenated(_alike(batches))
 
 
 def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
@@ -75,3 +75,21 @@ def _concatenated(batches: list[Batch]) -> Batch:
     if isinstance(first, tuple | list):
         return type(first)(_concatenated(list(parts)) for parts in zip(*batches, strict=True))
     return torch.cat([torch.as_tensor(batch) for batch in batches])
+
+
+def _alike(batches: list[Batch]) -> list[Batch]:
+    """Token batches of sets with and without masks: those without get some by which everything counts."""
+    keys = {key for batch in batches if isinstance(batch, Mapping) for key in batch}
+    if keys and not all(isinstance(batch, Mapping) and batch.keys() == keys for batch in batches):
+        return [_with_masks(batch, keys) for batch in batches]
+    return batches
+
+
+def _with_masks(batch: Batch, keys: set[str]) -> Batch:
+    tokens = batch["tokens"] if isinstance(batch, Mapping) else batch
+    plain = {
+        "tokens": tokens,
+        "counted": torch.ones_like(tokens[:, 1:], dtype=torch.bool),
+        "position_ids": torch.arange(tokens.shape[1], device=tokens.device).expand_as(tokens),
+    }
+    return {key: batch[key] if isinstance(batch, Mapping) and key in batch else plain[key] for key in keys}

@@ -89,7 +89,8 @@ def step(
         num_coordinates: d, of all ranks of the chain group.
         total: the sum of a number over these ranks; every rank calls it once a step.
     """
-    position, momentum, kinetic = {}, {}, 0.0
+    position, momentum = {}, {}
+    kinetic: Tensor | float = 0.0
     for name, w, p, squared in _moves(state, gradient, noise, center, posterior, step_size, diffusion):
         position[name], momentum[name] = w, p
         kinetic = kinetic + squared
@@ -110,7 +111,7 @@ def step_(
     total: Callable[[float], float] = float,
 ) -> State:
     """``step``, bit for bit, but over the tensors of ``state``, with temporaries of one piece at a time."""
-    kinetic = 0.0
+    kinetic: Tensor | float = 0.0
     for name, w, p, squared in _moves(state, gradient, noise, center, posterior, step_size, diffusion):
         state.position[name].copy_(w)
         state.momentum[name].copy_(p)

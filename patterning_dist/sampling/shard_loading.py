@@ -21,6 +21,8 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.huggingface import (
     ATTENTION,
+    Head,
+    auto_model,
     check_causal,
     load_language_model,
     logits_in_float32,
@@ -44,6 +46,7 @@ def load_sharded_language_model(
     device: torch.device | str,
     *,
     compute_dtype: torch.dtype | None = None,
+    head: Head = "tokens",
 ) -> PreTrainedModel:
     """The numbers of ``load_language_model``, cut over the ranks of a chain group by ``shard_model``.
 
@@ -53,18 +56,17 @@ def load_sharded_language_model(
         ranks: the chain group; all of its ranks call this together and see the same files.
         device: where this rank computes.
         compute_dtype: see ``shard_model``.
+        head: what the model predicts.
 
     Raises:
         PatterningError: what ``load_language_model`` refuses; a parameter that is in no file, or one of another shape.
     """
     if ranks.size == 1:
-        return load_language_model(path, revision, device)
-    config = read_config(path, revision)
-    from transformers import AutoModelForCausalLM
-
+        return load_language_model(path, revision, device, head)
+    config = read_config(path, revision, head)
     folder = _folder(path, revision)
     with quiet(), parameters_without_memory():
-        model = AutoModelForCausalLM.from_config(
+        model = auto_model(head).from_config(
             config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
         )
     logits_in_float32(model)
@@ -72,7 +74,8 @@ def load_sharded_language_model(
     shard_model(model, ranks, device, compute_dtype=compute_dtype)
     _fill(model, sources, folder)
     model.eval()
-    check_causal(model, path)
+    if head == "tokens":
+        check_causal(model, path)
     return model
 
 
@@ -86,11 +89,12 @@ def parameters_without_memory() -> Iterator[None]:
             parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
         register(module, name, parameter)
 
-    nn.Module.register_parameter = register_on_meta
+    # Every module is built by this method, and goes back to it at the end.
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
     try:
         yield
     finally:
-        nn.Module.register_parameter = register
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
 
 
 def _folder(path: str, revision: str | None) -> Path:

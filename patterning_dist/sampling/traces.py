@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from torch import Tensor
@@ -71,7 +72,8 @@ class TraceRecorder:
     def __init__(self, store: Path, chain: int, thin: int, num_draws: int) -> None:
         import zarr
 
-        self._store, self._losses = store, zarr.open_group(store, mode="r+")["losses"]
+        self._store = store
+        self._losses: Any = zarr.open_group(store, mode="r+")["losses"]  # an array, which zarr does not know before
         self._chain, self._thin, self._num_draws = chain, thin, num_draws
         self._block: list[np.ndarray] = []
         self._end = 0  # rows of the chain up to the end of the block

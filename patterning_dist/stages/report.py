@@ -111,7 +111,8 @@ def _headline(
     for kind, what in sources.items():
         for arm, entries in predicted[kind].items():
             for name, entry in entries.items():
-                add(f"{arm} {kind.replace('_', '-')} {name}", entry, unit(name), what, kind != "predicted" and name in targeted)
+                featured = kind != "predicted" and name in targeted
+                add(f"{arm} {kind.replace('_', '-')} {name}", entry, unit(name), what, featured)
     for name, agreement in solution.get("estimator_agreement", {}).items():
         what = "plain covariance against response direction on the probe"
         for level in ("entries", "samples"):

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
-from patterning_dist.config import Config
+from patterning_dist.config import BASELINE, ArmConfig, Config
+from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.training.checkpoints import delete_checkpoints
 from patterning_dist.runtime.training.jobs import run_jobs
+from patterning_dist.storage.files import atomic_path
 from patterning_dist.storage.run import RunDirectory
+from patterning_dist.tasks.open import open_task
 from patterning_dist.training.job import TrainingJob
 
 JOB_FILES = ("initial.safetensors", "model.safetensors", "metrics.parquet", "evaluation.json")
@@ -16,44 +20,91 @@ JOB_FILES = ("initial.safetensors", "model.safetensors", "metrics.parquet", "eva
 
 def train(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     """Train the baseline and anneal it to the checkpoint w*; returns the files written."""
+    run.place.fetch("data")
+    return _run(config, run, progress, "training the baseline", [baseline_job(config, run.path)], 1)
+
+
+def retrain(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
+    """Train every arm with every seed, side by side where CPUs or GPUs allow; returns the files written.
+
+    Raises:
+        PatterningError: a table of weights is not there, or what ``run_jobs`` raises.
+    """
+    run.place.fetch("data", "weights", "retrain", *config.checkpoints)
+    jobs = arm_jobs(config, run)
+    return _run(config, run, progress, "retraining", jobs, config.retrain.concurrent_arms)
+
+
+def baseline_job(config: Config, directory: Path) -> TrainingJob:
+    """The training that makes the checkpoint to sample around."""
     training = config.training
-    job = TrainingJob(
-        name="baseline",
-        pool=run.path / "data" / "train.parquet",
-        folder=run.path / "baseline",
+    return TrainingJob(
+        name=BASELINE,
+        folder=directory / BASELINE,
+        inputs=open_task(config, directory, "cpu").fingerprint(),
         seed=config.seed,
         num_steps=training.num_steps,
         anneal_steps=training.anneal_steps,
         evaluate_every=training.evaluate_every,
-        weights=None,
-        start=None,
         deepspeed=training.deepspeed,
         num_workers=training.num_workers,
     )
-    return _run(config, run, progress, "training the baseline", [job], 1)
 
 
-def retrain(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
-    """Train every arm with every seed, side by side where CPUs or GPUs allow; returns the files written."""
-    settings = config.retrain
-    jobs = [
-        TrainingJob(
-            name=f"{arm} seed {seed}",
-            pool=run.path / "data" / "train.parquet",
-            folder=run.path / "retrain" / arm / f"seed-{seed}",
-            seed=seed,
-            num_steps=settings.num_steps,
-            anneal_steps=0,
-            evaluate_every=settings.evaluate_every,
-            weights=None if arm == "base" else run.path / "weights" / f"{arm}.parquet",
-            start=run.path / "baseline" / "model.safetensors" if settings.start == "baseline" else None,
-            deepspeed=settings.deepspeed,
-            num_workers=settings.num_workers,
-        )
-        for seed in settings.seeds
-        for arm in settings.arms
+def arm_jobs(config: Config, run: RunDirectory) -> list[TrainingJob]:
+    """All arms of the first seed, then those of the next."""
+    arms = config.retrain.arm_list
+    task = open_task(config, run.path, "cpu")
+    tables = {arm.name: _weights(arm, run) for arm in arms}
+    inputs = {arm.start: task.fingerprint(_start(arm)) for arm in arms}
+    seeds = dict.fromkeys(seed for arm in arms for seed in arm.seeds)
+    return [
+        _arm_job(config, run.path, arm, seed, tables[arm.name], inputs[arm.start])
+        for seed in seeds
+        for arm in arms
+        if seed in arm.seeds
     ]
-    return _run(config, run, progress, "retraining", jobs, settings.concurrent_arms)
+
+
+def _arm_job(
+    config: Config, directory: Path, arm: ArmConfig, seed: int, weights: Path | None, inputs: object
+) -> TrainingJob:
+    settings = config.retrain
+    splits = [(o.name, o.split) for o in config.sampling.observables if o.kind == "split_loss"]
+    return TrainingJob(
+        name=f"{arm.name} seed {seed}",
+        folder=directory / "retrain" / arm.name / f"seed-{seed}",
+        inputs=inputs,
+        seed=seed,
+        num_steps=settings.num_steps,
+        evaluate_every=settings.evaluate_every,
+        start=_start(arm),
+        weights=weights,
+        strength=arm.strength,
+        weighting=arm.weighting,
+        weighted_share=arm.weighted_share,
+        splits=tuple(splits),
+        deepspeed=settings.deepspeed,
+        num_workers=settings.num_workers,
+    )
+
+
+def _start(arm: ArmConfig) -> str | None:
+    return None if arm.start == "initialisation" else arm.start
+
+
+def _weights(arm: ArmConfig, run: RunDirectory) -> Path | None:
+    """The arm's table; one of the user's own is copied into the run, which every node sees and which replays itself."""
+    if arm.weights is None or isinstance(arm.weights, str):
+        return None if arm.weights is None else run.path / "weights" / f"{arm.weights}.parquet"
+    copy = run.path / "retrain" / arm.name / "weights.parquet"
+    if arm.weights.exists():
+        with atomic_path(copy) as temporary:
+            shutil.copyfile(arm.weights, temporary)
+        run.publish(copy)
+    elif not copy.exists():
+        raise PatterningError(f"retrain.arms: {arm.weights}, the weights of {arm.name}, is not there; correct the path")
+    return copy
 
 
 def _run(
@@ -67,4 +118,10 @@ def _run(
             delete_checkpoints(run.storage, run.path, job)  # of a worker that died between finishing and doing so
     if unfinished:
         run_jobs(config, run, unfinished, label, progress, concurrent)
-    return [job.folder / name for job in jobs for name in JOB_FILES]
+    return [job.folder / name for job in jobs for name in _files(job)]
+
+
+def _files(job: TrainingJob) -> list[str]:
+    """Of a job that is done, and what makes it a checkpoint for others (config.json)."""
+    described = [file.name for file in sorted(job.folder.glob("*.json")) if file.name not in JOB_FILES]
+    return [*JOB_FILES, *described]

@@ -8,7 +8,7 @@ import time
 import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -75,7 +75,7 @@ class ArrowStorage:
         files = [info for info in named if _is_whole_file(info)]
         for folder in (info for info in named if info.type == fs.FileType.Directory):
             selector = fs.FileSelector(folder.path, recursive=True, allow_not_found=True)
-            found = self._tried("listed", prefixes[0], lambda chosen=selector: self._fs.get_file_info(chosen))
+            found = self._tried("listed", prefixes[0], partial(self._fs.get_file_info, selector))
             files += [info for info in found if _is_whole_file(info)]
         return {posixpath.relpath(info.path, self._root): info.size for info in files}
 
@@ -89,8 +89,10 @@ class ArrowStorage:
         def action() -> str:
             with self._fs.open_input_stream(self._path(name)) as stream:
                 etag = (stream.metadata() or {}).get("ETag", b"").decode()
-            info = None if etag else self._fs.get_file_info(self._path(name))
-            return etag or f"{info.size}-{info.mtime_ns}"
+            if etag:
+                return etag
+            info = self._fs.get_file_info(self._path(name))
+            return f"{info.size}-{info.mtime_ns}"
 
         return self._tried("read", name, action)
 

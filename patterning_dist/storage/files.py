@@ -77,7 +77,7 @@ def write_npz(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
     import numpy
 
     with atomic_path(path) as temporary, open(temporary, "wb") as file:
-        numpy.savez(file, **arrays)
+        numpy.savez(file, allow_pickle=False, **arrays)
 
 
 def plain(value: Any) -> Any:
@@ -146,7 +146,7 @@ def read_parquet(path: Path, columns: Iterable[str]) -> tuple[pyarrow.Table, dic
     return table, json.loads(header) if header else {}
 
 
-def require_columns(path: Path, present: Iterable[str], required: Iterable[str]) -> None:
+def require_columns(path: Path | str, present: Iterable[str], required: Iterable[str]) -> None:
     """Raises PatterningError for the first required column that is missing, naming those there."""
     present = list(present)
     for column in required:

@@ -116,8 +116,10 @@ class Lease:
             except PatterningError:
                 if self._lost is None:  # an outage of the store: what the driver writes there itself says so
                     continue
-                if self._is_main:  # whatever it waits for; where SIGINT is ignored, its next `confirm` stops it
-                    signal.pthread_kill(threading.main_thread().ident, signal.SIGINT)
+                main = threading.main_thread().ident
+                # Whatever it waits for; where SIGINT is ignored, its next `confirm` stops it.
+                if self._is_main and main is not None:
+                    signal.pthread_kill(main, signal.SIGINT)
                 return
 
     def _outwait(self, found: bytes) -> None:

@@ -12,10 +12,14 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.storage.files import explained, write_json
-from patterning_dist.storage.store import LocalStorage, open_storage, path_or_url
+from patterning_dist.storage.store import Storage, open_storage, open_url, path_or_url
+
+if TYPE_CHECKING:  # as in store.py
+    from patterning_dist.storage.arrow_store import ArrowStorage
 
 _LOCK, _RECORD = ".sync.lock", ".sync.json"
 _CONNECTIONS = 8
@@ -52,8 +56,8 @@ class Place:
         return str(self.path if self.url is None else self.storage)
 
     @property
-    def storage(self) -> LocalStorage:
-        """The durable files, by name; ``ArrowStorage`` at a URL."""
+    def storage(self) -> Storage:
+        """The durable files, by name."""
         return open_storage(self.path if self.url is None else self.url)
 
     def make(self) -> None:
@@ -68,8 +72,9 @@ class Place:
         except PatterningError as error:
             if self.url is None:
                 raise
+            reason = getattr(error.__cause__, "strerror", None)
             raise PatterningError(
-                f"{self.path}: the working copy of {self} cannot be made ({error.__cause__.strerror}); set "
+                f"{self.path}: the working copy of {self} cannot be made ({reason}); set "
                 "PATTERNING_CACHE to a folder that can be written on every node"
             ) from None
 
@@ -83,22 +88,24 @@ class Place:
             PatterningError: the URL cannot be read, or the working copy not be written.
         """
         if self.url is not None:
+            storage = open_url(self.url)
             with self._alone() as record:
-                there = self.storage.sizes(*prefixes)
+                there = storage.sizes(*prefixes)
                 for name in [name for name in record if name not in there and _is_under(name, prefixes)]:
                     if _is_same(record, name, _stat(self.path / name)):
                         (self.path / name).unlink()
                         del record[name]
-                self._download(there, record)
+                self._download(storage, there, record)
         return self.path
 
     def gather(self, *names: str) -> None:
         """Fetch what other processes published, but nothing over a file that was written here since."""
         if self.url is not None:
+            storage = open_url(self.url)
             with self._alone() as record:
                 stats = {name: _stat(self.path / name) for name in names}
                 old = [name for name, stat in stats.items() if stat is None or _is_same(record, name, stat)]
-                self._download(self.storage.sizes(*old), record)
+                self._download(storage, storage.sizes(*old), record)
 
     def publish(self, *paths: Path) -> None:
         """Put files of the working copy at the URL, if they are new or not there, and what is new in its folders.
@@ -110,7 +117,8 @@ class Place:
         """
         if self.url is None:
             return
-        storage, published = self.storage, {}
+        storage = open_url(self.url)
+        published: Record = {}
         with self._alone() as record:
             stats = {name: _stat(self.path / name) for path in paths for name in self._names(path)}
             named = [path.relative_to(self.path).as_posix() for path in paths if path.is_file()]
@@ -149,23 +157,24 @@ class Place:
     def sizes(self, names: Iterable[str]) -> dict[str, int]:
         """Sizes [bytes] of those of the named files that are there: at the URL, not in the working copy."""
         if self.url is not None:
-            return self.storage.sizes(*names)
+            return open_url(self.url).sizes(*names)
         stats = {name: _stat(self.path / name) for name in names}
         return {name: stat[0] for name, stat in stats.items() if stat is not None}
 
-    def _download(self, names: Iterable[str], record: Record) -> None:
+    def _download(self, storage: ArrowStorage, names: Iterable[str], record: Record) -> None:
         def download(name: str) -> None:
             # Taken before the contents: if they change meanwhile, the file is fetched again next time.
-            file, stamp = self.path / name, self.storage.stamp(name)
+            file, stamp = self.path / name, storage.stamp(name)
             if not _is_same(record, name, _stat(file)) or record[name][0] != stamp:
-                self.storage.download(name, file)
-                record[name] = [stamp, *_stat(file)]
+                storage.download(name, file)
+                record[name] = [stamp, *(_stat(file) or ())]
 
         _in_parallel(download, names)
 
     def _names(self, path: Path) -> Iterator[str]:
         """Names of the files to publish at or under a path."""
-        for folder, folders, files in os.walk(path) if path.is_dir() else [(path.parent, [], [path.name])]:
+        alone: list[tuple[str, list[str], list[str]]] = [(str(path.parent), [], [path.name])]
+        for folder, folders, files in os.walk(path) if path.is_dir() else alone:
             folders[:] = [name for name in folders if not name.startswith(".")]
             for name in files:
                 hidden = name.startswith(".") and (Path(folder) == self.path or name.endswith(".tmp"))

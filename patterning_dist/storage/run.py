@@ -188,7 +188,8 @@ class RunDirectory:
         before = self.manifest.get("stages", {}).get(stage)
         if before and before["fingerprint"] != fingerprint:
             self.event(stage, "inputs_changed", reason="the config or an earlier stage changed: run again")
-        started, clock, outputs = _now(), time.monotonic(), []
+        outputs: list[Path] = []
+        started, clock = _now(), time.monotonic()
         self._mark(stage, status="started", fingerprint=fingerprint, started=started)
         self.event(stage, "started")
         entry = {"fingerprint": fingerprint, "started": started}

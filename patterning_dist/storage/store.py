@@ -77,6 +77,11 @@ def open_storage(place: str | Path) -> LocalStorage | ArrowStorage:
     found = path_or_url(place)
     if isinstance(found, Path):
         return LocalStorage(found)
+    return open_url(found)
+
+
+def open_url(url: str) -> ArrowStorage:
+    """The storage at a URL."""
     from patterning_dist.storage.arrow_store import ArrowStorage
 
-    return ArrowStorage(found)
+    return ArrowStorage(url)

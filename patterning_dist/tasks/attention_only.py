@@ -12,7 +12,7 @@ from patterning_dist.config import AttentionOnlyConfig, TrainingConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.attention import AttentionOnlyTransformer, build_model
 from patterning_dist.models.components import Component
-from patterning_dist.models.losses import token_losses
+from patterning_dist.models.losses import Tokens, batch_losses, token_ids
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.tasks.optimizers import head_matrix_optimizer
 
@@ -66,6 +66,9 @@ class AttentionOnly:
     def describe(self, folder: Path) -> None:
         """Nothing: the experiment file has the sizes."""
 
+    def fingerprint(self, checkpoint: str) -> None:
+        """There are no given checkpoints."""
+
 
 class LayersAbove:
     """A ``Layered`` model; where the embedding moves, all of it lies above."""
@@ -74,9 +77,9 @@ class LayersAbove:
         self.model, self.first = model, component.first_layer
         self._embedding_moves = "embedding" in component.parameters
 
-    def below(self, batch: Tensor) -> Tensor:
+    def below(self, batch: Tokens) -> Tensor:
         """The residual stream that enters the component's first layer; token ids where the embedding moves."""
-        inputs = batch[:, :-1]
+        inputs = token_ids(batch)[:, :-1]
         if self._embedding_moves:
             return inputs
         x = self.model.embed(inputs)
@@ -84,9 +87,9 @@ class LayersAbove:
             x = layer(x)
         return x
 
-    def above(self, state: Tensor, batch: Tensor) -> Tensor:
+    def above(self, state: Tensor, batch: Tokens) -> Tensor:
         """Losses of the predicted tokens."""
         x = self.model.embed(state) if self._embedding_moves else state
         for layer in self.model.layers[self.first :]:
             x = layer(x)
-        return token_losses(self.model.unembed(x), batch)
+        return batch_losses(self.model.unembed(x), batch)

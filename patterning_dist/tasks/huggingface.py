@@ -1,4 +1,4 @@
-"""A causal language model of ``transformers`` as the model of a language task: one that exists, or a fresh one."""
+"""A model of ``transformers``, for tokens or for classes: one that exists, or a fresh one."""
 
 from __future__ import annotations
 
@@ -10,14 +10,17 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patterning_dist.config import HuggingFaceConfig, TrainingConfig
-from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Component
 from patterning_dist.models.huggingface import (
+    Head,
+    check_packing,
     fresh_language_model,
     language_model_skeleton,
     load_language_model,
+    logits,
     model_config,
     model_location,
+    read_config,
 )
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.shard_loading import load_sharded_language_model
@@ -39,6 +42,7 @@ class HuggingFace:
         context_length: of a sample [tokens].
         device: torch device.
         compute_dtype: of forward passes under autocast; None: float32.
+        num_labels: of a model for classes; None: it predicts tokens.
     """
 
     def __init__(
@@ -48,22 +52,24 @@ class HuggingFace:
         context_length: int,
         device: str,
         compute_dtype: torch.dtype | None,
+        num_labels: int | None = None,
     ) -> None:
         self.config, self.device, self.compute_dtype = config, device, compute_dtype
-        self._data = {"max_position_embeddings": context_length}
-        if vocabulary_size is not None:
-            self._data["vocab_size"] = vocabulary_size
+        self.head: Head = "tokens" if num_labels is None else "classes"
+        data = {"max_position_embeddings": context_length, "vocab_size": vocabulary_size, "num_labels": num_labels}
+        self._data = {key: value for key, value in data.items() if value is not None}
+        self._packing_checked = False
 
     @property
     def pretrained_config(self) -> PretrainedConfig:
         """Of the first checkpoint, or of the model that is trained here."""
         if self.config.architecture is not None:
-            return model_config(self._data | self.config.architecture)
-        return self.skeleton().config
+            return model_config(self._data | self.config.architecture, self.head)
+        return read_config(*model_location(self.config, self.config.checkpoints[0]), self.head)
 
     def build(self, seed: int) -> nn.Module:
         """Fresh weights from a seed, in the architecture of the model."""
-        return fresh_language_model(self.pretrained_config, seed).to(self.device)
+        return fresh_language_model(self.pretrained_config, seed, self.head).to(self.device)
 
     def load(self, folder: Path, ranks: Ranks) -> nn.Module:
         """A model that a training of this run wrote."""
@@ -75,29 +81,34 @@ class HuggingFace:
 
     def _load(self, path: str, revision: str | None, ranks: Ranks) -> nn.Module:
         if ranks.size == 1:
-            return load_language_model(path, revision, self.device)
-        return load_sharded_language_model(path, revision, ranks, self.device, compute_dtype=self.compute_dtype)
+            return load_language_model(path, revision, self.device, self.head)
+        return load_sharded_language_model(
+            path, revision, ranks, self.device, compute_dtype=self.compute_dtype, head=self.head
+        )
 
     def skeleton(self) -> nn.Module:
         """Names and shapes; no weights are read."""
         if self.config.architecture is not None:
             with torch.device("meta"):
-                return fresh_language_model(self.pretrained_config, None)
-        return language_model_skeleton(*model_location(self.config, self.config.checkpoints[0]))
+                return fresh_language_model(self.pretrained_config, None, self.head)
+        return language_model_skeleton(*model_location(self.config, self.config.checkpoints[0]), self.head)
 
     def logits(self, model: nn.Module, inputs: Tensor, **arguments: Tensor) -> Tensor:
-        """[sample, position, vocabulary]; ``arguments`` are attention_mask and position_ids where samples have them.
+        """[sample, position, vocabulary], or [sample, class].
+
+        Args:
+            model: or the engine around it.
+            inputs: token ids [sample, position].
+            arguments: position_ids of packed samples, attention_mask of padded ones.
 
         Raises:
-            PatterningError: sequences longer than the model has positions for.
+            PatterningError: sequences longer than the model has positions for; documents of packed samples that the
+                architecture does not keep apart.
         """
-        length, limit = inputs.shape[1], getattr(model.config, "max_position_embeddings", None)
-        if limit is not None and length > limit:
-            raise PatterningError(
-                f"sequences of {length + 1} tokens need {length} positions, and the model has {limit}; "
-                f"set the context length to {limit + 1} or less"
-            )
-        return model(input_ids=inputs, use_cache=False, **arguments).logits
+        if "position_ids" in arguments and not self._packing_checked:
+            check_packing(model)
+            self._packing_checked = True
+        return logits(model, inputs, self.head, **arguments)
 
     def patterns(self, model: nn.Module, inputs: Tensor) -> list[Tensor]:
         """Attention probabilities of every layer, each [sample, head, query position, key position]."""

@@ -15,17 +15,16 @@ from torch.optim import Optimizer
 from patterning_dist.config import TrainingConfig
 from patterning_dist.config.section import Section
 from patterning_dist.data.induction import induction_tokens, repeated_sequences
-from patterning_dist.data.tokenised import load_tokens
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Component
-from patterning_dist.models.losses import token_losses
+from patterning_dist.models.losses import batch_losses, token_ids
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Samples
 from patterning_dist.sampling.target import Layered
 from patterning_dist.storage.files import file_sha256
 from patterning_dist.tasks.language_metrics import LANGUAGE_METRICS, Evaluation
-from patterning_dist.tasks.task import FileHash, Metric, Terms
+from patterning_dist.tasks.task import FileHash, Metric, Terms, joined_weights, weights_fingerprint
 
 _NUM_REPEATED = 16
 
@@ -48,12 +47,23 @@ class LanguageModel(Protocol):
 
 
 class TokenSamples(Samples, Protocol):
-    """Sequences of token ids; a batch is a tensor [sample, position], or a mapping with ``tokens`` and masks."""
+    """Sequences of token ids, see ``data.tokens.TokenDataset``.
 
-    domains: np.ndarray | None
+    A batch is a tensor [sample, position], or a mapping with ``tokens``, ``counted`` and, of packed rows,
+    ``position_ids``.
+    """
+
+    context_length: int
+    domains: np.ndarray
     documents: np.ndarray | None
+    metadata: Mapping[str, Any]
 
+    @property
+    def mean_counted(self) -> float | None: ...
+    @property
+    def sha256(self) -> str: ...
     def tokens(self, ids: np.ndarray) -> np.ndarray: ...
+    def document_tokens(self, ids: np.ndarray) -> np.ndarray: ...
     def counted(self, ids: np.ndarray) -> np.ndarray | None: ...
 
 
@@ -71,7 +81,6 @@ class LanguageTask:
     """
 
     key = "sequence_id"
-    mean_counted: float | None = None
 
     def __init__(
         self,
@@ -88,7 +97,7 @@ class LanguageTask:
         self.model, self.train, self.held_out = model, train, held_out
         self.folder, self.given, self.device = folder, given, device
         self._evaluation, self.compute_dtype = evaluation, compute_dtype
-        self.num_positions = train.tokens(np.array([0])).shape[1] - 1
+        self.num_positions, self.mean_counted = train.context_length - 1, train.mean_counted
 
     @cached_property
     def vocabulary_size(self) -> int:
@@ -130,11 +139,12 @@ class LanguageTask:
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """[sample, position - 1]; column p is the loss of token p + 1, 0 where it does not count."""
-        if isinstance(batch, Tensor):
-            return token_losses(self.model.logits(model, batch[:, :-1]), batch)
-        arguments = {name: batch[name][:, :-1] for name in ("attention_mask", "position_ids") if name in batch}
-        losses = token_losses(self.model.logits(model, batch["tokens"][:, :-1], **arguments), batch["tokens"])
-        return torch.where(batch["counted"], losses, 0.0)
+        arguments = (
+            {}
+            if isinstance(batch, Tensor) or "position_ids" not in batch
+            else {"position_ids": batch["position_ids"][:, :-1]}
+        )
+        return batch_losses(self.model.logits(model, token_ids(batch)[:, :-1], **arguments), batch)
 
     def layered(self, model: nn.Module, component: Component) -> Layered | None:
         """Where the architecture can be cut."""
@@ -145,9 +155,8 @@ class LanguageTask:
         return samples.counted(ids)
 
     def index(self, samples: TokenSamples, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """sequence_id, and domain where the data has some."""
-        domains = {} if samples.domains is None else {"domain": samples.domains[ids]}
-        return {self.key: np.asarray(ids), **domains}
+        """sequence_id and domain."""
+        return {self.key: np.asarray(ids), "domain": samples.domains[ids]}
 
     def entries(self, samples: TokenSamples, ids: np.ndarray) -> dict[str, np.ndarray]:
         """The predicted token."""
@@ -157,7 +166,7 @@ class LanguageTask:
         """induction, rest, induction_minus_rest: predicted tokens that complete an earlier bigram, and the others."""
         if name not in ("induction", "rest", "induction_minus_rest"):
             return None
-        counted, induction = samples.counted(ids), induction_tokens(samples.tokens(ids))
+        counted, induction = samples.counted(ids), induction_tokens(samples.document_tokens(ids))
         counts = np.ones_like(induction) if counted is None else counted
         signs = {"induction": (1.0,), "rest": (1.0,), "induction_minus_rest": (1.0, -1.0)}[name]
         masks = [~induction] if name == "rest" else [induction, ~induction]
@@ -172,6 +181,10 @@ class LanguageTask:
         coefficients = np.zeros((len(tokens), length - 1))
         coefficients[:, length // 2 :] = 1
         return torch.from_numpy(tokens), coefficients / coefficients.sum()
+
+    def read_weights(self, path: Path, strength: float) -> np.ndarray:
+        """A table of ``SampleWeights``."""
+        return joined_weights(self, path, strength)
 
     def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
         """Of the architecture."""
@@ -188,12 +201,7 @@ class LanguageTask:
     def fingerprint(self, checkpoint: str | None = None, sha256: FileHash = file_sha256) -> Any:
         """Hashes of the tokens, and of a checkpoint's files."""
         held_out = {name: samples.sha256 for name, samples in self.held_out.items()}
-        weights: Any = None
-        if checkpoint in self.given:
-            weights = self.model.files_fingerprint(checkpoint, sha256)
-        elif checkpoint is not None:
-            weights = sha256(self.folder / checkpoint / "model.safetensors")
-        return [self.train.sha256, held_out, self.model.config.model_dump(mode="json"), weights]
+        return [self.train.sha256, held_out, *weights_fingerprint(self, checkpoint, sha256)]
 
 
 def probe_table(path: Path, train: TokenSamples) -> TokenSamples:
@@ -202,14 +210,14 @@ def probe_table(path: Path, train: TokenSamples) -> TokenSamples:
     Raises:
         PatterningError: they are longer, or were made with another tokenizer.
     """
-    length = train.tokens(np.array([0])).shape[1]
-    probe = TokenDataset(path) if isinstance(train, TokenDataset) else load_tokens(path, length)
+    own, length = bool(train.metadata), train.context_length
+    probe = TokenDataset(path, None if own else length)
     if probe.context_length > length:
         raise PatterningError(
             f"sampling.probe: {path} has sequences of {probe.context_length} tokens, but the model's context is "
             f"{length} (data.context_length); cut the probe or train with a longer context"
         )
-    if isinstance(train, TokenDataset) and probe.metadata["tokenizer_sha256"] != train.metadata["tokenizer_sha256"]:
+    if own and probe.metadata["tokenizer_sha256"] != train.metadata["tokenizer_sha256"]:
         raise PatterningError(
             f"sampling.probe: {path} was made with another tokenizer than data/train.parquet of this run"
         )

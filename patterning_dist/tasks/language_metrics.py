@@ -70,47 +70,72 @@ class Evaluation:
         parts, counted, induction = [], [], []
         for samples in task.held_out.values():
             ids = permutation(seed, _EVALUATION_STREAM, len(samples))[:num_sequences]
-            here, mask = induction_tokens(samples.tokens(ids)), samples.counted(ids)
+            here, mask = induction_tokens(samples.document_tokens(ids)), samples.counted(ids)
             parts.append(Part(samples, ids))
             counted.append(np.ones_like(here) if mask is None else mask)
             induction.append(here & counted[-1])
         repeated = repeated_sequences(0, _NUM_REPEATED, task.num_positions + 1, task.vocabulary_size)
-        return cls(Joined(parts), np.concatenate(counted), np.concatenate(induction), torch.from_numpy(repeated))
+        nothing = [np.zeros((0, task.num_positions), bool)]
+        return cls(
+            Joined(parts),
+            np.concatenate(nothing + counted),
+            np.concatenate(nothing + induction),
+            torch.from_numpy(repeated),
+        )
 
     def measure(self, task: LanguageTask, model: nn.Module, ranks: Ranks) -> dict[str, float]:
-        """All metrics; losses in nats, scores are probabilities. Every rank calls this and does its share."""
-        measured = partial(all_losses, partial(task.losses, model), ranks=ranks, size=_BATCH, device=task.device)
-        losses, repeated = measured(self.samples), measured(self.repeated)
-        induction, rest = losses[self.induction].mean().item(), losses[self.counted & ~self.induction].mean().item()
-        num_positions, half = losses.shape[1], self.repeated.shape[1] // 2
-        late, early = (slice(num_positions - num_positions // 4, None), slice(num_positions // 8, num_positions // 4))
-        late_loss, early_loss = (losses[:, part][self.counted[:, part]].mean() for part in (late, early))
-        return {
-            "validation_loss": losses[self.counted].mean().item(),
-            "induction_loss": induction,
-            "rest_loss": rest,
-            "induction_gap": induction - rest,
-            # Column p predicts token p + 1; the first token of the second copy cannot be foreseen.
-            "repeated_gap": (repeated[:, half:].mean() - repeated[:, : half - 1].mean()).item(),
-            "in_context_gap": (late_loss - early_loss).item(),
-            **self._attention_scores(task, model),
-        }
+        """All metrics; losses in nats, scores are probabilities. Every rank calls this and does its share.
 
-    def _attention_scores(self, task: LanguageTask, model: nn.Module) -> dict[str, float]:
-        """Previous-token and prefix-matching score of every head, and the largest prefix-matching score of all."""
-        inputs = self.repeated[:, :-1].to(task.device)
+        What there is nothing to measure on, such as induction tokens in very short contexts, is left out.
+        """
+        measured = partial(all_losses, partial(task.losses, model), ranks=ranks, size=_BATCH, device=task.device)
+        found = self._held_out_losses(measured(self.samples)) if len(self.samples) else {}
         half = self.repeated.shape[1] // 2
-        query = torch.arange(half, inputs.shape[1], device=inputs.device)
-        everywhere = torch.arange(1, inputs.shape[1], device=inputs.device)
-        scores: dict[str, float] = {}
-        with torch.no_grad():
-            patterns = task.model.patterns(model, inputs)
-        for layer, pattern in enumerate(patterns):
-            previous = pattern[:, :, everywhere, everywhere - 1].mean(dim=(0, 2)).tolist()
-            prefix = pattern[:, :, query, query - half + 1].mean(dim=(0, 2)).tolist()
-            for head, (a, b) in enumerate(zip(previous, prefix, strict=True)):
-                scores[f"previous_token_{layer}_{head}"] = a
-                scores[f"prefix_matching_{layer}_{head}"] = b
-        if scores:
-            scores["prefix_matching"] = max(v for k, v in scores.items() if k.startswith("prefix_matching_"))
-        return scores
+        if half > 1:
+            repeated = measured(self.repeated)
+            # Column p predicts token p + 1; the first token of the second copy cannot be foreseen.
+            found["repeated_gap"] = (repeated[:, half:].mean() - repeated[:, : half - 1].mean()).item()
+            found |= self._attention_scores(task, model, ranks)
+        return found
+
+    def _held_out_losses(self, losses: Tensor) -> dict[str, float]:
+        position, num_positions = np.arange(losses.shape[1]), losses.shape[1]
+        # At least a position each: a context may be shorter than eight tokens.
+        late = position >= num_positions - max(num_positions // 4, 1)
+        early = (position >= num_positions // 8) & (position < max(num_positions // 4, 1))
+        masks = {
+            "validation_loss": self.counted,
+            "induction_loss": self.induction,
+            "rest_loss": self.counted & ~self.induction,
+            "late": self.counted & late,
+            "early": self.counted & early,
+        }
+        means = {name: losses[mask].mean().item() for name, mask in masks.items() if mask.any()}
+        for gap, terms in (("induction_gap", ("induction_loss", "rest_loss")), ("in_context_gap", ("late", "early"))):
+            if all(name in means for name in terms):
+                means[gap] = means[terms[0]] - means[terms[1]]
+        return {name: mean for name, mean in means.items() if name not in ("late", "early")}
+
+    def _attention_scores(self, task: LanguageTask, model: nn.Module, ranks: Ranks) -> dict[str, float]:
+        """Previous-token and prefix-matching score of every head, and the largest prefix-matching score of all."""
+        half, num_heads = self.repeated.shape[1] // 2, []
+
+        def scores_of(batch: Tensor) -> Tensor:  # [sample, 2 * heads of all layers]
+            patterns = task.model.patterns(model, batch[:, :-1])
+            num_heads[:] = [pattern.shape[1] for pattern in patterns]
+            everywhere = torch.arange(1, batch.shape[1] - 1, device=batch.device)
+            query = torch.arange(half, batch.shape[1] - 1, device=batch.device)
+            return torch.cat(
+                [
+                    torch.empty(len(batch), 0, device=batch.device),
+                    *(pattern[:, :, everywhere, everywhere - 1].mean(dim=2) for pattern in patterns),
+                    *(pattern[:, :, query, query - half + 1].mean(dim=2) for pattern in patterns),
+                ],
+                dim=1,
+            )
+
+        found = all_losses(scores_of, self.repeated, ranks, _BATCH, task.device).mean(dim=0).tolist()
+        heads = [f"{layer}_{head}" for layer, number in enumerate(num_heads) for head in range(number)]
+        scores = dict(zip((f"previous_token_{head}" for head in heads), found, strict=False))
+        prefix = dict(zip((f"prefix_matching_{head}" for head in heads), found[len(heads) :], strict=True))
+        return scores | prefix | ({"prefix_matching": max(prefix.values())} if prefix else {})

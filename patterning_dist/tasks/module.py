@@ -23,7 +23,8 @@ from patterning_dist.sampling.samples import Batch, Samples, to_device
 from patterning_dist.sampling.shard import shard_model
 from patterning_dist.storage.files import file_sha256
 from patterning_dist.tasks.optimizers import plain_optimizer
-from patterning_dist.tasks.task import FileHash, Metric, Terms
+from patterning_dist.tasks.own_samples import own_samples
+from patterning_dist.tasks.task import FileHash, Metric, Terms, joined_weights
 
 _EVALUATED_AT_ONCE = 256
 
@@ -53,8 +54,9 @@ class ModuleTask:
     ) -> None:
         self.model, self.data, self.folder, self.device = model, data, folder, device
         self.compute_dtype = compute_dtype
-        self.train, held_out = load_function(data.load, "data.load")()
-        self.held_out: Mapping[str, Samples] = dict(held_out)
+        train, held_out = load_function(data.load, "data.load")()
+        self.train = own_samples(train)
+        self.held_out: Mapping[str, Samples] = {name: own_samples(samples) for name, samples in held_out.items()}
         self._losses = load_function(model.per_sample_loss, "model.per_sample_loss")
 
     @cached_property
@@ -131,6 +133,10 @@ class ModuleTask:
     def own_split(self, name: str) -> None:
         """None."""
         return None
+
+    def read_weights(self, path: Path, strength: float) -> np.ndarray:
+        """A table of ``SampleWeights``."""
+        return joined_weights(self, path, strength)
 
     def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
         """AdamW."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -12,16 +14,18 @@ from patterning_dist.config import (
     Config,
     FunctionDataConfig,
     HuggingFaceConfig,
+    LabelledConfig,
     ModuleConfig,
+    PairsConfig,
     TextConfig,
     TokensConfig,
 )
-from patterning_dist.data.tokenised import TokenBlocks, load_tokens
+from patterning_dist.data.sequences import SequenceTable
 from patterning_dist.data.tokens import TokenDataset
+from patterning_dist.errors import PatterningError
+from patterning_dist.models.huggingface import Head, model_location, read_config
 from patterning_dist.tasks.language import LanguageModel, LanguageTask
 from patterning_dist.tasks.task import Task
-
-Tokens = TokenDataset | TokenBlocks
 
 _DTYPES = {"float32": None, "bfloat16": torch.bfloat16}
 
@@ -43,6 +47,8 @@ def open_task(config: Config, directory: Path, device: str) -> Task:
         from patterning_dist.tasks.module import ModuleTask
 
         return ModuleTask(config.model, config.data, folder=directory, device=device, compute_dtype=dtype)
+    if isinstance(config.data, PairsConfig | LabelledConfig):
+        return _sequences(config, config.data, directory, device, dtype)
     return _language(config, directory, device, dtype)
 
 
@@ -59,18 +65,50 @@ def open_skeleton(config: Config) -> nn.Module:
 
 def _language(config: Config, directory: Path, device: str, dtype: torch.dtype | None) -> Task:
     train, held_out = _tokens(config, directory)
-    model = _model(config, train.vocabulary_size, train.context_length, device, dtype)
+    vocabulary_size = train.vocabulary_size or _num_ids(train, held_out)
+    model = _model(config, vocabulary_size, train.context_length, device, dtype)
+    return LanguageTask(model, train, held_out, **_common(config, directory, device, dtype))
+
+
+def _sequences(
+    config: Config, data: PairsConfig | LabelledConfig, directory: Path, device: str, dtype: torch.dtype | None
+) -> Task:
+    from patterning_dist.tasks.classification import ClassificationTask
+    from patterning_dist.tasks.huggingface import HuggingFace
+    from patterning_dist.tasks.preferences import PreferenceTask
+
+    assert isinstance(config.model, HuggingFaceConfig)
+    pairs = isinstance(data, PairsConfig)
+    columns = {"chosen": data.chosen, "rejected": data.rejected} if pairs else {"tokens": data.column}
+    prompt_and_label = (data.prompt, None) if pairs else (None, data.label)
+    pad = _pad(config.model, "classes")
+
+    def table(path: str) -> SequenceTable:
+        return SequenceTable(path, data.context_length, columns, *prompt_and_label, pad)
+
+    train, held_out = table(data.train), {name: table(path) for name, path in data.held_out.items()}
+    num_labels = 1 if pairs else 1 + max(int(samples.labels.max()) for samples in (train, *held_out.values()))
+    model = HuggingFace(config.model, _num_ids(train, held_out), data.context_length, device, dtype, num_labels)
+    there = model.pretrained_config.num_labels
+    if pairs and there != 1:
+        raise PatterningError(
+            f"model: gives {there} classes, and for data.kind pairs it must give one score (num_labels: 1)"
+        )
+    if there < num_labels:
+        raise PatterningError(f"data.label: class {num_labels - 1} is there, and the model has {there} classes")
+    kind = PreferenceTask if pairs else ClassificationTask
+    return kind(model, train, held_out, **_common(config, directory, device, dtype))
+
+
+def _common(config: Config, directory: Path, device: str, dtype: torch.dtype | None) -> dict[str, Any]:
     sequences = config.training.evaluation_sequences if config.training else config.sampling.evaluation_sequences
-    return LanguageTask(
-        model,
-        train,
-        held_out,
-        folder=directory,
-        given=tuple(config.model.given_checkpoints),
-        evaluation=(config.seed, sequences),
-        device=device,
-        compute_dtype=dtype,
-    )
+    return {
+        "folder": directory,
+        "given": tuple(config.model.given_checkpoints),
+        "evaluation": (config.seed, sequences),
+        "device": device,
+        "compute_dtype": dtype,
+    }
 
 
 def _model(
@@ -85,12 +123,35 @@ def _model(
     return HuggingFace(config.model, vocabulary_size, length, device, dtype)
 
 
-def _tokens(config: Config, directory: Path) -> tuple[Tokens, dict[str, Tokens]]:
+def _tokens(config: Config, directory: Path) -> tuple[TokenDataset, dict[str, TokenDataset]]:
     """Training and held-out sequences: what stage prepare wrote, or the user's own tables."""
     data = config.data
     if isinstance(data, TextConfig):
         train, validation = (TokenDataset(directory / "data" / f"{name}.parquet") for name in ("train", "validation"))
         return train, {"validation": validation}
     assert isinstance(data, TokensConfig)
-    train = load_tokens(data.train, data.context_length, data.column)
-    return train, {name: load_tokens(path, data.context_length, data.column) for name, path in data.held_out.items()}
+    pad = _pad(config.model, "tokens") if isinstance(config.model, HuggingFaceConfig) else None
+
+    def table(path: str) -> TokenDataset:
+        return TokenDataset(path, data.context_length, data.column, pad)
+
+    return table(data.train), {name: table(path) for name, path in data.held_out.items()}
+
+
+def _pad(model: HuggingFaceConfig, head: Head) -> int | None:
+    """The token that a model's rows are filled up with; None where it also ends texts, or is not said."""
+    if model.architecture is not None:
+        found = model.architecture
+        return _apart(found.get("pad_token_id"), found.get("eos_token_id"), found.get("bos_token_id"))
+    config = read_config(*model_location(model, model.checkpoints[0]), head).get_text_config()
+    return _apart(config.pad_token_id, config.eos_token_id, config.bos_token_id)
+
+
+def _apart(pad: int | None, *others: int | list[int] | None) -> int | None:
+    used = [token for other in others for token in (other if isinstance(other, list) else [other])]
+    return None if pad in used else pad
+
+
+def _num_ids(train: Any, held_out: Mapping[str, Any]) -> int:
+    """Of tables that do not say how large their vocabulary is."""
+    return 1 + max(samples.max_token for samples in (train, *held_out.values()))

@@ -5,17 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
-
-import numpy as np
+from typing import Any, Literal
 
 from patterning_dist.config import Config
-from patterning_dist.data.sampler import epoch_batch
-from patterning_dist.data.tokens import TokenDataset
-from patterning_dist.data.weights import JoinedWeights, SampleWeights
 from patterning_dist.storage.files import file_sha256
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
+# Where files lie, and how often the state is saved: the result does not depend on it.
+_NO_INPUTS = ("folder", "weights", "deepspeed", "checkpoint_seconds")
 
 
 @dataclass(frozen=True)
@@ -24,81 +23,71 @@ class TrainingJob:
 
     Attributes:
         name: shown in the progress display, e.g. ``plus seed 1``.
-        pool: token table that it trains on.
-        folder: receives metrics.parquet, evaluation.json and model.safetensors.
+        folder: receives metrics.parquet, evaluation.json, model.safetensors and what makes it a checkpoint.
+        inputs: JSON of hashes of data, code and start, ``Task.fingerprint(start)``.
         seed: initialisation and data order; arms that share it differ in nothing but the weights.
         num_steps: optimizer steps at the full learning rate (after the warm-up).
         anneal_steps: further steps in which the rate falls to zero.
         evaluate_every: optimizer steps between two rows of metrics.
-        weights: table of sample weights; None: every sample has weight 1.
-        start: safetensors to start from; None: a fresh initialisation from ``seed``.
+        start: name of the checkpoint to start from; None: a fresh initialisation from ``seed``.
+        weights: table of sample weights rho = 1 + h; None: every sample has weight 1.
+        strength: factor of h.
+        weighting: ``loss``, weights multiply losses; ``draw``, samples are drawn, with replacement, in proportion to
+            them.
+        weighted_share: first part of ``num_steps`` that is weighted; what follows is plain.
+        splits: name and split of the held-out losses that evaluation.json reports as observables.
         deepspeed: DeepSpeed JSON; None: ZeRO stage 0.
         num_workers: data-parallel ranks.
-        checkpoint_seconds: shortest time between two training checkpoints, on which the result does not depend.
+        checkpoint_seconds: shortest time between two training checkpoints.
     """
 
     name: str
-    pool: Path
     folder: Path
+    inputs: Any
     seed: int
     num_steps: int
-    anneal_steps: int
-    evaluate_every: int
-    weights: Path | None
-    start: Path | None
-    deepspeed: Path | None
-    num_workers: int
+    anneal_steps: int = 0
+    evaluate_every: int = 100
+    start: str | None = None
+    weights: Path | None = None
+    strength: float = 1.0
+    weighting: Literal["loss", "draw"] = "loss"
+    weighted_share: float = 1.0
+    splits: tuple[tuple[str, str], ...] = ()
+    deepspeed: Path | None = None
+    num_workers: int = 1
     checkpoint_seconds: float = SECONDS_BETWEEN_CHECKPOINTS
 
+    @property
+    def total_steps(self) -> int:
+        """Of the optimizer."""
+        return self.num_steps + self.anneal_steps
+
+    @property
+    def weighted_steps(self) -> int:
+        """Steps from the first that are weighted, if there are weights."""
+        return max(1, round(self.weighted_share * self.num_steps))
+
     def fingerprint(self, config: Config) -> str:
-        """Hash of everything that the result depends on, file contents included."""
-        keys = ("pool", "weights", "start", "deepspeed")
-        files = {key: file_sha256(path) for key in keys if (path := getattr(self, key))}
-        spec = {k: v for k, v in asdict(self).items() if k not in ("folder", "checkpoint_seconds", *files)}
-        dumped = {name: getattr(config, name).model_dump(mode="json") for name in ("model", "training")}
-        sections = dumped | {"training": {k: v for k, v in dumped["training"].items() if k != "deepspeed"}}
-        inputs = json.dumps([spec, files, sections, config.seed], sort_keys=True, default=str)
+        """Hash of everything that the result depends on, file contents included, wherever the files lie."""
+        spec = {key: value for key, value in asdict(self).items() if key not in _NO_INPUTS}
+        model = {k: v for k, v in config.model.model_dump(mode="json").items() if k != "path"}
+        training = config.training.model_dump(mode="json", exclude={"deepspeed"})
+        splits = config.sampling.evaluation_sequences if self.splits else None
+        inputs = json.dumps([spec, self._files, model, training, splits, config.seed], sort_keys=True)
         return hashlib.sha256(inputs.encode()).hexdigest()
 
-    def inputs(self, directory: Path) -> list[str]:
+    @cached_property
+    def _files(self) -> dict[str, str]:
+        return {key: file_sha256(path) for key in ("weights", "deepspeed") if (path := getattr(self, key))}
+
+    def needs(self, directory: Path) -> list[str]:
         """What it reads of the run directory, as names in there, its own folder included: nodes may have a copy."""
-        paths = [path for path in (self.weights, self.start, self.folder) if path and path.is_relative_to(directory)]
-        return ["data", *(path.relative_to(directory).as_posix() for path in paths)]
+        mine = [path for path in (self.weights, self.folder) if path and path.is_relative_to(directory)]
+        start = [f"{self.start}/{file}" for file in ("model.safetensors", "config.json") if self.start is not None]
+        return ["data", *(path.relative_to(directory).as_posix() for path in mine), *start]
 
     def is_finished(self, config: Config) -> bool:
         """Whether the folder holds the result of this very job."""
         report = self.folder / "evaluation.json"
         return report.exists() and json.loads(report.read_text()).get("fingerprint") == self.fingerprint(config)
-
-
-class WeightedBatches:
-    """The global batches of a job: token ids with the weights of their predicted tokens.
-
-    Batches are passes without replacement in an order that depends on the seed alone, so all arms see the same data in
-    the same order. During annealing the batches are ``anneal_batch_size`` large.
-
-    Args:
-        job: names seed and weights.
-        config: batch sizes.
-        dataset: the training pool.
-    """
-
-    def __init__(self, job: TrainingJob, config: Config, dataset: TokenDataset) -> None:
-        self.job, self.training, self.dataset = job, config.training, dataset
-        self.joined = JoinedWeights(np.ones((0, 0), np.float32), 0, 0)
-        if job.weights is not None:
-            self.joined = SampleWeights.load(job.weights).join(dataset.num_sequences, dataset.context_length)
-
-    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens [sequence, position] and weights [sequence, position - 1] of the global batch of a step."""
-        annealing = step - self.job.num_steps
-        if annealing < 0:
-            ids = epoch_batch(self.job.seed, step, self.training.batch_size, self.dataset.num_sequences)
-        else:
-            # Another key than the main order: seeds are below 2^63, so no other seed has it.
-            seed = self.job.seed + 2**63
-            ids = epoch_batch(seed, annealing, self.training.anneal_batch_size, self.dataset.num_sequences)
-        tokens = self.dataset.tokens(ids)
-        if self.job.weights is None:
-            return tokens, np.ones((len(ids), tokens.shape[1] - 1), np.float32)
-        return tokens, self.joined.weights[ids]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -13,45 +13,82 @@ from torch import Tensor, nn
 from torch.func import functional_call, stack_module_state, vmap
 
 from patterning_dist.data.sampler import weighted_minibatch
-from patterning_dist.experiments.two_rules.classifier import BracketClassifier, build_classifier, label_losses
-from patterning_dist.experiments.two_rules.config import ClassifierConfig, ClassifierTrainingConfig
-from patterning_dist.experiments.two_rules.strings import BracketStrings
+from patterning_dist.sampling.samples import Batch, Samples, map_batch, to_device
 
 Networks = dict[str, Tensor]  # parameter name -> [network, ...]
 
 # Stream of the counter-based sampler, apart from those of chains.
 _BATCH_STREAM = 0x737472696E6773
-_EVALUATED_AT_ONCE = 2**21  # strings times networks, times positions
+
+
+class Stackable(Protocol):
+    """What a stack asks of a ``Task``: a small module that ``torch.func.vmap`` can map over, and its losses."""
+
+    train: Samples
+
+    def build(self, seed: int) -> nn.Module: ...
+    def losses(self, model: nn.Module, batch: Batch) -> Tensor: ...
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Steps [start of the phase, `until`) draw strings with probabilities proportional to `weights` [sample]."""
+    """Steps [start of the phase, `until`) draw samples with probabilities proportional to `weights` [sample]."""
 
     until: int
     weights: np.ndarray
 
 
-class Stack(nn.Module):
-    """The sum over networks of each one's mean loss, so that every parameter has the gradient of its own network.
+class StackSettings(NamedTuple):
+    """Steps, minibatch of each network, and AdamW (Loshchilov & Hutter 1711.05101); the rate is that after warm-up."""
+
+    num_steps: int
+    warmup_steps: int
+    batch_size: int
+    learning_rate: float
+    betas: tuple[float, float]
+    weight_decay: float
+
+
+class Mapped(nn.Module):
+    """A function of a network and a batch, as one of many networks.
 
     Args:
-        skeleton: of one network, on the meta device.
-        networks: parameters by name [network, ...].
+        function: (network, batch) -> Tensor.
+        skeleton: a network; of its parameters the shapes count, its buffers are shared by all networks.
     """
 
-    def __init__(self, skeleton: BracketClassifier, networks: Networks) -> None:
+    def __init__(self, function: Callable[[nn.Module, Batch], Tensor], skeleton: nn.Module) -> None:
         super().__init__()
-        self._skeleton = (skeleton,)  # not a submodule: its parameters are shapes and nothing else
+        self.function, self.skeleton = function, skeleton
+
+    def forward(self, batch: Batch) -> Tensor:
+        """Of one network; ``torch.func`` puts its parameters in place."""
+        return self.function(self.skeleton, batch)
+
+    def of(self, networks: Networks, batch: Batch, *, own: bool = False) -> Tensor:
+        """Of every network [network, ...]; `own`: the first axis of the batch is the network, for each has its own."""
+
+        def one(parameters: Networks, batch: Batch) -> Tensor:
+            return functional_call(self, {f"skeleton.{name}": p for name, p in parameters.items()}, (batch,))
+
+        return vmap(one, in_dims=(0, 0 if own else None))(networks, batch)
+
+
+class Stack(nn.Module):
+    """The sum over networks of each one's mean loss, so that every parameter has the gradient of its own network."""
+
+    def __init__(self, losses: Mapped, networks: Networks) -> None:
+        super().__init__()
+        self._losses = (losses,)  # not a submodule: its parameters are shapes and nothing else
         self._names, self._values = list(networks), nn.ParameterList(networks.values())
 
     @property
     def networks(self) -> Networks:
         return dict(zip(self._names, self._values, strict=True))
 
-    def forward(self, tokens: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
-        """nats; tokens [network, sample, position], lengths and labels [network, sample]."""
-        return _losses(self._skeleton[0], self.networks, (tokens, lengths, labels)).mean(dim=1).sum()
+    def forward(self, batch: Batch) -> Tensor:
+        """nats; the axes of the batch are [network, sample, ...]."""
+        return self._losses[0].of(self.networks, batch, own=True).flatten(1).mean(dim=1).sum()
 
 
 class TorchEngine:
@@ -60,8 +97,8 @@ class TorchEngine:
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.module, self.optimizer = module, optimizer
 
-    def __call__(self, *batch: Tensor) -> Tensor:
-        return self.module(*batch)
+    def __call__(self, batch: Batch) -> Tensor:
+        return self.module(batch)
 
     def backward(self, loss: Tensor) -> None:
         loss.backward()
@@ -72,16 +109,15 @@ class TorchEngine:
 
 
 class StackedTraining:
-    """Networks of several seeds in training; a pure function of (configuration, seeds, phases).
+    """Networks of several seeds in training; a pure function of (task, settings, seeds, phases).
 
-    AdamW (Loshchilov & Hutter 1711.05101) on the mean loss of a minibatch of its own for every network. Networks do
-    not see each other, but the last bits of a batched product depend on how many are stacked: whoever wants the same
-    networks again must stack the same seeds.
+    AdamW on the mean loss of a minibatch of its own for every network. Networks do not see each other, but the last
+    bits of a batched product depend on how many are stacked: whoever wants the same networks again must stack the same
+    seeds.
 
     Args:
-        model: sizes of a network.
-        training: steps, batches and optimiser.
-        strings: training strings.
+        task: gives fresh networks, training samples and losses.
+        settings: of the steps.
         seeds: of the networks [network]; initial weights and minibatches follow from them.
         device: torch device.
         make_engine: (module, optimiser) -> what takes the steps, TorchEngine or a DeepSpeed engine.
@@ -89,47 +125,47 @@ class StackedTraining:
 
     def __init__(
         self,
-        model: ClassifierConfig,
-        training: ClassifierTrainingConfig,
-        strings: BracketStrings,
+        task: Stackable,
+        settings: StackSettings,
         seeds: Sequence[int],
         device: str = "cpu",
         make_engine: Callable[[nn.Module, torch.optim.Optimizer], Any] = TorchEngine,
     ) -> None:
-        self.training, self.strings, self.seeds, self.device = training, strings, list(seeds), device
-        longest = strings.tokens.shape[1] - 1
-        self.skeleton = BracketClassifier(model, longest).to("meta")
-        stacked, _ = stack_module_state([build_classifier(model, longest, seed) for seed in seeds])
-        stack = Stack(self.skeleton, {name: tensor.detach() for name, tensor in stacked.items()}).to(device)
+        self.task, self.settings, self.seeds, self.device = task, settings, list(seeds), device
+        models = [task.build(seed) for seed in seeds]
+        stacked, _ = stack_module_state(models)
+        self.skeleton = models[0].to(device)
+        networks = {name: tensor.detach() for name, tensor in stacked.items()}
+        stack = Stack(Mapped(task.losses, self.skeleton), networks).to(device)
         self.parameters = stack.networks
         self.optimizer = torch.optim.AdamW(
-            stack.parameters(), betas=training.betas, weight_decay=training.weight_decay, foreach=True
+            stack.parameters(), betas=settings.betas, weight_decay=settings.weight_decay, foreach=True
         )
         self.engine = make_engine(stack, self.optimizer)
         self.step = 0
 
-    def run(self, phases: Sequence[Phase], noted: Callable[[int], None] = lambda step: None) -> None:
-        """Go on to the end of the last phase; `noted` is told every step done."""
+    def run(self, phases: Sequence[Phase], after_step: Callable[[int], None] = lambda step: None) -> None:
+        """Go on to the end of the last phase; `after_step` is called with the number of steps done."""
         for phase in phases:
             cumulative = np.cumsum(phase.weights, dtype=np.float64)
             while self.step < phase.until:
                 self._one_step(cumulative)
                 self.step += 1
-                noted(self.step)
+                after_step(self.step)
 
     def networks(self) -> Networks:
         """Copies of the parameters, on the CPU."""
         return {name: tensor.detach().cpu().clone() for name, tensor in self.parameters.items()}
 
     def _one_step(self, cumulative: np.ndarray) -> None:
-        settings = self.training
+        settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule(self.step, settings.warmup_steps, settings.num_steps)
         ids = np.stack(
             [weighted_minibatch(seed, _BATCH_STREAM, self.step, settings.batch_size, cumulative) for seed in self.seeds]
         )
-        tokens, lengths, labels = (part.to(self.device) for part in self.strings[torch.from_numpy(ids)])
-        self.engine.backward(self.engine(tokens, lengths, labels))
+        batch = to_device(self.task.train[torch.from_numpy(ids.ravel())], self.device)
+        self.engine.backward(self.engine(map_batch(lambda tensor: tensor.unflatten(0, ids.shape), batch)))
         self.engine.step()
 
 
@@ -140,23 +176,24 @@ def schedule(step: int, warmup: int, num_steps: int) -> float:
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
 
 
-def stacked_logits(skeleton: BracketClassifier, networks: Networks, strings: BracketStrings) -> np.ndarray:
-    """Logits of "balanced" of all strings under every network [network, sample], float32."""
-    device = next(iter(networks.values())).device
-    num_networks = len(next(iter(networks.values())))
-    size = max(1, _EVALUATED_AT_ONCE // (num_networks * strings.tokens.shape[1]))
-    parts = []
-    for start in range(0, len(strings), size):
-        tokens, lengths, _ = (part.to(device) for part in strings[torch.arange(start, min(start + size, len(strings)))])
-        with torch.no_grad():
-            parts.append(vmap(lambda p, t=tokens, n=lengths: functional_call(skeleton, p, (t, n)))(networks).cpu())
+def stacked_outputs(
+    function: Callable[[nn.Module, Batch], Tensor],
+    skeleton: nn.Module,
+    networks: Networks,
+    samples: Samples,
+    at_once: int,
+) -> np.ndarray:
+    """A function of network and batch, on all samples under every network [network, sample, ...].
+
+    Args:
+        function: (network, batch) -> Tensor [sample, ...].
+        skeleton: a network.
+        networks: parameters by name [network, ...].
+        samples: in order.
+        at_once: samples of one forward pass, the same for all networks.
+    """
+    device, mapped, parts = next(iter(networks.values())).device, Mapped(function, skeleton), []
+    with torch.no_grad():
+        for ids in torch.arange(len(samples)).split(max(1, at_once)):
+            parts.append(mapped.of(networks, to_device(samples[ids], device)).cpu())
     return torch.cat(parts, dim=1).numpy()
-
-
-def _losses(skeleton: BracketClassifier, networks: Networks, batches: tuple[Tensor, ...]) -> Tensor:
-    """Losses [network, sample] of every network on a batch of its own."""
-
-    def one(parameters: Networks, tokens: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
-        return label_losses(functional_call(skeleton, parameters, (tokens, lengths)), labels)
-
-    return vmap(one)(networks, *batches)

@@ -1,18 +1,19 @@
-"""The parentheses experiment by its command: stopped by Ctrl-C, resumed, and every number of its summary there."""
+"""The parentheses experiment by its command: stopped twice, resumed, and every number of its summary there."""
 
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from click.testing import Result
+from interrupting import interrupted
+from typer.testing import CliRunner
+
+from patterning_dist.cli import app
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -31,28 +32,24 @@ OVERRIDES = (
 )
 
 
-def start(directory: Path) -> subprocess.Popen:
-    options = [argument for override in OVERRIDES for argument in ("--set", override)]
-    command = [sys.executable, "-m", "patterning_dist", "run", str(CONFIG), "--run-dir", str(directory), *options]
-    environment = {key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}
-    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-
-
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+def finished(tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> tuple[Path, str]:
     """A run that was stopped while its networks were trained, and again while it sampled; what it said at last."""
     directory = tmp_path_factory.mktemp("parentheses") / "run"
-    for awaited in ("baseline/stacks/*.npz", "sampling/*/shard-0/chain-*"):
-        driver, deadline = start(directory), time.monotonic() + 240
-        while not list(directory.glob(awaited)) and time.monotonic() < deadline and driver.poll() is None:
-            time.sleep(0.05)
-        driver.send_signal(signal.SIGINT)
-        said, _ = driver.communicate(timeout=120)
-        assert driver.returncode == 130, said
-    driver = start(directory)
-    said, _ = driver.communicate(timeout=400)
-    assert driver.returncode == 0, said
-    return directory, said
+    options = [argument for override in OVERRIDES for argument in ("--set", override)]
+
+    def run() -> Result:
+        return CliRunner().invoke(app, ["run", str(CONFIG), "--run-dir", str(directory), *options])
+
+    for awaited, sent, code in (
+        ("baseline/stacks/*.npz", signal.SIGTERM, 143),
+        ("sampling/*/shard-0/chain-*", signal.SIGINT, 130),
+    ):
+        stopped = interrupted(run, lambda awaited=awaited: any(directory.glob(awaited)), sent)
+        assert stopped.exit_code == code, stopped.output
+    last = run()
+    assert last.exit_code == 0, last.output
+    return directory, last.output
 
 
 def test_what_was_done_is_kept(finished: tuple[Path, str]) -> None:

@@ -1,29 +1,21 @@
-"""The whole loop as a user runs it: stopped by Ctrl-C, resumed by the same command, and solved again another way."""
+"""The whole loop as a user runs it, and solved again another way."""
 
 from __future__ import annotations
 
 import json
 import shutil
-import subprocess
 from pathlib import Path
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from tiny_run import copy_run
-from whole_run import command, events
+from tiny_run import copy_run, quiet, tiny_config
+from whole_run import events, invoke
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
+from patterning_dist.errors import PatterningError
+from patterning_dist.stages.sample import sample
 
-
-def test_resuming_keeps_the_stages_that_were_finished(finished: Path) -> None:
-    found = events(finished)
-    for stage in ("prepare", "train"):
-        assert found.count((stage, "started")) == 1
-        assert (stage, "kept") in found
-    assert ("sample", "interrupted") in found
-    assert found.count(("sample", "started")) == 2
-    assert found[-1] == ("report", "finished")
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("local_ray")]
 
 
 def test_summary_has_every_arm_with_intervals(finished: Path) -> None:
@@ -64,13 +56,8 @@ def changed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_base_arm_of_the_baseline_seed_repeats_the_baseline(changed: Path, tiny_run: Path) -> None:
     """Same initialisation, data order and engine: before the annealing the two are one run."""
-    again = subprocess.run(
-        command("run", tiny_run / "config.yaml", changed, "retrain.seeds=[3]", "retrain.arms=[base,plus]"),
-        capture_output=True,
-        text=True,
-        timeout=400,
-    )
-    assert again.returncode == 0, again.stderr
+    again = invoke("run", tiny_run / "config.yaml", changed, "retrain.seeds=[3]", "retrain.arms=[base,plus]")
+    assert again.exit_code == 0, again.output
     baseline = pq.read_table(changed / "baseline" / "metrics.parquet").to_pylist()
     arm = pq.read_table(changed / "retrain" / "base" / "seed-3" / "metrics.parquet").to_pylist()
     for expected, row in zip(baseline, arm, strict=False):
@@ -80,10 +67,8 @@ def test_base_arm_of_the_baseline_seed_repeats_the_baseline(changed: Path, tiny_
 
 def test_solving_again_by_regression_keeps_the_chains(changed: Path, tiny_run: Path) -> None:
     overrides = ("solve.scores=regression", "solve.targets={component: -1}")
-    again = subprocess.run(
-        command("solve", tiny_run / "config.yaml", changed, *overrides), capture_output=True, text=True, timeout=200
-    )
-    assert again.returncode == 0, again.stderr
+    again = invoke("solve", tiny_run / "config.yaml", changed, *overrides)
+    assert again.exit_code == 0, again.output
     solution = json.loads((changed / "weights" / "solution.json").read_text())
     assert solution["estimator"] == "regression"
     assert -1 <= solution["held_out_correlation"]["component"]["value"] <= 1
@@ -92,33 +77,21 @@ def test_solving_again_by_regression_keeps_the_chains(changed: Path, tiny_run: P
 
 def test_infeasible_strength_is_refused_with_the_largest_one_named(changed: Path, tiny_run: Path) -> None:
     overrides = ("solve.effective_sample_share=null", "solve.strength=1e6")
-    refused = subprocess.run(
-        command("solve", tiny_run / "config.yaml", changed, *overrides), capture_output=True, text=True, timeout=200
-    )
-    assert refused.returncode == 2
+    refused = invoke("solve", tiny_run / "config.yaml", changed, *overrides)
+    assert refused.exit_code == 2
     assert "largest feasible strength" in refused.stderr
     assert len(refused.stderr.strip().splitlines()) == 1
 
 
 def test_a_stage_alone_is_refused_on_results_of_another_configuration(changed: Path, tiny_run: Path) -> None:
-    refused = subprocess.run(
-        command("sample", tiny_run / "config.yaml", changed, "training.num_steps=7"),
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert refused.returncode == 2
+    refused = invoke("sample", tiny_run / "config.yaml", changed, "training.num_steps=7")
+    assert refused.exit_code == 2
     assert "stage train, which is not done with this configuration" in refused.stderr
 
 
 def test_exploding_step_size_is_an_error_before_anything_is_written(tiny_run: Path, tmp_path: Path) -> None:
     """All chains fail at once: one line that names the key, exit code 2, no response folder."""
     run = copy_run(tiny_run, tmp_path / "run")
-    from tiny_run import quiet, tiny_config
-
-    from patterning_dist.errors import PatterningError
-    from patterning_dist.stages.sample import sample
-
     config = tiny_config(tiny_run, "sampling.localization=1e-6", "sampling.step_size=1e6")
     with pytest.raises(PatterningError, match=r"chains failed.*lower sampling\.step_size"):
         sample(config, run, quiet())

@@ -7,9 +7,6 @@ import json
 import os
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +14,8 @@ import pyarrow.parquet as pq
 import pytest
 import xarray as xr
 from arviz_stats.base import array_stats
+from click.testing import Result
+from interrupting import interrupted
 from study_models import make_study, study_config
 from tiny_run import quiet
 from typer.testing import CliRunner
@@ -331,11 +330,11 @@ def places(directory: Path, unit: str) -> list[int | None]:
     return found
 
 
-def test_an_interrupted_study_goes_on_where_its_chains_were(finished: Path, file: Path, tmp_path: Path) -> None:
-    """The command as a user runs it, stopped by Ctrl-C in the middle of a chain of the second unit; the result is that
-    of the undisturbed study."""
-    directory, calls = tmp_path / "run", tmp_path / "calls"
-    script = "from patterning_dist.cli import app_main; app_main()"
+def test_an_interrupted_study_goes_on_where_its_chains_were(
+    finished: Path, file: Path, tmp_path: Path, local_ray: None
+) -> None:
+    """Stopped by Ctrl-C in the middle of a chain of the second unit; the result is that of the undisturbed study."""
+    directory, word = tmp_path / "run", Path(os.environ["TESTS_FOLDER"])
     overrides = (
         "traces.thin=3",
         "sampling.workers=1",
@@ -343,33 +342,27 @@ def test_an_interrupted_study_goes_on_where_its_chains_were(finished: Path, file
         "sampling.observables.3={kind: function, names: [norm], path: 'study_models:watched_norm'}",
     )
     options = [argument for override in overrides for argument in ("--set", override)]
-    command = [sys.executable, "-c", script, "study", str(file), "--run-dir", str(directory), *options]
-    environment = os.environ | {
-        "PYTHONPATH": str(Path(__file__).parents[1]),
-        "NORM_CALLS": str(calls),
-        "NORM_SECONDS": "0.1",
-    }
-    first = subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+    def study() -> Result:
+        return CliRunner().invoke(app, ["study", str(file), "--run-dir", str(directory), *options])
+
     done, begun = directory / "sampling" / UNITS[0] / "chains.json", directory / "sampling" / UNITS[1] / "checkpoints"
-    deadline = time.monotonic() + 300
-    while not (done.exists() and any(begun.glob("*"))) and first.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.02)
-    os.kill(first.pid, signal.SIGINT)
-    _, complaint = first.communicate(timeout=120)
-    assert first.returncode == 130, complaint
+    (word / "slow").touch()
+    first = interrupted(study, lambda: done.exists() and any(begun.glob("*")), signal.SIGINT)
+    assert first.exit_code == 130, first.output
     assert not (directory / "sampling" / UNITS[3] / "chains.json").exists()
     before, left = done.stat().st_mtime_ns, [place for unit in UNITS for place in places(directory, unit)]
     assert left[:3] == [None] * 3 and max(place for place in left if place is not None) > 0
 
-    calls.unlink()
-    environment["NORM_SECONDS"] = "0"
-    second = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=400)
-    assert second.returncode == 0, second.stderr
+    (word / "slow").unlink()
+    (word / "calls").unlink()
+    second = study()
+    assert second.exit_code == 0, second.output
     assert "of 4 units were done before" in second.stdout
     assert done.stat().st_mtime_ns == before
     assert [event["unit"] for event in events(directory) if event["kind"] == "unit_resumed"][:1] == [UNITS[1]]
     # Every chain that was not through measured its centre again, and then the draws that were left, 5 a push.
-    assert calls.stat().st_size == sum(1 + 16 - 5 * place for place in left if place is not None)
+    assert (word / "calls").stat().st_size == sum(1 + 16 - 5 * place for place in left if place is not None)
     for unit in UNITS:
         stored, expected = (read_chains(folder / "sampling" / unit) for folder in (directory, finished))
         assert stored[1] == expected[1] == {}

@@ -19,6 +19,9 @@ from pathlib import Path
 import pytest
 import yaml
 from tiny_run import SETTINGS
+from typer.testing import CliRunner
+
+from patterning_dist.cli import app
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -259,9 +262,9 @@ def test_the_exit_code_is_that_of_the_job(story: Story) -> None:
     )
 
 
-def test_no_way_in_is_one_line(story: Story) -> None:
-    def refusal(address: str = story.address, **changes: str) -> str:
-        refused = submit(story.folder, address, "--run-dir", str(story.run), **changes)
+def test_no_token_is_one_line(story: Story) -> None:
+    def refusal(**changes: str) -> str:
+        refused = submit(story.folder, story.address, "--run-dir", str(story.run), **changes)
         log, said = refused.communicate(timeout=60)
         assert (refused.returncode, log, len(said.splitlines())) == (2, "", 1), said
         return said
@@ -273,16 +276,27 @@ def test_no_way_in_is_one_line(story: Story) -> None:
     ):
         said = refusal(**changes)
         assert reason + remedy in said and said.startswith(f"error: {story.address}: Authentication ")
+
+
+def test_no_cluster_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refusal(*arguments: str) -> str:
+        refused = CliRunner().invoke(app, ["submit", "tiny.yaml", *arguments])
+        assert (refused.exit_code, refused.stdout) == (2, "")
+        return refused.stderr
+
+    monkeypatch.chdir(folder)
+    elsewhere = ("--run-dir", str(folder / "elsewhere"))
     nobody = f"http://127.0.0.1:{free_port()}"
-    assert refusal(nobody).startswith(f"error: {nobody}: no answer (Connection refused); start the cluster")
-    assert refusal("auto") == "error: --address auto: expected the URL of the cluster's dashboard, http://HOST:8265\n"
-    # The address that was given counts, whatever is in the environment.
-    assert refusal(nobody, RAY_ADDRESS=story.address).startswith(f"error: {nobody}: no answer")
-
-
-def test_a_run_directory_must_outlive_the_job(folder: Path) -> None:
-    refused = submit(folder, "http://127.0.0.1:1")
-    assert refused.communicate(timeout=60)[1] == (
+    assert refusal(*elsewhere, "--address", nobody).startswith(
+        f"error: {nobody}: no answer (Connection refused); start the cluster"
+    )
+    assert refusal(*elsewhere, "--address", "auto") == (
+        "error: --address auto: expected the URL of the cluster's dashboard, http://HOST:8265\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as server:  # the address that was given counts
+        monkeypatch.setenv("RAY_ADDRESS", f"http://127.0.0.1:{server.getsockname()[1]}")
+        assert refusal(*elsewhere, "--address", nobody).startswith(f"error: {nobody}: no answer")
+    assert refusal("--address", "http://127.0.0.1:1") == (
         "error: tiny.yaml: a job needs a run directory that outlives it, got none; give --run-dir an absolute path on "
         "storage that all nodes share, or a URL\n"
     )

@@ -9,6 +9,10 @@ import failures
 import numpy as np
 import pytest
 from ray.cluster_utils import Cluster
+from shared_ray import joined
+from tiny_run import quiet
+
+from patterning_dist.stages.sample import sample
 
 
 @pytest.fixture(scope="package")
@@ -21,8 +25,9 @@ def cluster() -> Iterator[Cluster]:
 @pytest.fixture(scope="package")
 def undisturbed(cluster: Cluster, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, np.ndarray]:
     """All numbers of a long run whose processes live until its end."""
-    _, run = failures.long_run(tiny_run, tmp_path_factory.mktemp("undisturbed") / "run")
-    failures.finish(failures.start_driver(run, cluster), run)
+    config, run = failures.long_run(tiny_run, tmp_path_factory.mktemp("undisturbed") / "run")
+    with joined(cluster.address):
+        sample(config, run, quiet())
     assert not failures.events(run, "chain_lost")
     found = failures.results(run)
     assert not any(len(value) for name, value in found.items() if name.endswith("/excluded"))

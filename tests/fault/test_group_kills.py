@@ -12,7 +12,7 @@ from tiny_run import quiet
 from patterning_dist.stages.study import run_study
 from patterning_dist.storage.run import RunDirectory
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.extended]
 # Sums over the ranks come in the same order after a restart: bit-equal where this was tried, equal to rounding by law.
 TOLERANCE = 1e-6
 

@@ -19,7 +19,7 @@ from patterning_dist.aggregation.files import read_chains
 from patterning_dist.errors import PatterningError
 from patterning_dist.stages.sample import sample
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.extended]
 
 
 @pytest.fixture

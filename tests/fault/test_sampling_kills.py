@@ -26,7 +26,7 @@ from patterning_dist.progress import Progress
 from patterning_dist.runtime import workforce
 from patterning_dist.stages.sample import sample
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.extended]
 
 
 @pytest.fixture

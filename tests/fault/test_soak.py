@@ -20,6 +20,7 @@ VICTIMS = {"ModelWorker": 50, "AggregatorShard": 35, "node": 10, "driver": 5}
 
 
 @pytest.mark.slow
+@pytest.mark.extended
 @pytest.mark.timeout(900)
 def test_fifty_random_kills(cluster, undisturbed, tiny_run, tmp_path):
     _, run = long_run(tiny_run, tmp_path / "run")

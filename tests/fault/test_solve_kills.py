@@ -81,6 +81,7 @@ def assert_same_weights(directory: Path, expected: Path) -> None:
     assert pools[0].read_bytes() == pools[1].read_bytes()
 
 
+@pytest.mark.extended
 @pytest.mark.parametrize("last", ["direction-2.npz", "pool-9.npz"])
 def test_a_killed_driver_is_followed_by_one_that_goes_on(
     sampled: Path, undisturbed: Path, tmp_path: Path, last: str

@@ -8,6 +8,7 @@ import re
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+import ray
 import torch
 from tiny_run import copy_run, quiet, tiny_config
 
@@ -16,6 +17,8 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import susceptibility
 from patterning_dist.runtime.environment import prepare_process
+from patterning_dist.runtime.resources import Resources
+from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.chain import ChainFailure
 from patterning_dist.sampling.study import Study
 from patterning_dist.stages.sample import sample
@@ -169,3 +172,23 @@ def test_chains_whose_workers_die_again_and_again_are_an_error_that_says_so(tiny
     assert not list(run.path.rglob("*.tmp"))
     events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
     assert sum(event["kind"] == "chain_lost" for event in events) >= 4
+
+
+def test_a_worker_that_cannot_be_started_is_an_error_and_not_a_wait():
+    @ray.remote
+    class Broken:
+        def __init__(self):
+            raise ImportError("no module named nowhere")
+
+        def open(self):
+            pass
+
+    def start():
+        worker = Broken.remote()
+        return worker, worker.open.remote()
+
+    with (
+        Workforce(start, 1, Resources("a worker", 1), quiet()) as workers,
+        pytest.raises(PatterningError, match=r"^a worker cannot be started: ImportError: no module named nowhere$"),
+    ):
+        workers.run([lambda worker: worker.open.remote()], lambda results: None)

@@ -22,7 +22,7 @@ from tiny_run import copy_run, quiet, tiny_config
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.data.weights import write_sample_weights
 from patterning_dist.runtime.training.jobs import JobControl, _pass_on, run_jobs
-from patterning_dist.stages.train import JOB_FILES, retrain
+from patterning_dist.stages.train import JOB_FILES, arm_jobs, retrain
 from patterning_dist.training.job import TrainingJob
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]
@@ -52,14 +52,13 @@ def run(tiny_run, tmp_path_factory):
 def make_job(run, name, *, weights=None, num_workers=1, zero=None, **changes):
     job = TrainingJob(
         name=name,
-        pool=run.path / "data" / "train.parquet",
         folder=run.path / "jobs" / name,
+        inputs=[],
         seed=4,
         num_steps=6,
-        anneal_steps=0,
         evaluate_every=4,
+        start="baseline",
         weights=None if weights is None else run.path / "weights" / f"{weights}.parquet",
-        start=run.path / "baseline" / "model.safetensors",
         deepspeed=None if zero is None else ZERO / f"zero{zero}.json",
         num_workers=num_workers,
     )
@@ -206,23 +205,27 @@ def test_finished_retrainings_are_kept_and_changed_ones_done_again(run):
     config = tiny_config(run.path, "retrain.arms=[base,plus]", "retrain.start=baseline")
     outputs = retrain(config, run, quiet())
     assert len(outputs) == 2 * len(JOB_FILES)
-    base, plus = (run.path / "retrain" / arm / "seed-0" for arm in ("base", "plus"))
     times = {path: path.stat().st_mtime_ns for path in outputs}
     assert retrain(config, run, quiet()) == outputs
     assert {path: path.stat().st_mtime_ns for path in outputs} == times
     events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
     assert [e["job"] for e in events if e["kind"] == "job_kept"][-2:] == ["base seed 0", "plus seed 0"]
-    jobs = [
-        make_job(run, f"{arm} seed 0", weights=weights, folder=folder, seed=0, evaluate_every=5)
-        for arm, weights, folder in (("base", None, base), ("plus", "plus", plus))
-    ]
-    assert [job.is_finished(config) for job in jobs] == [True, True]
+    assert [job.is_finished(config) for job in arm_jobs(config, run)] == [True, True]
     # Other weights: that arm alone is another job.
     ones = (run.path / "weights" / "ones.parquet").read_bytes()
     (run.path / "weights" / "plus.parquet").write_bytes(ones)
+    jobs = arm_jobs(config, run)
     assert [job.is_finished(config) for job in jobs] == [True, False]
     assert not jobs[0].is_finished(tiny_config(run.path, "training.weight_decay=0.1"))
-    assert not dataclasses.replace(jobs[0], num_steps=7).is_finished(config)
+    for changes in ({"num_steps": 7}, {"strength": 0.5}, {"weighted_share": 0.5}, {"weighting": "draw"}):
+        assert not dataclasses.replace(jobs[0], **changes).is_finished(config)
+    # The weights that it starts from count by their bytes.
+    start = run.path / "baseline" / "model.safetensors"
+    content = start.read_bytes()
+    start.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    assert not arm_jobs(config, run)[0].is_finished(config)
+    start.write_bytes(content)
+    assert arm_jobs(config, run)[0].is_finished(config)
 
 
 @pytest.mark.parametrize("interrupted", ["before anything is read", "while it is written", "while it is said"])

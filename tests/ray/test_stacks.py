@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from tiny_run import quiet
 
-from patterning_dist.config import ParenthesesConfig, load_config
+from patterning_dist.config import load_config
+from patterning_dist.experiments.two_rules.behaviour import behaviour
+from patterning_dist.experiments.two_rules.config import ParenthesesConfig
 from patterning_dist.experiments.two_rules.strings import read_split, write_splits
-from patterning_dist.runtime.training.stack_worker import StackTask, Trained
+from patterning_dist.experiments.two_rules.task import BracketTask
+from patterning_dist.runtime.training.stack_worker import StackRecipe, StackTask, Trained
 from patterning_dist.runtime.training.stacks import train_stacks
 from patterning_dist.storage.run import RunDirectory
-from patterning_dist.training.stacked import Phase
+from patterning_dist.training.stacked import Phase, StackSettings
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("local_ray")]
 
@@ -35,8 +39,11 @@ def train(config: ParenthesesConfig, folder: Path, stacks: Path, inputs: str = "
         StackTask("plain", (0, 1, 2), (Phase(20, strings.class_weights),)),
         StackTask("uneven", (0, 1, 2), (Phase(12, uneven), Phase(20, strings.class_weights))),
     ]
+    settings = StackSettings(**config.training.model_dump(include={*StackSettings._fields}))
+    recipe = StackRecipe(partial(BracketTask, config), ("data",), behaviour, settings, config.training.engine)
+    run, sampling = RunDirectory(folder), config.sampling
     with quiet() as progress:
-        return train_stacks(config, "cpu", RunDirectory(folder), inputs, tasks, str(stacks), progress)
+        return train_stacks(recipe, sampling, "cpu", run, inputs, tasks, str(stacks), progress)
 
 
 def assert_same(first: list[Trained], second: list[Trained]) -> None:

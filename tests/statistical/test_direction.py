@@ -5,14 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from language_targets import language_target, language_task
 from torch.func import functional_call, jvp
 
-from patterning_dist.models.attention import AttentionOnlyTransformer
-from patterning_dist.models.components import select_component
 from patterning_dist.models.losses import token_losses
 from patterning_dist.sampling.direction import conjugate_gradients, directional_losses, response_direction
 from patterning_dist.sampling.posterior import Posterior
-from patterning_dist.sampling.restricted import RestrictedModel
 
 torch.set_num_threads(1)
 
@@ -34,10 +32,14 @@ def product_with(matrix):
     return lambda vector: as_vector(matrix @ as_flat(vector))
 
 
+def dot(a, b):
+    return sum((a[name].double() * b[name].double()).sum().item() for name in a)
+
+
 def test_conjugate_gradients_solve():
     matrix, b = symmetric(np.geomspace(0.5, 40, 9)), np.random.default_rng(1).normal(size=9)
     right_side = as_vector(b)
-    found = conjugate_gradients(product_with(matrix), right_side, max_iterations=30, tolerance=1e-10)
+    found = conjugate_gradients(product_with(matrix), right_side, dot, max_iterations=30, tolerance=1e-10)
     np.testing.assert_allclose(as_flat(found.vector), np.linalg.solve(matrix, b), rtol=1e-7)
     assert found.num_iterations <= 13
     assert found.relative_residual <= 1e-10
@@ -47,24 +49,24 @@ def test_conjugate_gradients_solve():
 
 def test_conjugate_gradients_stop_when_told():
     matrix, b = symmetric(np.geomspace(0.01, 100, 9)), np.random.default_rng(1).normal(size=9)
-    found = conjugate_gradients(product_with(matrix), as_vector(b), max_iterations=3, tolerance=1e-10)
+    found = conjugate_gradients(product_with(matrix), as_vector(b), dot, max_iterations=3, tolerance=1e-10)
     assert found.num_iterations == 3
     residual = np.linalg.norm(matrix @ as_flat(found.vector) - b) / np.linalg.norm(b)
     assert found.relative_residual == pytest.approx(residual, rel=1e-6)
-    loose = conjugate_gradients(product_with(matrix), as_vector(b), max_iterations=50, tolerance=0.3)
+    loose = conjugate_gradients(product_with(matrix), as_vector(b), dot, max_iterations=50, tolerance=0.3)
     residual = np.linalg.norm(matrix @ as_flat(loose.vector) - b) / np.linalg.norm(b)
     assert residual <= 0.3
     assert loose.num_iterations < 9
-    none = conjugate_gradients(product_with(matrix), as_vector(0 * b), max_iterations=50, tolerance=0.1)
+    none = conjugate_gradients(product_with(matrix), as_vector(0 * b), dot, max_iterations=50, tolerance=0.1)
     assert (none.num_iterations, none.relative_residual, as_flat(none.vector).any()) == (0, 0.0, False)
 
 
 def test_negative_curvature_is_said():
     matrix, b = symmetric(np.array([-2.0, 1, 2, 3, 4, 5, 6, 7, 8])), np.random.default_rng(1).normal(size=9)
-    found = conjugate_gradients(product_with(matrix), as_vector(b), max_iterations=50, tolerance=1e-10)
+    found = conjugate_gradients(product_with(matrix), as_vector(b), dot, max_iterations=50, tolerance=1e-10)
     assert found.negative_curvature
     assert np.isfinite(as_flat(found.vector)).all()
-    wholly = conjugate_gradients(product_with(-np.eye(9)), as_vector(b), max_iterations=50, tolerance=1e-10)
+    wholly = conjugate_gradients(product_with(-np.eye(9)), as_vector(b), dot, max_iterations=50, tolerance=1e-10)
     assert wholly.negative_curvature
     assert wholly.relative_residual == 1.0
 
@@ -72,14 +74,11 @@ def test_negative_curvature_is_said():
 # A tiny transformer
 
 
-def tiny(component):
-    model = AttentionOnlyTransformer(
-        vocabulary_size=31, context_length=12, num_layers=2, num_heads=2, d_model=8, d_head=4, seed=1
-    )
-    return RestrictedModel(model, select_component(model, component))
-
-
 TOKENS = torch.from_numpy(np.random.default_rng(4).integers(0, 31, size=(19, 12)))  # two chunks of unequal size
+
+
+def tiny(component):
+    return language_target(language_task(TOKENS.numpy(), TOKENS.numpy()), component, TOKENS)
 
 
 def random_vector(like, seed):
@@ -89,7 +88,7 @@ def random_vector(like, seed):
 
 def exact_losses(restricted, free):
     """Per-token losses as a function of the free coordinates, for automatic differentiation."""
-    parameters = {name: p.detach() for name, p in restricted.parameters.items()}
+    parameters = {name: p.detach() for name, p in dict(restricted.model.named_parameters()).items()}
     for piece in restricted.component.pieces:
         whole = parameters[piece.parameter].clone()
         piece.view(whole)[...] = free[piece.name]
@@ -111,7 +110,7 @@ def test_hessian_products_are_those_of_the_dense_hessian(component):
 
     flat = torch.cat([w.flatten() for w in restricted.center.values()])
     hessian = torch.autograd.functional.hessian(mean_loss, flat)
-    batch = restricted.freeze(TOKENS)
+    batch = restricted.prepare(TOKENS)
     for step in range(3):
         vector = random_vector(restricted.center, step)
         got = restricted.hessian_product(batch, vector)
@@ -137,7 +136,7 @@ def test_hessian_products_are_those_of_the_dense_hessian(component):
 @pytest.mark.parametrize("component", ["layer.1.head.0", "attention", "embedding+unembedding"])
 def test_directional_losses_are_exact_derivatives(component):
     restricted = tiny(component)
-    batch = restricted.freeze(TOKENS)
+    batch = restricted.prepare(TOKENS)
     moved = random_vector(restricted.center, 1)
     position = {n: w + 0.05 * moved[n] for n, w in restricted.center.items()}
     direction = {n: 3 * v for n, v in random_vector(restricted.center, 2).items()}
@@ -148,8 +147,8 @@ def test_directional_losses_are_exact_derivatives(component):
     error = (got + exact.double()).abs()
     assert error.max() < 0.01 * exact.abs().max()
     assert np.corrcoef(got.flatten(), -exact.flatten())[0, 1] > 0.9999
-    for name, w in restricted.component.free(restricted.parameters).items():
-        assert torch.equal(w.detach(), position[name])
+    for name, w in restricted.live().items():
+        assert torch.equal(w, position[name])
     nothing = directional_losses(restricted, batch, position, {n: 0 * d for n, d in direction.items()}, step=1e-3)
     assert nothing.shape == (19, 11)
     assert not nothing.any()
@@ -167,6 +166,9 @@ class Quadratic:
         self.hessians = torch.from_numpy(roots @ roots.transpose(0, 2, 1) / dimension)
         self.optima = torch.from_numpy(rng.normal(size=(num_samples, dimension)))
         self.position = {}
+
+    def dot(self, a, b):
+        return dot(a, b)
 
     def place(self, position):
         self.position = {name: w.clone() for name, w in position.items()}

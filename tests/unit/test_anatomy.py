@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.anatomy import Heads, find_layers, language_model_components, missing_head
 from patterning_dist.models.components import Component, model_components, select_component
-from patterning_dist.models.huggingface import next_token_losses
+from patterning_dist.models.losses import token_losses
 
 TINY = {"vocab_size": 53, "bos_token_id": 0, "eos_token_id": 0}
 LLAMA = TINY | {
@@ -282,7 +282,7 @@ def test_differences_of_the_loss_agree_with_the_gradient_on_the_pieces(
 
 
 def test_the_losses_are_those_of_transformers(model: nn.Module) -> None:
-    losses = next_token_losses(model, TOKENS)
+    losses = token_losses(model(input_ids=TOKENS[:, :-1]).logits, TOKENS)
     assert losses.shape == (3, 8)
     assert losses.dtype == torch.float32
     theirs = model(input_ids=TOKENS, labels=TOKENS).loss
@@ -349,3 +349,19 @@ def test_what_is_missing_is_explained() -> None:
     assert missing_head(grouped, "layer.0.kv.2") == "this layer has heads 0 to 3 and 2 key/value groups"
     with pytest.raises(PatterningError, match=r"component 'layer\.1\.head\.4' does not exist in this model"):
         select_component(model, "layer.1.head.4")
+
+
+@pytest.mark.parametrize("name", ["gpt2", "gpt_neox", "llama_grouped", "gemma2"])
+def test_a_classifier_has_the_layers_of_its_language_model_and_a_head(name: str) -> None:
+    config = CONFIGS[name]()
+    language_model = build(config)
+    config.num_labels = 3
+    classifier = transformers.AutoModelForSequenceClassification.from_config(config)
+    found, theirs = model_components(classifier), model_components(language_model)
+    assert found.keys() - theirs.keys() == {"head"}
+    assert theirs.keys() - found.keys() == {"unembedding"}
+    assert [piece.name for piece in found["head"].pieces] == ["score.weight"]
+    assert found["head"].num_coordinates == 3 * 24
+    for part in theirs.keys() - {"everything", "unembedding"}:
+        assert found[part].pieces == theirs[part].pieces
+    assert list(found["everything"].parameters) == [n for n, _ in classifier.named_parameters()]

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from patterning_dist.config import ModelConfig
+from patterning_dist.config import AttentionOnlyConfig
 from patterning_dist.models.attention import AttentionLayer, AttentionOnlyTransformer, build_model
 from patterning_dist.models.losses import token_losses
 
@@ -96,7 +96,7 @@ def test_a_shorter_sequence_gives_the_first_logits():
 def test_patterns_are_causal_distributions_and_those_of_the_forward_pass():
     model, tokens = make_model(), make_tokens()
     with torch.no_grad():
-        patterns = model.attention_patterns(tokens)
+        patterns = model(tokens, return_patterns=True)[1]
         x = model.embed(tokens)
         for layer, pattern in zip(model.layers, patterns, strict=True):
             assert pattern.shape == (3, HEADS, CONTEXT, CONTEXT)
@@ -143,7 +143,7 @@ def test_position_bias_starts_at_the_previous_tokens():
             wanted[head + 1] = 40.0
         assert torch.equal(bias[head].detach(), wanted)
     with torch.no_grad():
-        pattern = model.attention_patterns(make_tokens())[0]
+        pattern = model(make_tokens(), return_patterns=True)[1][0]
     for head in range(9):
         back = torch.arange(head + 1, CONTEXT)
         assert pattern[:, head, back, back - head - 1].min() > 0.99
@@ -180,7 +180,7 @@ def test_weights_have_their_variances():
 
 
 def test_build_model_follows_the_configuration():
-    config = ModelConfig(
+    config = AttentionOnlyConfig(
         num_layers=3,
         num_heads=2,
         d_model=12,

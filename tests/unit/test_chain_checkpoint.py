@@ -7,17 +7,14 @@ import math
 import numpy as np
 import pytest
 import torch
+from language_targets import language_target, language_task
 from safetensors import SafetensorError
 
-from patterning_dist.models.attention import AttentionOnlyTransformer
-from patterning_dist.models.components import select_component
 from patterning_dist.sampling.chain import Chain, ChainSettings
 from patterning_dist.sampling.checkpoint import decode, encode
-from patterning_dist.sampling.layered import LayeredTarget
-from patterning_dist.sampling.observables import split_losses
 from patterning_dist.sampling.posterior import Posterior
-from patterning_dist.sampling.restricted import RestrictedModel
 from patterning_dist.sampling.samplers import Sampler
+from patterning_dist.sampling.statistics import PositionMeans
 
 torch.set_num_threads(1)
 
@@ -32,18 +29,11 @@ SAMPLERS = [
 
 
 def make_chain(sampler=SAMPLERS[0], accumulate_gradients=True, component=COMPONENT):
-    model = AttentionOnlyTransformer(
-        vocabulary_size=VOCABULARY, context_length=CONTEXT, num_layers=2, num_heads=2, d_model=8, d_head=4, seed=1
-    )
-    target = LayeredTarget(
-        RestrictedModel(model, select_component(model, component)),
-        training_tokens=lambda ids: TOKENS[ids],
-        probe=torch.from_numpy(TOKENS[:5]),
-        splits=split_losses({"all": "overall"}, TOKENS[20:29], np.array(["a"] * 9, dtype=object), VOCABULARY, 3),
-        num_component_losses=1,
-    )
+    task = language_task(TOKENS, TOKENS[20:29], vocabulary_size=VOCABULARY)
+    target = language_target(task, component, TOKENS[:5], splits={"all": "overall"})
     settings = ChainSettings(Posterior(40.0, 3.0), 1e-3, 4, 2, NUM_DRAWS, 3, seed=5, sampler=sampler)
-    return Chain(target, settings, 0, population=len(TOKENS), accumulate_gradients=accumulate_gradients)
+    statistics = {"gradients": PositionMeans(target)} if accumulate_gradients else {}
+    return Chain(target, settings, 0, population=len(TOKENS), statistics=statistics)
 
 
 def advanced(num_draws, *arguments):
@@ -79,7 +69,7 @@ def test_a_chain_that_goes_on_from_the_bytes_is_the_undisturbed_one(sampler, acc
         pass
     state, extra = decode(content, "cpu")
     assert extra == {"digest": "ab", "run": "x"}
-    assert (state["sums"] is not None) == accumulate
+    assert bool(state["statistics"]) == accumulate
     resumed = make_chain(sampler, accumulate)
     resumed.load_state_dict(state)
     rest = list(resumed.draws())
@@ -115,7 +105,7 @@ def test_numbers_and_tensors_that_are_hard_to_write_down():
             "step": 2**53 + 1,
         },
         "num_draws": 7,
-        "sums": torch.arange(6, dtype=torch.float64).reshape(2, 3) / 3,
+        "statistics": {"gradients": {"sums": torch.arange(6, dtype=torch.float64).reshape(2, 3) / 3}, "empty": {}},
     }
     found, extra = decode(encode(state, note="Ωé"), "cpu")
     assert extra == {"note": "Ωé"}

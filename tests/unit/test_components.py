@@ -7,7 +7,14 @@ import torch
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.attention import AttentionOnlyTransformer
-from patterning_dist.models.components import model_components, select_component
+from patterning_dist.models.components import (
+    Component,
+    frozen_parameters,
+    model_components,
+    pieces_of,
+    select_component,
+    without_frozen,
+)
 
 HEAD, BIAS = 4 * 8 * 4, 12  # query, key, value, output of a head; its position bias (lowest layer only)
 
@@ -131,3 +138,38 @@ def test_unknown_names_list_those_that_exist(model, name):
     text = str(caught.value)
     assert text.startswith(f"component {part!r} does not exist in this model; there are: everything, attention, ")
     assert text.endswith("unembedding, patterns of parameter names like 'embedding' (join several with '+')")
+
+
+class Named(torch.nn.Module):
+    """A module that names a part of its own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.body, self.head = torch.nn.Linear(3, 4), torch.nn.Linear(4, 2)
+
+    def components(self) -> dict[str, Component]:
+        return {"top": Component("top", pieces_of(self, "head."))}
+
+
+def test_a_module_names_its_own_components():
+    assert select_component(Named(), "top").num_coordinates == 10
+    with pytest.raises(PatterningError, match=r"there are: top, patterns of parameter names like 'body\.weight'"):
+        select_component(Named(), "body")
+
+
+def test_a_list_of_modules_called_components_is_no_name():
+    plain = torch.nn.Module()
+    plain.components = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
+    assert list(model_components(plain)) == ["everything"]
+
+
+def test_frozen_parameters_are_taken_out_and_counted():
+    model = Named()
+    model.head.bias.requires_grad_(False)
+    frozen = frozen_parameters(model)
+    top = without_frozen(select_component(model, "top"), frozen)
+    assert [piece.name for piece in top.pieces] == ["head.weight"]
+    assert top.note == "2 frozen coordinates stay where they are"
+    assert without_frozen(select_component(model, "body.*"), frozen) == select_component(model, "body.*")
+    with pytest.raises(PatterningError, match=r"component 'head.bias': all of its parameters are frozen"):
+        without_frozen(select_component(model, "head.bias"), frozen)

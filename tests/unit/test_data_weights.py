@@ -19,7 +19,7 @@ def test_token_weights_join_by_key_whatever_their_order(tmp_path: Path) -> None:
     path = tmp_path / "plus.parquet"
     write_sample_weights(path, sequence_id, column + 1, rho[sequence_id, column], {"arm": "plus", "strength": 0.5})
     loaded = SampleWeights.load(path)
-    joined = loaded.join(num_sequences=6, context_length=10)
+    joined = loaded.join(num_samples=6, num_positions=9)
     expected = np.ones_like(rho)
     expected[sequence_id, column] = rho[sequence_id, column]
     np.testing.assert_array_equal(joined.weights, expected)
@@ -36,7 +36,7 @@ def test_token_weights_join_by_key_whatever_their_order(tmp_path: Path) -> None:
 
 def test_sequence_weights_hold_for_all_their_tokens(tmp_path: Path) -> None:
     write_sample_weights(tmp_path / "w.parquet", np.array([2, 0]), None, np.array([0.0, 3.0]), {})
-    joined = SampleWeights.load(tmp_path / "w.parquet").join(3, 5)
+    joined = SampleWeights.load(tmp_path / "w.parquet").join(3, 4)
     np.testing.assert_array_equal(joined.weights, np.array([[3.0], [1.0], [0.0]]) * np.ones((3, 4)))
     assert (joined.num_joined, joined.num_missing) == (8, 4)
 
@@ -45,7 +45,7 @@ def test_a_users_own_table_needs_no_header(tmp_path: Path) -> None:
     table = pa.table({"sequence_id": pa.array([1], pa.int32()), "position": [2], "weight": [2], "note": ["mine"]})
     pq.write_table(table, tmp_path / "w.parquet")
     loaded = SampleWeights.load(tmp_path / "w.parquet")
-    assert loaded.join(2, 4).weights.tolist() == [[1, 1, 1], [1, 2, 1]]
+    assert loaded.join(2, 3).weights.tolist() == [[1, 1, 1], [1, 2, 1]]
     assert loaded.metadata == {}
 
 
@@ -93,14 +93,46 @@ def test_rows_about_another_dataset_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "w.parquet"
     write_sample_weights(path, np.array([0, 7]), np.array([1, 9]), np.ones(2), {})
     weights = SampleWeights.load(path)
-    with pytest.raises(PatterningError, match=r"row 1: sequence_id is 7; the dataset has sequences 0 to 6"):
-        weights.join(7, 10)
+    with pytest.raises(PatterningError, match=r"row 1: sequence_id is 7; the dataset has samples 0 to 6"):
+        weights.join(7, 9)
     with pytest.raises(PatterningError, match=r"row 1: position is 9; the dataset predicts positions 1 to 8"):
-        weights.join(8, 9)
-    assert weights.join(8, 10).num_joined == 2
+        weights.join(8, 8)
+    assert weights.join(8, 9).num_joined == 2
+    with pytest.raises(PatterningError, match=r"has a column 'position', and a sample has one loss here"):
+        weights.join(8, None)
 
 
 def test_bad_weights_are_not_written(tmp_path: Path) -> None:
     with pytest.raises(PatterningError, match=r"w\.parquet row 0: weight is nan"):
         write_sample_weights(tmp_path / "w.parquet", np.array([0]), None, np.array([np.nan]), {})
     assert list(tmp_path.iterdir()) == []
+
+
+def test_weights_of_samples_with_one_loss_each(tmp_path: Path) -> None:
+    path = tmp_path / "w.parquet"
+    write_sample_weights(path, np.array([2, 0]), None, np.array([0.5, 3.0]), {}, key="sample_id")
+    joined = SampleWeights.load(path, "sample_id").join(4, None)
+    assert joined.weights.tolist() == [3.0, 1.0, 0.5, 1.0]
+    assert (joined.num_joined, joined.num_missing) == (2, 2)
+    with pytest.raises(PatterningError, match="no column 'sequence_id'; the columns there are sample_id, weight"):
+        SampleWeights.load(path)
+
+
+def test_losses_that_do_not_count_weigh_nothing_and_are_not_missed(tmp_path: Path) -> None:
+    path = tmp_path / "w.parquet"
+    write_sample_weights(path, np.array([0, 0, 1]), np.array([1, 2, 1]), np.array([2.0, 3.0, 4.0]), {})
+    counted = np.array([[True, False, True], [True, True, False]])
+    joined = SampleWeights.load(path).join(2, 3, counted)
+    assert joined.weights.tolist() == [[2.0, 0.0, 1.0], [4.0, 1.0, 0.0]]
+    assert (joined.num_joined, joined.num_missing) == (2, 2)
+
+
+def test_the_strength_stretches_weights_about_one(tmp_path: Path) -> None:
+    path = tmp_path / "w.parquet"
+    write_sample_weights(path, np.arange(3), None, np.array([0.5, 1.0, 1.25]), {})
+    table = SampleWeights.load(path)
+    assert table.scaled(2.0).weight.tolist() == [0.0, 1.0, 1.5]
+    assert table.scaled(0.5).weight.tolist() == [0.75, 1.0, 1.125]
+    assert table.scaled(1.0) is table
+    with pytest.raises(PatterningError, match=r"w\.parquet row 0: 1 \+ strength .* is -0\.5; .*lower the strength"):
+        table.scaled(3.0)

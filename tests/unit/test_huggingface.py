@@ -11,8 +11,11 @@ import torch
 import transformers
 from torch import nn
 
+from patterning_dist.config import HuggingFaceConfig
 from patterning_dist.errors import PatterningError
-from patterning_dist.models.huggingface import language_model_skeleton, load_language_model, next_token_losses
+from patterning_dist.models.huggingface import language_model_skeleton, load_language_model
+from patterning_dist.models.losses import token_losses
+from patterning_dist.tasks.huggingface import HuggingFace
 
 SMALL = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 12, "vocab_size": 31}
 GPT2 = transformers.GPT2Config(**SMALL, bos_token_id=0, eos_token_id=0)
@@ -26,6 +29,11 @@ TOKENS = torch.randint(0, 31, (4, 10), generator=torch.Generator().manual_seed(1
 @pytest.fixture(autouse=True)
 def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+
+
+def next_token_losses(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
+    architecture = HuggingFace(HuggingFaceConfig(kind="huggingface", path="x"), None, 12, "cpu", None)
+    return token_losses(architecture.logits(model, tokens[:, :-1]), tokens)
 
 
 def save(model: nn.Module, folder: Path) -> Path:
@@ -200,10 +208,10 @@ def test_a_model_without_its_head_is_refused(tmp_path: Path) -> None:
 
 
 def test_weights_without_a_place_are_named(gpt2: tuple[nn.Module, Path], tmp_path: Path) -> None:
-    reward = transformers.GPT2ForSequenceClassification(GPT2)
-    folder = save(reward, tmp_path / "reward")
+    folder = save(transformers.GPT2DoubleHeadsModel(GPT2), tmp_path / "double")
     with pytest.warns(
-        UserWarning, match=r"weights that a GPT2LMHeadModel has no place for are left out: score\.weight"
+        UserWarning,
+        match=r"weights that a GPT2LMHeadModel has no place for are left out: multiple_choice_head\.",
     ):
         load_language_model(str(folder))
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from language_targets import language_task
 
 from patterning_dist.data.induction import repeated_sequences
 from patterning_dist.errors import PatterningError
-from patterning_dist.sampling.observables import load_function, split_losses
+from patterning_dist.functions import load_function
+from patterning_dist.tasks.held_out import held_out_splits
 
 # Induction tokens by hand: the second "1 2" of the first row, the second "7 8" and the "8 7" before it of the last.
 TOKENS = np.array([[1, 2, 3, 1, 2, 5, 6, 9], [1, 2, 3, 4, 5, 6, 7, 8], [7, 8, 7, 8, 7, 1, 3, 5]])
@@ -25,10 +27,14 @@ SPLITS = {
 }
 
 
-def values(splits, seed=0, num_repeated=4):
-    got = split_losses(splits, TOKENS, DOMAINS, 10, num_repeated)
+def held_out(splits, tokens=TOKENS, domains=DOMAINS):
+    return held_out_splits(language_task(TOKENS, tokens, domains=domains, vocabulary_size=10), 0, 100, splits)
+
+
+def values(splits, seed=0):
+    got = held_out(splits)
     losses = np.random.default_rng(seed).normal(3, 1, size=got.coefficients.shape[1:])
-    totals = (got.coefficients.double() * torch.from_numpy(losses)).sum(dim=(1, 2))
+    totals = (got.coefficients * torch.from_numpy(losses)).sum(dim=(1, 2))
     return got, losses, dict(zip(got.names, totals.tolist(), strict=True))
 
 
@@ -50,35 +56,39 @@ def test_every_split_is_the_mean_over_its_tokens():
 
 def test_repeated_sequences_are_added_only_where_they_are_asked_for():
     got, *_ = values(SPLITS)
-    np.testing.assert_array_equal(got.tokens[:3], TOKENS)
-    np.testing.assert_array_equal(got.tokens[3:], repeated_sequences(1, 4, 8, 10))
-    assert values({"all": "overall"})[0].tokens.shape == (3, 8)
+    tokens = got.samples[torch.arange(len(got.samples))]
+    np.testing.assert_array_equal(tokens[:3], TOKENS)
+    np.testing.assert_array_equal(tokens[3:], repeated_sequences(1, 16, 8, 10))
+    assert len(values({"all": "overall"})[0].samples) == 3
 
 
 def test_no_splits_at_all():
-    got = split_losses({}, TOKENS, DOMAINS, 10)
-    assert got.names == ()
-    assert got.coefficients.shape == (0, 3, 7)
+    assert held_out({}) is None
 
 
-def test_a_split_without_tokens_names_the_observable_and_the_remedy():
-    for split in ("induction", "induction_minus_rest"):
-        with pytest.raises(PatterningError) as caught:
-            split_losses({"mine": split}, TOKENS[1:2], DOMAINS[1:2], 10)
-        assert str(caught.value) == (
-            f"observable mine: the split {split!r} has no tokens in the 1 held-out sequences; "
-            "raise sampling.evaluation_sequences or choose another split"
-        )
+@pytest.mark.parametrize("split", ["induction", "induction_minus_rest", "domain:poems"])
+def test_a_split_without_entries_names_the_observable_and_the_remedy(split):
+    with pytest.raises(PatterningError) as caught:
+        held_out({"mine": split}, TOKENS[1:2], DOMAINS[1:2])
+    assert str(caught.value) == (
+        f"observable mine: the split {split!r} has no entries in the held-out samples, whose domains are books; "
+        "raise sampling.evaluation_sequences or choose another split"
+    )
 
 
-def test_an_unknown_domain_lists_those_that_are_there():
-    with pytest.raises(PatterningError, match=r"observable p: there is no domain 'poems' .*there are: books, manuals$"):
-        split_losses({"p": "domain:poems"}, TOKENS, DOMAINS, 10)
+def test_an_unknown_split_is_named():
+    with pytest.raises(PatterningError, match=r"observable x: there is no split 'odd' in this task"):
+        held_out({"x": "odd"})
 
 
-def test_an_unknown_split_lists_the_splits():
-    with pytest.raises(PatterningError, match=r"observable x: unknown split 'odd'; there are: overall, .*domain:NAME$"):
-        split_losses({"x": "odd"}, TOKENS, DOMAINS, 10)
+def test_coefficients_leave_out_what_does_not_count():
+    counted = np.ones((3, 7), bool)
+    counted[:, 4:] = False
+    task = language_task(TOKENS, TOKENS, domains=DOMAINS, vocabulary_size=10)
+    task.held_out["held_out"].mask = counted
+    got = held_out_splits(task, 0, 100, {"all": "overall", "r": "rest"})
+    np.testing.assert_allclose(got.coefficients[0], counted / counted.sum())
+    np.testing.assert_allclose(got.coefficients[1], (counted & ~INDUCTION) / (counted & ~INDUCTION).sum())
 
 
 def test_functions_are_imported_by_path():

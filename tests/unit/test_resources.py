@@ -11,7 +11,7 @@ from patterning_dist.config import SamplingConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.runtime import resources
 from patterning_dist.runtime.environment import usable_cores
-from patterning_dist.runtime.resources import Node, Resources, chain_resources, worker_resources
+from patterning_dist.runtime.resources import Node, Resources, sampling_resources
 
 
 def cluster(*cpus: float, gpus: float = 0, free: float = 0) -> list[Node]:
@@ -47,10 +47,10 @@ def test_the_scarcer_of_cpus_and_gpus_counts() -> None:
 
 
 def test_a_chain_takes_gpus_where_there_are_some_and_else_threads() -> None:
-    sampling = SamplingConfig.model_construct(threads_per_worker=3, ranks_per_chain=2)
-    assert str(chain_resources(sampling, "cpu")) == "2 times 3 CPU"
-    assert str(chain_resources(sampling, "cuda")) == "2 times 1 GPU"
-    assert worker_resources(sampling, "cpu").bundle == {"CPU": 3}
+    sampling = SamplingConfig.model_construct(threads_per_worker=3)
+    assert str(sampling_resources(sampling, "cpu", 2)) == "2 times 3 CPU"
+    assert str(sampling_resources(sampling, "cuda", 2)) == "2 times 1 GPU"
+    assert sampling_resources(sampling, "cpu").bundle == {"CPU": 3}
 
 
 def test_as_many_at_once_as_fit_are_allowed_and_have_something_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -67,16 +67,16 @@ def test_as_many_at_once_as_fit_are_allowed_and_have_something_to_do(monkeypatch
     ("need", "there", "text"),
     [
         (
-            Resources("a training", 2, keys=("training.threads_per_worker",)),
+            Resources("a training", 2, keys={"num_workers": 1, "training.threads_per_worker": 2}),
             cluster(1, 1),
             "a training needs 2 CPU on one node; the Ray cluster has 1 CPU on host-0, 1 CPU on host-1; lower "
             "training.threads_per_worker or add nodes",
         ),
         (
-            Resources("a chain", 0, 1, 3, keys=("sampling.ranks_per_chain",)),
+            Resources("a chain", 0, 1, 3, keys={"sampling.ranks_per_chain": 3}),
             cluster(1, gpus=2),
             "a chain needs 3 times 1 GPU, each on one node; the Ray cluster has 2 GPU on host-0; lower "
-            "sampling.ranks_per_chain, set device: cpu or add nodes",
+            "sampling.ranks_per_chain or set device: cpu or add nodes",
         ),
         (
             Resources("a worker", 8),

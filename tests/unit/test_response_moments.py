@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 
 import numpy as np
@@ -30,7 +31,7 @@ def two_pass(phi, losses):
 
 def assert_same(a, b, rtol=1e-10):
     assert a.count == b.count
-    for x, y in zip(a[1:], b[1:], strict=True):
+    for x, y in zip(dataclasses.astuple(a)[1:], dataclasses.astuple(b)[1:], strict=True):
         np.testing.assert_allclose(x, y, rtol=rtol, atol=rtol * np.abs(y).max())
 
 

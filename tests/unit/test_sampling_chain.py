@@ -7,18 +7,17 @@ import io
 import numpy as np
 import pytest
 import torch
+from language_targets import Sequences, language_target, language_task
 from torch.func import functional_call
 
-from patterning_dist.models.attention import AttentionOnlyTransformer
-from patterning_dist.models.components import model_components, select_component
+from patterning_dist.models.components import model_components
 from patterning_dist.models.losses import token_losses
 from patterning_dist.sampling.chain import Chain, ChainFailure, ChainSettings
-from patterning_dist.sampling.layered import LayeredTarget
 from patterning_dist.sampling.noise import standard_normal
-from patterning_dist.sampling.observables import split_losses
 from patterning_dist.sampling.posterior import Posterior
-from patterning_dist.sampling.restricted import RestrictedModel
 from patterning_dist.sampling.samplers import Sampler
+from patterning_dist.sampling.statistics import PositionMeans
+from patterning_dist.tasks.held_out import held_out_splits
 
 torch.set_num_threads(1)
 
@@ -26,22 +25,6 @@ VOCABULARY, CONTEXT = 31, 12
 SPLITS = {"induction": "induction_minus_rest", "second": "domain:b", "repeated": "repeated_sequence"}
 UNIONS = ["embedding+layer.1.head.0", "layer.0.head.1+layer.1.head.1", "layer.1+unembedding", "layer.0+layer.0.head.1"]
 PATTERNS = ["layers.*.query[1,:,0:3]", "layers.0.position_bias", "embedding[3:5]+layer.1.head.1"]
-
-
-def make_model(seed=1):
-    return AttentionOnlyTransformer(
-        vocabulary_size=VOCABULARY,
-        context_length=CONTEXT,
-        num_layers=2,
-        num_heads=2,
-        d_model=8,
-        d_head=4,
-        position_bias_init=0.5,
-        seed=seed,
-    )
-
-
-COMPONENTS = [*model_components(make_model()), *UNIONS, *PATTERNS]
 
 
 def make_tokens(num, seed):
@@ -52,15 +35,16 @@ def make_tokens(num, seed):
 POOL, PROBE, HELD_OUT = make_tokens(40, 1), make_tokens(5, 2), make_tokens(19, 3)
 
 
-class Pool:
-    """Training tokens that remember which ids were asked for."""
+def make_task(pool=None):
+    domains = np.array(["a", "b"] * 9 + ["a"], dtype=object)
+    return language_task(pool or Sequences(POOL), HELD_OUT, domains=domains, position_bias_init=0.5)
 
-    def __init__(self):
-        self.asked = []
 
-    def __call__(self, ids):
-        self.asked.append(ids.tolist())
-        return POOL[ids]
+def make_model():
+    return make_task().build(1)
+
+
+COMPONENTS = [*model_components(make_model()), *UNIONS, *PATTERNS]
 
 
 def row_sum(model):
@@ -77,16 +61,13 @@ def make_chain(component="layer.0.head.1", number=0, pool=None, **changes):
         "steps_between_draws": 3,
         "seed": 5,
     } | changes
-    model = make_model()
-    target = LayeredTarget(
-        RestrictedModel(model, select_component(model, component)),
-        training_tokens=pool or Pool(),
-        probe=torch.from_numpy(PROBE),
-        splits=split_losses(SPLITS, HELD_OUT, np.array(["a", "b"] * 9 + ["a"], dtype=object), VOCABULARY, 3),
-        num_component_losses=1,
-        functions=(row_sum,),
-    )
-    return Chain(target, ChainSettings(**settings), number, population=len(POOL), accumulate_gradients=True)
+    target = language_target(make_task(pool), component, PROBE, splits=SPLITS, functions=(row_sum,))
+    statistics = {"gradients": PositionMeans(target)}
+    return Chain(target, ChainSettings(**settings), number, population=len(POOL), statistics=statistics)
+
+
+def sums(chain):
+    return chain.statistics["gradients"].sums
 
 
 def assert_same_draw(a, b):
@@ -125,7 +106,7 @@ def test_a_resumed_chain_is_the_undisturbed_one(component, taken, sampler):
     assert len(rest) == 4 - taken
     for a, b in zip(rest, undisturbed[taken:], strict=True):
         assert_same_draw(a, b)
-    assert torch.equal(resumed.sums, whole.sums)
+    assert torch.equal(sums(resumed), sums(whole))
     assert resumed.state.step == whole.state.step == 2 + 3 * 3
 
 
@@ -139,7 +120,7 @@ def test_a_saved_state_does_not_change_while_the_chain_goes_on():
     resumed.load_state_dict(saved)
     for a, b in zip(resumed.draws(), rest, strict=True):
         assert_same_draw(a, b)
-    assert torch.equal(resumed.sums, chain.sums)
+    assert torch.equal(sums(resumed), sums(chain))
 
 
 # What moves and what does not
@@ -150,9 +131,9 @@ def test_only_the_component_moves(component):
     chain = make_chain(component, num_draws=1)
     list(chain.draws())
     checkpoint = dict(make_model().named_parameters())
-    for name, now in chain.target.model.model.named_parameters():
+    for name, now in chain.target.model.named_parameters():
         free = torch.zeros_like(now, dtype=torch.bool)
-        for piece in chain.target.model.component.pieces:
+        for piece in chain.target.component.pieces:
             if piece.parameter == name:
                 piece.view(free)[:] = True
         assert torch.equal(now != checkpoint[name], free), name
@@ -160,15 +141,13 @@ def test_only_the_component_moves(component):
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_losses_from_the_frozen_prefix_equal_the_full_forward_pass(component):
-    model = make_model()
-    restricted = RestrictedModel(model, select_component(model, component))
-    tokens = torch.from_numpy(make_tokens(19, 8))
-    batch = restricted.freeze(tokens)  # before the component moves
+    target, tokens = language_target(make_task(), component, PROBE), torch.from_numpy(make_tokens(19, 8))
+    batch = target.prepare(tokens)  # before the component moves
     generator = torch.Generator().manual_seed(1)
-    restricted.place({n: w + 0.3 * torch.randn(w.shape, generator=generator) for n, w in restricted.center.items()})
+    target.place({n: w + 0.3 * torch.randn(w.shape, generator=generator) for n, w in target.center.items()})
     with torch.no_grad():
-        whole = token_losses(model(tokens[:, :-1]), tokens)
-    torch.testing.assert_close(restricted.losses(batch), whole, rtol=1e-6, atol=1e-6)
+        whole = token_losses(target.model(tokens[:, :-1]), tokens)
+    torch.testing.assert_close(target.losses(batch).float(), whole, rtol=1e-6, atol=1e-6)
     untouched = make_model()
     with torch.no_grad():
         before = token_losses(untouched(tokens[:, :-1]), tokens)
@@ -183,21 +162,19 @@ def full_gradient(tokens, coefficients):
 
 @pytest.mark.parametrize("component", COMPONENTS)
 def test_restricted_gradients_are_slices_of_the_full_one(component):
-    model = make_model()
-    chosen = select_component(model, component)
-    restricted = RestrictedModel(model, chosen)
     tokens = torch.from_numpy(HELD_OUT)
     generator = torch.Generator().manual_seed(2)
     coefficients = torch.randn(3, len(tokens), CONTEXT - 1, generator=generator)
     coefficients[1, 16:] = 0  # the second chunk has nothing of this observable
     coefficients[2] = 0
-    gradients = restricted.gradients(restricted.freeze(tokens), coefficients)
+    target = language_target(make_task(), component, PROBE, held_out=tokens, coefficients=coefficients)
+    chosen, gradients = target.component, target.split_gradients()
     for k in range(3):
         full = full_gradient(tokens, coefficients[k])
         assert list(gradients[k]) == [piece.name for piece in chosen.pieces]
         for name, wanted in chosen.free(full).items():
             torch.testing.assert_close(gradients[k][name], wanted, rtol=1e-4, atol=1e-5)
-    loss, gradient = restricted.mean_loss_gradient(tokens)
+    loss, gradient = target.mean_gradient(target.prepare(tokens))
     full = full_gradient(tokens, torch.full((len(tokens), CONTEXT - 1), 1 / (len(tokens) * (CONTEXT - 1))))
     for name, wanted in chosen.free(full).items():
         torch.testing.assert_close(gradient[name], wanted, rtol=1e-4, atol=1e-6)
@@ -216,7 +193,7 @@ def test_deviations_vanish_at_the_center():
 
 
 def test_a_draw_is_the_difference_of_two_full_evaluations():
-    chain = make_chain("everything")
+    chain, splits = make_chain("everything"), held_out_splits(make_task(), 0, 10**6, SPLITS)
     *_, draw = chain.draws()
     weights = {name: w.clone() for name, w in chain.state.position.items()}
     model = make_model()
@@ -225,9 +202,9 @@ def test_a_draw_is_the_difference_of_two_full_evaluations():
         with torch.no_grad():
             probe = torch.from_numpy(PROBE)
             losses = token_losses(functional_call(model, parameters, probe[:, :-1]), probe).double()
-            held = chain.target.splits.tokens
+            held = splits.samples[torch.arange(len(splits.samples))]
             held_losses = token_losses(functional_call(model, parameters, held[:, :-1]), held).double()
-            split = [(c * held_losses).sum() for c in chain.target.splits.coefficients.double()]
+            split = [(c * held_losses).sum() for c in splits.coefficients]
             function = [parameters["embedding"].sum(), parameters["layers.1.query"][1].square().sum()]
         return torch.cat([losses.flatten(), losses.mean(dim=1)]), torch.stack([losses.mean(), *split, *function])
 
@@ -242,21 +219,21 @@ def test_a_draw_is_the_difference_of_two_full_evaluations():
 
 def test_sums_hold_positions_and_gradients_of_the_splits():
     chain = make_chain("layer.1.head.0")
-    wanted = torch.zeros_like(chain.sums)
+    wanted = torch.zeros_like(sums(chain))
     for _ in chain.draws():
         flat = [torch.cat([w.flatten() for w in chain.state.position.values()])]
         gradients = chain.target.split_gradients()
         flat += [torch.cat([g.flatten() for g in gradient.values()]) for gradient in gradients]
         wanted += torch.stack(flat).double()
     assert wanted.shape == (1 + len(SPLITS), 4 * 8 * 4)
-    torch.testing.assert_close(chain.sums, wanted)
+    torch.testing.assert_close(sums(chain), wanted)
     assert wanted[1:].abs().max(dim=1).values.min() > 1e-4
 
 
 def test_chains_and_components_share_neither_minibatches_nor_noise():
     asked, first_words = [], []
     for component, number in [("layer.1.head.0", 0), ("layer.1.head.0", 1), ("layer.1.head.1", 0), ("layer.1", 0)]:
-        pool = Pool()
+        pool = Sequences(POOL)
         chain = make_chain(component, number, pool)
         list(chain.draws())
         asked.append(pool.asked)
@@ -268,7 +245,7 @@ def test_chains_and_components_share_neither_minibatches_nor_noise():
         for j in range(i):
             assert all(a != b for a, b in zip(asked[i], asked[j], strict=True))
             assert abs(torch.corrcoef(torch.stack([first_words[i], first_words[j]]))[0, 1].item()) < 0.5
-    repeated = Pool()
+    repeated = Sequences(POOL)
     list(make_chain("layer.1.head.0", 0, repeated).draws())
     assert repeated.asked == asked[0]
 

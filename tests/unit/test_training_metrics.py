@@ -1,16 +1,16 @@
-"""Metrics on models whose attention and losses are made by hand."""
+"""Metrics of language models on models whose attention and losses are made by hand."""
 
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
-from patterning_dist.models.attention import AttentionOnlyTransformer
-from patterning_dist.models.losses import token_losses
-from patterning_dist.training.metrics import EvaluationSet, attention_scores, batched_losses, evaluate
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.tasks.language import LanguageTask
 
 torch.set_num_threads(1)
 VOCABULARY = 23
@@ -19,20 +19,58 @@ VOCABULARY = 23
 class HandMade(torch.nn.Module):
     """Predicts the token after the last occurrence one period back; before that it knows nothing."""
 
+    vocabulary_size = VOCABULARY
+
     def __init__(self, period, patterns=()):
         super().__init__()
-        self.period, self.patterns = period, patterns
-        self.weight = torch.nn.Parameter(torch.zeros(1))
+        self.period, self.attention = period, patterns
 
-    def forward(self, inputs):
+    def skeleton(self):
+        return self
+
+    def logits(self, model, inputs):
         logits = torch.zeros(*inputs.shape, VOCABULARY)
         position = torch.arange(inputs.shape[1])[self.period :]
         rows = torch.arange(len(inputs))[:, None]
         logits[rows, position, inputs[:, position - self.period + 1]] = 60.0
         return logits
 
-    def attention_patterns(self, inputs):
-        return [pattern.expand(len(inputs), -1, -1, -1) for pattern in self.patterns]
+    def patterns(self, model, inputs):
+        return [pattern.expand(len(inputs), -1, -1, -1) for pattern in self.attention]
+
+
+class Sequences:
+    """Samples of a language task, with a mask of the predicted tokens that count."""
+
+    domains = documents = None
+
+    def __init__(self, tokens, counted=None):
+        self.blocks, self.mask = np.asarray(tokens), counted
+
+    def __len__(self):
+        return len(self.blocks)
+
+    def __getitem__(self, ids):
+        tokens = torch.from_numpy(self.blocks[np.asarray(ids)])
+        return (
+            tokens if self.mask is None else {"tokens": tokens, "counted": torch.from_numpy(self.mask[np.asarray(ids)])}
+        )
+
+    def tokens(self, ids):
+        return self.blocks[ids]
+
+    def counted(self, ids):
+        return None if self.mask is None else self.mask[ids]
+
+
+def make_task(model, held_out):
+    return LanguageTask(
+        model, held_out, {"here": held_out}, folder=Path(), given=(), evaluation=(0, 1000), device="cpu"
+    )
+
+
+def evaluate(model, tokens, counted=None):
+    return make_task(model, Sequences(tokens, counted)).evaluate(model, Ranks())
 
 
 def pattern(length, attends_to):
@@ -49,8 +87,8 @@ def test_scores_of_perfect_heads(context):
     half = context // 2
     previous, first, induction = lambda i: max(i - 1, 0), lambda i: 0, lambda i: max(i - half + 1, 0)
     patterns = [pattern(context - 1, [first, previous]), pattern(context - 1, [induction, previous])]
-    evaluation = EvaluationSet.build(np.zeros((2, context), np.int64), VOCABULARY, 3)
-    scores = attention_scores(HandMade(half, patterns), evaluation.repeated)
+    found = evaluate(HandMade(half, patterns), np.tile(np.arange(context) % 5, (2, 1)))
+    scores = {name: value for name, value in found.items() if name.startswith(("previous_token", "prefix_matching"))}
     assert scores["previous_token_0_1"] == scores["previous_token_1_1"] == 1
     assert scores["prefix_matching_1_0"] == scores["prefix_matching"] == 1
     assert scores["previous_token_0_0"] == pytest.approx(1 / (context - 2))  # only position 1
@@ -62,13 +100,13 @@ def test_scores_of_perfect_heads(context):
 
 def test_scores_of_spread_out_attention_are_its_probabilities():
     uniform = torch.full((1, 1, 11, 11), 0.25)
-    scores = attention_scores(HandMade(6, [uniform]), torch.ones(2, 12, dtype=torch.int64))
-    assert set(scores.values()) == {0.25}
+    found = evaluate(HandMade(6, [uniform]), np.tile(np.arange(12) % 5, (2, 1)))
+    assert {value for name, value in found.items() if name.startswith(("previous_token", "prefix_matching"))} == {0.25}
 
 
 def test_prefix_matching_points_at_the_token_after_the_earlier_one():
     # The definition in terms of tokens: the key that is attended to follows the query's token in the first copy.
-    repeated = EvaluationSet.build(np.zeros((2, 12), np.int64), VOCABULARY, 5).repeated
+    repeated = make_task(HandMade(6), Sequences(np.tile(np.arange(12) % 5, (2, 1)))).evaluation.repeated
     for i in range(6, 11):
         assert torch.equal(repeated[:, (i - 6 + 1) - 1], repeated[:, i])
 
@@ -77,8 +115,7 @@ def test_prefix_matching_points_at_the_token_after_the_earlier_one():
 def test_losses_of_a_perfect_copier(context):
     half = context // 2
     blocks = np.tile(np.arange(half), 3)[:context][None].repeat(3, axis=0)
-    evaluation = EvaluationSet.build(blocks, VOCABULARY, 4)
-    found = evaluate(HandMade(half, [pattern(context - 1, [lambda i: i])]), evaluation)
+    found = evaluate(HandMade(half, [pattern(context - 1, [lambda i: i])]), blocks)
     unknown = math.log(VOCABULARY)
     # The first token of the second copy cannot be foreseen and is in neither mean.
     assert found["repeated_gap"] == pytest.approx(-unknown, rel=1e-5)
@@ -91,17 +128,24 @@ def test_losses_of_a_perfect_copier(context):
 
 def test_a_model_that_knows_nothing_has_no_gaps():
     model = HandMade(100, [pattern(15, [lambda i: i])])
-    found = evaluate(model, EvaluationSet.build(np.tile(np.arange(8), 2)[None], VOCABULARY, 2))
+    found = evaluate(model, np.tile(np.arange(8), 2)[None])
     for name in ("repeated_gap", "induction_gap", "in_context_gap"):
         assert found[name] == pytest.approx(0, abs=1e-6)
     assert found["validation_loss"] == pytest.approx(math.log(VOCABULARY), rel=1e-6)
 
 
-def test_losses_do_not_depend_on_the_batches():
-    model = AttentionOnlyTransformer(vocabulary_size=VOCABULARY, context_length=12, d_model=8, d_head=4, num_heads=2)
-    tokens = torch.from_numpy(np.random.default_rng(0).integers(0, VOCABULARY, size=(21, 12)))
-    with torch.no_grad():
-        whole = token_losses(model(tokens[:, :-1]), tokens)
-    for batch_size in (1, 5, 16, 100):
-        torch.testing.assert_close(batched_losses(model, tokens, batch_size), whole, rtol=1e-5, atol=1e-5)
-    assert not batched_losses(model, tokens).requires_grad
+def test_a_model_that_shows_no_attention_has_no_scores_of_heads():
+    found = evaluate(HandMade(100), np.tile(np.arange(8), 2)[None])
+    assert not any(name.startswith(("previous_token", "prefix_matching")) for name in found)
+
+
+def test_what_does_not_count_is_in_no_metric():
+    # Sequences of 16 tokens whose last four are pads, against those sequences without pads.
+    tokens = np.tile(np.arange(6), 2)[None].repeat(3, axis=0)
+    padded = np.concatenate([tokens, np.zeros((3, 4), np.int64)], axis=1)
+    counted = np.ones((3, 15), bool)
+    counted[:, 11:] = False
+    bare, masked = evaluate(HandMade(6), tokens), evaluate(HandMade(6), padded, counted)
+    for name in ("validation_loss", "induction_loss", "rest_loss", "induction_gap"):
+        assert masked[name] == pytest.approx(bare[name], rel=1e-12), name
+    assert evaluate(HandMade(6), padded)["validation_loss"] != pytest.approx(bare["validation_loss"], rel=1e-3)

@@ -6,12 +6,14 @@ import pytest
 import torch
 
 from patterning_dist.config import TrainingConfig
+from patterning_dist.errors import PatterningError
 from patterning_dist.models.attention import AttentionOnlyTransformer
-from patterning_dist.training.optimizer import (
+from patterning_dist.tasks.optimizers import (
     PerHeadMuon,
-    build_optimizer,
+    head_matrix_optimizer,
     learning_rate_factor,
     orthogonalize,
+    plain_optimizer,
     set_learning_rate_factor,
 )
 
@@ -120,7 +122,7 @@ def training(**changes):
 @pytest.mark.parametrize("kind", ["muon", "adamw"])
 def test_groups_and_rates(kind):
     model = make_model()
-    optimizer = build_optimizer(model, training(optimizer=kind))
+    optimizer = head_matrix_optimizer(model, training(optimizer=kind))
     assert type(optimizer) is {"muon": PerHeadMuon, "adamw": torch.optim.AdamW}[kind]
     found = {id(p): group for group in optimizer.param_groups for p in group["params"]}
     for name, p in model.named_parameters():
@@ -138,13 +140,13 @@ def test_a_model_without_biases_has_no_empty_group():
     model = AttentionOnlyTransformer(
         vocabulary_size=31, context_length=12, d_model=8, d_head=4, num_heads=2, relative_position_bias=()
     )
-    optimizer = build_optimizer(model, training())
+    optimizer = head_matrix_optimizer(model, training())
     assert [len(group["params"]) for group in optimizer.param_groups] == [8, 2]
     assert [group["muon"] for group in optimizer.param_groups] == [True, False]
 
 
 def test_the_factor_scales_the_rates_as_built():
-    optimizer = build_optimizer(make_model(), training())
+    optimizer = head_matrix_optimizer(make_model(), training())
     built = [group["lr"] for group in optimizer.param_groups]
     for factor in (0.5, 0.1, 1.0):
         set_learning_rate_factor(optimizer, factor)
@@ -155,3 +157,17 @@ def test_learning_rate_schedule():
     factors = [learning_rate_factor(step, 6, 3, 4) for step in range(10)]
     assert factors == pytest.approx([1 / 3, 2 / 3, 1, 1, 1, 1, 4 / 5, 3 / 5, 2 / 5, 1 / 5])
     assert [learning_rate_factor(step, 4, 0, 0) for step in range(4)] == [1.0] * 4
+
+
+def test_of_other_models_matrices_decay_and_vectors_do_not():
+    model = torch.nn.Sequential(torch.nn.Linear(4, 3), torch.nn.LayerNorm(3))
+    model[1].bias.requires_grad_(False)
+    model[0].weight.ds_shape = torch.Size([3, 4])  # as under ZeRO stage 3, where the rest of it lies elsewhere
+    model[0].weight.data = torch.zeros(0)
+    optimizer = plain_optimizer(model, training(optimizer="adamw"))
+    decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
+    names = {name: decay.get(id(p)) for name, p in model.named_parameters()}
+    assert names == {"0.weight": 0.1, "0.bias": 0.0, "1.weight": 0.0, "1.bias": None}
+    assert {group["lr"] for group in optimizer.param_groups} == {0.01}
+    with pytest.raises(PatterningError, match="training.optimizer: muon steps on one matrix a head"):
+        plain_optimizer(model, training(optimizer="muon"))

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
 
+from patterning_dist.config.root import Root
 from patterning_dist.config.sampling import SamplingConfig
-from patterning_dist.config.schema import Device, RunPlace
 from patterning_dist.config.section import Section
 
 Share = Annotated[float, Field(gt=0, lt=1)]
@@ -104,14 +103,9 @@ class CheckConfig(Section):
     per_rule: int = Field(3, ge=1, description="references of each rule that are measured again [networks]")
 
 
-class ParenthesesConfig(Section):
+class ParenthesesConfig(Root):
     """Which of two rules a network learns, decided by the weights of its training strings."""
 
-    kind: Literal["parentheses"] = Field(description="the parentheses experiment")
-    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", description="name of the run, and of its directory")
-    seed: int = Field(ge=0, lt=2**63, description="every random number of the run follows from it")
-    device: Device = Field("auto", description="cpu, cuda, or auto: cuda if there is one")
-    run_dir: RunPlace | None = Field(None, description="path or URL where the run is kept; default: runs/<name>")
     task: TaskConfig = Field(description="the strings")
     model: ClassifierConfig = Field(description="the classifier")
     training: ClassifierTrainingConfig = Field(description="how every network is trained")
@@ -121,7 +115,3 @@ class ParenthesesConfig(Section):
     online: OnlineConfig = Field(description="measuring again on networks under the weights so far")
     arms: ArmsConfig = Field(description="what is trained under the weights, and what it is compared with")
     check: CheckConfig = Field(CheckConfig(), description="prediction against measurement")
-
-    @property
-    def run_directory(self) -> Path | str:
-        return self.run_dir or Path("runs") / self.name

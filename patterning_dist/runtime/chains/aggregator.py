@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
 
 from patterning_dist.aggregation.ledger import ChainRecord, Ledger, LedgerPlan, Part
 from patterning_dist.aggregation.protocol import Answer, PushId
 from patterning_dist.errors import PatterningError
+from patterning_dist.runtime.actor import Actor, ActorHandle
 from patterning_dist.runtime.metrics import shard_metrics
 from patterning_dist.storage.store import Storage
 
@@ -26,8 +26,8 @@ RESTART_TIMEOUT = 300.0  # seconds until a shard that died must answer again
 ANSWER_TIMEOUT = 600.0  # seconds for any one answer of a shard
 
 
-@ray.remote(num_cpus=0, max_restarts=-1, max_concurrency=1)
-class AggregatorShard:
+@ray.remote(num_cpus=0, max_restarts=-1)  # one call at a time, by Ray's default
+class AggregatorShard(Actor):
     """Ledgers of all units, over one contiguous range of probe columns.
 
     Args:
@@ -88,7 +88,7 @@ class AggregatorShard:
         records = ledger.records()
         if None in records:
             return records, [], None
-        traces = [ledger.traces(record.chain) for record in records] if self._shard == 0 else []
+        traces = [ledger.traces(chain) for chain in range(len(records))] if self._shard == 0 else []
         return records, traces, analysis and analysis(ledger.part())
 
     def losses(self, unit: str) -> list[np.ndarray]:

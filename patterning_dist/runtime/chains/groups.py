@@ -14,18 +14,18 @@ from typing import Any, NoReturn
 
 import ray
 import torch.distributed as dist
-from ray.actor import ActorHandle
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from patterning_dist.config import SamplingConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
+from patterning_dist.runtime.actor import Actor, ActorHandle
 from patterning_dist.runtime.chains.attempt import Outcome, run_chain
 from patterning_dist.runtime.chains.pushes import ChainTask
 from patterning_dist.runtime.chains.workers import MakeStudy, model_workers
 from patterning_dist.runtime.environment import prepare_process
-from patterning_dist.runtime.resources import chain_resources, nodes
+from patterning_dist.runtime.resources import nodes, sampling_resources
 from patterning_dist.runtime.workforce import WorkerLost, Workforce, loss_reason
 from patterning_dist.sampling.ranks import Ranks
 
@@ -38,7 +38,7 @@ RANK_ENVIRONMENT = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHO
 
 
 @ray.remote
-class ChainRank:
+class ChainRank(Actor):
     """One rank of a chain group."""
 
     def __init__(self, ranks: Ranks, sampling: SamplingConfig, device: str) -> None:
@@ -75,7 +75,7 @@ class ChainRank:
 
 
 @ray.remote(num_cpus=0)
-class ChainGroup:
+class ChainGroup(Actor):
     """Starts the ranks of a group, and watches all of them; used like a ``ModelWorker``.
 
     After a failure the next chain starts them anew. The ranks go when this actor goes.
@@ -128,7 +128,7 @@ class ChainGroup:
         """Start the ranks where they are not there (any more); raises as ``chain``."""
         if self.ranks:
             return
-        need = chain_resources(self.sampling, self.device)
+        need = sampling_resources(self.sampling, self.device, self.sampling.ranks_per_chain)
         if not self.placement.wait(self.placement_timeout):
             raise PatterningError(
                 f"{self.name}: there was no room within {self.placement_timeout:g} s: {need.shortage(nodes())}; wait "
@@ -181,7 +181,7 @@ def chain_groups(
     Raises:
         PatterningError: the cluster cannot hold one group.
     """
-    need = chain_resources(sampling, device)
+    need = sampling_resources(sampling, device, sampling.ranks_per_chain)
     strategy, number = need.at_once(num_tasks, sampling.workers)
     if strategy == "PACK":
         progress.say(

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
 
 from patterning_dist.aggregation.ledger import ChainRecord, LedgerPlan
 from patterning_dist.aggregation.protocol import Answer, Incarnation, PushId, Sender, Verdict
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.aggregator import ANSWER_TIMEOUT, answer_of
 from patterning_dist.runtime.metrics import chain_metrics
 from patterning_dist.storage.store import Storage
@@ -90,18 +91,15 @@ class ShardLink:
         worst, records = Verdict.APPLIED, []
         for number, columns in enumerate(self._columns):
             center = None if center_losses is None else np.append(center_losses[columns], center_mean)
-            answer, record = answer_of(
-                self.shards,
-                number,
-                lambda shard, center=center: shard.open.remote(self.task.unit, self._push(), center, anew),
-            )
+            answer, record = answer_of(self.shards, number, self._opening(center, anew))
             worst = self._heard(number, answer, worst)
             records.append(record)
         return worst, records
 
     def push(self, block: Block) -> None:
         """Send a block to all shards, without waiting for answers."""
-        push, refs = self._push(), []
+        push = self._push()
+        refs: list[ray.ObjectRef] = []
         for shard, columns in zip(self.shards, self._columns, strict=True):
             losses = np.ascontiguousarray(block.losses[:, columns])
             refs.append(
@@ -141,6 +139,9 @@ class ShardLink:
             )
             worst = self._heard(number, answer, worst)
         return worst
+
+    def _opening(self, center: np.ndarray | None, anew: bool) -> Callable[[ActorHandle], ray.ObjectRef]:
+        return lambda shard: shard.open.remote(self.task.unit, self._push(), center, anew)
 
     def _push(self) -> PushId:
         return PushId(self.task.plan.run, self.task.number, self.task.incarnation, self.sender.sequence)

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
 
 from patterning_dist.aggregation.ledger import ChainRecord, LedgerPlan, Part
 from patterning_dist.aggregation.protocol import START, Incarnation, PushId
@@ -19,6 +18,7 @@ from patterning_dist.config import SamplingConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
 from patterning_dist.response.diagnostics import rank_rhat
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.aggregator import RESTART_TIMEOUT, AggregatorShard, answer_of
 from patterning_dist.runtime.chains.attempt import Ending, Outcome
 from patterning_dist.runtime.chains.groups import chain_workers

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import ray
-from ray.actor import ActorHandle
 
 from patterning_dist.config import SamplingConfig
 from patterning_dist.progress import Progress
 from patterning_dist.response.calibration import Setting, Trial
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.attempt import ChainStudy
 from patterning_dist.runtime.chains.groups import chain_workers
 from patterning_dist.runtime.chains.workers import MakeStudy, Result

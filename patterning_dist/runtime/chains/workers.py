@@ -14,7 +14,7 @@ from patterning_dist.progress import Progress
 from patterning_dist.runtime.chains.attempt import ChainStudy, Outcome, run_chain
 from patterning_dist.runtime.chains.pushes import ChainTask
 from patterning_dist.runtime.environment import prepare_process
-from patterning_dist.runtime.resources import worker_resources
+from patterning_dist.runtime.resources import sampling_resources
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.ranks import Ranks
 
@@ -71,7 +71,7 @@ def model_workers(
     Raises:
         PatterningError: the cluster cannot hold one worker.
     """
-    need = worker_resources(sampling, device)
+    need = sampling_resources(sampling, device)
 
     def start() -> tuple[ActorHandle, ray.ObjectRef]:
         worker = ModelWorker.options(**need.options).remote(sampling, device)

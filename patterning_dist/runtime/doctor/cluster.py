@@ -47,7 +47,7 @@ def check_cluster() -> Iterator[Finding]:
     yield _check_nodes(cluster)
     yield _check_dashboard()
     on_gpu = [node for node in cluster if node.total.get("GPU", 0) >= 1]
-    yield bounded("deepspeed", lambda: _check_deepspeed("cuda" if on_gpu else "cpu"))
+    yield bounded("deepspeed", lambda: _check_deepspeed((on_gpu or cluster)[0], "cuda" if on_gpu else "cpu"))
     # Two processes of one node still use the network interface that several nodes would.
     places = cluster if len(cluster) > 1 else cluster * 2
     yield bounded("gloo", lambda: _check_all_reduce("gloo", places, "cpu"))
@@ -73,11 +73,7 @@ def bounded(check: str, run: Callable[[], Finding]) -> Finding:
 def _on(node: Node, device: str = "cpu") -> dict[str, Any]:
     """Ray options of a process on one node; on the CPU it takes none, so that a busy cluster can be looked at."""
     there = NodeAffinitySchedulingStrategy(node.id, soft=False)
-    return {"scheduling_strategy": there, **_bare(device)}
-
-
-def _bare(device: str) -> dict[str, int]:
-    return Resources("a check", 0, int(device == "cuda")).options
+    return {"scheduling_strategy": there} | Resources("a check", 0, int(device == "cuda")).options
 
 
 @ray.remote
@@ -147,8 +143,8 @@ def _check_dashboard() -> Finding:
     )
 
 
-def _check_deepspeed(device: str) -> Finding:
-    with probe_groups([[_bare(device)]], device, 1, _TIMEOUT) as (group,):
+def _check_deepspeed(node: Node, device: str) -> Finding:
+    with probe_groups([[_on(node, device)]], device, 1, _TIMEOUT) as (group,):
         before, after = ray.get(group.begin(_two_steps), timeout=_TIMEOUT)[0]
     if not after < before:
         return Finding(

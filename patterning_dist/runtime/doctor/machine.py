@@ -180,4 +180,4 @@ def _driver() -> str | None:
         result = subprocess.run(command, capture_output=True, text=True, timeout=_COMMAND_TIMEOUT, check=True)
     except (OSError, subprocess.SubprocessError):
         return None
-    return (result.stdout.strip().splitlines() or [None])[0]
+    return next(iter(result.stdout.strip().splitlines()), None)

@@ -18,7 +18,7 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.response.cost import Seconds
 from patterning_dist.runtime.chains.workers import MakeStudy
 from patterning_dist.runtime.probe.ranks import ProbeGroup, probe_groups
-from patterning_dist.runtime.resources import chain_resources
+from patterning_dist.runtime.resources import sampling_resources
 from patterning_dist.sampling.chain import ChainFailure
 from patterning_dist.sampling.direction import directional_losses, response_direction
 from patterning_dist.sampling.ranks import Ranks
@@ -103,7 +103,7 @@ def probe_chains(
     Raises:
         PatterningError: the cluster cannot hold one chain, or the study cannot be opened.
     """
-    need = chain_resources(sampling, device)
+    need = sampling_resources(sampling, device, sampling.ranks_per_chain)
     number = need.at_once(num_tasks, sampling.workers).number
     started = time.monotonic()
     with probe_groups(

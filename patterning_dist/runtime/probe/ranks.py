@@ -11,13 +11,13 @@ from typing import Any
 import ray
 import torch
 import torch.distributed as dist
-from ray.actor import ActorHandle
 
+from patterning_dist.runtime.actor import Actor, ActorHandle
 from patterning_dist.runtime.environment import prepare_process
 
 
 @ray.remote
-class ProbeRank:
+class ProbeRank(Actor):
     """One process of such a group. Functions run in it by ``__ray_call__``, and find its number in ``rank``."""
 
     def __init__(self, rank: int, size: int, device: str, num_threads: int, timeout: float) -> None:

@@ -16,18 +16,14 @@ import pyarrow.parquet as pq
 import torch
 
 from patterning_dist.config import Config
-from patterning_dist.data.tokens import TokenDataset
-from patterning_dist.models.attention import build_model
-from patterning_dist.models.losses import token_losses
 from patterning_dist.response.cost import Seconds
 from patterning_dist.runtime.probe.chains import SavedBytes, process_bytes, run_together
 from patterning_dist.runtime.probe.ranks import probe_groups
 from patterning_dist.runtime.resources import training_resources
-from patterning_dist.runtime.training.engine import copy_weights, deepspeed_config, initialize, whole_parameters
-from patterning_dist.training.job import TrainingJob, WeightedBatches
-from patterning_dist.training.loss import weighted_loss
-from patterning_dist.training.metrics import EvaluationSet, evaluate
-from patterning_dist.training.optimizer import build_optimizer
+from patterning_dist.runtime.training.trainer import Trainer
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.tasks.open import open_task
+from patterning_dist.training.job import TrainingJob
 
 # Seconds: how long steps are timed, and how long a process may take for anything at all.
 _STEPS_BUDGET, _TIMEOUT = 4.0, 600.0
@@ -83,7 +79,7 @@ def probe_steps(config: Config, directory: Path, job: TrainingJob, device: str, 
     need = training_resources(config, device, job.num_workers)
     lanes = need.at_once(num_jobs, config.retrain.concurrent_arms).number
     with probe_groups([[need.options] * need.num_ranks] * lanes, device, need.cpus, _TIMEOUT) as groups:
-        run_together(groups, _open_engine, config, directory, job)
+        run_together(groups, _open_trainer, config, directory, job)
         estimates = run_together(groups, _time_steps, 2)
         slowest = max(times[-1] for times in estimates)
         number = int(min(max(_STEPS_BUDGET / slowest, _MIN_STEPS), _MAX_STEPS))
@@ -136,61 +132,38 @@ def probe_job(
     )
 
 
-def _open_engine(rank: Any, config: Config, directory: Path, job: TrainingJob) -> None:
-    pool = TokenDataset(job.pool)
-    validation = TokenDataset(directory / "data" / "validation.parquet")
-    held_out = np.arange(min(config.training.evaluation_sequences, validation.num_sequences))
-    rank.evaluation = EvaluationSet.build(validation.tokens(held_out), pool.vocabulary_size)
-    rank.batches = WeightedBatches(job, config, pool)
-    rank.plain = build_model(config.model, pool.vocabulary_size, pool.context_length).to(rank.device)
-    model = build_model(config.model, pool.vocabulary_size, pool.context_length, seed=job.seed).to(rank.device)
-    settings = deepspeed_config(job.deepspeed, config.training.batch_size, rank.size)
-    rank.weight_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    rank.engine = initialize(model, build_optimizer(model, config.training), settings, rank.device)
-    rank.saved = SavedBytes(model.parameters())
-    rank.step = 0
+def _open_trainer(rank: Any, config: Config, directory: Path, job: TrainingJob) -> None:
+    task = open_task(config, directory, rank.device)
+    rank.trainer = Trainer(config, task, job, Ranks(rank.rank, rank.size), rank.device)
+    rank.number = 0
 
 
 def _time_steps(rank: Any, number: int) -> list[float]:
-    """Seconds of each of some optimizer steps, as ``runtime.train_worker`` makes them."""
+    """Seconds of each of some optimizer steps."""
     times = []
-    micro_batches = rank.engine.gradient_accumulation_steps()
     for _ in range(number):
         started = time.perf_counter()
-        tokens, weights = rank.batches(rank.step)
-        mine = slice(rank.rank * len(tokens) // rank.size, (rank.rank + 1) * len(tokens) // rank.size)
-        share = max(float(weights.sum(dtype=np.float64)), 1e-12)
-        for part, part_weights in zip(
-            np.array_split(tokens[mine], micro_batches), np.array_split(weights[mine], micro_batches), strict=True
-        ):
-            batch = torch.from_numpy(part).to(rank.device)
-            with _watched(rank):
-                losses = token_losses(rank.engine(batch[:, :-1]), batch)
-                loss = weighted_loss(losses, torch.from_numpy(part_weights).to(rank.device), share, rank.size)
-            rank.engine.backward(loss * micro_batches)
-            rank.engine.step()
-            loss.item()
-        rank.step += 1
+        rank.trainer.step(rank.number)
+        rank.number += 1
         times.append(time.perf_counter() - started)
     return times
 
 
-def _watched(rank: Any) -> Any:
-    """Counts what the first forward pass keeps; later ones are only timed."""
-    return rank.saved.watch() if rank.step == 0 and not rank.saved.total else torch.enable_grad()
-
-
 def _time_evaluation(rank: Any) -> float:
     started = time.perf_counter()
-    with whole_parameters(rank.engine) as module:
-        weights = copy_weights(module)
-    rank.plain.load_state_dict(weights)
-    evaluate(rank.plain, rank.evaluation)
+    rank.trainer.evaluate()
     return time.perf_counter() - started
 
 
 def _sizes(rank: Any) -> tuple[int, int, int, int]:
-    """Bytes of weights, of this rank's optimizer state, of what is kept for the backward pass, and of the process."""
-    states = rank.engine.optimizer.state_dict().get("state", {}).values()
+    """Bytes of this rank's weights and optimizer state, of what is kept for the backward pass, and of the process."""
+    trainer = rank.trainer
+    engine = trainer.engine
+    pieces = [getattr(p, "ds_tensor", p) for p in engine.module.parameters()]
+    weights = sum(p.numel() * p.element_size() for p in pieces)
+    states = engine.optimizer.state_dict().get("state", {}).values()
     optimizer = sum(t.numel() * t.element_size() for s in states for t in s.values() if isinstance(t, torch.Tensor))
-    return rank.weight_bytes, optimizer, rank.saved.total, process_bytes(rank)
+    activations = SavedBytes(engine.module.parameters())
+    with activations.watch():
+        trainer.losses(np.arange(engine.train_micro_batch_size_per_gpu()) % len(trainer.task.train))
+    return weights, optimizer, activations.total, process_bytes(rank)

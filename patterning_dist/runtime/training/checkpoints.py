@@ -1,4 +1,4 @@
-"""Training checkpoints: a training that is killed, or told to leave, goes on from its last one with the same bits."""
+"""Training checkpoints: a training that is killed, or preempted, resumes from its last one with the same bits."""
 
 from __future__ import annotations
 
@@ -26,12 +26,14 @@ from patterning_dist.training.state import decode, encode
 _SHARE = 1 / 20
 _ASK_EVERY = 0.5
 # What a rank wants at the end of a step; all do what the most urgent of them wants.
-_GO_ON, _SAVE, _STOP, _LEAVE = range(4)
+_GO_ON, _SAVE, _STOP, _PREEMPTED = range(4)
 
-_told_to_leave = threading.Event()
+State = tuple[dict[str, Any], dict[str, Any]]  # what all ranks have alike, and what is this rank's alone
+
+_preempted = threading.Event()
 
 
-class ToldToLeave(Exception):
+class Preempted(Exception):
     """This process, or that of another rank, got SIGTERM; the state of the training is saved."""
 
 
@@ -40,7 +42,7 @@ def catch_sigterm() -> None:
     before = signal.getsignal(signal.SIGTERM)
 
     def leave(signum: int, frame: FrameType | None) -> None:
-        _told_to_leave.set()
+        _preempted.set()
         signal.signal(signal.SIGTERM, before)
 
     signal.signal(signal.SIGTERM, leave)
@@ -75,11 +77,12 @@ def _folder(directory: Path, job: TrainingJob) -> str:
     return f"{job.folder.relative_to(directory)}/.checkpoint"
 
 
-class Safekeeper:
+class TrainingCheckpoints:
     """Saves the state of a training now and then, and when it is to stop; every rank has one and calls it at once.
 
-    A checkpoint is a shared part, written by rank 0, and under ZeRO a part of every rank. It counts when all are there
-    and undamaged. Two are kept. A rank of an earlier attempt that still runs writes the same state: it does no harm.
+    A checkpoint is a shared part, written by rank 0, and a part of every rank, for what ZeRO shares out. It counts when
+    all are there and undamaged. Two are kept. A rank of an earlier attempt that still runs writes the same state: it
+    does no harm.
 
     Args:
         job: which is trained.
@@ -105,7 +108,7 @@ class Safekeeper:
         self.asked_at, self.answer = time.monotonic(), control.stopping.remote()
 
     def restore(self, engine: Any) -> dict[str, Any] | None:
-        """Put the engine where the newest whole checkpoint has it; returns the recorder's state and the step.
+        """Put the engine where the newest whole checkpoint has it; returns the recorder's whole state and the step.
 
         None: there is none, the training begins at step 0.
         """
@@ -116,23 +119,28 @@ class Safekeeper:
             # The own part of a rank that has none is empty, but is there.
             if self._agree(_GO_ON if None not in parts else _SAVE) == _GO_ON:
                 shared, own = (decode(part) for part in parts)
-                load_engine_state(engine, shared["engine"], own)
+                load_engine_state(engine, shared["engine"], own["engine"])
                 self.last_step = step
                 if self.rank == 0:
                     self._delete(above=step, not_of=self.fingerprint)  # what is damaged or not complete
                     text = f"{self.job.name}: goes on from step {step}"
                     self.control.tell.remote("job_resumed", text, job=self.job.name, step=step)
-                return {"step": step, "recorder": shared["recorder"]}
+                return {"step": step, "recorder": shared["recorder"] | own["recorder"]}
         if self.rank == 0:
             self._delete()
         torch.distributed.barrier()
         return None
 
-    def after_step(self, engine: Any, step: int, recorder_state: Callable[[], dict[str, Any]]) -> bool:
+    def after_step(self, engine: Any, step: int, recorder_state: Callable[[], State]) -> bool:
         """Save if it is time; returns whether the training is to stop here.
 
+        Args:
+            engine: of DeepSpeed.
+            step: optimizer steps done.
+            recorder_state: gives what all ranks have alike, and what is this rank's alone.
+
         Raises:
-            ToldToLeave: a rank got SIGTERM.
+            Preempted: a rank got SIGTERM.
         """
         wish = self._agree(self._wish())
         if wish == _GO_ON:
@@ -145,8 +153,8 @@ class Safekeeper:
             # Waited for: this process may be gone in a moment.
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.get(self.control.tell.remote("job_stopped", text, job=self.job.name, step=step), timeout=5)
-        if wish == _LEAVE:
-            raise ToldToLeave(f"{self.job.name}: SIGTERM; saved at step {step}")
+        if wish == _PREEMPTED:
+            raise Preempted(f"{self.job.name}: SIGTERM; saved at step {step}")
         return True
 
     def finished(self) -> None:
@@ -163,8 +171,8 @@ class Safekeeper:
         return stop
 
     def _wish(self) -> int:
-        if _told_to_leave.is_set():
-            return _LEAVE
+        if _preempted.is_set():
+            return _PREEMPTED
         if self.rank != 0:
             return _GO_ON
         if self._should_stop():
@@ -178,15 +186,15 @@ class Safekeeper:
         torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
         return int(wishes.item())
 
-    def _save(self, engine: Any, step: int, recorder: dict[str, Any]) -> None:
+    def _save(self, engine: Any, step: int, recorder: State) -> None:
         started = time.monotonic()
         # All ranks have agreed on a step after the last checkpoint was written: it is whole.
         self.own.delete(below=self.last_step)
         shared, own = engine_state(engine)
-        self.own.write(step, encode(own))
+        self.own.write(step, encode({"engine": own, "recorder": recorder[1]}))
         if self.rank == 0:
             self.shared.delete(below=self.last_step)
-            self.shared.write(step, encode({"engine": shared, "recorder": recorder}))
+            self.shared.write(step, encode({"engine": shared, "recorder": recorder[0]}))
         self.last_step, self.last_time = step, time.monotonic()
         self.pause = max(self.job.checkpoint_seconds, (self.last_time - started) / _SHARE)
 

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 
 def deepspeed_config(path: Path | None, batch_size: int, num_ranks: int) -> dict[str, Any]:
@@ -37,7 +37,14 @@ def deepspeed_config(path: Path | None, batch_size: int, num_ranks: int) -> dict
 
 
 def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], device: str) -> Any:
-    """A DeepSpeed engine over the process group that Ray Train has set up.
+    """A DeepSpeed engine over the process group that Ray Train has set up."""
+    deepspeed = _deepspeed(device)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    return engine
+
+
+def _deepspeed(device: str) -> Any:
+    """DeepSpeed, set up on the process group that there is.
 
     On the CPU the shared-memory communication operator is declared absent: it would be compiled for minutes at every
     first start, and a killed compilation leaves a lock that hangs the next.
@@ -51,8 +58,38 @@ def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     deepspeed.utils.logging.set_log_level_from_string("error")
     deepspeed.init_distributed(dist_backend="gloo" if device == "cpu" else "nccl", verbose=False)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
-    return engine
+    return deepspeed
+
+
+class _Settings:
+    """What ``transformers`` asks of the DeepSpeed configuration while it makes a model."""
+
+    def __init__(self, config: dict[str, Any]) -> None:
+        self.config = config
+
+    def is_zero3(self) -> bool:
+        return True
+
+
+@contextlib.contextmanager
+def model_in_pieces(config: dict[str, Any], device: str) -> Iterator[None]:
+    """Under ZeRO stage 3 models of ``transformers`` that are made inside come in pieces: no rank has one whole.
+
+    Other models are made whole, and cut by ``initialize``: their own code may initialise a parameter after the module
+    that holds it is done, when there would be nothing left of it.
+    """
+    if config["zero_optimization"].get("stage", 0) < 3:
+        yield
+        return
+    _deepspeed(device)
+    from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
+
+    settings = _Settings(config)
+    set_hf_deepspeed_config(settings)  # which keeps a weak reference
+    try:
+        yield
+    finally:
+        unset_hf_deepspeed_config()
 
 
 def initialize_alone(module: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], device: str) -> Any:
@@ -62,23 +99,6 @@ def initialize_alone(module: nn.Module, optimizer: torch.optim.Optimizer, config
         backend = "gloo" if device == "cpu" else "nccl"
         torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
     return initialize(module, optimizer, config, device)
-
-
-@contextlib.contextmanager
-def whole_parameters(engine: Any) -> Iterator[nn.Module]:
-    """The module with all its weights in place on every rank (ZeRO stage 3 keeps them in pieces otherwise)."""
-    if engine.zero_optimization_stage() < 3:
-        yield engine.module
-        return
-    import deepspeed
-
-    with deepspeed.zero.GatheredParameters(list(engine.module.parameters())):
-        yield engine.module
-
-
-def copy_weights(module: nn.Module) -> dict[str, Tensor]:
-    """Contiguous copies of all weights on the CPU, by name."""
-    return {name: p.detach().to("cpu", torch.float32, copy=True).contiguous() for name, p in module.named_parameters()}
 
 
 # What DeepSpeed keeps with its optimizers for layouts other than the one that is saved.
@@ -92,7 +112,7 @@ def engine_state(engine: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     To be taken between two optimizer steps, on every rank at once.
     """
     stage = engine.zero_optimization_stage()
-    with _whole_shards(engine):
+    with partitioned_parameters(engine):
         optimizer = {k: v for k, v in engine.optimizer.state_dict().items() if k not in _FOR_OTHER_LAYOUTS}
         if "loss_scaler" in optimizer:
             scaler = vars(optimizer["loss_scaler"]).items()
@@ -108,7 +128,7 @@ def load_engine_state(engine: Any, shared: dict[str, Any], own: dict[str, Any]) 
     if "loss_scaler" in optimizer:
         vars(engine.optimizer.loss_scaler).update(optimizer["loss_scaler"])
         optimizer["loss_scaler"] = engine.optimizer.loss_scaler
-    with _whole_shards(engine):
+    with partitioned_parameters(engine):
         if shared["module"]:
             engine.module.load_state_dict(shared["module"])
         load = engine.optimizer.load_state_dict
@@ -122,8 +142,8 @@ def load_engine_state(engine: Any, shared: dict[str, Any], own: dict[str, Any]) 
 
 
 @contextlib.contextmanager
-def _whole_shards(engine: Any) -> Iterator[None]:
-    """DeepSpeed's own preparation for a checkpoint: under ZeRO stage 3 small parameters are whole between steps."""
+def partitioned_parameters(engine: Any) -> Iterator[None]:
+    """Every parameter in pieces while it is entered: under ZeRO stage 3 small ones are whole between steps."""
     if engine.zero_optimization_stage() < 3:
         yield
         return

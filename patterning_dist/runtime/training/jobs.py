@@ -77,7 +77,7 @@ def run_jobs(
         here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
         board, control = progress_board(), JobControl.options(scheduling_strategy=here).remote()
         heard: set[str] = set()
-        progress.start(label, sum(job.num_steps + job.anneal_steps for job in jobs))
+        progress.start(label, sum(job.total_steps for job in jobs))
         start = _run_lane.options(max_retries=config.retrain.max_failures).remote
         arguments = {
             "config": config,

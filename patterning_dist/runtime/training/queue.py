@@ -75,7 +75,7 @@ def run_lane(arguments: dict[str, Any], name: str) -> None:
         if not unfinished:
             return
         job = unfinished[0]
-        where = f"step {now[1]} of {job.num_steps + job.anneal_steps}"
+        where = f"step {now[1]} of {job.total_steps}"
         if failures > config.retrain.max_failures:
             raise PatterningError(
                 f"{job.name}: a worker died {failures} times without getting further than {where} ({reason}); finished "
@@ -112,7 +112,7 @@ def _fit(arguments: dict[str, Any], name: str) -> None:
 def _progress(arguments: dict[str, Any]) -> tuple[int, int]:
     """Finished jobs, and the step of the newest checkpoint of the next one."""
     config, place, jobs = (arguments[key] for key in ("config", "place", "jobs"))
-    place.fetch(*(name for job in jobs for name in job.inputs(place.path)))
+    place.fetch(*(name for job in jobs for name in job.needs(place.path)))
     finished = [job.is_finished(config) for job in jobs]
     if all(finished):
         return len(jobs), 0

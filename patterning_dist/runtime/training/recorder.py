@@ -7,102 +7,84 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import torch
 from ray.actor import ActorHandle
-from safetensors.torch import save_file
+from torch import Tensor
 
 from patterning_dist.runtime.metrics import TrainingMetrics
-from patterning_dist.runtime.training.engine import copy_weights, whole_parameters
-from patterning_dist.storage.files import atomic_path, write_json, write_parquet
+from patterning_dist.runtime.training.trainer import Trainer
+from patterning_dist.runtime.training.weights import load_shares, own_share, save_weights
+from patterning_dist.storage.files import write_json, write_parquet
 from patterning_dist.storage.mirror import Place
-from patterning_dist.training.job import TrainingJob, WeightedBatches
-from patterning_dist.training.metrics import EvaluationSet, evaluate
 
 _NOTE_EVERY = 0.5
 
 
 class Recorder:
-    """Rank 0's files and notes; every rank calls it, so that gathering weights stays collective.
+    """Files and notes of rank 0; every rank calls it, since measuring and gathering weights take all of them."""
 
-    Metrics are taken of a plain copy of the model: under ZeRO stage 3 the engine's own forward pass is collective, and
-    rank 0 alone would wait for ever.
-    """
-
-    def __init__(
-        self,
-        job: TrainingJob,
-        place: Place,
-        board: ActorHandle,
-        metrics: TrainingMetrics,
-        evaluation: EvaluationSet,
-        rank: int,
-        plain: torch.nn.Module,
-    ) -> None:
-        self.job, self.place, self.board, self.metrics = job, place, board, metrics
-        self.evaluation, self.rank, self.noted_step = evaluation, rank, 0
-        self.plain = plain
-        self.started, self.noted = time.monotonic(), 0.0
+    def __init__(self, trainer: Trainer, place: Place, board: ActorHandle, metrics: TrainingMetrics) -> None:
+        self.trainer, self.job, self.writes = trainer, trainer.job, trainer.ranks.rank == 0
+        self.place, self.board, self.metrics = place, board, metrics
+        self.noted_step, self.noted, self.started = 0, 0.0, time.monotonic()
         self.rows: list[dict[str, float]] = []
-        self.average: dict[str, torch.Tensor] = {}
+        self.average: dict[str, Tensor] = {}  # this rank's share of a sum over steps
 
-    def state_dict(self) -> dict[str, Any]:
-        """What goes into a training checkpoint: rows of metrics, sum of the annealed weights, seconds so far."""
-        return {"rows": self.rows, "average": self.average, "seconds": time.monotonic() - self.started}
+    def state_dict(self) -> tuple[dict[str, Any], dict[str, Any]]:
+        """What goes into a training checkpoint: what all ranks have alike, and what is this rank's alone."""
+        return {"rows": self.rows, "seconds": time.monotonic() - self.started}, {"average": self.average}
 
     def load_state_dict(self, state: dict[str, Any], step: int) -> None:
-        """Take up a state of ``state_dict`` at a step; its seconds count on."""
+        """Take up both parts of a state at a step; its seconds count on."""
         self.noted_step = step
         self.rows, self.average = state["rows"], state["average"]
         self.started = time.monotonic() - state["seconds"]
 
-    def note(self, done: int, total: int, loss: float) -> None:
+    def note(self, done: int, loss: float) -> None:
         """Tell the progress display, at most twice a second."""
-        if self.rank == 0 and (time.monotonic() - self.noted > _NOTE_EVERY or done == total):
+        total = self.job.total_steps
+        if self.writes and (time.monotonic() - self.noted > _NOTE_EVERY or done == total):
             self.noted = time.monotonic()
             self.metrics.step(done - self.noted_step)
             self.metrics.loss(loss)
             self.noted_step = done
             self.board.note.remote(self.job.name, done=done, total=total, loss=loss, healthy=bool(np.isfinite(loss)))
 
-    def evaluate(self, engine: Any, step: int, loss: float) -> None:
+    def evaluate(self, step: int, loss: float) -> None:
         """Add a row of metrics; loss: of the training batch, nats."""
-        with whole_parameters(engine) as module:
-            weights = copy_weights(module)
-        if self.rank == 0:
-            self.plain.load_state_dict(weights)
-            row = evaluate(self.plain, self.evaluation)
-            seconds = time.monotonic() - self.started
-            self.rows.append({"step": step, "train_loss": loss, **row, "seconds": seconds})
+        row = self.trainer.evaluate()
+        seconds = time.monotonic() - self.started
+        self.rows.append({"step": step, "train_loss": loss, **row, "seconds": seconds})
 
-    def save(self, weights: dict[str, torch.Tensor], name: str) -> None:
-        """Write weights to ``<name>.safetensors``."""
-        if self.rank == 0:
-            with atomic_path(self.job.folder / f"{name}.safetensors") as path:
-                save_file(weights, path)
-            self.place.publish(self.job.folder / f"{name}.safetensors")
+    def save(self, name: str) -> None:
+        """Write the weights to ``<name>.safetensors``."""
+        file = self.job.folder / f"{name}.safetensors"
+        save_weights(self.trainer.engine, file if self.writes else None)
+        if self.writes:
+            self.place.publish(file)
 
-    def add_to_average(self, weights: dict[str, torch.Tensor]) -> None:
+    def add_to_average(self) -> None:
         """Count the weights in the mean that the annealed checkpoint is."""
-        if self.rank == 0:
-            self.average = {n: self.average[n] + w if n in self.average else w for n, w in weights.items()}
+        share = own_share(self.trainer.engine)
+        self.average = {n: self.average[n] + w if n in self.average else w for n, w in share.items()}
 
-    def finish(self, weights: dict[str, torch.Tensor], fingerprint: str, batches: WeightedBatches) -> None:
+    def finish(self, fingerprint: str) -> None:
         """Write the result; evaluation.json comes last, with the fingerprint that says that the job is finished."""
-        if self.rank != 0:
-            return
-        if self.average:
-            num_averaged = self.job.anneal_steps - self.job.anneal_steps // 2
-            weights = {name: w / num_averaged for name, w in self.average.items()}
-        self.save(weights, "model")
-        write_parquet(self.job.folder / "metrics.parquet", pa.Table.from_pylist(self.rows))
-        self.plain.load_state_dict(weights)
+        trainer, job = self.trainer, self.job
+        if job.anneal_steps:  # a rank's share may be nothing
+            num_averaged = job.anneal_steps - job.anneal_steps // 2
+            load_shares(trainer.engine, {name: w / num_averaged for name, w in self.average.items()})
+        self.save("model")
         report = {
-            **evaluate(self.plain, self.evaluation),
-            "num_missing_weights": batches.joined.num_missing,
-            "num_joined_weights": batches.joined.num_joined,
+            **trainer.evaluate(),
+            "observables": trainer.observables(),
+            "num_missing_weights": trainer.batches.num_missing,
+            "num_joined_weights": trainer.batches.num_joined,
             "seconds": time.monotonic() - self.started,
             "fingerprint": fingerprint,
         }
-        self.place.publish(self.job.folder / "metrics.parquet")
-        write_json(self.job.folder / "evaluation.json", report)
-        self.place.publish(self.job.folder / "evaluation.json")
+        if self.writes:
+            write_parquet(job.folder / "metrics.parquet", pa.Table.from_pylist(self.rows))
+            trainer.task.describe(job.folder)
+            self.place.publish(job.folder)
+            write_json(job.folder / "evaluation.json", report)
+            self.place.publish(job.folder / "evaluation.json")

@@ -3,24 +3,44 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any, Literal
 
 import numpy as np
 import ray
 from ray.actor import ActorHandle
+from torch import nn
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.experiments.two_rules.behaviour import Behaviour, behaviour
-from patterning_dist.experiments.two_rules.config import ParenthesesConfig
-from patterning_dist.experiments.two_rules.strings import SPLITS, read_split
 from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.runtime.training.engine import deepspeed_config, initialize_alone
 from patterning_dist.storage.mirror import Place
 from patterning_dist.storage.run import stage_fingerprint
-from patterning_dist.training.stacked import Phase, StackedTraining, TorchEngine
+from patterning_dist.training.stacked import Networks, Phase, StackedTraining, StackSettings, TorchEngine
 
 _NOTE_EVERY = 0.5  # seconds between two notes of a stack to the progress board
+
+
+@dataclass(frozen=True)
+class StackRecipe:
+    """What the stacks of a run have in common; goes to every worker.
+
+    Attributes:
+        open_task: (run directory, device) -> the task, see ``Stackable``.
+        files: names in the run directory that it reads.
+        behaviour: (task, one network, all networks) -> what they do, columns [network].
+        settings: of every training.
+        engine: what takes the steps; DeepSpeed (ZeRO stage 0) costs more a step, for large networks.
+    """
+
+    open_task: Callable[[Path, str], Any]
+    files: tuple[str, ...]
+    behaviour: Callable[[Any, nn.Module, Networks], dict[str, np.ndarray]]
+    settings: StackSettings
+    engine: Literal["torch", "deepspeed"] = "torch"
 
 
 @dataclass(frozen=True)
@@ -42,22 +62,22 @@ class StackTask:
         return f"{self.arm} seeds {self.seeds[0]} to {self.seeds[-1]}"
 
     def fingerprint(self, inputs: str) -> str:
-        """Hash of what the networks follow from; `inputs`: of the strings and the settings."""
+        """Hash of what the networks follow from; `inputs`: of the task and the settings."""
         phases = [[phase.until, np.asarray(phase.weights, "<f8").tobytes().hex()] for phase in self.phases]
         return stage_fingerprint("stack", {"inputs": inputs, "seeds": list(self.seeds), "phases": phases})
 
 
 @dataclass(frozen=True)
 class Trained:
-    """Networks after their training: parameters by name [network, ...], and what they do."""
+    """Networks after their training: parameters by name [network, ...], and what they do, columns [network]."""
 
     parameters: dict[str, np.ndarray]
-    behaviour: Behaviour
+    behaviour: dict[str, np.ndarray]
 
     def arrays(self) -> dict[str, np.ndarray]:
         """Everything in one dict, parameters/<name> and behaviour/<name>."""
         found = {f"parameters/{name}": values for name, values in self.parameters.items()}
-        return found | {f"behaviour/{name}": values for name, values in self.behaviour._asdict().items()}
+        return found | {f"behaviour/{name}": values for name, values in self.behaviour.items()}
 
     @staticmethod
     def of(arrays: dict[str, np.ndarray]) -> Trained:
@@ -66,21 +86,20 @@ class Trained:
         def under(prefix: str) -> dict[str, np.ndarray]:
             return {n.removeprefix(prefix): values for n, values in arrays.items() if n.startswith(prefix)}
 
-        return Trained(under("parameters/"), Behaviour(**under("behaviour/")))
+        return Trained(under("parameters/"), under("behaviour/"))
 
 
 @ray.remote
 class StackTrainer:
-    """One process with the strings of a run, for any number of stacks one after another."""
+    """One process with a task, for any number of stacks one after another."""
 
-    def __init__(self, config: ParenthesesConfig, device: str) -> None:
-        prepare_process(config.sampling.threads_per_worker)
-        self.config, self.device = config, device
+    def __init__(self, recipe: StackRecipe, device: str, num_threads: int) -> None:
+        prepare_process(num_threads)
+        self.recipe, self.device = recipe, device
 
     def open(self, place: Place) -> None:
-        """Read the strings."""
-        folder = place.fetch("data") / "data"
-        self.splits = {name: read_split(folder, name, self.config.task.max_length) for name in SPLITS}
+        """Read the samples."""
+        self.task = self.recipe.open_task(place.fetch(*self.recipe.files), self.device)
 
     def train(self, stack: StackTask, board: ActorHandle) -> dict[str, np.ndarray]:
         """Train a stack from fresh weights; returns ``Trained.arrays``.
@@ -88,16 +107,13 @@ class StackTrainer:
         Raises:
             PatterningError: a network's parameters are not finite.
         """
-        settings = self.config.training
-        make_engine = TorchEngine
-        if settings.engine == "deepspeed":
+        settings, make_engine = self.recipe.settings, TorchEngine
+        if self.recipe.engine == "deepspeed":
             # DeepSpeed counts samples; those of one network are what it has to know of. By default it clips gradients,
             # here by the norm over all networks: each one's steps would depend on the others.
             engine = deepspeed_config(None, settings.batch_size, 1) | {"gradient_clipping": 0.0}
             make_engine = partial(initialize_alone, config=engine, device=self.device)
-        training = StackedTraining(
-            self.config.model, settings, self.splits["train"], stack.seeds, self.device, make_engine
-        )
+        training = StackedTraining(self.task, settings, stack.seeds, self.device, make_engine)
         noted = 0.0
 
         def note(step: int) -> None:
@@ -109,7 +125,7 @@ class StackTrainer:
         training.run(stack.phases, note)
         networks = {name: tensor.numpy() for name, tensor in training.networks().items()}
         _refuse_not_finite(stack, networks)
-        return Trained(networks, behaviour(training.skeleton, training.parameters, self.splits)).arrays()
+        return Trained(networks, self.recipe.behaviour(self.task, training.skeleton, training.parameters)).arrays()
 
 
 def _refuse_not_finite(stack: StackTask, networks: dict[str, np.ndarray]) -> None:

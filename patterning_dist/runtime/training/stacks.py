@@ -8,18 +8,19 @@ from collections.abc import Sequence
 import ray
 from ray.actor import ActorHandle
 
-from patterning_dist.experiments.two_rules.config import ParenthesesConfig
+from patterning_dist.config import SamplingConfig
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.environment import ray_session
-from patterning_dist.runtime.resources import worker_resources
+from patterning_dist.runtime.resources import sampling_resources
 from patterning_dist.runtime.tasks import Task, run_tasks
-from patterning_dist.runtime.training.stack_worker import StackTask, StackTrainer, Trained
+from patterning_dist.runtime.training.stack_worker import StackRecipe, StackTask, StackTrainer, Trained
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.storage.run import RunDirectory
 
 
 def train_stacks(
-    config: ParenthesesConfig,
+    recipe: StackRecipe,
+    sampling: SamplingConfig,
     device: str,
     run: RunDirectory,
     inputs: str,
@@ -30,10 +31,11 @@ def train_stacks(
     """Train the stacks of which there is no file yet, side by side.
 
     Args:
-        config: of the run.
-        device: of the trainers.
-        run: its strings are read, and the files written.
-        inputs: hash of the strings and of the settings of a training.
+        recipe: what the stacks have in common.
+        sampling: section of the experiment: its workers train.
+        device: of the workers.
+        run: the task's files are read there, and those of the stacks written.
+        inputs: hash of the task and of the settings of a training.
         stacks: in the order in which they are begun.
         folder: of the files <arm>-<first seed>.npz, relative to the run directory.
         progress: shows the steps done, and the time left.
@@ -44,16 +46,16 @@ def train_stacks(
     Raises:
         PatterningError: a network's parameters are not finite, or the cluster has no room.
     """
-    need = worker_resources(config.sampling, device)
+    need = sampling_resources(sampling, device)
     with contextlib.ExitStack() as resources:
 
         def start() -> tuple[ActorHandle, ray.ObjectRef]:
-            trainer = StackTrainer.options(**need.options).remote(config, device)
+            trainer = StackTrainer.options(**need.options).remote(recipe, device, sampling.threads_per_worker)
             return trainer, trainer.open.remote(run.place)
 
         def hire(number: int) -> Workforce:
-            resources.enter_context(ray_session(config.sampling.threads_per_worker))
-            number = need.at_once(number, config.sampling.workers).number
+            resources.enter_context(ray_session(sampling.threads_per_worker))
+            number = need.at_once(number, sampling.workers).number
             return resources.enter_context(Workforce(start, number, need, progress))
 
         tasks = [
@@ -66,5 +68,5 @@ def train_stacks(
             for stack in stacks
         ]
         label, what = "training networks (steps)", "stacks of networks"
-        found = run_tasks(tasks, run, hire, progress, label, what=what, units=config.training.num_steps)
+        found = run_tasks(tasks, run, hire, progress, label, what=what, units=recipe.settings.num_steps)
     return [Trained.of(result) for result in found]

@@ -111,7 +111,8 @@ def plan_run(config: Config, directory: Path, done: list[str], say: Callable[[st
             elif stage == "solve":
                 unit = counts[config.solve.component]
                 seconds = training.solve_seconds(config, study, unit, chains, workspace.path)
-                stages.append(plan_solve(config, study, chains, seconds))
+                coordinates = chains.units[standing_for[config.solve.component]].num_coordinates
+                stages.append(plan_solve(config, study, unit, coordinates, chains, seconds))
             elif stage == "retrain":
                 stages.append(plan_retrain(config, job, steps))
             else:
@@ -186,14 +187,11 @@ def _job(config: Config, directory: Path) -> TrainingJob:
     """A retraining as ``stages.train`` makes them, without weights."""
     return TrainingJob(
         name="probe",
-        pool=directory / "data" / "train.parquet",
         folder=directory / "retrain",
+        inputs=[],
         seed=config.seed,
         num_steps=config.retrain.num_steps,
-        anneal_steps=0,
         evaluate_every=config.retrain.evaluate_every,
-        weights=None,
-        start=None,
         deepspeed=config.retrain.deepspeed,
         num_workers=config.retrain.num_workers,
     )

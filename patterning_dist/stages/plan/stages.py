@@ -105,7 +105,9 @@ def plan_chains(
     )
 
 
-def plan_solve(config: Config, study: Study, probe: ChainProbe, seconds: Seconds) -> StagePlan:
+def plan_solve(
+    config: Config, study: Study, unit: UnitCounts, num_coordinates: int, probe: ChainProbe, seconds: Seconds
+) -> StagePlan:
     """Stage solve."""
     return StagePlan(
         "solve",
@@ -115,5 +117,5 @@ def plan_solve(config: Config, study: Study, probe: ChainProbe, seconds: Seconds
         config.sampling.threads_per_worker,
         on_device=True,
         process_bytes=probe.process_bytes,
-        disk_bytes=training.solve_disk(config, study),
+        disk_bytes=training.solve_disk(config, study, unit, num_coordinates),
     )

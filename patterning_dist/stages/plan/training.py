@@ -145,12 +145,16 @@ def train_disk(weight_bytes: int) -> int:
     return 3 * weight_bytes
 
 
-def solve_disk(config: Config, study: Study) -> int:
-    """chi of the pool with errors of a part of it, and three tables of weights, compressed."""
+def solve_disk(config: Config, study: Study, unit: UnitCounts, num_coordinates: int) -> int:
+    """chi of the pool with errors of a part of it, and three tables of weights, compressed; results of the tasks."""
     num_observables = len(config.solve.targets or study.splits.names)
     share = min(1.0, SEQUENCES_BY_CHAIN / study.pool.num_sequences)
-    chi = 4 * num_observables * (1 + share)
-    return round(study.num_pool_tokens * (chi + 1 + 3 * 4))
+    tables = study.num_pool_tokens * (4 * num_observables * (1 + share) + 1 + 3 * 4)
+    if config.solve.scores == "regression":
+        return round(tables)
+    scores = 4 * num_observables * (study.num_pool_tokens * (1 + share * unit.num_chains))
+    directions = 8 * num_observables * unit.num_chains * num_coordinates
+    return round(tables + scores + directions)
 
 
 def retrain_disk(config: Config, weight_bytes: int) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -10,15 +11,16 @@ import pyarrow as pa
 import torch
 from safetensors.torch import save_file
 
-from patterning_dist.experiments.two_rules.behaviour import Behaviour
+from patterning_dist.experiments.two_rules.behaviour import behaviour
 from patterning_dist.experiments.two_rules.config import ParenthesesConfig
+from patterning_dist.experiments.two_rules.task import BracketTask
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.environment import resolve_device
-from patterning_dist.runtime.training.stack_worker import StackTask, Trained
+from patterning_dist.runtime.training.stack_worker import StackRecipe, StackTask, Trained
 from patterning_dist.runtime.training.stacks import train_stacks
 from patterning_dist.storage.files import atomic_path, file_sha256, write_parquet
 from patterning_dist.storage.run import RunDirectory, stage_fingerprint
-from patterning_dist.training.stacked import Phase
+from patterning_dist.training.stacked import Phase, StackSettings
 
 # First seeds of networks that are chosen from, of those of the arms, and of those of online rounds: never the same.
 POOL, ARMS, ROUNDS = 0, 1_000_000, 2_000_000
@@ -62,7 +64,9 @@ def train_networks(
             "device": device,
         },
     )
-    done = train_stacks(config, device, run, inputs, tasks, f"{folder}/stacks", progress)
+    settings = StackSettings(**config.training.model_dump(include={*StackSettings._fields}))
+    recipe = StackRecipe(partial(BracketTask, config), ("data",), behaviour, settings, config.training.engine)
+    done = train_stacks(recipe, config.sampling, device, run, inputs, tasks, f"{folder}/stacks", progress)
     return {
         arm: _joined([trained for task, trained in zip(tasks, done, strict=True) if task.arm == arm]) for arm in arms
     }
@@ -74,14 +78,11 @@ def write_networks(folder: Path, seeds: Sequence[int], trained: Trained) -> list
     folder.mkdir(parents=True, exist_ok=True)
     with atomic_path(weights) as temporary:
         save_file({name: torch.from_numpy(values) for name, values in trained.parameters.items()}, temporary)
-    columns = {"seed": np.array(seeds, np.int64)} | trained.behaviour._asdict()
+    columns = {"seed": np.array(seeds, np.int64)} | trained.behaviour
     write_parquet(table, pa.table(columns), {"units": "shares of strings", "rejected": "1 NESTED, 0 EQUAL-COUNT"})
     return [weights, table]
 
 
 def _joined(parts: list[Trained]) -> Trained:
-    names = parts[0].parameters
-    return Trained(
-        {name: np.concatenate([part.parameters[name] for part in parts]) for name in names},
-        Behaviour(*(np.concatenate(columns) for columns in zip(*(part.behaviour for part in parts), strict=True))),
-    )
+    arrays = [part.arrays() for part in parts]
+    return Trained.of({name: np.concatenate([part[name] for part in arrays]) for name in arrays[0]})

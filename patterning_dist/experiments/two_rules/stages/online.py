@@ -12,16 +12,14 @@ from typing import Any
 import numpy as np
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.experiments.two_rules.behaviour import Behaviour
 from patterning_dist.experiments.two_rules.config import ParenthesesConfig
 from patterning_dist.experiments.two_rules.scores import standardised, toward_first
 from patterning_dist.experiments.two_rules.stages.networks import ROUNDS, network_seeds, train_networks, write_networks
 from patterning_dist.experiments.two_rules.stages.references import EQUAL_COUNT, NESTED, Reference
 from patterning_dist.experiments.two_rules.stages.responses import read_responses, reliabilities
-from patterning_dist.experiments.two_rules.stages.sample import sample_subjects
+from patterning_dist.experiments.two_rules.stages.sample import sample_subjects, subject
 from patterning_dist.experiments.two_rules.stages.weighting import two_phases, weights_along
 from patterning_dist.experiments.two_rules.strings import BracketStrings
-from patterning_dist.experiments.two_rules.study import Subject
 from patterning_dist.progress import Progress
 from patterning_dist.response.moments import Floats
 from patterning_dist.storage.files import write_json
@@ -53,17 +51,18 @@ def online_scores(
             config, run, number, {names[side]: toward for side, toward in scores.items()}, strings, progress
         )
         subjects = {
-            _unit(name, reference): Subject(
+            _unit(name, reference): subject(
+                config,
                 _FIRST_SUBJECT + (2 * number + place) * _SUBJECTS + reference.index,
-                f"rounds/{name}/networks.safetensors",
+                f"rounds/{name}",
                 reference.index,
             )
             for place, name in enumerate(names.values())
             for reference in references[name]
         }
-        found, tables = sample_subjects(config, run, "solve", subjects, progress)
-        diagnostics |= found
-        written += [*files, *tables]
+        measured = sample_subjects(config, run, "solve", subjects, progress)
+        diagnostics |= measured.diagnostics
+        written += [*files, *measured.files]
         for side, name in names.items():
             units = [_unit(name, reference) for reference in references[name]]
             responses = read_responses(config, run, references[name], units)
@@ -74,7 +73,7 @@ def online_scores(
                 "correlation_with_score": float(np.corrcoef(toward, scores[side])[0, 1]),
             }
             scores[side] = standardised(scores[side] + toward, strings.labels)
-    write_json(run.path / "response" / "rounds.json", diagnostics)
+    write_json(run.path / "response" / "rounds.json", {"subjects": diagnostics})
     return scores, told, [*written, run.path / "response" / "rounds.json"]
 
 
@@ -107,19 +106,19 @@ def _unit(name: str, reference: Reference) -> str:
     return f"{name}-{reference.rule}-{reference.index}"
 
 
-def _ends(config: ParenthesesConfig, name: str, behaviour: Behaviour) -> list[Reference]:
+def _ends(config: ParenthesesConfig, name: str, behaviour: dict[str, np.ndarray]) -> list[Reference]:
     """The networks that reject most, and those that reject least, of those that are accurate enough."""
-    accurate = np.flatnonzero(behaviour.train >= config.references.train_accuracy)
+    accurate = np.flatnonzero(behaviour["train"] >= config.references.train_accuracy)
     wanted = config.online.per_rule
     if len(accurate) < 2 * wanted:
         raise PatterningError(
-            f"round {name}: {len(accurate)} of {len(behaviour.train)} networks have a training accuracy of at least "
+            f"round {name}: {len(accurate)} of {len(behaviour['train'])} networks have a training accuracy of at least "
             f"{config.references.train_accuracy:g}, twice online.per_rule = {wanted} are wanted; raise "
             "online.num_seeds or weights.effective_share, or lower arms.reweighted_share"
         )
-    order = accurate[np.argsort(behaviour.rejected[accurate], kind="stable")]
+    order = accurate[np.argsort(behaviour["rejected"][accurate], kind="stable")]
     return [
-        Reference(rule, int(index), float(behaviour.rejected[index]))
+        Reference(rule, int(index), float(behaviour["rejected"][index]))
         for rule, found in ((NESTED, order[::-1][:wanted]), (EQUAL_COUNT, order[:wanted]))
         for index in found
     ]

@@ -9,9 +9,9 @@ from typing import NamedTuple
 import numpy as np
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.experiments.two_rules.behaviour import Behaviour
 from patterning_dist.experiments.two_rules.config import ParenthesesConfig
 from patterning_dist.experiments.two_rules.stages.networks import POOL, network_seeds, train_networks, write_networks
+from patterning_dist.experiments.two_rules.stages.weighting import PLAIN, write_weights
 from patterning_dist.experiments.two_rules.strings import read_split, write_splits
 from patterning_dist.progress import Progress
 from patterning_dist.storage.files import write_json
@@ -30,9 +30,11 @@ class Reference(NamedTuple):
 
 
 def prepare(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> list[Path]:
-    """Draw the strings; returns the tables written."""
+    """Draw the strings, and write down the weights that they have in plain training; returns the tables written."""
     progress.start("drawing strings", None)
-    return write_splits(run.path / "data", config.task, config.seed)
+    tables = write_splits(run.path / "data", config.task, config.seed)
+    strings = read_split(run.path / "data", "train", config.task.max_length)
+    return [*tables, write_weights(run.path / PLAIN, strings, np.ones(len(strings)))]
 
 
 def train(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> list[Path]:
@@ -47,16 +49,16 @@ def train(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> l
     return [*written, run.path / "baseline" / "references.json"]
 
 
-def choose(behaviour: Behaviour, config: ParenthesesConfig) -> list[Reference]:
+def choose(behaviour: dict[str, np.ndarray], config: ParenthesesConfig) -> list[Reference]:
     """The networks that follow either rule most clearly, among those that are accurate enough.
 
     Raises:
         PatterningError: too few are as clear as asked.
     """
     wanted = config.references
-    accurate = np.flatnonzero(behaviour.train >= wanted.train_accuracy)
-    order = accurate[np.argsort(behaviour.rejected[accurate], kind="stable")]
-    rejected = behaviour.rejected
+    accurate = np.flatnonzero(behaviour["train"] >= wanted.train_accuracy)
+    order = accurate[np.argsort(behaviour["rejected"][accurate], kind="stable")]
+    rejected = behaviour["rejected"]
     nested = [i for i in order[::-1] if rejected[i] >= wanted.nested_above][: wanted.per_rule]
     equal_count = [i for i in order if rejected[i] <= wanted.equal_count_below][: wanted.per_rule]
     for rule, found, bound in (

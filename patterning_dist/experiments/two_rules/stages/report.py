@@ -12,6 +12,7 @@ import numpy as np
 from patterning_dist.experiments.two_rules.config import ParenthesesConfig
 from patterning_dist.experiments.two_rules.page.page import write_parentheses_page
 from patterning_dist.experiments.two_rules.stages.summary import (
+    read_diagnostics,
     summarise_arms,
     summarise_check,
     summarise_contrasts,
@@ -20,7 +21,7 @@ from patterning_dist.experiments.two_rules.stages.summary import (
 )
 from patterning_dist.progress import Progress
 from patterning_dist.storage.files import read_parquet, write_json
-from patterning_dist.storage.run import STAGES, RunDirectory
+from patterning_dist.storage.run import RunDirectory
 
 _STRINGS_SHOWN = 12  # of the most up- and of the most down-weighted, of either label
 
@@ -29,11 +30,11 @@ def report(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> 
     """Write summary.json and report.html; returns both."""
     progress.start("writing the report", None)
     solution = json.loads((run.path / "weights" / "solution.json").read_text())
-    stages, arms = run.manifest["stages"], summarise_arms(config, run.path)
+    arms = summarise_arms(config, run.path)
     summary = {
         "name": config.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
-        "seconds": {stage: stages[stage]["seconds"] for stage in STAGES if "seconds" in stages.get(stage, {})},
+        "seconds": {stage: entry["seconds"] for stage, entry in run.manifest["stages"].items() if "seconds" in entry},
         "arms": arms,
         "contrasts": summarise_contrasts(run.path),
         "rounds": summarise_rounds(run.path),
@@ -74,7 +75,7 @@ def _warnings(folder: Path, arms: dict[str, Any]) -> list[str]:
     """What speaks against the chains and the networks: a line for each way to fail, with the worst case of it."""
     entries: dict[str, dict[str, Any]] = {}
     for file in ("diagnostics.json", "rounds.json", "realised.json"):
-        entries |= json.loads((folder / "response" / file).read_text())
+        entries |= read_diagnostics(folder, file)
     found: dict[str, list[tuple[float, str]]] = {}
     for name, entry in entries.items():
         for finding in entry["findings"]:

@@ -17,7 +17,8 @@ from patterning_dist.experiments.two_rules.scores import (
     reliability_between_solutions,
 )
 from patterning_dist.experiments.two_rules.stages.references import NESTED, Reference
-from patterning_dist.experiments.two_rules.study import COMPONENT
+from patterning_dist.experiments.two_rules.task import COMPONENT
+from patterning_dist.measure.results import table_name
 from patterning_dist.response.llc import free_energy_response, llc_response
 from patterning_dist.response.moments import Floats
 from patterning_dist.storage.files import read_parquet
@@ -58,7 +59,7 @@ def read_responses(
     free_energy, expected_loss, llc, loss = [], [], [], []
     for name in names:
         chains, _ = read_chains(run.path / "sampling" / name)
-        table, _ = read_parquet(run.path / "response" / f"{name}.parquet", ("sample_id", "center_loss"))
+        table, _ = read_parquet(run.path / table_name(name), ("sample_id", "center_loss"))
         center = table["center_loss"].to_numpy().astype(np.float64)
         free_energy.append(free_energy_response(chains, center).chi_per_chain[:, 0])
         expected_loss.append(np.stack([chain.total().mean_loss for chain in chains]) + center)

@@ -7,10 +7,10 @@ from pathlib import Path
 from patterning_dist.experiments.two_rules.config import ParenthesesConfig
 from patterning_dist.experiments.two_rules.stages.networks import ARMS, network_seeds, train_networks, write_networks
 from patterning_dist.experiments.two_rules.stages.references import EQUAL_COUNT, NESTED, read_references
-from patterning_dist.experiments.two_rules.stages.sample import sample_subjects
+from patterning_dist.experiments.two_rules.stages.sample import sample_subjects, subject
 from patterning_dist.experiments.two_rules.stages.weighting import two_phases
 from patterning_dist.experiments.two_rules.strings import read_split
-from patterning_dist.experiments.two_rules.study import Subject
+from patterning_dist.measure.subjects import Subject
 from patterning_dist.progress import Progress
 from patterning_dist.storage.files import read_parquet, write_json
 from patterning_dist.storage.run import RunDirectory
@@ -41,9 +41,9 @@ def retrain(config: ParenthesesConfig, run: RunDirectory, progress: Progress) ->
     written = []
     for arm, networks in trained.items():
         written += write_networks(run.path / "retrain" / arm, arms[arm][0], networks)
-    diagnostics, checked = sample_subjects(config, run, "retrain", checked_subjects(config, run), progress)
-    write_json(run.path / "response" / "realised.json", diagnostics)
-    return [*written, *checked, run.path / "response" / "realised.json"]
+    measured = sample_subjects(config, run, "retrain", checked_subjects(config, run), progress)
+    write_json(run.path / "response" / "realised.json", {"subjects": measured.diagnostics})
+    return [*written, *measured.files, run.path / "response" / "realised.json"]
 
 
 def weighted_arms(config: ParenthesesConfig) -> list[str]:
@@ -61,9 +61,10 @@ def checked_subjects(config: ParenthesesConfig, run: RunDirectory) -> dict[str, 
         if of_rule >= config.check.per_rule:
             continue
         for index, strength in enumerate(config.check.strengths):
-            subjects[f"{reference.rule}-{number}@{strength:+g}"] = Subject(
+            subjects[f"{reference.rule}-{number}@{strength:+g}"] = subject(
+                config,
                 _CHECKED * (index + 1) + number,
-                "baseline/networks.safetensors",
+                "baseline",
                 reference.index,
                 f"weights/strength_{strength:+g}.parquet",
             )

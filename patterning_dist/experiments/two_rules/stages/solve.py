@@ -13,7 +13,7 @@ from patterning_dist.experiments.two_rules.stages.references import EQUAL_COUNT,
 from patterning_dist.experiments.two_rules.stages.responses import predicted, read_responses, reliabilities
 from patterning_dist.experiments.two_rules.stages.weighting import permuted, weights_along, write_weights
 from patterning_dist.experiments.two_rules.strings import read_split
-from patterning_dist.experiments.two_rules.study import COMPONENT
+from patterning_dist.experiments.two_rules.task import COMPONENT
 from patterning_dist.progress import Progress
 from patterning_dist.storage.files import write_json
 from patterning_dist.storage.run import RunDirectory

@@ -13,8 +13,9 @@ from patterning_dist.aggregation.files import read_chains
 from patterning_dist.experiments.two_rules.config import ParenthesesConfig
 from patterning_dist.experiments.two_rules.stages.references import EQUAL_COUNT, NESTED, read_references
 from patterning_dist.experiments.two_rules.stages.retrain import weighted_arms
-from patterning_dist.experiments.two_rules.study import COMPONENT
-from patterning_dist.stages.report import interval
+from patterning_dist.experiments.two_rules.task import COMPONENT
+from patterning_dist.measure.results import table_name
+from patterning_dist.response.batch_means import student_interval
 from patterning_dist.storage.files import read_parquet
 
 # Shares of networks that are told, by the share of out-of-distribution strings that they reject.
@@ -81,7 +82,7 @@ def summarise_rounds(folder: Path) -> list[dict[str, Any]]:
 
 def summarise_llc(config: ParenthesesConfig, folder: Path) -> dict[str, Any]:
     """LLC of the references of either rule: mean with an interval over networks, and every network with its own."""
-    diagnostics = json.loads((folder / "response" / "diagnostics.json").read_text())
+    diagnostics = read_diagnostics(folder, "diagnostics.json")
     found: dict[str, Any] = {}
     for number, reference in enumerate(read_references(folder / "baseline")):
         entry = diagnostics[f"{reference.rule}-{number}"]["llc"]
@@ -124,9 +125,18 @@ def summarise_check(config: ParenthesesConfig, folder: Path) -> list[dict[str, A
     return rows
 
 
+def read_diagnostics(folder: Path, file: str) -> dict[str, dict[str, Any]]:
+    """Diagnostics by subject, of a file in response/."""
+    return json.loads((folder / "response" / file).read_text())["subjects"]
+
+
 def mean_with_interval(values: np.ndarray) -> dict[str, Any]:
     """Mean and 95 % Student interval; None as the interval of one value."""
-    return {"value": float(values.mean()), "interval": interval(values)}
+    mean, number = float(values.mean()), len(values)
+    if number < 2:
+        return {"value": mean, "interval": None}
+    ends = student_interval(mean, values.std(ddof=1) / np.sqrt(number), number - 1, 0.95)
+    return {"value": mean, "interval": [float(end) for end in ends]}
 
 
 def _share(rejected: np.ndarray, bound: float) -> dict[str, Any]:
@@ -146,9 +156,9 @@ def _along(
 ) -> dict[str, list[tuple[float, float]]]:
     """(predicted, measured) change of LLC and free energy of one reference at strengths of one sign, outwards."""
     _, llc, free_energy = (observable.name for observable in config.sampling.observables)
-    plain, _ = read_parquet(folder / "response" / f"{name}.parquet", (f"chi_{llc}", f"chi_{free_energy}"))
-    diagnostics = json.loads((folder / "response" / "diagnostics.json").read_text())
-    realised = json.loads((folder / "response" / "realised.json").read_text())
+    plain, _ = read_parquet(folder / table_name(name), (f"chi_{llc}", f"chi_{free_energy}"))
+    diagnostics = read_diagnostics(folder, "diagnostics.json")
+    realised = read_diagnostics(folder, "realised.json")
     base = diagnostics[name]["llc"]["value"]
     found: dict[str, list[tuple[float, float]]] = {"llc": [], "free_energy": []}
     at, slope, integral = 0.0, None, 0.0
@@ -175,7 +185,7 @@ def _along(
 def _slope(folder: Path, name: str, h: np.ndarray, unit: np.ndarray, n_beta: float) -> float:
     """dF/ds = (n_beta / n) sum_i (dh_i/ds) <l_i> at a strength, from chains under its weights."""
     chains, _ = read_chains(folder / "sampling" / name)
-    table, _ = read_parquet(folder / "response" / f"{name}.parquet", ("center_loss",))
+    table, _ = read_parquet(folder / table_name(name), ("center_loss",))
     deviation = np.mean([chain.total().mean_loss for chain in chains], axis=0)
     weighted = deviation + table["center_loss"].to_numpy()  # the chains measure (1 + h_i) l_i
     return float(n_beta / len(h) * (weighted @ (unit / (1 + h))))

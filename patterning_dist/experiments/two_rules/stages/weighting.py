@@ -15,6 +15,7 @@ from patterning_dist.response.solver import solve_for_effective_sample_share
 from patterning_dist.storage.files import write_parquet
 from patterning_dist.training.stacked import Phase
 
+PLAIN = "data/weights.parquet"  # of the strings in plain training
 _PERMUTATION = 0x7065726D  # stream of the run's seed
 
 

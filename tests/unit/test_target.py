@@ -1,36 +1,31 @@
-"""Any module as a target: the layered target's numbers, whatever the micro-batches; bad losses are refused."""
+"""Targets: the same numbers with the layers below computed once, and whatever the micro-batches; bad losses."""
 
 from __future__ import annotations
 
 import numpy as np
 import pytest
 import torch
+from language_targets import language_target, language_task
 from torch import nn
 from torch.utils.data import TensorDataset
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.models.attention import AttentionOnlyTransformer
 from patterning_dist.models.components import select_component
 from patterning_dist.models.losses import token_losses
-from patterning_dist.sampling.layered import LayeredTarget
-from patterning_dist.sampling.module_target import ModuleTarget
-from patterning_dist.sampling.observables import split_losses
-from patterning_dist.sampling.restricted import RestrictedModel
+from patterning_dist.sampling.target import Target
+from patterning_dist.tasks.held_out import held_out_splits
 
 torch.set_num_threads(1)
 
 TOKENS = torch.from_numpy(np.tile(np.random.default_rng(1).integers(1, 31, size=(30, 6)), 2))
 PROBE, HELD_OUT = TOKENS[:7], TOKENS[20:]
-SPLITS = split_losses(
-    {"gap": "induction_minus_rest", "b": "domain:b"}, HELD_OUT.numpy(), np.array(["a", "b"] * 5, dtype=object), 31
-)
+SPLITS = {"gap": "induction_minus_rest", "b": "domain:b"}
 COMPONENTS = ["everything", "embedding", "layer.1.head.0", "layers.*.query[1,:,0:3]+unembedding[2:4]"]
+TASK = language_task(TOKENS.numpy(), HELD_OUT.numpy(), domains=np.array(["a", "b"] * 5, dtype=object))
 
 
 def make_model():
-    return AttentionOnlyTransformer(
-        vocabulary_size=31, context_length=12, num_layers=2, num_heads=2, d_model=8, d_head=4, seed=1
-    )
+    return TASK.build(1)
 
 
 def next_token_losses(model, tokens):
@@ -43,20 +38,13 @@ def norm(model):
 
 def make_target(component="everything", model=None, loss=next_token_losses, **options):
     model = model or make_model()
-    options = {"held_out": HELD_OUT, "coefficients": SPLITS.coefficients, "num_component_losses": 1} | options
-    return ModuleTarget(model, select_component(model, component), loss, TOKENS, PROBE, functions=(norm,), **options)
+    splits = held_out_splits(TASK, 0, 10, SPLITS)
+    options = {"held_out": splits.samples, "coefficients": splits.coefficients, "num_component_losses": 1} | options
+    return Target(model, select_component(model, component), loss, TOKENS, PROBE, functions=(norm,), **options)
 
 
 def layered_target(component):
-    model = make_model()
-    return LayeredTarget(
-        RestrictedModel(model, select_component(model, component)),
-        training_tokens=lambda ids: TOKENS.numpy()[ids],
-        probe=PROBE,
-        splits=SPLITS,
-        num_component_losses=1,
-        functions=(norm,),
-    )
+    return language_target(TASK, component, PROBE, splits=SPLITS, functions=(norm,))
 
 
 @pytest.mark.parametrize("component", COMPONENTS)
@@ -111,7 +99,7 @@ def test_a_data_set_of_several_tensors():
         return nn.functional.cross_entropy(model(x), y, reduction="none")
 
     data = TensorDataset(inputs, labels)
-    target = ModuleTarget(model, select_component(model, "weight[0]"), loss, data, data)
+    target = Target(model, select_component(model, "weight[0]"), loss, data, data)
     value, gradient = target.gradient(np.arange(20))
     loss(model, (inputs, labels)).mean().backward()
     torch.testing.assert_close(gradient["weight[0:1,:]"], model.weight.grad[0:1])
@@ -139,4 +127,4 @@ def test_weights_of_a_wrong_type_are_refused():
 def test_no_samples_are_refused():
     model = make_model()
     with pytest.raises(PatterningError, match="probe: there are no samples"):
-        ModuleTarget(model, select_component(model, "everything"), next_token_losses, TOKENS, TOKENS[:0])
+        Target(model, select_component(model, "everything"), next_token_losses, TOKENS, TOKENS[:0])

@@ -8,10 +8,11 @@ import pytest
 from typer.testing import CliRunner
 
 from patterning_dist.cli import app
-from patterning_dist.config import ParenthesesConfig, config_schema, dump_config, load_config
-from patterning_dist.config.schema import Config
-from patterning_dist.driver import _PIPELINES
+from patterning_dist.config import config_schema, dump_config, load_config
 from patterning_dist.errors import PatterningError
+from patterning_dist.experiments.two_rules import TwoRules
+from patterning_dist.experiments.two_rules.config import ParenthesesConfig
+from patterning_dist.functions import load_function
 
 CONFIGS = Path(__file__).parents[2] / "configs"
 FILE = CONFIGS / "parentheses.yaml"
@@ -47,7 +48,7 @@ def test_the_experiments_of_the_project_are_read_and_written_back(name: str, tmp
         ("check.strengths=[1.0,1.0]", "check.strengths: expected different numbers"),
         ("check.per_rule=30", "check.per_rule: at most references.per_rule"),
         ("weights.min_weight=0", "weights.min_weight: expected a number greater than 0, got 0"),
-        ("kind=brackets", "kind: expected 'parentheses', got 'brackets'"),
+        ("kind=parentheses", "kind is not a known key"),
         ("training.deepspeed=a.json", "training.deepspeed is not a known key"),
     ],
 )
@@ -62,9 +63,10 @@ def test_faults_name_the_key(override: str, line: str) -> None:
     [
         ("config check", "ok; the run is kept in"),
         ("components", "everything"),
-        ("plan", "is the parentheses experiment, which plan is not for"),
-        ("calibrate", "is the parentheses experiment, which calibrate is not for"),
-        ("study", "is the whole loop, with a training"),
+        ("check", "this experiment does not ask for stage check; it has prepare, train, sample"),
+        ("plan", "parentheses: patterning plan is for the loop, whose sections it reads, and experiment 'parentheses'"),
+        ("calibrate", "parentheses: patterning calibrate is for the loop"),
+        ("study", "parentheses: patterning study is for the loop"),
     ],
 )
 def test_every_command_takes_it_or_says_why_not(command: str, said: str) -> None:
@@ -82,11 +84,21 @@ def test_schema_describes_every_field() -> None:
     assert all(entry["additionalProperties"] is False for entry in definitions)
 
 
-@pytest.mark.parametrize(
-    ("kind", "free"),
-    [(Config, {"run_dir", "calibration"}), (ParenthesesConfig, {"run_dir", "kind"})],
-)
-def test_a_change_of_any_section_is_noticed(kind: type, free: set[str]) -> None:
+def test_the_word_of_earlier_files_is_told_what_to_write(tmp_path: Path) -> None:
+    old = tmp_path / "old.yaml"
+    old.write_text(FILE.read_text().replace("\nexperiment: parentheses\n", "\nkind: parentheses\n"))
+    with pytest.raises(PatterningError) as caught:
+        load_config(old)
+    assert str(caught.value) == f"{old}: kind is not a known key; write experiment: parentheses"
+
+
+def test_a_change_of_any_section_is_noticed() -> None:
     """A section that no stage counts among its inputs could be changed, and the results of another one be kept."""
-    counted = {section for _, sections in _PIPELINES[kind].values() for section in sections}
-    assert set(kind.model_fields) - counted == free
+    counted = {section for stage in TwoRules().stages(load_config(FILE)).values() for section in stage.sections}
+    assert set(ParenthesesConfig.model_fields) - counted == {"run_dir", "experiment"}
+
+
+def test_every_stage_is_there() -> None:
+    stages = TwoRules().stages(load_config(FILE))
+    assert list(stages) == ["prepare", "train", "sample", "solve", "retrain", "report"]
+    assert all(callable(load_function(stage.function)) for stage in stages.values())

@@ -9,7 +9,8 @@ import time
 from pathlib import Path
 
 import pytest
-from failures import cluster_of
+from ray.cluster_utils import Cluster
+from shared_ray import joined
 from tiny_run import copy_run, quiet, tiny_config
 
 from patterning_dist.errors import PatterningError
@@ -20,12 +21,11 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 
 def test_two_threads_on_nodes_of_one_cpu_are_refused_with_the_same_words(
-    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    cluster: Cluster, tiny_run: Path, tmp_path: Path
 ) -> None:
     run = copy_run(tiny_run, tmp_path / "run")
     config = tiny_config(run.path, "training.threads_per_worker=2", "sampling.threads_per_worker=2")
-    with cluster_of(2) as cluster:
-        monkeypatch.setenv("RAY_ADDRESS", cluster.address)
+    with joined(cluster.address):
         started = time.monotonic()
         with pytest.raises(PatterningError) as planned:
             plan_run(config, run.path, ["prepare", "train"], lambda text: None)

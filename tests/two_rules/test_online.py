@@ -9,15 +9,13 @@ import pytest
 
 from patterning_dist.config import load_config
 from patterning_dist.errors import PatterningError
-from patterning_dist.experiments.two_rules.behaviour import Behaviour
 from patterning_dist.experiments.two_rules.stages.online import _ends
 
 CONFIG = load_config(Path(__file__).parents[2] / "configs" / "parentheses.yaml", ["online={num_seeds: 8, per_rule: 2}"])
 
 
-def networks(train: list[float]) -> Behaviour:
-    rejected = np.linspace(0, 0.7, len(train))
-    return Behaviour(np.array(train), np.array(train), rejected, rejected, rejected)
+def networks(train: list[float]) -> dict[str, np.ndarray]:
+    return {"train": np.array(train), "rejected": np.linspace(0, 0.7, len(train))}
 
 
 def test_the_ends_of_the_accurate_ones() -> None:

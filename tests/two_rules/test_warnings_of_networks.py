@@ -28,7 +28,7 @@ def test_the_worst_of_a_mode_is_named(tmp_path: Path, mode: str, name: str, mild
     }
     quiet = {"network-3": {"findings": [], "excluded": [{"chain": 1, "reason": "not finite"}]}}
     for file, content in (("diagnostics", entries), ("rounds", quiet), ("realised", {})):
-        (tmp_path / "response" / f"{file}.json").write_text(json.dumps(content))
+        (tmp_path / "response" / f"{file}.json").write_text(json.dumps({"subjects": content}))
     arms = {"base": {"num_imperfect_on_train": 1, "num_networks": 64, "train_accuracy_min": 0.99975}}
     assert _warnings(tmp_path, arms | {"nested": arms["base"] | {"num_imperfect_on_train": 0}}) == [
         f"3 of 4 sampled networks, the worst network-1: is {worst}",

@@ -1,0 +1,132 @@
+"""The task of two rules: bracket classifiers of a run, its strings, and the losses of both."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+from torch.optim import Optimizer
+
+from patterning_dist.config import TrainingConfig
+from patterning_dist.errors import PatterningError
+from patterning_dist.experiments.two_rules.behaviour import behaviour
+from patterning_dist.experiments.two_rules.classifier import BracketClassifier, build_classifier, string_losses
+from patterning_dist.experiments.two_rules.config import ParenthesesConfig
+from patterning_dist.experiments.two_rules.strings import SPLITS, BracketStrings, read_split
+from patterning_dist.models.components import Component
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.storage.files import file_sha256, read_parquet
+from patterning_dist.tasks.optimizers import plain_optimizer
+from patterning_dist.tasks.task import FileHash, Metric, Terms
+
+COMPONENT = "everything"
+
+
+class BracketTask:
+    """A ``Task``; see there. Its checkpoints are ``<folder>:<number>``, a network of <folder>/networks.safetensors.
+
+    Args:
+        config: of the run.
+        directory: of the run.
+        device: torch device.
+    """
+
+    key = "sample_id"
+    num_positions: int | None = None
+    mean_counted: float | None = None
+    compute_dtype: torch.dtype | None = None
+    metrics: Mapping[str, Metric] = {
+        "train": Metric("training strings", "share", "training strings that are classified rightly"),
+        "test": Metric("test strings", "share", "test strings that are classified rightly"),
+        "rejected": Metric("rejected", "share", "out-of-distribution strings called not balanced: 1 NESTED"),
+        "rejected_open": Metric("rejected, ( first", "share", 'the same of those that begin with "("'),
+        "rejected_close": Metric("rejected, ) first", "share", 'the same of those that begin with ")"'),
+    }
+
+    def __init__(self, config: ParenthesesConfig, directory: Path, device: str) -> None:
+        self.config, self.directory, self.device = config, Path(directory), device
+        read = partial(read_split, self.directory / "data", longest=config.task.max_length)
+        self.train: BracketStrings = read(SPLITS[0])
+        self.held_out = {name: read(name) for name in SPLITS[1:]}
+
+    def open_samples(self, path: Path) -> BracketStrings:
+        """Refused: what is recorded are the losses of all training strings."""
+        raise PatterningError(
+            f"sampling.probe: {path}: the losses of all training strings are recorded; remove the key"
+        )
+
+    def build(self, seed: int) -> BracketClassifier:
+        """See ``build_classifier``."""
+        return build_classifier(self.config.model, self.config.task.max_length, seed).to(self.device)
+
+    def load(self, checkpoint: str, ranks: Ranks) -> BracketClassifier:
+        """A network out of a stack; on every rank the whole of it."""
+        folder, _, number = checkpoint.partition(":")
+        stacked, model = load_file(self.directory / folder / "networks.safetensors"), self.skeleton()
+        model.load_state_dict({name: tensor[int(number)] for name, tensor in stacked.items()})
+        return model.to(self.device).eval()
+
+    def skeleton(self) -> BracketClassifier:
+        """Shapes; the weights are as they come."""
+        return BracketClassifier(self.config.model, self.config.task.max_length)
+
+    def losses(self, model: BracketClassifier, batch: tuple[Tensor, ...]) -> Tensor:
+        """-log p(label | string) [sample], nats."""
+        return string_losses(model, *batch)
+
+    def read_weights(self, path: Path, strength: float) -> np.ndarray:
+        """rho [sample] of a table as ``write_weights`` makes it; at another strength, of the line from plain to it."""
+        rho, plain = read_parquet(path, ("weight",))[0]["weight"].to_numpy(), self.train.class_weights
+        return rho if strength == 1 else plain + strength * (rho - plain)
+
+    def layered(self, model: BracketClassifier, component: Component) -> None:
+        """Not known."""
+        return None
+
+    def counted(self, samples: BracketStrings, ids: np.ndarray) -> None:
+        """Every string counts."""
+        return None
+
+    def index(self, samples: BracketStrings, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """The number of a string."""
+        return {self.key: np.asarray(ids, np.int32)}
+
+    def entries(self, samples: BracketStrings, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """A string has one loss."""
+        return {}
+
+    def split(self, name: str, samples: BracketStrings, ids: np.ndarray) -> Terms | None:
+        """None of its own."""
+        return None
+
+    def own_split(self, name: str) -> None:
+        """None."""
+        return None
+
+    def optimizer(self, model: BracketClassifier, settings: TrainingConfig) -> Optimizer:
+        """AdamW."""
+        return plain_optimizer(model, settings)
+
+    def evaluate(self, model: BracketClassifier, ranks: Ranks) -> dict[str, float]:
+        """See ``behaviour``; every rank does all of it."""
+        networks = {name: parameter.detach()[None] for name, parameter in model.named_parameters()}
+        return {name: float(column[0]) for name, column in behaviour(self, model, networks).items()}
+
+    def describe(self, folder: Path) -> None:
+        """Nothing: the sizes are in the experiment file."""
+
+    def fingerprint(self, checkpoint: str | None = None, sha256: FileHash = file_sha256) -> Any:
+        """Strings, sizes, and the network."""
+        weights = None if checkpoint is None else self.directory / checkpoint.partition(":")[0] / "networks.safetensors"
+        return [
+            sha256(self.directory / "data" / f"{SPLITS[0]}.parquet"),
+            self.config.model.model_dump(mode="json"),
+            checkpoint,
+            None if weights is None else sha256(weights),
+        ]

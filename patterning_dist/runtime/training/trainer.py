@@ -1,0 +1,85 @@
+"""A training job on one rank: a task's model in a DeepSpeed engine, and the steps that it takes."""
+
+from __future__ import annotations
+
+from functools import partial
+
+import numpy as np
+import torch
+
+from patterning_dist.config import Config
+from patterning_dist.runtime.training.engine import deepspeed_config, initialize, model_in_pieces
+from patterning_dist.sampling.batches import all_losses
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.samples import to_device
+from patterning_dist.tasks.held_out import held_out_splits
+from patterning_dist.tasks.optimizers import learning_rate_factor, set_learning_rate_factor
+from patterning_dist.tasks.task import Task
+from patterning_dist.training.batches import WeightedBatches
+from patterning_dist.training.job import TrainingJob
+from patterning_dist.training.loss import weighted_loss
+
+
+class Trainer:
+    """The loss that is trained is the loss that susceptibilities are of: the model is in ``eval()`` mode.
+
+    Dropout is off and running statistics stay, so that neither the number of ranks nor a restart changes the numbers.
+    All ranks call all methods at the same time.
+
+    Args:
+        config: of the run.
+        task: on the device of this rank.
+        job: what is trained.
+        ranks: that share it.
+        device: of this rank.
+    """
+
+    def __init__(self, config: Config, task: Task, job: TrainingJob, ranks: Ranks, device: str) -> None:
+        self.config, self.task, self.job, self.ranks, self.device = config, task, job, ranks, device
+        self.batches = WeightedBatches(job, config.training, task)
+        settings = deepspeed_config(job.deepspeed, config.training.batch_size, ranks.size)
+        with model_in_pieces(settings, device):
+            model = task.build(job.seed) if job.start is None else task.load(job.start, Ranks())
+        self.optimizer = task.optimizer(model, config.training)
+        self.engine = initialize(model, self.optimizer, settings, device)
+        self.engine.eval()
+
+    def step(self, number: int) -> float:
+        """One optimizer step on the global batch, whose weighted mean loss [nats] is returned."""
+        job, engine = self.job, self.engine
+        warmup = self.config.training.warmup_steps
+        set_learning_rate_factor(self.optimizer, learning_rate_factor(number, job.num_steps, warmup, job.anneal_steps))
+        ids, weights = self.batches(number)
+        global_weight = max(float(weights.sum(dtype=np.float64)), 1e-12)
+        mine, micro_batches = slice(*self.ranks.share(len(ids))), engine.gradient_accumulation_steps()
+        found = []
+        for part, part_weights in zip(
+            np.array_split(ids[mine], micro_batches), np.array_split(weights[mine], micro_batches), strict=True
+        ):
+            losses = self.losses(part)
+            loss = weighted_loss(losses, torch.from_numpy(part_weights).to(self.device), global_weight, self.ranks.size)
+            # The engine divides by the number of micro-batches; the loss is already a share of the whole batch.
+            engine.backward(loss * micro_batches)
+            engine.step()
+            found.append(loss.detach())
+        return self.ranks.sum(torch.stack(found).double().sum()).item() / self.ranks.size
+
+    def losses(self, ids: np.ndarray) -> torch.Tensor:
+        """Losses of training samples, differentiable."""
+        batch = to_device(self.task.train[torch.from_numpy(ids)], self.device)
+        return self.task.losses(self.engine, batch)
+
+    def evaluate(self) -> dict[str, float]:
+        """The task's metrics, every rank its share."""
+        return self.task.evaluate(self.engine, self.ranks)
+
+    def observables(self) -> dict[str, float]:
+        """The split losses of the job [nats], on the held-out samples that chains measure them on."""
+        sampling = self.config.sampling
+        held_out = held_out_splits(self.task, self.config.seed, sampling.evaluation_sequences, dict(self.job.splits))
+        if held_out is None:
+            return {}
+        losses = partial(self.task.losses, self.engine)
+        found = all_losses(losses, held_out.samples, self.ranks, sampling.micro_batch_size, self.device)
+        values = (held_out.coefficients * found).flatten(1).sum(dim=1)
+        return dict(zip(held_out.names, values.tolist(), strict=True))

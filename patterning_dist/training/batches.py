@@ -1,0 +1,79 @@
+"""The global batches of a training: which samples, and what their losses weigh."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from patterning_dist.config import TrainingConfig
+from patterning_dist.data.sampler import epoch_batch, weighted_minibatch
+from patterning_dist.data.weights import SampleWeights
+from patterning_dist.errors import PatterningError
+from patterning_dist.tasks.task import Task
+from patterning_dist.training.job import TrainingJob
+
+_DRAW_STREAM = 0x64726177  # of the counter-based sampler, apart from those of chains (small numbers)
+
+
+class WeightedBatches:
+    """A pure function of the step: sample ids and the weights of their losses.
+
+    Batches are passes without replacement in an order that depends on the seed alone, so all arms see the same data in
+    the same order. With ``weighting: draw`` they are drawn with replacement, sample i in proportion to rho_i, or alike
+    where nothing is weighted, and losses weigh 1. During annealing the batches are ``anneal_batch_size`` large.
+
+    Args:
+        job: names seed, weights and phases.
+        training: batch sizes.
+        task: whose training samples they are; losses that do not count weigh 0.
+
+    Raises:
+        PatterningError: the table of weights is not for this task, or cannot be drawn by.
+    """
+
+    def __init__(self, job: TrainingJob, training: TrainingConfig, task: Task) -> None:
+        self.job, self.training, self.task = job, training, task
+        self.num_samples = len(task.train)
+        self.weights: np.ndarray | None = None
+        self.num_missing = self.num_joined = 0
+        if job.weights is not None:
+            self._join(SampleWeights.load(job.weights, task.key).scaled(job.strength))
+        if job.weighting == "draw":
+            self._uniform = np.arange(1, self.num_samples + 1, dtype=np.float64)
+            self._cumulative = self._uniform if self.weights is None else np.cumsum(self.weights, dtype=np.float64)
+
+    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids [sample] and weights [sample] or [sample, position] of the global batch of a step."""
+        job, ids = self.job, self._ids(step)
+        weighted = self.weights is not None and job.weighting == "loss" and step < job.weighted_steps
+        num_positions = self.task.num_positions
+        shape = (len(ids),) if num_positions is None else (len(ids), num_positions)
+        weights = self.weights[ids] if weighted else np.ones(shape, np.float32)
+        counted = self.task.counted(self.task.train, ids)
+        return ids, weights if counted is None else np.where(counted, weights, np.float32(0))
+
+    def _ids(self, step: int) -> np.ndarray:
+        job, training = self.job, self.training
+        annealing = step - job.num_steps
+        if annealing >= 0:
+            # Another key than the main order: seeds are below 2^63, so no other seed has it.
+            return epoch_batch(job.seed + 2**63, annealing, training.anneal_batch_size, self.num_samples)
+        if job.weighting == "loss":
+            return epoch_batch(job.seed, step, training.batch_size, self.num_samples)
+        cumulative = self._cumulative if step < job.weighted_steps else self._uniform
+        return weighted_minibatch(job.seed, _DRAW_STREAM, step, training.batch_size, cumulative)
+
+    def _join(self, table: SampleWeights) -> None:
+        task = self.task
+        if self.job.weighting == "loss":
+            counted = task.counted(task.train, np.arange(self.num_samples))
+            joined = table.join(self.num_samples, task.num_positions, counted)
+        else:
+            if table.position is not None:
+                raise PatterningError(
+                    f"{table.path}: has a weight for every position, and whole samples are drawn; give one weight a "
+                    f"sample, or set weighting: loss for {self.job.name}"
+                )
+            joined = table.join(self.num_samples, None)
+            if not joined.weights.any():
+                raise PatterningError(f"{table.path}: all weights are 0, so nothing can be drawn; raise some")
+        self.weights, self.num_missing, self.num_joined = joined.weights, joined.num_missing, joined.num_joined

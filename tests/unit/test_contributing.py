@@ -1,0 +1,44 @@
+"""The skeletons of CONTRIBUTING.md do what is said of them."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from patterning_dist.config import load_config
+from patterning_dist.driver import run_stages
+from patterning_dist.errors import PatterningError
+
+CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
+
+
+def skeleton(title: str) -> str:
+    """The first Python block under ``**title**``."""
+    found = re.search(rf"\*\*{title}\*\*.*?```python\n(.*?)```", CONTRIBUTING.read_text(), re.DOTALL)
+    assert found is not None, title
+    return found[1]
+
+
+def stamps(directory: Path) -> tuple[str, int]:
+    file = directory / "count.txt"
+    return file.read_text(), file.stat().st_mtime_ns
+
+
+def test_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_experiment.py").write_text(skeleton("An experiment"))
+    file, directory = tmp_path / "words.yaml", tmp_path / "run"
+    file.write_text("experiment: my_experiment:Words\nname: words\nseed: 0\ntext: a rose is a rose\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    run_stages(load_config(file), None, directory)
+    first = stamps(directory)
+    assert first[0] == "5"
+    run_stages(load_config(directory / "config.yaml"), None, directory)
+    assert stamps(directory) == first, "from its own directory, and not run again"
+    run_stages(load_config(file, ["least=2"]), None, directory)
+    assert stamps(directory)[0] == "3"
+    with pytest.raises(PatterningError, match=r"words.yaml: text: there are no words; write some"):
+        load_config(file, ["text=' '"])
+    with pytest.raises(PatterningError, match=r"words.yaml: lest is not a known key; did you mean least\?"):
+        load_config(file, ["lest=2"])

@@ -1,0 +1,86 @@
+"""Chains under a table of weights are on L_rho = sum_i rho_i l_i / sum_i rho_i, over the losses that count."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from patterning_dist.config import SamplingConfig
+from patterning_dist.config.data import FunctionDataConfig
+from patterning_dist.config.model import ModuleConfig
+from patterning_dist.errors import PatterningError
+from patterning_dist.measure.subjects import Subject, Subjects
+from patterning_dist.measure.weighted import Weighted
+from patterning_dist.storage.files import write_parquet
+from patterning_dist.tasks.module import ModuleTask
+
+SAMPLING = SamplingConfig.model_validate(
+    {
+        "components": [{"name": "everything"}],
+        "observables": [{"kind": "component_loss", "name": "loss"}],
+        "num_draws": 4,
+        "burn_in": 0,
+        "inverse_temperature": 10,
+        "localization": 1,
+        "step_size": 1e-3,
+        "probe_sequences": 30,
+    }
+)
+WEIGHTS = np.linspace(0.2, 1.8, 30)
+
+
+def load() -> tuple[TensorDataset, dict[str, TensorDataset]]:
+    generator = torch.Generator().manual_seed(0)
+    return TensorDataset(torch.randn(30, 3, generator=generator), torch.randn(30, generator=generator)), {}
+
+
+def build(checkpoint: str) -> nn.Module:
+    torch.manual_seed(0)
+    return nn.Linear(3, 1)
+
+
+def squared_error(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+    return (model(batch[0])[:, 0] - batch[1]) ** 2
+
+
+def subjects(folder: Path, key: str = "sample_id", strength: float = 1.0) -> Subjects:
+    write_parquet(folder / "weights.parquet", pa.table({key: np.arange(30), "weight": WEIGHTS}))
+    here = "test_weighted_subjects"
+    model = ModuleConfig(kind="module", build=f"{here}:build", per_sample_loss=f"{here}:squared_error")
+    data = FunctionDataConfig(kind="function", load=f"{here}:load")
+    task = ModuleTask(model, data, folder=folder, device="cpu")
+    subject = Subject("final", "everything", stream="x", weights="weights.parquet", strength=strength)
+    return Subjects(task, SAMPLING, 0, folder, {"x": subject})
+
+
+@pytest.mark.parametrize("strength", [1.0, -1.0, 0.5])
+def test_value_and_gradient_are_those_of_the_weighted_mean(tmp_path: Path, strength: float) -> None:
+    target = subjects(tmp_path, strength=strength).target("x")
+    model, batch = build("final"), list(load()[0].tensors)
+    rho = torch.from_numpy(1 + strength * (WEIGHTS - 1)).float()
+    expected = (rho * squared_error(model, batch)).sum() / rho.sum()
+    expected.backward()
+    assert target.measure().mean_loss == pytest.approx(expected.item(), rel=1e-6)
+    value, gradient = target.gradient(np.arange(30))
+    assert value == pytest.approx(expected.item(), rel=1e-6)
+    for name, parameter in model.named_parameters():
+        torch.testing.assert_close(gradient[name], parameter.grad)
+
+
+def test_a_table_of_other_samples_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(PatterningError, match=r"weights.parquet.*sample_id"):
+        subjects(tmp_path, key="sequence_id").target("x")
+    with pytest.raises(PatterningError, match=r"1 \+ strength \* \(weight - 1\) is -0.6"):
+        subjects(tmp_path, strength=2.0).target("x")
+
+
+def test_losses_that_do_not_count_bear_on_no_mean() -> None:
+    weights, counted = np.array([[1.0, 0.0], [3.0, 0.0]]), np.array([[True, False], [True, False]])
+    samples = Weighted(torch.zeros(2, 2), weights, counted)
+    assert samples[torch.arange(2)][1].tolist() == [[0.5, 0.0], [1.5, 0.0]]
