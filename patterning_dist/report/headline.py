@@ -116,13 +116,13 @@ def _differences(contrasts: Contrasts, metrics: Metrics) -> list[Any]:
         label = f"difference ({metrics.unit(metric)})" if metrics.unit(metric) else "difference"
         plot = intervals(rows, label, f"Differences between arms in {metrics.label(metric)}")
         drawn += figure(_forest_title(metric, contrasts, metrics), plot, metrics.meaning(metric))
-    rows = [[f"{a} − {b}", *(_cell(values.get(metric)) for metric in names)] for a, b, values in pairs]
+    cells = [[f"{a} − {b}", *(_cell(values.get(metric)) for metric in names)] for a, b, values in pairs]
     words = (
         "Large points are differences of means over seeds with their 95 % intervals; small points are single seeds. "
         "“≈” means that the interval holds zero: no clear effect."
     )
     headers = ["arms", *(metrics.label(metric) for metric in names)]
-    return [Figures(drawn), Note(words, "small"), Table(headers, rows, "Differences between arms")]
+    return [Figures(drawn), Note(words, "small"), Table(headers, cells, "Differences between arms")]
 
 
 def _cell(value: dict[str, Any] | None) -> str:

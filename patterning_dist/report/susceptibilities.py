@@ -74,8 +74,8 @@ def _strongest(probes: Mapping[str, pa.Table], text: TokenText | None) -> list[A
         title = f"{subject}: highest and lowest susceptibilities of {names[0]}"
         blocks.append(entries(title, "χ", index, chi, rows, words.__getitem__, shades(chi), text, folded=bool(blocks)))
     if len(probes) > SHOWN_SUBJECTS:
-        words = f"Those of {len(probes) - SHOWN_SUBJECTS} more subjects are in the tables of response/."
-        blocks.append(Note(words, "small"))
+        more = f"Those of {len(probes) - SHOWN_SUBJECTS} more subjects are in the tables of response/."
+        blocks.append(Note(more, "small"))
     return blocks
 
 
@@ -99,18 +99,18 @@ def _paired(
     pool = run.table("response/pool.parquet")
     if pool is None or not tables:
         return "", {}
-    name = schema_json(pool).get("subject")
-    name = name if name in tables else next(iter(tables))
+    given = str(schema_json(pool).get("subject"))
+    name = given if given in tables else next(iter(tables))
     probe = run.table(tables[name])
     if probe is None or not probe.num_rows or not _same_samples(run, probe, texts):
         return "", {}
     key = "sequence_id" if "sequence_id" in probe.column_names else "sample_id"
-    keys = [_places(table, key) for table in (probe, pool)]
-    _, ours, theirs = np.intersect1d(*keys, return_indices=True)
-    observables = [name for name in _rows_of(probe) if f"chi_{name}" in pool.column_names]
+    places = _places(probe, key)
+    _, ours, theirs = np.intersect1d(places, _places(pool, key), return_indices=True)
+    observables = [row for row in _rows_of(probe) if f"chi_{row}" in pool.column_names]
     if ours.size < 3:
         return "", {}
-    _, inverse = np.unique(keys[0][ours] // 65536, return_inverse=True)
+    _, inverse = np.unique(places[ours] // 65536, return_inverse=True)
     sizes, both = np.bincount(inverse), ((probe, ours), (pool, theirs))
     return name, {
         o: [np.bincount(inverse, weights=column(t, f"chi_{o}")[rows]) / sizes for t, rows in both] for o in observables
@@ -180,8 +180,11 @@ def _reliability(subjects: Mapping[str, Any]) -> list[Any]:
                 plot.dot(value, index + 0.5, style, 5, f"{subject}, {name}, {words}: {number(value)}")
     medians = [
         f"{number(float(np.median(found)), decimals=2)} over {words}"
-        for k, words in ((2, "single losses"), (3, "sample means"))
-        if (found := [row[k] for row in rows if row[k] is not None])
+        for words, values in (
+            ("single losses", [entry for *_, entry, _ in rows]),
+            ("sample means", [sample for *_, sample in rows]),
+        )
+        if (found := [value for value in values if value is not None])
     ]
     note = "Hollow: single losses; filled: means of samples, where these have several losses."
     return figure(f"Reliability: median {', '.join(medians)}", plot.svg("Split-half reliability of every row"), note)
