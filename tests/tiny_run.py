@@ -14,9 +14,13 @@ from rich.console import Console
 from safetensors.torch import save_file
 
 from patterning_dist.config import Config, load_config
+from patterning_dist.measure.subjects import Subjects
 from patterning_dist.models.attention import AttentionOnlyTransformer, build_model
 from patterning_dist.progress import Progress
+from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.stages.prepare import prepare
+from patterning_dist.stages.sample import open_subjects
+from patterning_dist.storage.mirror import Place
 from patterning_dist.storage.run import RunDirectory
 
 SETTINGS = {
@@ -107,6 +111,11 @@ def checkpoint(config: Config, directory: Path) -> AttentionOnlyTransformer:
     with torch.no_grad():
         model.unembedding[0, 0] = 0.0
     return model
+
+
+def subjects_of(config: Config, directory: Path, device: str = "cpu") -> Subjects:
+    """All sets of chains of a run, opened in this process."""
+    return open_subjects(config, Place.at(directory), device)(device, Ranks())
 
 
 def copy_run(source: Path, target: Path) -> RunDirectory:

@@ -316,6 +316,14 @@ def _check(config: Config) -> Iterator[str]:
         return
     if config.solve is None:
         yield "check: there are no weights to check; add solve, or remove check"
+    lowest, largest = min(config.check.strengths), config.solve.weight_max if config.solve else 1.0
+    if lowest * (largest - 1) < -1:
+        yield (
+            f"check.strengths: {lowest:g} takes weights below 0 where they may be as large as solve.weight_max = "
+            f"{largest:g}; expected at least {-1 / (largest - 1):.3g}, or the other weights"
+        )
+    if config.sampling.probe is not None:
+        yield "check: weights are of training samples, and sampling.probe is another table; remove one of the two"
     if 0 in config.check.strengths or _repeated(config.check.strengths):
         yield "check.strengths: expected different numbers, none of them 0: that one is measured anyway"
 

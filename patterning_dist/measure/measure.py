@@ -95,7 +95,7 @@ def write_summaries(run: RunDirectory, name: str, measured: Measured, num_modes:
     content = {"subjects": measured.diagnostics, "modes": modes}
     write_json(run.path / DIAGNOSTICS, content)
     attributes = {"name": name, "seed": subjects.seed, "units": UNITS, "sign": SIGN, "scale": SCALE}
-    attributes["versions"] = run.manifest["versions"]
+    attributes["versions"] = run.manifest.get("versions")
     nodes: list[tuple[SubjectResponse, dict[str, Any]]] = []
     for response in responses:
         settings = subject_settings(subjects, response.name)

@@ -53,16 +53,23 @@ def chains(run: Run, diagnostics: Mapping[str, Any], metrics: Metrics) -> Sectio
 
 
 def _convergence(subjects: Mapping[str, Any]) -> list[Any]:
+<<<<<<< HEAD
     slow: dict[str, None] = {}
     short: dict[str, None] = {}
     rows, unknown = [], False
+=======
+    rows: list[list[str]] = []
+    slow: dict[str, None] = {}
+    short: dict[str, None] = {}
+    unknown = False
+>>>>>>> report
     for subject, entry in subjects.items():
         for name, values in (entry.get("observables") or {}).items():
             rhat, ess = values.get("rhat"), values.get("ess_bulk")
             bad_rhat, bad_ess = rhat is not None and not rhat <= LARGEST_RHAT, ess is not None and ess < SMALLEST_ESS
             unknown |= rhat is None or ess is None
-            slow |= {subject: None} if bad_rhat else {}
-            short |= {subject: None} if bad_ess else {}
+            slow.update({subject: None} if bad_rhat else {})
+            short.update({subject: None} if bad_ess else {})
             cells = [number(entry.get("num_chains"), decimals=0)]
             cells += [number(values.get(key)) for key in ("mean", "standard_deviation", "mcse")]
             cells += [(FLAG if bad_rhat else "") + number(rhat, decimals=3)]

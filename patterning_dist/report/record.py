@@ -33,7 +33,8 @@ def baseline(run: Run, metrics: Metrics) -> Section:
         title = f"{metrics.label(metric)} ends at {number(float(column(table, metric)[-1]))} {metrics.unit(metric)}"
         drawn += figure(title, curves({"base": [table]}, metric, metrics.axis(metric)), metrics.meaning(metric))
     heads = _heads(table)
-    section.blocks += [Figures(drawn), *([Figures(heads)] if heads else [])]
+    words = "No head is scored: this model does not show its attention patterns."
+    section.blocks += [Figures(drawn), Figures(heads) if heads else Note(words, "small")]
     evaluation = _flat(run.json("baseline/evaluation.json") or {})
     if evaluation:
         section.blocks.append(Table(["measure", "value"], evaluation, folded="Evaluation of the checkpoint"))

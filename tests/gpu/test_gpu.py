@@ -5,10 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from tiny_run import tiny_config
+from tiny_run import subjects_of, tiny_config
 
 from patterning_dist.sampling.direction import directional_losses, response_direction
-from patterning_dist.sampling.study import Study
 
 pytestmark = [
     pytest.mark.gpu,
@@ -20,7 +19,7 @@ pytestmark = [
 def studies(tiny_run):
     # Few steps: rounding differs between devices, and a chain carries it on.
     config = tiny_config(tiny_run, "sampling.num_draws=8")
-    return {device: Study(config, tiny_run, device) for device in ("cpu", "cuda")}
+    return {device: subjects_of(config, tiny_run, device) for device in ("cpu", "cuda")}
 
 
 @pytest.mark.parametrize("component", ["layer.0.head.1", "everything"])
@@ -35,22 +34,22 @@ def test_chains_agree(studies, component):
         assert np.abs(cpu.losses).max() > 3e-3  # far above the tolerance, so that agreement says something
     assert all(w.is_cuda for w in chains["cuda"].state.position.values())
     if component == "everything":
-        scale = chains["cpu"].sums.abs().amax(dim=1, keepdim=True)
-        torch.testing.assert_close(chains["cuda"].sums / scale, chains["cpu"].sums / scale, rtol=0, atol=1e-3)
+        cpu, cuda = (chains[device].statistics["gradients"].sums for device in ("cpu", "cuda"))
+        scale = cpu.abs().amax(dim=1, keepdim=True)
+        torch.testing.assert_close(cuda / scale, cpu / scale, rtol=0, atol=1e-3)
 
 
 def test_response_directions_agree(studies):
     directions, scores = [], []
-    for device, study in studies.items():
-        model = study.restricted("everything")
-        held_out = model.freeze(study.splits.tokens.to(device))
-        gradient = model.gradients(held_out, study.splits.coefficients.to(device))[0]
-        batch = model.freeze(study.hessian_tokens())
+    for study in studies.values():
+        target = study.target("everything")
+        gradient = target.split_gradients()[0]
+        batch = target.prepare(study.source("pool"), study.hessian_ids(8))
         solution = response_direction(
-            model, study.posterior("everything"), gradient, batch, max_iterations=8, tolerance=1e-4
+            target, study.posterior("everything"), gradient, batch, max_iterations=8, tolerance=1e-4
         )
         directions.append(torch.cat([v.cpu().flatten() for v in solution.vector.values()]))
-        scores.append(directional_losses(model, batch, model.center, solution.vector, step=0.01))
+        scores.append(directional_losses(target, batch, target.center, solution.vector, step=0.01))
     cpu, cuda = directions
     assert (cpu - cuda).norm() < 1e-3 * cpu.norm()
     assert np.corrcoef(scores[0].flatten(), scores[1].flatten())[0, 1] > 0.999

@@ -10,9 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from patterning_dist.sampling.study import Study
-from patterning_dist.stages.susceptibilities import token_columns
-from tiny_run import copy_run, quiet, tiny_config
+from tiny_run import copy_run, quiet, subjects_of, tiny_config
 
 from patterning_dist.aggregation.files import read_chains, read_gradients, read_records
 from patterning_dist.errors import PatterningError
@@ -23,6 +21,7 @@ from patterning_dist.runtime.resources import Resources
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.chain import ChainFailure
 from patterning_dist.stages.sample import sample
+from patterning_dist.storage.store import LocalStorage
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -40,10 +39,10 @@ def as_in_a_worker():
 
 def sample_by_hand(config, directory):
     """All chains one after another in this process, blocks of draws as large as the workers push them."""
-    study, size, found = Study(config, directory, "cpu"), config.sampling.draws_per_push, {}
+    study, size, found = subjects_of(config, directory), config.sampling.draws_per_push, {}
     for component in [c.name for c in config.sampling.components]:
         settings = config.sampling.resolve(component)
-        num_columns = study.probe_tokens.size  # tokens but for the first of each sequence, and sequence means
+        num_columns = len(study.probe.ids) * (study.task.num_positions + 1)  # predicted tokens, and means
         shape = (settings.num_draws, len(study.observable_names), num_columns, config.sampling.num_batches)
         healthy, failed, gradients = [], {}, {}
         for number in range(settings.num_chains):
@@ -59,8 +58,8 @@ def sample_by_hand(config, directory):
                 losses = np.stack([d.losses for d in block]).astype(np.float32)
                 moments.update(np.stack([d.observables for d in block]), losses)
             healthy.append(moments)
-            if chain.sums is not None:
-                gradients[number] = chain.sums.numpy() / chain.num_draws
+            if "gradients" in chain.statistics:
+                gradients[number] = chain.statistics["gradients"].result()["means"]
         found[component] = healthy, failed, gradients
     return found
 
@@ -89,14 +88,14 @@ def test_one_worker_two_workers_and_no_ray_at_all(tiny_run, tmp_path, as_in_a_wo
         assert_same_chains(read_chains(units[0])[0], by_hand[component][0])
         # Whoever ran it, everything but the time that it took is the same to the bit.
         assert_same_files(*units)
-        for suffix in ("", "-sequences"):
+        for suffix in ("", "-samples"):
             name = f"susceptibility-{component}{suffix}.parquet"
             tables = [pq.read_table(folder / "response" / name) for folder in folders]
             assert tables[0].equals(tables[1])
         records = read_records(units[1])
         assert [record.chain for record in records] == [0, 1, 2]
         assert all(r.healthy and r.draws == 12 and r.steps == 3 + 11 * 2 for r in records)
-    gradients = read_gradients(folders[0] / "sampling" / "everything", [0, 1, 2])
+    gradients = read_gradients(LocalStorage(folders[0]), "everything", [0, 1, 2])
     np.testing.assert_array_equal(gradients, np.stack(list(by_hand["everything"][2].values())))
     assert not by_hand["layer.0.head.1"][2]
     # Every chain is another one, and the draws did move.
@@ -104,9 +103,10 @@ def test_one_worker_two_workers_and_no_ray_at_all(tiny_run, tmp_path, as_in_a_wo
     for x, y in ((a, b), (a, c), (b, c)):
         assert np.abs(x.total().mean_loss - y.total().mean_loss).max() > 1e-4
     # What the shards made of their columns is what comes of all columns together.
-    study = Study(tiny_config(tiny_run), tiny_run, "cpu")
-    measured = susceptibility([a, b, c], loss_weights=token_columns(study))
+    study = subjects_of(tiny_config(tiny_run), tiny_run)
     table = pq.read_table(folders[0] / "response" / "susceptibility-everything.parquet")
+    is_token = np.arange(a.num_probes) < len(table)
+    measured = susceptibility([a, b, c], loss_weights=is_token.astype(float))
     for k, name in enumerate(study.observable_names):
         np.testing.assert_allclose(table[f"chi_{name}"], measured.chi[k, : len(table)], rtol=1e-4, atol=1e-9)
         np.testing.assert_allclose(table[f"se_{name}"], measured.standard_error[k, : len(table)], rtol=1e-4, atol=1e-9)
@@ -132,7 +132,7 @@ def test_a_chain_that_fails_is_left_out_and_reported(tiny_run, tmp_path, as_in_a
     for reason in expected.values():
         assert reason.startswith("a loss or observable is not finite at draw ")
         assert reason.endswith("lower sampling.step_size (0.001)")
-    diagnostics = json.loads((run.path / "response" / "diagnostics.json").read_text())["components"]["everything"]
+    diagnostics = json.loads((run.path / "response" / "diagnostics.json").read_text())["subjects"]["everything"]
     assert {entry["chain"]: entry["reason"] for entry in diagnostics["excluded"]} == expected
     assert diagnostics["num_chains"] == len(healthy) == 5 - len(expected)
     events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]

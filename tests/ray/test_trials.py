@@ -7,13 +7,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from study_models import make_study, study_config
-from tiny_run import quiet
+from tiny_run import quiet, subjects_of
 
 from patterning_dist.config import load_config
 from patterning_dist.runtime.environment import prepare_process
-from patterning_dist.sampling.model_study import ModelStudy
 from patterning_dist.sampling.posterior import Posterior
-from patterning_dist.stages.calibrate import calibrate_study
+from patterning_dist.stages.calibrate import calibrate
+from patterning_dist.storage.run import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -53,18 +53,18 @@ def trials(directory: Path) -> list[np.ndarray]:
 def test_a_worker_and_a_group_of_ranks_run_the_chains_of_the_study(file: Path, tmp_path: Path, local_ray: None) -> None:
     config = study_config(file, *GRID)
     prepare_process(1)  # as in a worker
-    study = ModelStudy(config, Path(), "cpu")
+    study = subjects_of(config, tmp_path)
     expected = []
     for number in range(2):
         settings = {"posterior": Posterior(1, 20), "step_size": 2e-2, "burn_in": 0}
         chain = study.chain(UNIT, number, num_draws=NUM_DRAWS, steps_between_draws=STEPS, **settings)
         expected.append(np.stack([draw.losses[-5:] for draw in chain.draws()]))
-    calibrate_study(config, tmp_path / "worker", quiet())
+    calibrate(config, RunDirectory(tmp_path / "worker"), quiet())
     for found, losses in zip(trials(tmp_path / "worker"), expected, strict=True):
         assert np.ptp(losses) > 0.01
         np.testing.assert_array_equal(found, losses.astype(np.float32))
 
-    calibrate_study(study_config(file, *GRID, "sampling.ranks_per_chain=2"), tmp_path / "group", quiet())
+    calibrate(study_config(file, *GRID, "sampling.ranks_per_chain=2"), RunDirectory(tmp_path / "group"), quiet())
     for found, losses in zip(trials(tmp_path / "group"), expected, strict=True):
         np.testing.assert_allclose(found, losses, rtol=0, atol=TOLERANCE)
 

@@ -42,10 +42,11 @@ class HandMade(torch.nn.Module):
 class Sequences:
     """Samples of a language task, with a mask of the predicted tokens that count."""
 
-    domains = documents = None
+    domains = documents = mean_counted = None
 
     def __init__(self, tokens, counted=None):
         self.blocks, self.mask = np.asarray(tokens), counted
+        self.context_length = self.blocks.shape[1]
 
     def __len__(self):
         return len(self.blocks)
@@ -58,6 +59,8 @@ class Sequences:
 
     def tokens(self, ids):
         return self.blocks[ids]
+
+    document_tokens = tokens
 
     def counted(self, ids):
         return None if self.mask is None else self.mask[ids]
