@@ -53,16 +53,10 @@ def chains(run: Run, diagnostics: Mapping[str, Any], metrics: Metrics) -> Sectio
 
 
 def _convergence(subjects: Mapping[str, Any]) -> list[Any]:
-<<<<<<< HEAD
-    slow: dict[str, None] = {}
-    short: dict[str, None] = {}
-    rows, unknown = [], False
-=======
     rows: list[list[str]] = []
     slow: dict[str, None] = {}
     short: dict[str, None] = {}
     unknown = False
->>>>>>> report
     for subject, entry in subjects.items():
         for name, values in (entry.get("observables") or {}).items():
             rhat, ess = values.get("rhat"), values.get("ess_bulk")

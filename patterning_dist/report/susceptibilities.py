@@ -99,24 +99,15 @@ def _paired(
     pool = run.table("response/pool.parquet")
     if pool is None or not tables:
         return "", {}
-<<<<<<< HEAD
-    said = schema_json(pool).get("subject")
-    name = said if isinstance(said, str) and said in tables else next(iter(tables))
-=======
     given = str(schema_json(pool).get("subject"))
     name = given if given in tables else next(iter(tables))
->>>>>>> report
     probe = run.table(tables[name])
     if probe is None or not probe.num_rows or not _same_samples(run, probe, texts):
         return "", {}
     key = "sequence_id" if "sequence_id" in probe.column_names else "sample_id"
     places = _places(probe, key)
     _, ours, theirs = np.intersect1d(places, _places(pool, key), return_indices=True)
-<<<<<<< HEAD
-    observables = [name for name in _rows_of(probe) if f"chi_{name}" in pool.column_names]
-=======
     observables = [row for row in _rows_of(probe) if f"chi_{row}" in pool.column_names]
->>>>>>> report
     if ours.size < 3:
         return "", {}
     _, inverse = np.unique(places[ours] // 65536, return_inverse=True)
@@ -189,15 +180,9 @@ def _reliability(subjects: Mapping[str, Any]) -> list[Any]:
                 plot.dot(value, index + 0.5, style, 5, f"{subject}, {name}, {words}: {number(value)}")
     medians = [
         f"{number(float(np.median(found)), decimals=2)} over {words}"
-<<<<<<< HEAD
-        for values, words in (
-            ([entry for *_, entry, _ in rows], "single losses"),
-            ([sample for *_, sample in rows], "sample means"),
-=======
         for words, values in (
             ("single losses", [entry for *_, entry, _ in rows]),
             ("sample means", [sample for *_, sample in rows]),
->>>>>>> report
         )
         if (found := [value for value in values if value is not None])
     ]
