@@ -6,7 +6,10 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
+from torch.utils.data import TensorDataset
 
+from patterning_dist import Posterior, sample_chains
 from patterning_dist.config import load_config
 from patterning_dist.driver import run_stages
 from patterning_dist.errors import PatterningError
@@ -42,3 +45,29 @@ def test_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         load_config(file, ["text=' '"])
     with pytest.raises(PatterningError, match=r"words.yaml: lest is not a known key; did you mean least\?"):
         load_config(file, ["lest=2"])
+
+
+def test_a_statistic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_statistic.py").write_text(skeleton("A statistic"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import my_statistic
+
+    data = TensorDataset(torch.linspace(-1, 1, 20))
+
+    def loss(model: torch.nn.Module, batch: tuple[torch.Tensor]) -> torch.Tensor:
+        return (model.weight[0, 0] - batch[0]) ** 2
+
+    sampled = sample_chains(
+        torch.nn.Linear(1, 1, bias=False),
+        loss,
+        data,
+        data,
+        posterior=Posterior(10, 10),
+        step_size=1e-2,
+        num_draws=16,
+        num_chains=2,
+        statistics={"largest_move": my_statistic.LargestMove},
+    )
+    largest = [found["largest"][0] for found in sampled.statistics["largest_move"]]
+    assert len(largest) == 2
+    assert 0 < min(largest) < max(largest) < 3
