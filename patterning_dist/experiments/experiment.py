@@ -50,7 +50,7 @@ class Experiment(Protocol):
         ...
 
     def inputs(self, config: Any, manifest: dict[str, Any]) -> dict[str, Any]:
-        """JSON of all outside the file that the run follows from, such as hashes of a corpus; kept in the manifest.
+        """Section -> JSON of what it names outside the file, such as hashes of a corpus; kept in the manifest.
 
         Args:
             config: of the run.
