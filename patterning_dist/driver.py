@@ -57,7 +57,7 @@ def run_stages(config: Root, stages: list[str] | None, directory: Path | str) ->
         PatterningError: whatever the user can put right.
     """
     experiment = experiment_of(config)
-    experiment.preflight(config, Place.at(directory).path)
+    remarks = experiment.preflight(config, Place.at(directory).path)
     with RunDirectory(directory).locked() as run:
         inputs = experiment.inputs(config, run.manifest)
         run.update_manifest(inputs=inputs)
@@ -68,6 +68,8 @@ def run_stages(config: Root, stages: list[str] | None, directory: Path | str) ->
         every = experiment.stages(config)
         with contextlib.ExitStack() as resources:
             progress = resources.enter_context(Progress())
+            for remark in remarks:
+                progress.say(remark)
             if any(every[stage].on_ray and not run.is_done(stage, fingerprints[stage]) for stage in wanted):
                 # One Ray for all stages of this call: starting it takes seconds.
                 resources.enter_context(ray_session(config.sampling.threads_per_worker))

@@ -87,11 +87,11 @@ class Loop:
 
         return open_skeleton(config)
 
-    def preflight(self, config: Config, directory: Path) -> None:
+    def preflight(self, config: Config, directory: Path) -> list[str]:
         """See ``Experiment``."""
         from patterning_dist.measure.preflight import preflight
 
-        preflight(config, directory)
+        return preflight(config, directory)
 
 
 def _corpus(data: TextConfig, stored: dict[str, Any] | None) -> dict[str, Any]:
