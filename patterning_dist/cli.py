@@ -224,7 +224,8 @@ def check(config: ConfigArgument, overrides: SetOption = None) -> None:
         loaded, directory = _open(config, overrides, None)
         from patterning_dist.driver import experiment_of
 
-        experiment_of(loaded).preflight(loaded, Place.at(directory).path)
+        for remark in experiment_of(loaded).preflight(loaded, Place.at(directory).path):
+            typer.echo(remark)
         typer.echo(f"{config}: ok; the run is kept in {directory}")
 
 

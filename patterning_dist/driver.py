@@ -23,7 +23,7 @@ from patterning_dist.storage.mirror import Place
 from patterning_dist.storage.run import RunDirectory, read_manifest, stage_fingerprint
 
 # Keys whose values are where a file lies: what counts is the file, whose hash is among the experiment's inputs.
-_FILES = ("deepspeed", "probe", "sources")
+_FILES = ("deepspeed", "probe", "sources", "paths")
 
 
 def experiment_of(config: Root) -> Experiment:
@@ -57,7 +57,7 @@ def run_stages(config: Root, stages: list[str] | None, directory: Path | str) ->
         PatterningError: whatever the user can put right.
     """
     experiment = experiment_of(config)
-    experiment.preflight(config, Place.at(directory).path)
+    remarks = experiment.preflight(config, Place.at(directory).path)
     with RunDirectory(directory).locked() as run:
         inputs = experiment.inputs(config, run.manifest)
         run.update_manifest(inputs=inputs)
@@ -68,6 +68,8 @@ def run_stages(config: Root, stages: list[str] | None, directory: Path | str) ->
         every = experiment.stages(config)
         with contextlib.ExitStack() as resources:
             progress = resources.enter_context(Progress())
+            for remark in remarks:
+                progress.say(remark)
             if any(every[stage].on_ray and not run.is_done(stage, fingerprints[stage]) for stage in wanted):
                 # One Ray for all stages of this call: starting it takes seconds.
                 resources.enter_context(ray_session(config.sampling.threads_per_worker))
@@ -149,10 +151,13 @@ def _refuse_stale(run: RunDirectory, stage: str, fingerprints: dict[str, str], w
 def _fingerprints(experiment: Experiment, config: Root, inputs: dict[str, Any]) -> dict[str, str]:
     """A hash a stage: its own sections of the configuration, and the hash of the stage before."""
     fingerprints: dict[str, str] = {}
-    upstream = [stage_fingerprint("inputs", inputs)]
+    upstream: list[str] = []
     dumped = config.model_dump(mode="json")
     for name, stage in experiment.stages(config).items():
-        sections = {section: _without_places(section, dumped[section]) for section in stage.sections}
+        sections = {
+            section: [_without_places(section, part.get(section)) for part in (dumped, inputs)]
+            for section in stage.sections
+        }
         fingerprints[name] = stage_fingerprint(name, sections, upstream)
         upstream = [fingerprints[name]]
     return fingerprints

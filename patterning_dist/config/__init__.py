@@ -12,7 +12,13 @@ from patterning_dist.config.data import (
     TokensConfig,
 )
 from patterning_dist.config.load import config_schema, dump_config, load_config
-from patterning_dist.config.model import AttentionOnlyConfig, HuggingFaceConfig, ModelConfig, ModuleConfig
+from patterning_dist.config.model import (
+    AttentionOnlyConfig,
+    HuggingFaceConfig,
+    ModelConfig,
+    ModuleConfig,
+    TaskConfig,
+)
 from patterning_dist.config.response import CheckConfig, DirectionConfig, ResponseConfig, SolveConfig
 from patterning_dist.config.root import Root
 from patterning_dist.config.sampling import (
@@ -57,6 +63,7 @@ __all__ = [
     "SourceConfig",
     "SplitLossConfig",
     "TableConfig",
+    "TaskConfig",
     "TextConfig",
     "TokensConfig",
     "TracesConfig",

@@ -6,10 +6,11 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 from patterning_dist.config.calibration import CalibrationConfig
 from patterning_dist.config.data import FunctionDataConfig, LabelledConfig, PairsConfig, TextConfig, TokensConfig
-from patterning_dist.config.model import AttentionOnlyConfig, HuggingFaceConfig, ModuleConfig
+from patterning_dist.config.model import AttentionOnlyConfig, HuggingFaceConfig, ModuleConfig, TaskConfig
 from patterning_dist.config.sampling import SamplingConfig
 from patterning_dist.config.schema import Config
 
@@ -32,7 +33,12 @@ def check(config: Config) -> list[str]:
 
 def _model(config: Config) -> Iterator[str]:
     model, data = config.model, config.data
-    if not isinstance(data, _DATA[type(model)]):
+    if isinstance(model, TaskConfig):
+        if data is not None:
+            yield "data: model.kind 'task' brings its own; remove the section"
+    elif data is None:
+        yield "data: is missing; add it"
+    elif not isinstance(data, _DATA[type(model)]):
         kinds = ", ".join(str(get_args(kind.model_fields["kind"].annotation)[0]) for kind in _DATA[type(model)])
         yield f"data.kind: '{data.kind}' is not for model.kind '{model.kind}'; expected one of {kinds}"
     if isinstance(model, HuggingFaceConfig) and (model.path is None) == (model.architecture is None):
@@ -137,7 +143,7 @@ def _domains(config: Config) -> set[str] | None:
     if isinstance(config.data, TextConfig):
         domains = {source.domain for source in config.data.sources}
         return None if None in domains else {domain for domain in domains if domain is not None}
-    if isinstance(config.data, FunctionDataConfig):
+    if config.data is None or isinstance(config.data, FunctionDataConfig):
         return None
     return set(config.data.held_out)
 
@@ -235,7 +241,7 @@ def _sampling(config: Config) -> Iterator[str]:
     if isinstance(config.model, AttentionOnlyConfig) and sampling.ranks_per_chain > 1:
         yield "sampling.ranks_per_chain: the attention-only transformer is small and takes one process; remove the key"
     if sampling.probe is not None and not isinstance(data, TextConfig | TokensConfig):
-        yield f"sampling.probe: a table of tokens is for data of kind text or tokens, not {data.kind}; remove it"
+        yield "sampling.probe: a table of tokens is for data of kind text or tokens; remove it"
     if isinstance(data, TextConfig):
         yield from _token_table(sampling.probe, data.context_length)
         limit = data.max_train_sequences
@@ -308,7 +314,7 @@ def _solve(config: Config) -> Iterator[str]:
             f"'{direction.component}'; name the same component in both"
         )
     if solve.scores == "regression" and not isinstance(config.data, TextConfig | TokensConfig):
-        yield f"solve.scores: regression is on features of tokens, and data.kind is {config.data.kind}; choose another"
+        yield "solve.scores: regression is on features of tokens, and this experiment has none; choose another"
 
 
 def _check(config: Config) -> Iterator[str]:

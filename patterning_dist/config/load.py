@@ -167,8 +167,7 @@ def _walk(schema: dict[str, Any], location: Sequence[str | int]) -> tuple[str, l
     """The dotted key as the user wrote it, the keys that its mapping may have, and the schema of its value."""
     node, keys, siblings = schema, [], []
     for part in location:
-        options = [node, *node.get("anyOf", [])]
-        node = next((option for option in options if option.keys() & {"$ref", "items", "oneOf"}), node)
+        node = _option(node)
         if "oneOf" in node:  # pydantic puts the tag of the union, which is no key, in between
             node = _follow(schema, {"$ref": node["discriminator"]["mapping"][part]})
             continue
@@ -179,7 +178,13 @@ def _walk(schema: dict[str, Any], location: Sequence[str | int]) -> tuple[str, l
         else:
             siblings = list(node.get("properties", {}))
             node = node.get("properties", {}).get(part, {})
-    return ".".join(keys), siblings, node
+    return ".".join(keys), siblings, _option(node)
+
+
+def _option(node: dict[str, Any]) -> dict[str, Any]:
+    """Of what may be left out, what it is otherwise."""
+    options = [node, *node.get("anyOf", [])]
+    return next((option for option in options if option.keys() & {"$ref", "items", "oneOf"}), node)
 
 
 def _follow(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:

@@ -79,4 +79,21 @@ class ModuleConfig(Section):
         return [] if self.build is None else self.checkpoints
 
 
-ModelConfig = Annotated[AttentionOnlyConfig | HuggingFaceConfig | ModuleConfig, Field(discriminator="kind")]
+class TaskConfig(Section):
+    """A ``tasks.task.Task`` of the user's own, which brings model, data and losses."""
+
+    kind: Literal["task"] = Field(description="a task of the user's own; there is no section data")
+    open: FunctionPath = Field(
+        description="package.module:function, (experiment, run directory, device) -> Task, in every process"
+    )
+    checkpoints: list[CheckpointName] = Field([], description="names that its load knows before the run")
+
+    @property
+    def given_checkpoints(self) -> list[str]:
+        """Checkpoints that exist before the run."""
+        return self.checkpoints
+
+
+ModelConfig = Annotated[
+    AttentionOnlyConfig | HuggingFaceConfig | ModuleConfig | TaskConfig, Field(discriminator="kind")
+]

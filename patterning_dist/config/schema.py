@@ -28,7 +28,7 @@ class Config(Root):
     ``sampling`` is all that it needs besides model and data; stages whose section is missing are left out.
     """
 
-    data: DataConfig = Field(description="training and held-out samples")
+    data: DataConfig | None = Field(None, description="training and held-out samples; a task of your own has them")
     model: ModelConfig = Field(AttentionOnlyConfig(), description="the model, and its checkpoints if there are some")
     training: TrainingConfig | None = Field(
         None, description="the baseline run where no checkpoint is given; its optimizer also retrains"

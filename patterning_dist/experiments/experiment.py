@@ -50,7 +50,7 @@ class Experiment(Protocol):
         ...
 
     def inputs(self, config: Any, manifest: dict[str, Any]) -> dict[str, Any]:
-        """JSON of all outside the file that the run follows from, such as hashes of a corpus; kept in the manifest.
+        """Section -> JSON of what it names outside the file, such as hashes of a corpus; kept in the manifest.
 
         Args:
             config: of the run.
@@ -65,8 +65,8 @@ class Experiment(Protocol):
         """The model's names and shapes, as a torch module; without weights where that can be had."""
         ...
 
-    def preflight(self, config: Any, directory: Path) -> None:
-        """Find out now, before hours of work, what would otherwise fail in a stage.
+    def preflight(self, config: Any, directory: Path) -> list[str]:
+        """Find out now, before hours of work, what would otherwise fail in a stage; what the user should know.
 
         Raises:
             PatterningError: what the user can put right.

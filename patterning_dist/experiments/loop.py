@@ -69,17 +69,17 @@ class Loop:
 
     def inputs(self, config: Config, manifest: dict[str, Any]) -> dict[str, Any]:
         """See ``Experiment``: the text itself, so that an edited corpus is noticed, and files that sections name."""
-        files = {
-            f"{section}.{key}": file_sha256(path)
-            for section, key in (("training", "deepspeed"), ("retrain", "deepspeed"), ("sampling", "probe"))
-            if (found := getattr(config, section)) is not None and (path := getattr(found, key)) is not None
-        }
-        corpus = (
-            _corpus(config.data, manifest.get("inputs", {}).get("corpus"))
-            if isinstance(config.data, TextConfig)
-            else None
-        )
-        return {"corpus": corpus, "files": files}
+        found: dict[str, Any] = {}
+        for section, key in (("training", "deepspeed"), ("retrain", "deepspeed"), ("sampling", "probe")):
+            if (path := getattr(getattr(config, section), key, None)) is not None:
+                found[section] = {key: file_sha256(path)}
+        if config.retrain is not None:
+            tables = {arm.name: arm.weights for arm in config.retrain.arm_list if isinstance(arm.weights, Path)}
+            weights = {name: file_sha256(table) for name, table in tables.items() if table.exists()}
+            found["retrain"] = found.get("retrain", {}) | weights
+        if isinstance(config.data, TextConfig):
+            found["data"] = _corpus(config.data, manifest.get("inputs", {}).get("data"))
+        return found
 
     def skeleton(self, config: Config) -> Any:
         """See ``Experiment``."""
@@ -87,11 +87,11 @@ class Loop:
 
         return open_skeleton(config)
 
-    def preflight(self, config: Config, directory: Path) -> None:
+    def preflight(self, config: Config, directory: Path) -> list[str]:
         """See ``Experiment``."""
         from patterning_dist.measure.preflight import preflight
 
-        preflight(config, directory)
+        return preflight(config, directory)
 
 
 def _corpus(data: TextConfig, stored: dict[str, Any] | None) -> dict[str, Any]:

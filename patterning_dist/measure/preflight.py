@@ -15,7 +15,7 @@ from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.tasks.open import open_skeleton, open_task
 
 
-def preflight(config: Config, directory: Path) -> None:
+def preflight(config: Config, directory: Path) -> list[str]:
     """Look at model and data without reading the weights of a language model; a module of the user's own is built.
 
     Data that stage prepare has not written yet is looked at by the stages that read it.
@@ -23,6 +23,9 @@ def preflight(config: Config, directory: Path) -> None:
     Args:
         config: of the run.
         directory: of the run.
+
+    Returns:
+        What is left out of the data, a line each.
 
     Raises:
         PatterningError: no GPU, an observable that cannot be imported, a checkpoint or component that is not there, a
@@ -41,7 +44,7 @@ def preflight(config: Config, directory: Path) -> None:
             if not source.path.exists():
                 raise PatterningError(f"data.sources.{index}.path: {source.path} is not there; correct it")
         expand_components(config.sampling, open_skeleton(config))
-        return
+        return []
     task = open_task(config, directory, "cpu")
     skeleton = task.skeleton()
     if isinstance(config.model, HuggingFaceConfig):
@@ -50,7 +53,10 @@ def preflight(config: Config, directory: Path) -> None:
     sampling = expand_components(config.sampling, skeleton)
     subject = Subject(config.checkpoints[0], sampling.components[0].name, stream="")
     subjects = Subjects(task, sampling, config.seed, directory, {"": subject})
-    for samples in (task.train, subjects.probe.source, *task.held_out.values()):
+    remarks = []
+    for samples in dict.fromkeys((task.train, subjects.probe.source, *task.held_out.values())):
         if isinstance(samples, TokenDataset | SequenceTable):
             samples.check_vocabulary(task.vocabulary_size)
+            remarks += filter(None, [samples.exclusions])
     _ = subjects.held_out
+    return remarks

@@ -155,7 +155,7 @@ def regression_scores(pool: Pool, observables: list[str], progress: Progress) ->
     )
     groups = np.repeat(subjects.probe.ids, tokens.shape[1] - 1)
     groups = groups if subjects.counted is None else groups[subjects.counted.ravel()]
-    num_entries, num_columns = len(of_probe), healthy[0].num_probes
+    num_entries, num_columns = len(of_probe), healthy[0].mean_loss.shape[-1]
     loss_weights = np.concatenate([np.ones(num_entries), np.zeros(num_columns - num_entries)])
     measured = susceptibility(
         healthy, loss_weights=loss_weights, min_chains=config.sampling.min_chains, excluded=excluded
@@ -194,11 +194,11 @@ def plain_scores(pool: Pool, observables: list[str], progress: Progress) -> Scor
     healthy, excluded = read_chains(pool.run.path / "sampling" / pool.subject)
     table, _ = read_parquet(pool.run.path / table_name(pool.subject), ["center_loss"])
     num_entries, center = len(pool.in_subset), table["center_loss"].to_numpy().astype(np.float64)
-    loss_weights = np.concatenate([np.ones(num_entries), np.zeros(healthy[0].num_probes - num_entries)])
+    loss_weights = np.concatenate([np.ones(num_entries), np.zeros(healthy[0].mean_loss.shape[-1] - num_entries)])
     common: dict[str, Any] = {"loss_weights": loss_weights, "min_chains": sampling.min_chains, "excluded": excluded}
     measured = susceptibility(healthy, **common).chi_per_chain
     rows = {name: measured[:, k] for k, name in enumerate(subjects.observable_names)}
-    centers = np.concatenate([center, np.zeros(healthy[0].num_probes - num_entries)])
+    centers = np.concatenate([center, np.zeros(healthy[0].mean_loss.shape[-1] - num_entries)])
     for quantity in sampling.posterior_quantities:
         if isinstance(quantity, LlcConfig):
             found = llc_response(healthy, 0, pool.inverse_temperature, **common)

@@ -17,12 +17,14 @@ from patterning_dist.config import (
     LabelledConfig,
     ModuleConfig,
     PairsConfig,
+    TaskConfig,
     TextConfig,
     TokensConfig,
 )
 from patterning_dist.data.sequences import SequenceTable
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
+from patterning_dist.functions import load_function
 from patterning_dist.models.huggingface import Head, model_location, read_config
 from patterning_dist.tasks.language import LanguageModel, LanguageTask
 from patterning_dist.tasks.task import Task
@@ -42,6 +44,8 @@ def open_task(config: Config, directory: Path, device: str) -> Task:
         PatterningError: model and data do not go together, or something is not there.
     """
     dtype = _DTYPES[config.sampling.compute_dtype]
+    if isinstance(config.model, TaskConfig):
+        return load_function(config.model.open, "model.open")(config, directory, device)
     if isinstance(config.model, ModuleConfig):
         assert isinstance(config.data, FunctionDataConfig)  # checked with the file
         from patterning_dist.tasks.module import ModuleTask

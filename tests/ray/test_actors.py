@@ -105,7 +105,7 @@ def test_one_worker_two_workers_and_no_ray_at_all(tiny_run, tmp_path, as_in_a_wo
     # What the shards made of their columns is what comes of all columns together.
     study = subjects_of(tiny_config(tiny_run), tiny_run)
     table = pq.read_table(folders[0] / "response" / "susceptibility-everything.parquet")
-    is_token = np.arange(a.num_probes) < len(table)
+    is_token = np.arange(a.mean_loss.shape[-1]) < len(table)
     measured = susceptibility([a, b, c], loss_weights=is_token.astype(float))
     for k, name in enumerate(study.observable_names):
         np.testing.assert_allclose(table[f"chi_{name}"], measured.chi[k, : len(table)], rtol=1e-4, atol=1e-9)

@@ -130,7 +130,10 @@ def test_what_is_measured_and_what_follows_from_all_draws(path: Path) -> None:
     ("override", "text"),
     [
         ("model.pth=a", "model.pth is not a known key; did you mean model.path?"),
-        ("model.kind=hugging", "model.kind: expected one of 'attention_only', 'huggingface', 'module', got 'hugging'"),
+        (
+            "model.kind=hugging",
+            "model.kind: expected one of 'attention_only', 'huggingface', 'module', 'task', got 'hugging'",
+        ),
         ("model.checkpoints=[]", "model.checkpoints: expected list should have at least 1 item"),
         ("model.checkpoints=[a/b]", "model.checkpoints.0: expected text like ^[A-Za-z0-9]"),
         ("model.checkpoints=[a, a]", "model.checkpoints: 'a' is listed twice; remove one"),

@@ -44,11 +44,12 @@ class TwoRules:
         """Nothing: the strings follow from the seed."""
         return {}
 
-    def preflight(self, config: ParenthesesConfig, directory: Path) -> None:
+    def preflight(self, config: ParenthesesConfig, directory: Path) -> list[str]:
         """See ``Experiment``: the device is there."""
         from patterning_dist.runtime.environment import resolve_device
 
         resolve_device(config.device)
+        return []
 
     def skeleton(self, config: ParenthesesConfig) -> nn.Module:
         """See ``Experiment``."""
