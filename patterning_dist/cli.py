@@ -155,8 +155,8 @@ def submit(
     with _reported():
         from patterning_dist.runtime.jobs.submit import submit_run
 
-        config, run_dir = _local(config, run_dir)
-        raise typer.Exit(submit_run(config, overrides or (), run_dir, address, follow))
+        config, directory = _local(config, run_dir)
+        raise typer.Exit(submit_run(config, overrides or (), directory, address, follow))
 
 
 @app.command(help="Say what every stage will take, from a short probe of its real pieces; writes nothing.")

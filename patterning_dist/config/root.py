@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from pydantic import AfterValidator, Field, PlainSerializer
 
 from patterning_dist.config.section import Section
 from patterning_dist.storage.store import path_or_url
+
+if TYPE_CHECKING:
+    from patterning_dist.config.sampling import SamplingConfig
 
 Device = Literal["cpu", "cuda", "auto"]
 RunPlace = Annotated[str, AfterValidator(path_or_url), PlainSerializer(str)]  # a Path, or a URL as it is
@@ -25,6 +28,9 @@ class Root(Section):
     seed: int = Field(ge=0, lt=2**63, description="every random number of the run follows from it")
     device: Device = Field("auto", description="cpu, cuda, or auto: cuda if there is one")
     run_dir: RunPlace | None = Field(None, description="path or URL where the run is kept; default: runs/<name>")
+
+    if TYPE_CHECKING:  # a section of every experiment, each has it at its own place
+        sampling: SamplingConfig
 
     @property
     def run_directory(self) -> Path | str:

@@ -4,7 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from patterning_dist.config import Config, FunctionConfig, HuggingFaceConfig, TextConfig, TokensConfig
+from patterning_dist.config import (
+    Config,
+    FunctionConfig,
+    FunctionDataConfig,
+    HuggingFaceConfig,
+    TextConfig,
+    TokensConfig,
+)
 from patterning_dist.data.sequences import SequenceTable
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
@@ -12,7 +19,9 @@ from patterning_dist.functions import find_own_code, load_function
 from patterning_dist.measure.subjects import Subject, Subjects, expand_components
 from patterning_dist.models.huggingface import check_length, model_location
 from patterning_dist.runtime.environment import resolve_device
+from patterning_dist.tasks.language import LanguageTask
 from patterning_dist.tasks.open import open_skeleton, open_task
+from patterning_dist.tasks.sequences import SequenceTask
 
 
 def preflight(config: Config, directory: Path) -> list[str]:
@@ -48,6 +57,7 @@ def preflight(config: Config, directory: Path) -> list[str]:
     task = open_task(config, directory, "cpu")
     skeleton = task.skeleton()
     if isinstance(config.model, HuggingFaceConfig):
+        assert config.data is not None and not isinstance(config.data, FunctionDataConfig)  # checked with the file
         last = isinstance(config.data, TokensConfig)  # is predicted and not read
         check_length(skeleton, config.data.context_length - last, last=last)
     sampling = expand_components(config.sampling, skeleton)
@@ -56,7 +66,8 @@ def preflight(config: Config, directory: Path) -> list[str]:
     remarks = []
     for samples in dict.fromkeys((task.train, subjects.probe.source, *task.held_out.values())):
         if isinstance(samples, TokenDataset | SequenceTable):
-            samples.check_vocabulary(task.vocabulary_size)
+            if isinstance(task, LanguageTask | SequenceTask):
+                samples.check_vocabulary(task.vocabulary_size)
             remarks += filter(None, [samples.exclusions])
     _ = subjects.held_out
     return remarks

@@ -13,6 +13,7 @@ from patterning_dist.aggregation.files import read_chains
 from patterning_dist.config import Config, LlcConfig
 from patterning_dist.data.induction import token_features
 from patterning_dist.data.sampler import permutation
+from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.measure.results import samples_table_name, table_name
 from patterning_dist.measure.subjects import OpenSubjects, Subjects
@@ -140,8 +141,9 @@ def regression_scores(pool: Pool, observables: list[str], progress: Progress) ->
     progress.start("extrapolating from the probe", len(observables))
     healthy, excluded = read_chains(pool.run.path / "sampling" / pool.subject)
     rows = [subjects.observable_names.index(name) for name in observables]
-    probe_tokens = subjects.probe.source.tokens(subjects.probe.ids)
-    tokens = task.train.tokens(np.arange(pool.num_samples))
+    source, train = subjects.probe.source, task.train
+    assert isinstance(source, TokenDataset) and isinstance(train, TokenDataset)  # checked with the file
+    probe_tokens, tokens = source.tokens(subjects.probe.ids), train.tokens(np.arange(pool.num_samples))
     counts = np.bincount(tokens.ravel())
     # Pool and probe together: bigram counts are then the same for both.
     features, _ = token_features(np.concatenate([probe_tokens, tokens]), counts)

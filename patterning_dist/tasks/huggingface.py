@@ -69,7 +69,8 @@ class HuggingFace:
 
     def build(self, seed: int) -> nn.Module:
         """Fresh weights from a seed, in the architecture of the model."""
-        return fresh_language_model(self.pretrained_config, seed, self.head).to(self.device)
+        model: nn.Module = fresh_language_model(self.pretrained_config, seed, self.head)
+        return model.to(self.device)
 
     def load(self, folder: Path, ranks: Ranks) -> nn.Module:
         """A model that a training of this run wrote."""

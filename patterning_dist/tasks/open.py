@@ -66,7 +66,7 @@ def open_skeleton(config: Config) -> nn.Module:
     if isinstance(data, TextConfig) or (isinstance(data, TokensConfig) and config.model.given_checkpoints):
         vocabulary_size = data.vocabulary_size if isinstance(data, TextConfig) else None
         return _model(config, vocabulary_size, data.context_length, "cpu", None).skeleton()
-    return open_task(config, config.run_directory, "cpu").skeleton()
+    return open_task(config, Path(config.run_directory), "cpu").skeleton()
 
 
 def _language(config: Config, directory: Path, device: str, dtype: torch.dtype | None) -> Task:
@@ -85,22 +85,28 @@ def _sequences(
 
     assert isinstance(config.model, HuggingFaceConfig)
     pairs = isinstance(data, PairsConfig)
-    columns = {"chosen": data.chosen, "rejected": data.rejected} if pairs else {"tokens": data.column}
-    prompt_and_label = (data.prompt, None) if pairs else (None, data.label)
+    columns: dict[str, str]
+    prompt: str | None = None
+    label: str | None = None
+    if isinstance(data, PairsConfig):
+        columns, prompt = {"chosen": data.chosen, "rejected": data.rejected}, data.prompt
+    else:
+        columns, label = {"tokens": data.column}, data.label
     pad = _pad(config.model, "classes")
 
     def table(path: str) -> SequenceTable:
-        return SequenceTable(path, data.context_length, columns, *prompt_and_label, pad)
+        return SequenceTable(path, data.context_length, columns, prompt, label, pad)
 
     train, held_out = table(data.train), {name: table(path) for name, path in data.held_out.items()}
-    num_labels = 1 if pairs else 1 + max(int(samples.labels.max()) for samples in (train, *held_out.values()))
+    labels = [found for samples in (train, *held_out.values()) if (found := samples.labels) is not None]
+    num_labels = 1 if pairs else 1 + max(int(found.max()) for found in labels)
     model = HuggingFace(config.model, _num_ids(train, held_out), data.context_length, device, dtype, num_labels)
     there = model.pretrained_config.num_labels
     if pairs and there != 1:
         raise PatterningError(
             f"model: gives {there} classes, and for data.kind pairs it must give one score (num_labels: 1)"
         )
-    if there < num_labels:
+    if there is None or there < num_labels:
         raise PatterningError(f"data.label: class {num_labels - 1} is there, and the model has {there} classes")
     kind = PreferenceTask if pairs else ClassificationTask
     return kind(model, train, held_out, **_common(config, directory, device, dtype))
@@ -124,6 +130,7 @@ def _model(
     from patterning_dist.tasks.huggingface import HuggingFace
 
     if isinstance(config.model, AttentionOnlyConfig):
+        assert vocabulary_size is not None  # texts and tables of tokens know it
         return AttentionOnly(config.model, vocabulary_size, length, device)
     assert isinstance(config.model, HuggingFaceConfig)
     return HuggingFace(config.model, vocabulary_size, length, device, dtype)

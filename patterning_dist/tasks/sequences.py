@@ -97,7 +97,7 @@ class SequenceTask(PlainTask):
             return self._with_pad(self.model.load_given(checkpoint, ranks))
         return self._with_pad(self.model.load(self.folder / checkpoint, ranks))
 
-    def _with_pad(self, model: nn.Module) -> nn.Module:
+    def _with_pad(self, model: Any) -> nn.Module:
         model.config.get_text_config().pad_token_id = self.pad
         return model
 

@@ -7,6 +7,7 @@ them, EQUAL-COUNT none.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -118,7 +119,14 @@ def read_split(folder: Path, split: str, longest: int) -> BracketStrings:
     return BracketStrings(tokens, lengths, table["label"].to_numpy().astype(np.float32))
 
 
-def _drawn(rng, sampler, number: int, task: TaskConfig, taken: set[bytes], what: str) -> list[np.ndarray]:
+def _drawn(
+    rng: np.random.Generator,
+    sampler: Callable[[np.random.Generator, int, int], np.ndarray],
+    number: int,
+    task: TaskConfig,
+    taken: set[bytes],
+    what: str,
+) -> list[np.ndarray]:
     """Different strings of lengths min_length + 2 Binomial(length_trials, 1/2), in random order of lengths."""
 
     def batch(size: int) -> list[np.ndarray]:

@@ -28,7 +28,7 @@ class _Torch(TorchConfig):
 
     @property
     def backend_cls(self) -> type[Backend]:
-        parent = super().backend_cls
+        parent: Any = super().backend_cls
 
         class CatchesSigterm(parent):
             def on_start(self, worker_group: Any, backend_config: TorchConfig) -> None:
@@ -104,7 +104,7 @@ def _fit(arguments: dict[str, Any], name: str) -> None:
             name=name,
             storage_path=str(place.path / "retrain" / ".ray"),
             # Ray Train counts every restart, this module those without progress.
-            failure_config=FailureConfig(max_failures=0, controller_failure_limit=0),
+            failure_config=FailureConfig(max_failures=0, **failures),
         ),
     ).fit()
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import ray
 
@@ -58,12 +58,15 @@ def train_stacks(
             number = need.at_once(number, sampling.workers).number
             return resources.enter_context(Workforce(start, number, need, progress))
 
+        def train(stack: StackTask) -> Callable[[ActorHandle, ActorHandle], ray.ObjectRef]:
+            return lambda worker, board: worker.train.remote(stack, board)
+
         tasks = [
             Task(
                 stack.key,
                 f"{folder}/{stack.arm}-{stack.seeds[0]}.npz",
                 stack.fingerprint(inputs),
-                lambda worker, board, stack=stack: worker.train.remote(stack, board),
+                train(stack),
             )
             for stack in stacks
         ]

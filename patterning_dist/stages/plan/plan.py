@@ -15,7 +15,7 @@ from pathlib import Path
 from rich.console import Console
 from safetensors.torch import save_model
 
-from patterning_dist.config import BASELINE, Config
+from patterning_dist.config import BASELINE, Config, TextConfig
 from patterning_dist.measure.subjects import Subjects
 from patterning_dist.progress import Progress
 from patterning_dist.response.cost import Seconds
@@ -105,6 +105,7 @@ def _workspace(directory: Path, done: list[str]) -> Iterator[RunDirectory]:
 
 def _prepare(config: Config, workspace: RunDirectory) -> StagePlan:
     seconds = Seconds.about(_timed(lambda: prepare(config, workspace, Progress(Console(quiet=True)))), 0.2)
+    assert isinstance(config.data, TextConfig)  # others have no such stage
     pool = open_task(config, workspace.path, "cpu").train
     what = f"{len(pool):,} sequences of {config.data.context_length} tokens"
     size = sum(file.stat().st_size for file in (workspace.path / "data").iterdir())

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from patterning_dist.data.induction import token_features
+from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.response.cost import Seconds, makespan
 from patterning_dist.response.extrapolate import extrapolate
 from patterning_dist.response.solver import solve_for_effective_sample_share
@@ -91,6 +92,7 @@ def _direction_seconds(chains: Chains, subject: str) -> Seconds:
 def _regression_seconds(chains: Chains, subject: str) -> Seconds:
     """Time of the trees on made-up scores, carried from a part of the pool to all of it."""
     pool, probe, seed = chains.subjects.task.train, chains.subjects.probe, chains.config.seed
+    assert isinstance(probe.source, TokenDataset) and isinstance(pool, TokenDataset)  # checked with the file
     probe_tokens = probe.source.tokens(probe.ids)
     tokens = pool.tokens(np.arange(min(len(pool), _MAX_SEQUENCES)))
     num_probe = probe_tokens[:, 1:].size
