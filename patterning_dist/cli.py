@@ -156,7 +156,9 @@ def submit(
         from patterning_dist.runtime.jobs.submit import submit_run
 
         config, directory = _local(config, run_dir)
-        raise typer.Exit(submit_run(config, overrides or (), directory, address, follow))
+        raise typer.Exit(
+            submit_run(config, overrides or (), None if directory is None else str(directory), address, follow)
+        )
 
 
 @app.command(help="Say what every stage will take, from a short probe of its real pieces; writes nothing.")

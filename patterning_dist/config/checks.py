@@ -85,12 +85,12 @@ def _components(config: Config) -> Iterator[str]:
             yield f"sampling.components.{index}.name: {fault}"
     yield from repeated_components(config.sampling)
     direction, solve = config.response.direction, config.solve
-    for key, name in (
+    for key, wanted in (
         ("response.direction.component", None if direction is None else direction.component),
         ("solve.component", None if solve is None else solve.component),
     ):
-        if name is not None and name not in names and not any(map(_is_pattern, names)):
-            yield f"{key}: '{name}' is not sampled; add it to sampling.components or use {_list(names)}"
+        if wanted is not None and wanted not in names and not any(map(_is_pattern, names)):
+            yield f"{key}: '{wanted}' is not sampled; add it to sampling.components or use {_list(names)}"
     if config.response.baseline == "full" and "everything" not in names:
         yield "response.baseline: full needs a component 'everything'; add it to sampling.components"
 

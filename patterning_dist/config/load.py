@@ -105,14 +105,16 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
         raise PatterningError(f"--set {override}: expected section.key=value")
     parsed = parse_yaml(value, f"--set {override}")
     node: Any = raw
-    for depth, key in enumerate(keys):
+    key: str | int
+    for depth, name in enumerate(keys):
+        key = name
         parent, last = ".".join(keys[:depth]), depth == len(keys) - 1
         if isinstance(node, list):
-            if not key.isdigit() or int(key) >= len(node):
+            if not name.isdigit() or int(name) >= len(node):
                 raise PatterningError(
-                    f"--set {override}: {parent} has {len(node)} entries, numbered from 0; no '{key}'"
+                    f"--set {override}: {parent} has {len(node)} entries, numbered from 0; no '{name}'"
                 )
-            key = int(key)
+            key = int(name)
         elif not isinstance(node, dict):
             raise PatterningError(f"--set {override}: {parent} is {_show(node)}, which has no keys")
         if last:

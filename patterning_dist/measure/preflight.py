@@ -63,7 +63,7 @@ def preflight(config: Config, directory: Path) -> list[str]:
     sampling = expand_components(config.sampling, skeleton)
     subject = Subject(config.checkpoints[0], sampling.components[0].name, stream="")
     subjects = Subjects(task, sampling, config.seed, directory, {"": subject})
-    remarks = []
+    remarks: list[str] = []
     for samples in dict.fromkeys((task.train, subjects.probe.source, *task.held_out.values())):
         if isinstance(samples, TokenDataset | SequenceTable):
             if isinstance(task, LanguageTask | SequenceTask):

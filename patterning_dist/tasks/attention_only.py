@@ -14,11 +14,10 @@ from patterning_dist.models.attention import AttentionOnlyTransformer, build_mod
 from patterning_dist.models.components import Component
 from patterning_dist.models.losses import Tokens, batch_losses, token_ids
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.tasks.language import LanguageModel
 from patterning_dist.tasks.optimizers import head_matrix_optimizer
 
 
-class AttentionOnly(LanguageModel):
+class AttentionOnly:
     """Small enough for one process; see ``LanguageModel`` for what the methods are for."""
 
     def __init__(self, config: AttentionOnlyConfig, vocabulary_size: int, context_length: int, device: str) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 import torch
@@ -43,12 +43,13 @@ class LanguageModel(Protocol):
     def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer: ...
     def describe(self, folder: Path) -> None: ...
 
-    # Of an architecture with checkpoints from before the run.
-    def load_given(self, checkpoint: str, ranks: Ranks) -> nn.Module:
-        raise NotImplementedError
 
-    def files_fingerprint(self, checkpoint: str, sha256: FileHash) -> Any:
-        raise NotImplementedError
+@runtime_checkable
+class GivenModel(Protocol):
+    """What an architecture also has if there are checkpoints of it from before the run."""
+
+    def load_given(self, checkpoint: str, ranks: Ranks) -> nn.Module: ...
+    def files_fingerprint(self, checkpoint: str, sha256: FileHash) -> Any: ...
 
 
 class TokenSamples(Samples, Protocol):
@@ -135,6 +136,7 @@ class LanguageTask(PlainTask):
     def load(self, checkpoint: str, ranks: Ranks) -> nn.Module:
         """A given checkpoint, or one that this run trained."""
         if checkpoint in self.given:
+            assert isinstance(self.model, GivenModel)
             return self.model.load_given(checkpoint, ranks)
         return self.model.load(self.folder / checkpoint, ranks)
 
