@@ -166,7 +166,7 @@ def _comments(subject: Calibrated, found: Calibration, plan: RunPlan, changes: d
     ]
     lines = [
         f"Written by `patterning calibrate`, from {len(found.ranked)} settings of {best.num_chains} chains of "
-        f"{len(found.trials[best.setting][0].mean_loss)} draws on {subject.unit}.",
+        f"{len(found.trials[best.setting][0].mean_loss)} draws on {subject.name}.",
         WHAT_IS_WHAT,
         f"Chosen: {best.effective_draws:.0f} effective draws of {best.num_chains * best.num_draws}, "
         f"reliability of chi {best.reliability:.2f}, R-hat up to {best.rhat:.3f}, "
