@@ -6,6 +6,7 @@ import json
 import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import get_args
 
 from patterning_dist.config.calibration import CalibrationConfig
 from patterning_dist.config.data import FunctionDataConfig, LabelledConfig, PairsConfig, TextConfig, TokensConfig
@@ -38,7 +39,7 @@ def _model(config: Config) -> Iterator[str]:
     elif data is None:
         yield "data: is missing; add it"
     elif not isinstance(data, _DATA[type(model)]):
-        kinds = ", ".join(str(kind.model_fields["kind"].annotation.__args__[0]) for kind in _DATA[type(model)])
+        kinds = ", ".join(str(get_args(kind.model_fields["kind"].annotation)[0]) for kind in _DATA[type(model)])
         yield f"data.kind: '{data.kind}' is not for model.kind '{model.kind}'; expected one of {kinds}"
     if isinstance(model, HuggingFaceConfig) and (model.path is None) == (model.architecture is None):
         yield "model.path: expected exactly one of path (a model that exists) and architecture (one to be trained here)"
@@ -85,8 +86,8 @@ def _components(config: Config) -> Iterator[str]:
     yield from repeated_components(config.sampling)
     direction, solve = config.response.direction, config.solve
     for key, name in (
-        ("response.direction.component", direction and direction.component),
-        ("solve.component", solve and solve.component),
+        ("response.direction.component", None if direction is None else direction.component),
+        ("solve.component", None if solve is None else solve.component),
     ):
         if name is not None and name not in names and not any(map(_is_pattern, names)):
             yield f"{key}: '{name}' is not sampled; add it to sampling.components or use {_list(names)}"
@@ -307,7 +308,7 @@ def _solve(config: Config) -> Iterator[str]:
     direction = config.response.direction
     if solve.scores == "response_direction" and direction is None:
         yield "response.direction: is missing, and solve.scores response_direction needs it; add {component: ...}"
-    elif solve.scores == "response_direction" and solve.component != direction.component:
+    elif direction is not None and solve.scores == "response_direction" and solve.component != direction.component:
         yield (
             f"solve.component: scores response_direction are those of response.direction.component = "
             f"'{direction.component}'; name the same component in both"

@@ -103,7 +103,8 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
     keys = dotted.strip().split(".")
     if not equals or not all(keys):
         raise PatterningError(f"--set {override}: expected section.key=value")
-    parsed, node = parse_yaml(value, f"--set {override}"), raw
+    parsed = parse_yaml(value, f"--set {override}")
+    node: Any = raw
     for depth, key in enumerate(keys):
         parent, last = ".".join(keys[:depth]), depth == len(keys) - 1
         if isinstance(node, list):

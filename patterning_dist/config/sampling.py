@@ -110,6 +110,19 @@ class ComponentConfig(Section):
     step_size: float | None = Field(None, gt=0, description="eps [weight^2]; default: of sampling")
 
 
+class ComponentSettings(Section):
+    """How the chains of one component walk; see ``ComponentConfig``."""
+
+    name: str
+    num_chains: int
+    num_draws: int
+    burn_in: int
+    steps_between_draws: int
+    inverse_temperature: float
+    localization: float
+    step_size: float
+
+
 class StatisticConfig(Section):
     name: ObservableName = Field(description="of the folder that holds its results, a file a chain")
     path: str = Field(
@@ -173,8 +186,8 @@ class SamplingConfig(Section):
         """The observables that follow from all draws of a chain together, in order."""
         return [o for o in self.observables if isinstance(o, PosteriorQuantityConfig)]
 
-    def resolve(self, component: str) -> ComponentConfig:
+    def resolve(self, component: str) -> ComponentSettings:
         """The settings of one component, with the section's own wherever it overrides nothing."""
         config = next(entry for entry in self.components if entry.name == component)
-        defaults = {key: getattr(self, key) for key in ComponentConfig.model_fields if key != "name"}
-        return ComponentConfig(**(defaults | config.model_dump(exclude_none=True)))
+        defaults = {key: getattr(self, key) for key in ComponentSettings.model_fields if key != "name"}
+        return ComponentSettings(**(defaults | config.model_dump(exclude_none=True)))

@@ -50,6 +50,13 @@ class ArmConfig(Section):
     seeds: list[int] | None = Field(None, min_length=1, description="default: retrain.seeds")
 
 
+class Arm(ArmConfig):
+    """One retraining, with start and seeds filled in."""
+
+    start: str
+    seeds: list[int]
+
+
 class RetrainConfig(Section):
     arms: list[ArmName | ArmConfig] = Field(
         ["base", "plus", "minus", "permuted"],
@@ -73,12 +80,13 @@ class RetrainConfig(Section):
     )
 
     @property
-    def arm_list(self) -> list[ArmConfig]:
+    def arm_list(self) -> list[Arm]:
         """The arms with start and seeds filled in; a bare name is that of its weights."""
         arms = [
             ArmConfig(name=arm, weights=None if arm == "base" else arm) if isinstance(arm, str) else arm
             for arm in self.arms
         ]
         return [
-            arm.model_copy(update={"start": arm.start or self.start, "seeds": arm.seeds or self.seeds}) for arm in arms
+            Arm(**(arm.model_dump() | {"start": arm.start or self.start, "seeds": arm.seeds or self.seeds}))
+            for arm in arms
         ]

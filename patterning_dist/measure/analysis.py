@@ -16,7 +16,7 @@ from patterning_dist.aggregation.ledger import Ledger, LedgerPlan, Part
 from patterning_dist.response.diagnostics import split_rhat
 from patterning_dist.response.llc import free_energy_response, llc_response
 from patterning_dist.response.reliability import split_half_sums
-from patterning_dist.response.susceptibility import Susceptibility, susceptibility
+from patterning_dist.response.susceptibility import Baseline, Susceptibility, susceptibility
 from patterning_dist.storage.files import parquet_bytes
 from patterning_dist.storage.store import Storage
 
@@ -82,7 +82,7 @@ class Analysis:
     metadata: Mapping[str, Any]
     min_chains: int
     inverse_temperature: float
-    baseline: str = "restricted"
+    baseline: Baseline = "restricted"
     full: LedgerPlan | None = None
     llc: Sequence[str] = ()
     free_energy: Sequence[str] = ()
@@ -93,7 +93,11 @@ class Analysis:
         Raises:
             PatterningError: too few healthy chains, or no space on the disk.
         """
-        common = {"loss_weights": part.loss_weights, "min_chains": self.min_chains, "excluded": part.excluded}
+        common: dict[str, Any] = {
+            "loss_weights": part.loss_weights,
+            "min_chains": self.min_chains,
+            "excluded": part.excluded,
+        }
         measured = susceptibility(part.chains, baseline=self.baseline, full=self._full(part), **common)
         rows = dict(zip(self.observables, _rows(measured), strict=True))
         for name in self.llc:

@@ -15,6 +15,7 @@ from patterning_dist.measure.results import SubjectResponse, read_response
 from patterning_dist.measure.sets import Unit, is_current, is_done, sample_units, unit_outputs
 from patterning_dist.measure.subjects import OpenSubjects, Subjects
 from patterning_dist.progress import Progress
+from patterning_dist.response.susceptibility import Baseline
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.traces import create_traces, trace_store
 from patterning_dist.storage.files import FileHashes, write_json
@@ -51,7 +52,7 @@ def measure(
     device: str,
     progress: Progress,
     *,
-    baseline: str = "restricted",
+    baseline: Baseline = "restricted",
 ) -> Measured:
     """Run the chains of every subject that is not done on Ray, and have the aggregator's shards analyse them.
 

@@ -56,6 +56,8 @@ def _top_entries(right: np.ndarray, index: dict[str, np.ndarray]) -> dict[str, n
         order = np.argsort(scores)
         for sign, chosen in ((-1, order[:_TOP_ENTRIES]), (1, order[::-1][:_TOP_ENTRIES])):
             rows += [(mode, sign, rank, entry, scores[entry]) for rank, entry in enumerate(chosen)]
-    mode, sign, rank, entry, score = map(np.array, zip(*rows, strict=True))
-    named = {name: column[entry] for name, column in index.items() if name in ("sequence_id", "sample_id", "position")}
-    return {"mode": mode, "sign": sign, "rank": rank, **named, "score": score}
+    modes, signs, ranks, entries, values = map(np.array, zip(*rows, strict=True))
+    named = {
+        name: column[entries] for name, column in index.items() if name in ("sequence_id", "sample_id", "position")
+    }
+    return {"mode": modes, "sign": signs, "rank": ranks, **named, "score": values}

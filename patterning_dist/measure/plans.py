@@ -15,6 +15,7 @@ from patterning_dist.measure.results import samples_table_name, table_name
 from patterning_dist.measure.sets import Unit
 from patterning_dist.measure.subjects import Subjects
 from patterning_dist.models.components import select_component
+from patterning_dist.response.susceptibility import Baseline
 from patterning_dist.storage.files import file_sha256
 from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 from patterning_dist.tasks.task import FileHash
@@ -51,7 +52,7 @@ def subject_settings(subjects: Subjects, name: str) -> dict[str, Any]:
 
 
 def subject_plans(
-    subjects: Subjects, run: RunDirectory, *, baseline: str = "restricted", sha256: FileHash = file_sha256
+    subjects: Subjects, run: RunDirectory, *, baseline: Baseline = "restricted", sha256: FileHash = file_sha256
 ) -> dict[str, Unit]:
     """What is to be sampled, and how it is analysed, subject by subject.
 

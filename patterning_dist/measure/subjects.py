@@ -29,7 +29,7 @@ from patterning_dist.sampling.chain import Chain, ChainSettings
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samplers import Sampler
-from patterning_dist.sampling.samples import Part, Samples
+from patterning_dist.sampling.samples import Part, PerSampleLoss, Samples
 from patterning_dist.sampling.statistics import PositionMeans, Statistic
 from patterning_dist.sampling.target import Target
 from patterning_dist.sampling.traces import TraceRecorder, trace_store
@@ -181,7 +181,8 @@ class Subjects:
         if self._target is not None:  # an earlier chain has moved it
             self._target.place(self._target.center)
         component = select_component(model, subject.component)
-        losses, layered, data = self.task.losses, self.task.layered(model, component), self.task.train
+        losses: PerSampleLoss = self.task.losses
+        layered, data = self.task.layered(model, component), self.task.train
         probe: Samples = self.probe.samples
         held_out: Samples | None = None if self.held_out is None else self.held_out.samples
         if subject.weights is not None:

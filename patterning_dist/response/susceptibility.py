@@ -20,6 +20,8 @@ from patterning_dist.response.batch_means import (
 )
 from patterning_dist.response.moments import CoMoments, Floats, Moments, merge_moments
 
+Baseline = Literal["restricted", "full"]
+
 
 @dataclass(frozen=True)
 class Susceptibility:
@@ -49,7 +51,7 @@ def susceptibility(
     chains: Sequence[CoMoments],
     *,
     loss_weights: ArrayLike | None = None,
-    baseline: Literal["restricted", "full"] = "restricted",
+    baseline: Baseline = "restricted",
     full: Sequence[CoMoments] | None = None,
     min_chains: int = 1,
     excluded: Mapping[int, str] | None = None,

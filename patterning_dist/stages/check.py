@@ -66,11 +66,14 @@ def _differences(
     folders = [run.path / "sampling" / name for name in (base, weighted)]
     chains = sorted(set.intersection(*({r.chain for r in read_records(folder) if r.healthy} for folder in folders)))
     before, after = (read_traces(folder, chains) for folder in folders)
-    found = {}
+    found: dict[str, dict[str, Any]] = {}
     for name in before:
         measured = trace_mean(after[name] - before[name])
-        found[name] = {"value": measured.value, "standard_error": measured.standard_error}
-        found[name]["interval"] = [float(bound) for bound in measured.interval()]
+        found[name] = {
+            "value": measured.value,
+            "standard_error": measured.standard_error,
+            "interval": [float(bound) for bound in measured.interval()],
+        }
         if name in linear:
             found[name]["predicted"] = strength * float(np.asarray(linear[name]["value"]))
     return found

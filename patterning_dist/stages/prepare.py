@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from patterning_dist.config import Config
+from patterning_dist.config import Config, TextConfig
 from patterning_dist.data.corpus import Source, read_documents
 from patterning_dist.data.prepare import prepare_tokens
 from patterning_dist.progress import Progress
@@ -19,6 +19,7 @@ def prepare(config: Config, run: RunDirectory, progress: Progress) -> list[Path]
         PatterningError: a source is missing, empty or unreadable, or there is too little text.
     """
     data = config.data
+    assert isinstance(data, TextConfig)  # others have no such stage
     progress.start("tokenizing the corpus", None)
     sources = [Source(s.path, s.domain, s.text_column) for s in data.sources]
     prepare_tokens(

@@ -195,7 +195,7 @@ def plain_scores(pool: Pool, observables: list[str], progress: Progress) -> Scor
     table, _ = read_parquet(pool.run.path / table_name(pool.subject), ["center_loss"])
     num_entries, center = len(pool.in_subset), table["center_loss"].to_numpy().astype(np.float64)
     loss_weights = np.concatenate([np.ones(num_entries), np.zeros(healthy[0].mean_loss.shape[-1] - num_entries)])
-    common = {"loss_weights": loss_weights, "min_chains": sampling.min_chains, "excluded": excluded}
+    common: dict[str, Any] = {"loss_weights": loss_weights, "min_chains": sampling.min_chains, "excluded": excluded}
     measured = susceptibility(healthy, **common).chi_per_chain
     rows = {name: measured[:, k] for k, name in enumerate(subjects.observable_names)}
     centers = np.concatenate([center, np.zeros(healthy[0].mean_loss.shape[-1] - num_entries)])

@@ -102,7 +102,7 @@ def _solve_arm(pool: Pool, scores: Scores, sign: float) -> tuple[WeightSolution,
     assert settings is not None
     target = sign * np.array([settings.targets.get(name, 0.0) for name in scores.observables])
     temperature = pool.inverse_temperature
-    options = {
+    options: dict[str, Any] = {
         "inverse_temperature": temperature,
         "weight_min": settings.weight_min,
         "weight_max": settings.weight_max,
@@ -116,6 +116,7 @@ def _solve_arm(pool: Pool, scores: Scores, sign: float) -> tuple[WeightSolution,
     def solved(chi: np.ndarray) -> WeightSolution:
         if settings.strength is not None:
             return solve_weights(chi, target, strength=settings.strength, **options)
+        assert settings.effective_sample_share is not None  # one of the two is there, checked with the file
         return solve_for_effective_sample_share(chi, target, settings.effective_sample_share, **options)
 
     solution = solved(scores.chi)

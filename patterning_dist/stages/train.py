@@ -31,6 +31,7 @@ def retrain(config: Config, run: RunDirectory, progress: Progress) -> list[Path]
         PatterningError: a table of weights is not there, or what ``run_jobs`` raises.
     """
     run.place.fetch("data", "weights", "retrain", *config.checkpoints)
+    assert config.retrain is not None
     jobs = arm_jobs(config, run)
     return _run(config, run, progress, "retraining", jobs, config.retrain.concurrent_arms)
 
@@ -38,6 +39,7 @@ def retrain(config: Config, run: RunDirectory, progress: Progress) -> list[Path]
 def baseline_job(config: Config, directory: Path) -> TrainingJob:
     """The training that makes the checkpoint to sample around."""
     training = config.training
+    assert training is not None
     return TrainingJob(
         name=BASELINE,
         folder=directory / BASELINE,
@@ -53,6 +55,7 @@ def baseline_job(config: Config, directory: Path) -> TrainingJob:
 
 def arm_jobs(config: Config, run: RunDirectory) -> list[TrainingJob]:
     """All arms of the first seed, then those of the next."""
+    assert config.retrain is not None
     arms = config.retrain.arm_list
     task = open_task(config, run.path, "cpu")
     tables = {arm.name: _weights(arm, run) for arm in arms}
@@ -70,6 +73,7 @@ def _arm_job(
     config: Config, directory: Path, arm: ArmConfig, seed: int, weights: Path | None, inputs: object
 ) -> TrainingJob:
     settings = config.retrain
+    assert settings is not None
     splits = [(o.name, o.split) for o in config.sampling.observables if o.kind == "split_loss"]
     return TrainingJob(
         name=f"{arm.name} seed {seed}",

@@ -23,8 +23,9 @@ from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Samples
 from patterning_dist.sampling.target import Layered
 from patterning_dist.storage.files import file_sha256
+from patterning_dist.tasks.base import PlainTask
 from patterning_dist.tasks.language_metrics import LANGUAGE_METRICS, Evaluation
-from patterning_dist.tasks.task import FileHash, Metric, Terms, joined_weights, weights_fingerprint
+from patterning_dist.tasks.task import FileHash, Metric, Terms, weights_fingerprint
 
 _NUM_REPEATED = 16
 
@@ -32,8 +33,8 @@ _NUM_REPEATED = 16
 class LanguageModel(Protocol):
     """An architecture: how it is built, loaded and run."""
 
-    config: Section
-
+    @property
+    def config(self) -> Section: ...
     def build(self, seed: int) -> nn.Module: ...
     def load(self, folder: Path, ranks: Ranks) -> nn.Module: ...
     def load_given(self, checkpoint: str, ranks: Ranks) -> nn.Module: ...
@@ -67,7 +68,7 @@ class TokenSamples(Samples, Protocol):
     def counted(self, ids: np.ndarray) -> np.ndarray | None: ...
 
 
-class LanguageTask:
+class LanguageTask(PlainTask):
     """A ``Task``; see there.
 
     Args:
@@ -102,7 +103,7 @@ class LanguageTask:
     @cached_property
     def vocabulary_size(self) -> int:
         """Token ids are below it."""
-        skeleton = self.skeleton()
+        skeleton: Any = self.skeleton()
         return getattr(skeleton, "vocabulary_size", None) or skeleton.config.vocab_size
 
     @cached_property
@@ -181,10 +182,6 @@ class LanguageTask:
         coefficients = np.zeros((len(tokens), length - 1))
         coefficients[:, length // 2 :] = 1
         return torch.from_numpy(tokens), coefficients / coefficients.sum()
-
-    def read_weights(self, path: Path, strength: float) -> np.ndarray:
-        """A table of ``SampleWeights``."""
-        return joined_weights(self, path, strength)
 
     def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
         """Of the architecture."""

@@ -118,7 +118,8 @@ class Evaluation:
 
     def _attention_scores(self, task: LanguageTask, model: nn.Module, ranks: Ranks) -> dict[str, float]:
         """Previous-token and prefix-matching score of every head, and the largest prefix-matching score of all."""
-        half, num_heads = self.repeated.shape[1] // 2, []
+        half = self.repeated.shape[1] // 2
+        num_heads: list[int] = []
 
         def scores_of(batch: Tensor) -> Tensor:  # [sample, 2 * heads of all layers]
             patterns = task.model.patterns(model, batch[:, :-1])

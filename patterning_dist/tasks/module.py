@@ -11,25 +11,23 @@ import numpy as np
 import torch
 from safetensors.torch import load_model
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from patterning_dist.config import FunctionDataConfig, ModuleConfig, TrainingConfig
+from patterning_dist.config import FunctionDataConfig, ModuleConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.functions import code_fingerprint, load_function
-from patterning_dist.models.components import Component
 from patterning_dist.sampling.batches import all_losses
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Samples, to_device
 from patterning_dist.sampling.shard import shard_model
 from patterning_dist.storage.files import file_sha256
-from patterning_dist.tasks.optimizers import plain_optimizer
+from patterning_dist.tasks.base import PlainTask
 from patterning_dist.tasks.own_samples import own_samples
-from patterning_dist.tasks.task import FileHash, Metric, Terms, joined_weights
+from patterning_dist.tasks.task import FileHash, Metric
 
 _EVALUATED_AT_ONCE = 256
 
 
-class ModuleTask:
+class ModuleTask(PlainTask):
     """A ``Task``; see there.
 
     Args:
@@ -40,8 +38,7 @@ class ModuleTask:
         compute_dtype: of forward passes on several ranks, if not float32.
     """
 
-    key = "sample_id"
-    mean_counted = None
+    mean_counted: float | None = None
 
     def __init__(
         self,
@@ -73,10 +70,6 @@ class ModuleTask:
             f"{name}_loss": Metric(f"loss on {name}", "nats", f"mean loss of the held-out set {name}")
             for name in self.held_out
         }
-
-    def open_samples(self, path: Path) -> Samples:
-        """Refused: samples come from a function."""
-        raise PatterningError(f"sampling.probe: {path} is a table, and data.kind is function; remove the key")
 
     def build(self, seed: int) -> nn.Module:
         """Fresh weights.
@@ -110,37 +103,9 @@ class ModuleTask:
         """What the user's function says."""
         return self._losses(model, batch)
 
-    def layered(self, model: nn.Module, component: Component) -> None:
-        """Not known."""
-        return None
-
-    def counted(self, samples: Samples, ids: np.ndarray) -> None:
-        """All losses count."""
-        return None
-
     def index(self, samples: Samples, ids: np.ndarray) -> dict[str, np.ndarray]:
         """The number of a sample."""
         return {self.key: np.asarray(ids)}
-
-    def entries(self, samples: Samples, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """Nothing is known."""
-        return {}
-
-    def split(self, name: str, samples: Samples, ids: np.ndarray) -> Terms | None:
-        """None of its own."""
-        return None
-
-    def own_split(self, name: str) -> None:
-        """None."""
-        return None
-
-    def read_weights(self, path: Path, strength: float) -> np.ndarray:
-        """A table of ``SampleWeights``."""
-        return joined_weights(self, path, strength)
-
-    def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
-        """AdamW."""
-        return plain_optimizer(model, settings)
 
     def evaluate(self, model: nn.Module, ranks: Ranks) -> dict[str, float]:
         """Mean losses of the held-out sets, and what the user's ``evaluate`` returns."""
@@ -152,9 +117,6 @@ class ModuleTask:
             with torch.no_grad():
                 found |= load_function(self.model.evaluate, "model.evaluate")(model)
         return found
-
-    def describe(self, folder: Path) -> None:
-        """Nothing: the user's code has it."""
 
     def fingerprint(self, checkpoint: str | None = None, sha256: FileHash = file_sha256) -> Any:
         """Code of the user's own counts by the file that it is in."""

@@ -11,6 +11,7 @@ head is a matrix of its own, and all heads of the model go through one batched i
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -50,7 +51,7 @@ class PerHeadMuon(torch.optim.Optimizer):
         )
 
     @torch.no_grad()
-    def step(self, closure=None):
+    def step(self, closure: Any = None) -> Any:
         """One step of every group that has gradients."""
         loss = None if closure is None else closure()
         for group in self.param_groups:
@@ -97,7 +98,7 @@ def head_matrix_optimizer(model: nn.Module, config: TrainingConfig) -> torch.opt
     ``muon``: ``PerHeadMuon`` with one matrix a head. ``adamw``: plain AdamW on everything, which is what ZeRO stages
     1-3 can partition (they hand the optimizer flat pieces, in which no head is a matrix any more).
     """
-    groups = {"matrices": [], "embeddings": [], "biases": []}
+    groups: dict[str, list[Tensor]] = {"matrices": [], "embeddings": [], "biases": []}
     for name, parameter in model.named_parameters():
         kind = "biases" if name.endswith("position_bias") else "matrices" if parameter.dim() == 3 else "embeddings"
         groups[kind].append(parameter)

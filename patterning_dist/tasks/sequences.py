@@ -10,25 +10,23 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from patterning_dist.config import TrainingConfig
 from patterning_dist.data.sampler import permutation
 from patterning_dist.data.sequences import SequenceTable
 from patterning_dist.errors import PatterningError
-from patterning_dist.models.components import Component
 from patterning_dist.sampling.batches import all_losses
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Joined, Part
 from patterning_dist.storage.files import file_sha256
+from patterning_dist.tasks.base import PlainTask
 from patterning_dist.tasks.huggingface import HuggingFace
-from patterning_dist.tasks.task import FileHash, Metric, Terms, joined_weights, weights_fingerprint
+from patterning_dist.tasks.task import FileHash, Metric, weights_fingerprint
 
 _EVALUATION_STREAM = 0x6576616C
 _BATCH = 64
 
 
-class SequenceTask:
+class SequenceTask(PlainTask):
     """A ``Task``, see there, less its losses.
 
     Args:
@@ -41,9 +39,8 @@ class SequenceTask:
         compute_dtype: of forward passes under autocast, where it is not float32.
     """
 
-    key = "sample_id"
-    num_positions = None
-    mean_counted = None
+    num_positions: int | None = None
+    mean_counted: float | None = None
     correct: str  # what accuracy is about
 
     def __init__(
@@ -108,41 +105,9 @@ class SequenceTask:
         """Names and shapes."""
         return self.model.skeleton()
 
-    def layered(self, model: nn.Module, component: Component) -> None:
-        """Not known."""
-        return None
-
-    def open_samples(self, path: Path) -> SequenceTable:
-        """Refused: a probe of the user's own is a table of tokens."""
-        raise PatterningError(f"sampling.probe: {path} is a table of tokens, and the samples here are not; remove it")
-
-    def counted(self, samples: SequenceTable, ids: np.ndarray) -> None:
-        """Every sample counts."""
-        return None
-
     def index(self, samples: SequenceTable, ids: np.ndarray) -> dict[str, np.ndarray]:
         """sample_id and domain."""
         return {self.key: np.asarray(ids), "domain": samples.domains[ids]}
-
-    def entries(self, samples: SequenceTable, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """A sample has one loss."""
-        return {}
-
-    def split(self, name: str, samples: SequenceTable, ids: np.ndarray) -> Terms | None:
-        """None of its own."""
-        return None
-
-    def own_split(self, name: str) -> None:
-        """None."""
-        return None
-
-    def read_weights(self, path: Path, strength: float) -> np.ndarray:
-        """A table of ``SampleWeights``."""
-        return joined_weights(self, path, strength)
-
-    def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
-        """Of the architecture."""
-        return self.model.optimizer(model, settings)
 
     @cached_property
     def _evaluated(self) -> tuple[Joined, np.ndarray, np.ndarray]:

@@ -24,6 +24,7 @@ from patterning_dist.sampling.target import Layered
 from patterning_dist.storage.files import file_sha256
 
 FileHash = Callable[[Path], str]  # of a file's content
+OwnSamples = Any  # samples that the task itself gave out, of which it knows more than ``Samples`` says
 Terms = list[tuple[float, np.ndarray]]  # a split loss as a sum of signed means over masks of entries
 
 
@@ -54,13 +55,20 @@ class Task(Protocol):
         metrics: what ``evaluate`` returns, by name.
     """
 
-    train: Samples
-    held_out: Mapping[str, Samples]
-    num_positions: int | None
-    mean_counted: float | None
-    key: str
-    compute_dtype: torch.dtype | None
-    metrics: Mapping[str, Metric]
+    @property
+    def train(self) -> Samples: ...
+    @property
+    def held_out(self) -> Mapping[str, Samples]: ...
+    @property
+    def num_positions(self) -> int | None: ...
+    @property
+    def mean_counted(self) -> float | None: ...
+    @property
+    def key(self) -> str: ...
+    @property
+    def compute_dtype(self) -> torch.dtype | None: ...
+    @property
+    def metrics(self) -> Mapping[str, Metric]: ...
 
     def open_samples(self, path: Path) -> Samples:
         """A table of the user's own, for the probe.
@@ -94,19 +102,19 @@ class Task(Protocol):
         """The model cut below a component; None where that is not known, and every pass is a whole one."""
         ...
 
-    def counted(self, samples: Samples, ids: np.ndarray) -> np.ndarray | None:
+    def counted(self, samples: OwnSamples, ids: np.ndarray) -> np.ndarray | None:
         """Which entries of ``losses`` count, bool [sample, position]; None: all."""
         ...
 
-    def index(self, samples: Samples, ids: np.ndarray) -> dict[str, np.ndarray]:
+    def index(self, samples: OwnSamples, ids: np.ndarray) -> dict[str, np.ndarray]:
         """What is known of samples, columns [sample]: ``key`` first, then ``domain`` where there are some."""
         ...
 
-    def entries(self, samples: Samples, ids: np.ndarray) -> dict[str, np.ndarray]:
+    def entries(self, samples: OwnSamples, ids: np.ndarray) -> dict[str, np.ndarray]:
         """What is known of single losses, columns [sample, position], such as ``token``; empty where nothing is."""
         ...
 
-    def split(self, name: str, samples: Samples, ids: np.ndarray) -> Terms | None:
+    def split(self, name: str, samples: OwnSamples, ids: np.ndarray) -> Terms | None:
         """A split loss of the task's own as signed means, (sign, mask [sample(, position)]) each; None: no such split.
 
         ``overall`` and ``domain:NAME`` are known for every task and not asked for here.

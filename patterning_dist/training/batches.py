@@ -44,10 +44,12 @@ class WeightedBatches:
     def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids [sample] and weights [sample] or [sample, position] of the global batch of a step."""
         job, ids = self.job, self._ids(step)
-        weighted = self.weights is not None and job.weighting == "loss" and step < job.weighted_steps
         num_positions = self.task.num_positions
         shape = (len(ids),) if num_positions is None else (len(ids), num_positions)
-        weights = self.weights[ids] if weighted else np.ones(shape, np.float32)
+        if self.weights is not None and job.weighting == "loss" and step < job.weighted_steps:
+            weights = self.weights[ids]
+        else:
+            weights = np.ones(shape, np.float32)
         counted = self.task.counted(self.task.train, ids)
         return ids, weights if counted is None else np.where(counted, weights, np.float32(0))
 

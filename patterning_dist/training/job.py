@@ -72,6 +72,7 @@ class TrainingJob:
         """Hash of everything that the result depends on, file contents included, wherever the files lie."""
         spec = {key: value for key, value in asdict(self).items() if key not in _NO_INPUTS}
         model = {k: v for k, v in config.model.model_dump(mode="json").items() if k != "path"}
+        assert config.training is not None
         training = config.training.model_dump(mode="json", exclude={"deepspeed"})
         splits = config.sampling.evaluation_sequences if self.splits else None
         inputs = json.dumps([spec, self._files, model, training, splits, config.seed], sort_keys=True)

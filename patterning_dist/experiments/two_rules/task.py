@@ -11,25 +11,21 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
-from patterning_dist.config import TrainingConfig
-from patterning_dist.errors import PatterningError
 from patterning_dist.experiments.two_rules.behaviour import behaviour
 from patterning_dist.experiments.two_rules.classifier import BracketClassifier, build_classifier, string_losses
 from patterning_dist.experiments.two_rules.config import ParenthesesConfig
 from patterning_dist.experiments.two_rules.strings import SPLITS, BracketStrings, read_split
-from patterning_dist.models.components import Component
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Samples
 from patterning_dist.storage.files import file_sha256, read_parquet
-from patterning_dist.tasks.optimizers import plain_optimizer
-from patterning_dist.tasks.task import FileHash, Metric, Terms
+from patterning_dist.tasks.base import PlainTask
+from patterning_dist.tasks.task import FileHash, Metric
 
 COMPONENT = "everything"
 
 
-class BracketTask:
+class BracketTask(PlainTask):
     """A ``Task``; see there. Its checkpoints are ``<folder>:<number>``, a network of <folder>/networks.safetensors.
 
     Args:
@@ -38,7 +34,6 @@ class BracketTask:
         device: torch device.
     """
 
-    key = "sample_id"
     num_positions: int | None = None
     mean_counted: float | None = None
     compute_dtype: torch.dtype | None = None
@@ -55,12 +50,6 @@ class BracketTask:
         read = partial(read_split, self.directory / "data", longest=config.task.max_length)
         self.train: BracketStrings = read(SPLITS[0])
         self.held_out: dict[str, BracketStrings] = {name: read(name) for name in SPLITS[1:]}
-
-    def open_samples(self, path: Path) -> BracketStrings:
-        """Refused: what is recorded are the losses of all training strings."""
-        raise PatterningError(
-            f"sampling.probe: {path}: the losses of all training strings are recorded; remove the key"
-        )
 
     def build(self, seed: int) -> BracketClassifier:
         """See ``build_classifier``."""
@@ -86,41 +75,14 @@ class BracketTask:
         rho, plain = read_parquet(path, ("weight",))[0]["weight"].to_numpy(), self.train.class_weights
         return rho if strength == 1 else plain + strength * (rho - plain)
 
-    def layered(self, model: nn.Module, component: Component) -> None:
-        """Not known."""
-        return None
-
-    def counted(self, samples: Samples, ids: np.ndarray) -> None:
-        """Every string counts."""
-        return None
-
     def index(self, samples: Samples, ids: np.ndarray) -> dict[str, np.ndarray]:
         """The number of a string."""
         return {self.key: np.asarray(ids, np.int32)}
-
-    def entries(self, samples: Samples, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """A string has one loss."""
-        return {}
-
-    def split(self, name: str, samples: Samples, ids: np.ndarray) -> Terms | None:
-        """None of its own."""
-        return None
-
-    def own_split(self, name: str) -> None:
-        """None."""
-        return None
-
-    def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
-        """AdamW."""
-        return plain_optimizer(model, settings)
 
     def evaluate(self, model: nn.Module, ranks: Ranks) -> dict[str, float]:
         """See ``behaviour``; every rank does all of it."""
         networks = {name: parameter.detach()[None] for name, parameter in model.named_parameters()}
         return {name: float(column[0]) for name, column in behaviour(self, model, networks).items()}
-
-    def describe(self, folder: Path) -> None:
-        """Nothing: the sizes are in the experiment file."""
 
     def fingerprint(self, checkpoint: str | None = None, sha256: FileHash = file_sha256) -> Any:
         """Strings, sizes, and the network."""

@@ -31,7 +31,7 @@ _CHECKPOINT_SHARE = 0.05  # of a chain's time, at most
 class ChainStudy(Protocol):
     """What a worker needs of a study: any of its chains."""
 
-    def chain(self, unit: str, number: int, **changes: Any) -> Chain: ...
+    def chain(self, unit: str, number: int, /, **changes: Any) -> Chain: ...
 
 
 class Ending(enum.StrEnum):

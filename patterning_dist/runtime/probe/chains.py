@@ -191,17 +191,23 @@ def _time_chain(rank: Any, subject: str, batch_size: int, gradients: bool) -> di
 
 
 def _joined(results: list[dict[str, Any]]) -> ChainTimes:
-    sizes = ("weight_bytes", "gradient_bytes", "state_bytes", "activation_bytes")
+    def largest(name: str) -> int:
+        return max(r[name] for r in results)
+
     return ChainTimes(
         step=Seconds.measured([step for r in results for step in r["steps"]]),
         num_coordinates=results[0]["num_coordinates"],
+        weight_bytes=largest("weight_bytes"),
+        gradient_bytes=largest("gradient_bytes"),
+        state_bytes=largest("state_bytes"),
+        activation_bytes=largest("activation_bytes"),
         **{name: Seconds.measured([r[name] for r in results]) for name in ("opening", "draw", "gradients")},
-        **{name: max(r[name] for r in results) for name in sizes},
     )
 
 
-def _time_solve(rank: Any, subject: str, settings: DirectionConfig) -> dict[str, float]:
-    subjects, found = rank.subjects, {}
+def _time_solve(rank: Any, subject: str, settings: DirectionConfig) -> dict[str, Any]:
+    subjects = rank.subjects
+    found: dict[str, Any] = {}
     opening = _seconds(rank, lambda: found.update(target=subjects.target(subject)))
     target, pool = found["target"], subjects.source("pool")
     batch = target.prepare(pool, subjects.hessian_ids(settings.hessian_sequences))
@@ -233,7 +239,7 @@ def _time_solve(rank: Any, subject: str, settings: DirectionConfig) -> dict[str,
     }
 
 
-def _joined_solve(results: list[dict[str, float]]) -> SolveTimes:
+def _joined_solve(results: list[dict[str, Any]]) -> SolveTimes:
     times = {name: Seconds.measured([r[name] for r in results]) for name in results[0] if name != "num_products"}
     return SolveTimes(num_products=results[0]["num_products"], **times)
 

@@ -77,7 +77,7 @@ def probe_steps(config: Config, directory: Path, job: TrainingJob, device: str, 
         PatterningError: the cluster cannot hold one.
     """
     need = training_resources(config, device, job.num_workers)
-    lanes = need.at_once(num_jobs, config.retrain and config.retrain.concurrent_arms).number
+    lanes = need.at_once(num_jobs, None if config.retrain is None else config.retrain.concurrent_arms).number
     with probe_groups([[need.options] * need.num_ranks] * lanes, device, need.cpus, _TIMEOUT) as groups:
         run_together(groups, _open_trainer, config, directory, job)
         estimates = run_together(groups, _time_steps, 2)
@@ -110,6 +110,7 @@ def probe_job(
         step: about the time of one step; it says how many are made.
         evaluation: time of one row of metrics.
     """
+    assert config.training is not None
     rows = 3
     every = int(min(max(_STEPS_BUDGET / rows / step.value, 1), _MAX_STEPS // rows))
     annealing = min(every, config.training.anneal_steps)

@@ -115,10 +115,10 @@ class TrainingCheckpoints:
         candidates = [list(reversed(self.shared.numbers()))]
         torch.distributed.broadcast_object_list(candidates, src=0)  # listings of a network file system may differ
         for step in candidates[0]:
-            parts = self.shared.read(step), self.own.read(step)
+            parts = [part for part in (self.shared.read(step), self.own.read(step)) if part is not None]
             # The own part of a rank that has none is empty, but is there.
-            if self._agree(_GO_ON if None not in parts else _SAVE) == _GO_ON:
-                shared, own = (decode(part) for part in parts)
+            if self._agree(_GO_ON if len(parts) == 2 else _SAVE) == _GO_ON:
+                shared, own = map(decode, parts)
                 load_engine_state(engine, shared["engine"], own["engine"])
                 self.last_step = step
                 if self.rank == 0:

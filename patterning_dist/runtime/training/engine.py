@@ -22,7 +22,7 @@ def deepspeed_config(path: Path | None, batch_size: int, num_ranks: int) -> dict
         batch_size: global batch, sequences. Ranks and accumulation steps share it out.
         num_ranks: data-parallel ranks.
     """
-    config = {"zero_optimization": {"stage": 0}} if path is None else json.loads(path.read_text())
+    config: dict[str, Any] = {"zero_optimization": {"stage": 0}} if path is None else json.loads(path.read_text())
     accumulation = config.get("gradient_accumulation_steps", 1)
     return {
         "zero_allow_untested_optimizer": True,

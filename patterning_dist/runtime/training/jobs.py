@@ -13,7 +13,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from patterning_dist.config import Config
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
-from patterning_dist.runtime.actor import ActorHandle
+from patterning_dist.runtime.actor import Actor, ActorHandle
 from patterning_dist.runtime.chains.workers import progress_board
 from patterning_dist.runtime.environment import ray_session, resolve_device
 from patterning_dist.runtime.resources import training_resources
@@ -27,11 +27,12 @@ _SECONDS_TO_ASK = 3.0
 
 # One that dies is made anew, without what it knew: trainings ask it again, and lines not yet said are lost.
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class JobControl:
+class JobControl(Actor):
     """What the driver wants of the trainings, and what they have for the driver to say."""
 
     def __init__(self) -> None:
-        self._stop, self._messages = False, {}
+        self._stop = False
+        self._messages: dict[str, tuple[str, str, dict[str, Any]]] = {}
 
     def stop(self) -> None:
         """Let every training save its state and stop."""
@@ -71,6 +72,7 @@ def run_jobs(
         PatterningError: the cluster cannot hold even one job, a training failed in a way the user can mend, or its
             workers died again and again.
     """
+    assert config.training is not None
     with ray_session(config.training.threads_per_worker):
         need = training_resources(config, resolve_device(config.device), jobs[0].num_workers)
         num_lanes = need.at_once(len(jobs), concurrent).number

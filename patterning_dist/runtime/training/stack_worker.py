@@ -14,7 +14,7 @@ import ray
 from torch import nn
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.runtime.actor import ActorHandle
+from patterning_dist.runtime.actor import Actor, ActorHandle
 from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.runtime.training.engine import deepspeed_config, initialize_alone
 from patterning_dist.storage.mirror import Place
@@ -90,7 +90,7 @@ class Trained:
 
 
 @ray.remote
-class StackTrainer:
+class StackTrainer(Actor):
     """One process with a task, for any number of stacks one after another."""
 
     def __init__(self, recipe: StackRecipe, device: str, num_threads: int) -> None:

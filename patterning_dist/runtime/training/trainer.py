@@ -36,18 +36,20 @@ class Trainer:
 
     def __init__(self, config: Config, task: Task, job: TrainingJob, ranks: Ranks, device: str) -> None:
         self.config, self.task, self.job, self.ranks, self.device = config, task, job, ranks, device
-        self.batches = WeightedBatches(job, config.training, task)
-        settings = deepspeed_config(job.deepspeed, config.training.batch_size, ranks.size)
+        assert config.training is not None
+        self.training = config.training
+        self.batches = WeightedBatches(job, self.training, task)
+        settings = deepspeed_config(job.deepspeed, self.training.batch_size, ranks.size)
         with model_in_pieces(settings, device):
             model = task.build(job.seed) if job.start is None else task.load(job.start, Ranks())
-        self.optimizer = task.optimizer(model, config.training)
+        self.optimizer = task.optimizer(model, self.training)
         self.engine = initialize(model, self.optimizer, settings, device)
         self.engine.eval()
 
     def step(self, number: int) -> float:
         """One optimizer step on the global batch, whose weighted mean loss [nats] is returned."""
         job, engine = self.job, self.engine
-        warmup = self.config.training.warmup_steps
+        warmup = self.training.warmup_steps
         set_learning_rate_factor(self.optimizer, learning_rate_factor(number, job.num_steps, warmup, job.anneal_steps))
         ids, weights = self.batches(number)
         global_weight = max(float(weights.sum(dtype=np.float64)), 1e-12)

@@ -49,7 +49,7 @@ def save_weights(engine: Any, path: Path | None) -> None:
         for tensor in stored.values():
             with _whole(tensor):
                 content = tensor.detach().to("cpu", _kind(tensor)).contiguous()
-                file.write(content.view(-1).view(torch.uint8).numpy())
+                file.write(content.view(-1).view(torch.uint8).numpy().data)
 
 
 def own_share(engine: Any) -> dict[str, Tensor]:

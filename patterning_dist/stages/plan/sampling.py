@@ -164,6 +164,9 @@ def representatives(model: nn.Module, components: dict[str, str], gradients_of: 
         own = [kind for kind in ordered if kind[2]]
         others = [kind for kind in ordered if not kind[2]]
         kept = own + [others[i] for i in np.linspace(0, len(others) - 1, _MAX_KINDS - len(own)).round().astype(int)]
-        nearest = {kind: min(kept, key=lambda other, kind=kind: abs(other[0] - kind[0])) for kind in ordered}
-        return {name: kinds[kind if kind in kept else nearest[kind]] for name, kind in kind_of.items()}
+
+        def nearest(kind: tuple[Any, ...]) -> tuple[Any, ...]:
+            return min(kept, key=lambda other: abs(other[0] - kind[0]))
+
+        return {name: kinds[kind if kind in kept else nearest(kind)] for name, kind in kind_of.items()}
     return {name: kinds[kind] for name, kind in kind_of.items()}
