@@ -1,4 +1,4 @@
-"""The inverse of chi: which directions of response are asked for, and the unbounded intervention.
+"""The inverse of chi: which directions of response are asked for.
 
 chi is [observable, sample], as one array or as a list of column shards; dmu = (n_beta / n) chi h.
 """
@@ -13,8 +13,6 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.response.bounded import chunks
-from patterning_dist.response.modes import leading_signs
 from patterning_dist.response.moments import Floats
 
 Chi = np.ndarray | Sequence[np.ndarray]
@@ -25,7 +23,11 @@ INCONSISTENT = 1e-6  # relative part of a target along dependent rows that is mo
 
 @dataclass(frozen=True)
 class Inverse:
-    """How chi is inverted; see `unbounded_intervention`."""
+    """How chi is inverted; without bounds h = (n / n_beta) chi^T (chi chi^T + tau I)^-1 target, arXiv 2601.13548.
+
+    `minimum_norm`: tau = 0, and the response is the target exactly. `ridge`: tau = `ridge`, in units of chi chi^T.
+    `truncated`: the pseudo-inverse on the `rank` leading singular directions. `mode`: that singular direction alone.
+    """
 
     method: Method = "minimum_norm"
     ridge: float | None = None
@@ -92,57 +94,11 @@ def _independent_directions(
     return rows[~null] / scale[None], squares[~null]
 
 
-def unbounded_intervention(
-    chi: Chi,
-    target: ArrayLike,
-    *,
-    inverse_temperature: float,
-    method: Method = "minimum_norm",
-    ridge: float | None = None,
-    rank: int | None = None,
-    mode: int | None = None,
-) -> Floats:
-    """h = (n / n_beta) chi^T (chi chi^T + tau I)^-1 target, Wang & Murfet 2601.13548.
-
-    target: [observable], the wanted dmu in the observables' units. `minimum_norm`: tau = 0, and dmu = target
-    exactly. `ridge`: tau = `ridge`, in units of chi chi^T. `truncated`: the pseudo-inverse on the `rank`
-    leading singular directions. `mode`: only left singular vector `mode` of the target, so that h is along
-    v_mode. Weights 1 + h may be negative. Rows of chi are taken as they are: they should sum to zero, or h
-    will not. Raises PatterningError for linearly dependent rows that the target contradicts (minimum_norm),
-    and bad options.
-    """
-    inverse = Inverse(method, ridge, rank, mode)
-    shards, target = check_inputs(chi, target, inverse_temperature)
-    directions, squares = inverse.directions(_gram(shards), target)
-    amounts = (directions @ target) / (squares + (ridge or 0.0))
-    num_samples = sum(shard.shape[1] for shard in shards)
-    coefficients = num_samples / inverse_temperature * (directions.T @ amounts)
-    return np.concatenate([coefficients @ shard for shard in shards])
-
-
-def mode_target(chi: Chi, mode: int) -> Floats:
-    """Left singular vector `mode` of chi, unit length, largest entry positive. [observable]"""
-    _, vectors = np.linalg.eigh(_gram(_shards(chi)))
-    if not 0 <= mode < len(vectors):
-        raise PatterningError(f"mode: got {mode}, expected 0 to {len(vectors) - 1}, one for each observable")
-    vector = vectors[:, ::-1][:, mode]
-    return vector * leading_signs(vector[:, None])[0]
-
-
-def _gram(shards: Sequence[np.ndarray]) -> Floats:
-    return np.sum([chunk @ chunk.T for chunk in chunks(shards)], axis=0)
-
-
-def _shards(chi: Chi) -> list[np.ndarray]:
-    shards = [chi] if isinstance(chi, np.ndarray) else list(chi)
-    if not shards or any(shard.ndim != 2 or len(shard) != len(shards[0]) for shard in shards):
-        raise PatterningError("chi: expected [observable, sample] or column shards of it with the same observables")
-    return shards
-
-
 def check_inputs(chi: Chi, target: ArrayLike, inverse_temperature: float) -> tuple[list[np.ndarray], Floats]:
     """Column shards and a float64 target; PatterningError for unlike shapes or infinite entries."""
-    shards, target = _shards(chi), np.asarray(target, np.float64)
+    shards, target = [chi] if isinstance(chi, np.ndarray) else list(chi), np.asarray(target, np.float64)
+    if not shards or any(shard.ndim != 2 or len(shard) != len(shards[0]) for shard in shards):
+        raise PatterningError("chi: expected [observable, sample] or column shards of it with the same observables")
     if target.shape != (len(shards[0]),) or not np.isfinite(target).all():
         raise PatterningError(
             f"target: got {target.tolist()}, expected {len(shards[0])} finite numbers, one for each observable"

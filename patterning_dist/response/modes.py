@@ -45,11 +45,11 @@ def susceptibility_modes(
     left, values, right = np.linalg.svd(matrix, full_matrices=False)
     if not values[0]:
         raise PatterningError("modes: chi does not vary over tokens; expected at least one component that responds")
-    signs = leading_signs(left)
+    signs = _leading_signs(left)
     return Modes(left * signs, values, right * signs[:, None], values**2 / np.sum(values**2))
 
 
-def leading_signs(left: Floats) -> Floats:
+def _leading_signs(left: Floats) -> Floats:
     """+-1 for each column, so that its largest entry in absolute value becomes positive. [mode]"""
     size = np.abs(left)
     # Entries that are equal up to rounding count as equal, else the sign would hang on the last bit.

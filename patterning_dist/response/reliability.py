@@ -7,7 +7,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import norm
 
 from patterning_dist.errors import PatterningError
 
@@ -73,21 +72,6 @@ def _row_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[
     a, b = a - a.mean(axis=-1, keepdims=True), b - b.mean(axis=-1, keepdims=True)
     with np.errstate(invalid="ignore", divide="ignore"):
         return (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
-
-
-def fisher_correlation(a: ArrayLike, b: ArrayLike, level: float = 0.95) -> Correlation:
-    """Pearson correlation with the interval tanh(atanh r +- z / sqrt(n - 3)), Fisher (1921).
-
-    a, b: [sample], and the samples are independent; for tokens of shared sequences use
-    `bootstrap_correlation`.
-    """
-    a, b = _paired(a, b)
-    value = float(_row_correlation(a, b))
-    if len(a) < 4:
-        return Correlation(value, np.nan, np.nan)
-    center = np.arctanh(np.clip(value, -1 + 1e-15, 1 - 1e-15))
-    width = norm.ppf((1 + level) / 2) / np.sqrt(len(a) - 3)
-    return Correlation(value, float(np.tanh(center - width)), float(np.tanh(center + width)))
 
 
 def bootstrap_correlation(

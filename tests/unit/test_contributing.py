@@ -7,12 +7,19 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from matrix_kinds import SAMPLING
+from safetensors.torch import save_model
 from torch.utils.data import TensorDataset
 
 from patterning_dist import Posterior, sample_chains
 from patterning_dist.config import load_config
-from patterning_dist.driver import run_stages
+from patterning_dist.driver import experiment_of, run_stages
 from patterning_dist.errors import PatterningError
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.stages.sample import open_subjects
+from patterning_dist.storage.mirror import Place
+from patterning_dist.tasks.open import open_task
 
 CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
 
@@ -71,3 +78,36 @@ def test_a_statistic(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     largest = [found["largest"][0] for found in sampled.statistics["largest_move"]]
     assert len(largest) == 2
     assert 0 < min(largest) < max(largest) < 3
+
+
+def test_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "my_task.py").write_text(skeleton("A task"))
+    monkeypatch.syspath_prepend(str(tmp_path))
+    observables = [{"kind": "split_loss", "name": "far", "split": "domain:far"}]
+    settings = {
+        "name": "lines",
+        "seed": 0,
+        "device": "cpu",
+        "model": {"kind": "task", "open": "my_task:open_lines"},
+        "training": {"num_steps": 5, "batch_size": 8, "optimizer": "adamw"},
+        "sampling": SAMPLING | {"components": [{"name": "everything"}], "observables": observables},
+        "response": {"direction": {"component": "everything"}},
+        "solve": {"component": "everything", "targets": {"far": -1}, "effective_sample_share": 0.8},
+        "retrain": {"seeds": [0], "num_steps": 5},
+    }
+    (tmp_path / "lines.yaml").write_text(yaml.safe_dump(settings))
+    config, directory = load_config(tmp_path / "lines.yaml"), tmp_path / "run"
+    assert list(experiment_of(config).stages(config)) == ["train", "sample", "solve", "retrain", "report"]
+    task = open_task(config, directory, "cpu")
+    (directory / "baseline").mkdir(parents=True)
+    save_model(task.build(3), directory / "baseline" / "model.safetensors")
+    assert experiment_of(config).preflight(config, directory) == []
+    subjects = open_subjects(config, Place.at(directory), "cpu")("cpu", Ranks())
+    draws = list(subjects.chain("everything", 0).draws())
+    assert len(draws) == 8
+    assert len(draws[-1].losses) == 6
+    assert draws[-1].observables[0] != 0
+    assert task.evaluate(task.load("baseline", Ranks()), Ranks())["far_loss"] > 0
+    gradient = subjects.target("everything").split_gradients()[0]
+    assert gradient["weight"].abs().item() > 0
+    assert task.fingerprint("baseline") != task.fingerprint()

@@ -5,13 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from tokenizers import Tokenizer
 
 from patterning_dist.data.tokenizer import (
     SEPARATOR,
     encode_texts,
-    load_tokenizer,
     save_tokenizer,
-    token_strings,
     tokenizer_sha256,
     train_tokenizer,
 )
@@ -30,7 +29,7 @@ def test_training_twice_gives_the_same_tokenizer() -> None:
 def test_encoding_is_lossless_and_independent_of_the_batch(tmp_path: Path) -> None:
     trained = train_tokenizer(TEXTS, 300)
     save_tokenizer(trained, tmp_path / "tokenizer.json")
-    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     assert tokenizer_sha256(tokenizer) == tokenizer_sha256(trained)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
     texts = [*TEXTS[:3], "", "日本語 \x00\t never seen"]
@@ -39,42 +38,13 @@ def test_encoding_is_lossless_and_independent_of_the_batch(tmp_path: Path) -> No
     assert [tokenizer.decode(ids.tolist()) for ids in many] == texts
 
 
-@pytest.mark.parametrize("reloaded", [False, True])
-def test_a_text_cannot_write_a_separator(tmp_path: Path, reloaded: bool) -> None:
+def test_a_text_cannot_write_a_separator() -> None:
     tokenizer = train_tokenizer(TEXTS, 300)
-    if reloaded:
-        save_tokenizer(tokenizer, tmp_path / "t.json")
-        tokenizer = load_tokenizer(tmp_path / "t.json")
     (ids,) = encode_texts(tokenizer, [f"a{SEPARATOR}b"])
     assert 0 not in ids
-
-
-def test_token_strings_show_every_token() -> None:
-    tokenizer = train_tokenizer(TEXTS, 300)
-    (ids,) = encode_texts(tokenizer, ["x é “"])
-    assert "".join(token_strings(tokenizer, [i])[0] for i in ids).encode().startswith(b"x ")
-    assert token_strings(tokenizer, [0]) == [SEPARATOR]
-    lone_byte = tokenizer.token_to_id("Ã")  # byte 0xC3, which begins a character
-    assert token_strings(tokenizer, [lone_byte]) == ["\\xc3"]
-    assert token_strings(tokenizer, [tokenizer.token_to_id("Ġ")]) == [" "]
-    assert len(set(token_strings(tokenizer, range(300)))) == 300
-    with pytest.raises(PatterningError, match="token 300 is not in the vocabulary of 300"):
-        token_strings(tokenizer, [300])
 
 
 @pytest.mark.parametrize("size", [256, 65_536])
 def test_vocabulary_out_of_range_is_refused(size: int) -> None:
     with pytest.raises(PatterningError, match=rf"vocabulary_size is {size}; expected 257 to 65535"):
         train_tokenizer(TEXTS, size)
-
-
-def test_bad_tokenizer_files_are_refused(tmp_path: Path) -> None:
-    with pytest.raises(PatterningError, match=r"none\.json: no such file"):
-        load_tokenizer(tmp_path / "none.json")
-    (tmp_path / "bad.json").write_text("{}")
-    with pytest.raises(PatterningError, match=r"bad\.json: not a tokenizer"):
-        load_tokenizer(tmp_path / "bad.json")
-    tokenizer = train_tokenizer(TEXTS, 257)
-    (tmp_path / "other.json").write_text(tokenizer.to_str().replace(SEPARATOR, "<s>"))
-    with pytest.raises(PatterningError, match=r"other\.json: no token '<\|endoftext\|>'"):
-        load_tokenizer(tmp_path / "other.json")

@@ -8,10 +8,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from tokenizers import Tokenizer
 
 from patterning_dist.data.corpus import Document
 from patterning_dist.data.prepare import prepare_tokens, split_documents
-from patterning_dist.data.tokenizer import load_tokenizer, tokenizer_sha256
+from patterning_dist.data.tokenizer import tokenizer_sha256
 from patterning_dist.data.tokens import TokenDataset, write_token_table
 from patterning_dist.errors import PatterningError
 
@@ -77,7 +78,7 @@ def test_preparing_twice_gives_the_same_bytes_and_another_seed_does_not(tmp_path
     contents = {name: [(tmp_path / name / file).read_bytes() for file in files] for name in "abc"}
     assert contents["a"] == contents["b"]
     assert contents["a"][0] != contents["c"][0]
-    tokenizer = load_tokenizer(tmp_path / "a/tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "a/tokenizer.json"))
     dataset = TokenDataset(tmp_path / "a/train.parquet")
     assert dataset.metadata["tokenizer_sha256"] == tokenizer_sha256(tokenizer)
     assert json.loads(contents["a"][3])["train"]["num_sequences"] == len(dataset)
@@ -86,7 +87,7 @@ def test_preparing_twice_gives_the_same_bytes_and_another_seed_does_not(tmp_path
 def test_no_document_has_text_on_both_sides(tmp_path: Path) -> None:
     report = prepare(corpus(), tmp_path)
     assert report["documents_cut"] == []
-    tokenizer = load_tokenizer(tmp_path / "tokenizer.json")
+    tokenizer = Tokenizer.from_file(str(tmp_path / "tokenizer.json"))
     seen = []
     for split in ("train", "validation"):
         dataset = TokenDataset(tmp_path / f"{split}.parquet")

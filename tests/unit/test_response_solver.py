@@ -10,7 +10,6 @@ import pytest
 from scipy.optimize import linprog
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.response.intervention import unbounded_intervention
 from patterning_dist.response.solver import (
     largest_feasible_strength,
     solve_for_effective_sample_share,
@@ -100,25 +99,6 @@ def test_optimality_conditions_hold():
     assert residual[0] < 1e-18
     assert (rows[:, at_low].T @ dual <= low + 1e-9).all()
     assert (rows[:, at_high].T @ dual >= high - 1e-9).all()
-
-
-def test_wide_bounds_give_the_minimum_norm_solution():
-    chi, target = problem(4, 3)
-    wide = solve_weights(chi, target, inverse_temperature=TEMPERATURE, weight_min=-1e6, weight_max=1e6)
-    h = unbounded_intervention(chi, target, inverse_temperature=TEMPERATURE)
-    np.testing.assert_allclose(wide.weights - 1, h, rtol=1e-9, atol=1e-9 * np.abs(h).max())
-
-
-@pytest.mark.parametrize("options", [{"ridge": 40.0}, {"rank": 2}, {"mode": 1}])
-def test_other_inverses_without_bounds_are_the_unbounded_ones(options):
-    chi, target = problem(5, 3)
-    chi = chi / chi.std(axis=1, keepdims=True)
-    method = {"ridge": "ridge", "rank": "truncated", "mode": "mode"}[next(iter(options))]
-    options = {"inverse_temperature": TEMPERATURE, "method": method, **options}
-    target = target / 100
-    wide = solve_weights(chi, target, weight_min=-1e6, weight_max=1e6, **options)
-    h = unbounded_intervention(chi, target, **options)
-    np.testing.assert_allclose(wide.weights - 1, h, rtol=1e-8, atol=1e-9 * np.abs(h).max())
 
 
 def test_bounded_ridge_equals_the_oracle_and_knows_no_infeasible_strength():
