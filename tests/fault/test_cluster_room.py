@@ -13,6 +13,7 @@ from ray.cluster_utils import Cluster
 from shared_ray import joined
 from tiny_run import copy_run, quiet, tiny_config
 
+from patterning_dist.driver import experiment_of
 from patterning_dist.errors import PatterningError
 from patterning_dist.stages.plan.plan import plan_run
 from patterning_dist.stages.train import train
@@ -28,7 +29,8 @@ def test_two_threads_on_nodes_of_one_cpu_are_refused_with_the_same_words(
     with joined(cluster.address):
         started = time.monotonic()
         with pytest.raises(PatterningError) as planned:
-            plan_run(config, run.path, ["prepare", "train"], lambda text: None)
+            stages = list(experiment_of(config).stages(config))
+            plan_run(config, stages, run.path, ["prepare", "train"], lambda text: None)
         with pytest.raises(PatterningError) as trained:
             train(config, run, quiet())
     assert time.monotonic() - started < 60  # not the minute after which Ray Train gives up waiting for room

@@ -14,6 +14,8 @@ from patterning_dist.config import Root
 from patterning_dist.config.section import Section
 from patterning_dist.errors import PatterningError
 
+# Keys whose values are functions or classes, or names of something else.
+_KEYS = {"experiment", "path", "build", "initialise", "per_sample_loss", "evaluate", "load", "open"}
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
 
 
@@ -64,7 +66,7 @@ def python_package(folder: Path) -> dict[str, Path]:
 
 def _functions(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
     """Key and ``package.module:function`` of the user's own functions, wherever an experiment names them."""
-    if isinstance(value, str) and _FUNCTION.fullmatch(value):
+    if isinstance(value, str) and key.rpartition(".")[2] in _KEYS and _FUNCTION.fullmatch(value):
         yield key, value
     elif isinstance(value, Section | list | dict):
         entries = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else value
