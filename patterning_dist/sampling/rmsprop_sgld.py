@@ -23,8 +23,8 @@ The stationary law is ``Posterior``, up to a bias of order eps, as far as G does
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import NamedTuple
+from collections.abc import Mapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,52 +82,9 @@ def step(
     Raises:
         ValueError: ``correction`` without ``curvature``.
     """
-    position, second_moment = {}, {}
-    curvature = _checked(correction, curvature)
-    for name, w, v in _moves(state, gradient, noise, center, posterior, step_size, decay, stability, curvature):
-        position[name], second_moment[name] = w, v
-    return State(position, second_moment, state.step + 1)
-
-
-def step_(
-    state: State,
-    gradient: Mapping[str, Tensor],
-    noise: Mapping[str, Tensor],
-    *,
-    center: Mapping[str, Tensor],
-    posterior: Posterior,
-    step_size: float,
-    decay: float,
-    stability: float,
-    correction: bool = False,
-    curvature: Mapping[str, Tensor] | None = None,
-) -> State:
-    """``step``, bit for bit, but over the tensors of ``state``, with temporaries of one piece at a time."""
-    curvature = _checked(correction, curvature)
-    for name, w, v in _moves(state, gradient, noise, center, posterior, step_size, decay, stability, curvature):
-        state.position[name].copy_(w)
-        state.second_moment[name].copy_(v)
-    return State(state.position, state.second_moment, state.step + 1)
-
-
-def _checked(correction: bool, curvature: Mapping[str, Tensor] | None) -> Mapping[str, Tensor] | None:
     if correction and curvature is None:
         raise ValueError("correction=True needs curvature, the diagonal of the Hessian of the minibatch loss")
-    return curvature if correction else None
-
-
-def _moves(
-    state: State,
-    gradient: Mapping[str, Tensor],
-    noise: Mapping[str, Tensor],
-    center: Mapping[str, Tensor],
-    posterior: Posterior,
-    step_size: float,
-    decay: float,
-    stability: float,
-    curvature: Mapping[str, Tensor] | None,
-) -> Iterator[tuple[str, Tensor, Tensor]]:
-    """Name, new w and new V of one piece after another."""
+    position, moments = {}, {}
     fraction = (1 - decay) / (1 - decay ** (state.step + 1)) if decay < 1 else 1 / (state.step + 1)
     for name, w in state.position.items():
         g = gradient[name]
@@ -135,9 +92,21 @@ def _moves(
         root = second_moment.sqrt()
         scale = (root + stability).reciprocal_()
         drift = posterior.negative_score(w, center[name], g).mul_(scale)
-        if curvature is not None:
+        if correction and curvature is not None:
             # V = 0 only where g = 0: Gamma is zero there, not 0 / 0.
             slope = g * curvature[name] / root.clamp_min_(torch.finfo(root.dtype).tiny)
             drift.addcmul_(slope, scale.square(), value=fraction)
         moved = w.add(drift, alpha=-0.5 * step_size)
-        yield name, moved.addcmul_(noise[name], scale.mul_(step_size).sqrt_()), second_moment
+        position[name] = moved.addcmul_(noise[name], scale.mul_(step_size).sqrt_())
+        moments[name] = second_moment
+    return State(position, moments, state.step + 1)
+
+
+def step_(state: State, gradient: Mapping[str, Tensor], noise: Mapping[str, Tensor], **settings: Any) -> State:
+    """``step``, bit for bit, but over the tensors of ``state``, with temporaries of one piece at a time."""
+    for name, w in state.position.items():
+        piece = State({name: w}, {name: state.second_moment[name]}, state.step)
+        after = step(piece, gradient, noise, **settings)
+        w.copy_(after.position[name])
+        state.second_moment[name].copy_(after.second_moment[name])
+    return State(state.position, state.second_moment, state.step + 1)

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -55,30 +55,15 @@ def step(
         posterior: n_beta and gamma.
         step_size: eps, (unit of weight)^2.
     """
-    position = {
-        name: _moved(w, gradient[name], noise[name], center[name], posterior, step_size)
-        for name, w in state.position.items()
-    }
+    position = {}
+    for name, w in state.position.items():
+        score = posterior.negative_score(w, center[name], gradient[name])
+        position[name] = w.add(score, alpha=-0.5 * step_size).add_(noise[name], alpha=math.sqrt(step_size))
     return State(position, state.step + 1)
 
 
-def step_(
-    state: State,
-    gradient: Mapping[str, Tensor],
-    noise: Mapping[str, Tensor],
-    *,
-    center: Mapping[str, Tensor],
-    posterior: Posterior,
-    step_size: float,
-) -> State:
+def step_(state: State, gradient: Mapping[str, Tensor], noise: Mapping[str, Tensor], **settings: Any) -> State:
     """``step``, bit for bit, but over the tensors of ``state``, with temporaries of one piece at a time."""
     for name, w in state.position.items():
-        w.copy_(_moved(w, gradient[name], noise[name], center[name], posterior, step_size))
+        w.copy_(step(State({name: w}, state.step), gradient, noise, **settings).position[name])
     return State(state.position, state.step + 1)
-
-
-def _moved(
-    w: Tensor, gradient: Tensor, noise: Tensor, center: Tensor, posterior: Posterior, step_size: float
-) -> Tensor:
-    score = posterior.negative_score(w, center, gradient)
-    return w.add(score, alpha=-0.5 * step_size).add_(noise, alpha=math.sqrt(step_size))

@@ -81,7 +81,8 @@ def _over_sets(task: Task, ids: Mapping[str, np.ndarray], name: str, split: str)
         samples = task.held_out[key]
         domains = task.index(samples, chosen).get("domain", np.full(len(chosen), key, object))
         if split == "overall" or split.startswith("domain:"):
-            here = np.ones(len(chosen), bool) if split == "overall" else domains == split.removeprefix("domain:")
+            wanted = split.removeprefix("domain:")
+            here = np.full(len(chosen), split == "overall" or key == wanted) | (domains == wanted)
             counted = task.counted(samples, chosen)
             everywhere = np.ones(_shape(task, len(chosen)), bool) if counted is None else counted
             masks.append([(1.0, everywhere & here.reshape(-1, *[1] * (everywhere.ndim - 1)))])
@@ -93,7 +94,9 @@ def _over_sets(task: Task, ids: Mapping[str, np.ndarray], name: str, split: str)
     for terms in zip(*masks, strict=True):
         sign, total = terms[0][0], sum(int(mask.sum()) for _, mask in terms)
         if not total:
-            there = sorted({str(d) for k, c in ids.items() for d in task.index(task.held_out[k], c).get("domain", [k])})
+            there = sorted(
+                {str(d) for k, c in ids.items() for d in [k, *task.index(task.held_out[k], c).get("domain", [])]}
+            )
             raise PatterningError(
                 f"observable {name}: the split {split!r} has no entries in the held-out samples, whose domains are "
                 f"{', '.join(there)}; raise sampling.evaluation_sequences or choose another split"
