@@ -29,7 +29,7 @@ class Root(Section):
     device: Device = Field("auto", description="cpu, cuda, or auto: cuda if there is one")
     run_dir: RunPlace | None = Field(None, description="path or URL where the run is kept; default: runs/<name>")
 
-    if TYPE_CHECKING:  # a section of every experiment, each has it at its own place
+    if TYPE_CHECKING:  # a section of every experiment with stages on Ray, at a place of its own in the file
         sampling: SamplingConfig
 
     @property
