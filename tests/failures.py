@@ -33,7 +33,7 @@ from patterning_dist.storage.store import LocalStorage
 # Long enough that a kill which waits for files finds the run under way; chains are never given up, but where a test
 # says so.
 LONG = (
-    "sampling.num_draws=200",
+    "sampling.num_draws=320",
     "sampling.aggregator_shards=2",
     "sampling.snapshot_seconds=0.2",
     "sampling.max_chain_failures=1000",

@@ -33,7 +33,7 @@ def deadly(path, arrays):
     if path.name == sys.argv[2]:
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, arrays)
-tasks.write_npz, pool.SHARD_SEQUENCES = deadly, {SHARD}
+tasks.write_npz, pool.SHARD_SAMPLES = deadly, {SHARD}
 if __name__ == "__main__":
     run_stages(tiny_config(Path(sys.argv[1])), ["solve"], Path(sys.argv[1]))
 """
@@ -61,13 +61,13 @@ def solve(source: Path, directory: Path, *overrides: str) -> tuple[Path, set[str
     with pytest.MonkeyPatch.context() as patch:
         write = tasks.write_npz
         patch.setattr(tasks, "write_npz", lambda path, arrays: (stored.add(path.name), write(path, arrays)))
-        patch.setattr(pool, "SHARD_SEQUENCES", SHARD)
+        patch.setattr(pool, "SHARD_SAMPLES", SHARD)
         run_stages(tiny_config(directory, *overrides), ["solve"], directory)
     return directory, stored
 
 
 def scores(directory: Path) -> dict[str, int]:
-    return {file.name: file.stat().st_mtime_ns for file in (directory / "scores").glob("*.npz")}
+    return {file.name: file.stat().st_mtime_ns for file in (directory / "scores").rglob("*.npz")}
 
 
 def assert_same_weights(directory: Path, expected: Path) -> None:
@@ -104,14 +104,14 @@ def test_other_weights_are_solved_for_without_scoring_again_but_for_what_is_dama
     sampled: Path, undisturbed: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     directory = shutil.copytree(undisturbed, tmp_path / "run")
-    damaged = directory / "scores" / "pool-3.npz"
+    damaged = directory / "scores" / "everything" / "pool-3.npz"
     content = bytearray(damaged.read_bytes())
     content[len(content) // 2] ^= 4
     damaged.write_bytes(content)
     _, stored = solve(sampled, directory, "solve.effective_sample_share=0.8")
     assert stored == {"pool-3.npz"}
-    assert "scores/pool-3.npz is damaged: pool-3 is computed again" in capsys.readouterr().out
-    with np.load(damaged) as now, np.load(undisturbed / "scores" / "pool-3.npz") as before:
+    assert "scores/everything/pool-3.npz is damaged: pool-3 is computed again" in capsys.readouterr().out
+    with np.load(damaged) as now, np.load(undisturbed / "scores" / "everything" / "pool-3.npz") as before:
         np.testing.assert_array_equal(now["scores"], before["scores"])
 
     assert solve(sampled, directory, "solve.effective_sample_share=0.9")[1] == set()
