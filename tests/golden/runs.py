@@ -169,7 +169,7 @@ def study_arrays(directory: Path, checkpoints: tuple[str, ...], components: tupl
         for component in components:
             file = directory / "response" / checkpoint / f"susceptibility-{component}.parquet"
             found |= susceptibilities(file, f"{checkpoint}/{component}")
-    units = json.loads((directory / "response" / "diagnostics.json").read_text())["units"]
+    units = json.loads((directory / "response" / "diagnostics.json").read_text())["subjects"]
     found["metrics/llc"] = np.array([unit["llc"]["value"] for unit in units.values()])
     return found
 
