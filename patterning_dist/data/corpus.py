@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.storage.files import require_columns
+from patterning_dist.storage.files import parquet_file, require_columns
 
 PLAIN_SUFFIXES = frozenset({".txt", ".md", ".rst", ".py"})
 SUFFIXES = PLAIN_SUFFIXES | {".jsonl", ".parquet"}
@@ -129,11 +128,7 @@ def _read_json_lines(path: Path, source: Source, default_domain: str) -> Iterato
 
 
 def _read_parquet(path: Path, source: Source, default_domain: str) -> Iterator[Document]:
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise PatterningError(f"{path}: not a readable Parquet file ({error})") from None
-    with file:
+    with parquet_file(path) as file:
         names = file.schema_arrow.names
         require_columns(path, names, [source.text_column])
         kind = file.schema_arrow.field(source.text_column).type

@@ -45,11 +45,10 @@ def prepare_tokens(
     validation_fraction: float,
     seed: int,
     max_train_sequences: int | None = None,
-    tokenizer: Tokenizer | None = None,
 ) -> dict[str, Any]:
     """Write tokenizer.json, {train,validation}.parquet and corpus.json into `folder`; returns corpus.json.
 
-    Without a `tokenizer` one is trained on the training side. Per domain and side, documents are joined with
+    The tokenizer is trained on the training side. Per domain and side, documents are joined with
     the separator and cut into blocks of `context_length` tokens (the rest is dropped and counted); blocks are
     shuffled by `seed`. `max_train_sequences` is shared evenly between domains; what a small domain leaves
     goes to the others.
@@ -61,8 +60,7 @@ def prepare_tokens(
     folder.mkdir(parents=True, exist_ok=True)
     pieces = [(number, document.domain, document.text) for number, document in enumerate(documents)]
     train, validation, documents_cut = split_documents(pieces, validation_fraction, seed)
-    if tokenizer is None:
-        tokenizer = train_tokenizer((text for _, _, text in train), vocabulary_size)
+    tokenizer = train_tokenizer((text for _, _, text in train), vocabulary_size)
     save_tokenizer(tokenizer, folder / "tokenizer.json")
     corpus: dict[str, Any] = {
         "num_documents": len(pieces),
@@ -142,8 +140,6 @@ def _blocks(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Blocks [N, L], their domains and the documents they begin in [N], the number of tokens left over."""
     separator = tokenizer.token_to_id(SEPARATOR)
-    if separator is None:
-        raise PatterningError(f"tokenizer: no token {SEPARATOR!r}; it is needed to separate documents")
     streams: dict[str, list[np.ndarray]] = {}
     owners: dict[str, list[np.ndarray]] = {}
     encoded = encode_texts(tokenizer, [text for _, _, text in pieces])

@@ -10,10 +10,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.storage.files import METADATA_KEY, read_parquet, require_columns
+from patterning_dist.storage.files import METADATA_KEY, parquet_file, read_parquet, require_columns
 
 _ROWS_AT_ONCE = 1024
 _SHARD = re.compile(r"-\d+-of-\d+$")  # train-00000-of-00004.parquet
@@ -140,11 +139,7 @@ Choose = Callable[[Path | str, pa.Schema], list[str]]
 
 
 def _parquet_rows(path: Path, choose: Choose, column: str) -> Iterator[Rows]:
-    try:
-        file = pq.ParquetFile(path)
-    except (pa.ArrowException, OSError) as error:
-        raise PatterningError(f"{path}: not a readable Parquet file ({error})") from None
-    with file:
+    with parquet_file(path) as file:
         schema = file.schema_arrow
         if METADATA_KEY in (schema.metadata or {}) and column not in schema.names and "tokens" in schema.names:
             yield from _token_table_rows(path, column)

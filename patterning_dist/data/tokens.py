@@ -84,10 +84,8 @@ class TokenDataset:
         documents: int64 [block] in this project's tables, else None.
         metadata: header of this project's tables, else empty.
         vocabulary_size: where the header says it, else None.
-        packed: whether a block holds several documents, which must not see each other.
         num_dropped: rows that have no token to predict.
         num_dropped_tokens: their tokens, and those behind the last whole block of rows that are cut.
-        num_uncounted: predicted tokens in the blocks that do not count, pads among them.
     """
 
     def __init__(
@@ -147,9 +145,7 @@ class TokenDataset:
         length = self.context_length
         self._blocks = np.concatenate([part.tokens for part in parts])
         self._counted = _joined([part.counted for part in parts], parts, np.ones(length - 1, bool))
-        self.num_uncounted = 0 if self._counted is None else int((~self._counted).sum())
         self._positions = _joined([part.positions for part in parts], parts, np.arange(length, dtype=np.int32))
-        self.packed = self._positions is not None
 
     def __len__(self) -> int:
         return self.num_sequences

@@ -19,7 +19,6 @@ from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from patterning_dist.errors import PatterningError
@@ -119,12 +118,6 @@ class Component:
     def free(self, parameters: Mapping[str, Tensor]) -> Vector:
         """The free coordinates of whole ``parameters``, as views."""
         return {piece.name: piece.view(parameters[piece.parameter]) for piece in self.pieces}
-
-    def assign(self, parameters: Mapping[str, Tensor], free: Mapping[str, Tensor]) -> None:
-        """Write free coordinates into ``parameters``, in place."""
-        with torch.no_grad():
-            for name, view in self.free(parameters).items():
-                view.copy_(free[name])
 
 
 def model_components(model: nn.Module) -> dict[str, Component]:

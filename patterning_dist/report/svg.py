@@ -31,14 +31,12 @@ def tick_words(ticks: Sequence[float]) -> list[str]:
     return [number(tick, decimals=decimals) for tick in ticks]
 
 
-def padded(
-    values: Sequence[float] | np.ndarray, share: float = 0.06, include: Sequence[float] = ()
-) -> tuple[float, float]:
+def padded(values: Sequence[float] | np.ndarray, include: Sequence[float] = ()) -> tuple[float, float]:
     """A range that holds the finite values and `include`, with air on both sides."""
     array = np.concatenate([np.asarray(values, dtype=np.float64).ravel(), np.asarray(include, dtype=np.float64)])
     array = array[np.isfinite(array)]
     low, high = (float(array.min()), float(array.max())) if array.size else (0.0, 1.0)
-    air = (high - low) * share or abs(high) * 0.1 or 1.0
+    air = (high - low) * 0.06 or abs(high) * 0.1 or 1.0
     return low - air, high + air
 
 

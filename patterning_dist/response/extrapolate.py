@@ -11,6 +11,8 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.response.moments import Floats
 from patterning_dist.response.reliability import Correlation, bootstrap_correlation
 
+NUM_FOLDS = 5
+
 
 @dataclass(frozen=True)
 class Extrapolation:
@@ -28,7 +30,6 @@ def extrapolate(
     pool_features: ArrayLike,
     *,
     seed: int,
-    num_folds: int = 5,
 ) -> Extrapolation:
     """Gradient-boosted trees from token features to chi, scored on sequences they did not see.
 
@@ -47,10 +48,9 @@ def extrapolate(
         raise PatterningError(
             f"extrapolation: expected {len(features)} finite scores and sequence ids, one for each row of features"
         )
-    if len(np.unique(groups)) < num_folds:
+    if len(np.unique(groups)) < NUM_FOLDS:
         raise PatterningError(
-            f"extrapolation: {len(np.unique(groups))} sequences, expected at least {num_folds} (num_folds); "
-            "use a larger probe"
+            f"extrapolation: {len(np.unique(groups))} sequences, expected at least {NUM_FOLDS}; use a larger probe"
         )
     # Half a second to import, which every start of the driver would pay.
     from sklearn.ensemble import HistGradientBoostingRegressor
@@ -58,7 +58,7 @@ def extrapolate(
 
     # Early stopping would hold out tokens of sequences it also trains on.
     model = HistGradientBoostingRegressor(early_stopping=False, random_state=seed)
-    folds = GroupKFold(num_folds, shuffle=True, random_state=seed)
+    folds = GroupKFold(NUM_FOLDS, shuffle=True, random_state=seed)
     held_out = cross_val_predict(model, features, scores, groups=groups, cv=folds)
     return Extrapolation(
         model.fit(features, scores).predict(pool),

@@ -18,7 +18,7 @@ from patterning_dist.errors import PatterningError
 
 if TYPE_CHECKING:  # numpy and pyarrow are imported where they are used: the command line stays quick
     import numpy
-    import pyarrow
+    import pyarrow.parquet
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 METADATA_KEY = b"patterning"
@@ -144,6 +144,16 @@ def read_parquet(path: Path, columns: Iterable[str]) -> tuple[pyarrow.Table, dic
     require_columns(path, table.column_names, columns)
     header = (table.schema.metadata or {}).get(METADATA_KEY)
     return table, json.loads(header) if header else {}
+
+
+def parquet_file(path: Path) -> pyarrow.parquet.ParquetFile:
+    """An open Parquet file, to be read a few rows at a time. Raises PatterningError where it is none."""
+    import pyarrow.parquet
+
+    try:
+        return pyarrow.parquet.ParquetFile(path)
+    except (pyarrow.ArrowException, OSError) as error:
+        raise PatterningError(f"{path}: not a readable Parquet file ({error})") from None
 
 
 def require_columns(path: Path | str, present: Iterable[str], required: Iterable[str]) -> None:

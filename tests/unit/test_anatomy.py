@@ -265,11 +265,13 @@ def test_differences_of_the_loss_agree_with_the_gradient_on_the_pieces(
         def differences(step: float, component=component, data=data, center=center, u=u, moving=moving):
             values, slopes = [], []
             for sign in (1, -1):
-                component.assign(data, {piece: center[piece] + sign * step * u[piece] for piece in u})
+                for piece, view in component.free(data).items():
+                    view.copy_(center[piece] + sign * step * u[piece])
                 values.append(loss())
                 gradient = torch.autograd.grad(values[-1], moving)
                 slopes.append(inner(component, gradient, component.parameters, u).item())
-            component.assign(data, center)
+            for piece, view in component.free(data).items():
+                view.copy_(center[piece])
             return (values[0] - values[1]).item() / (2 * step), (slopes[0] - slopes[1]) / (2 * step)
 
         gradient = torch.autograd.grad(loss(), moving, create_graph=True)

@@ -43,7 +43,7 @@ def test_pads_on_either_side_are_the_end_of_a_row(tmp_path: Path, left: bool) ->
     masked = read(tmp_path, padded, attention_mask=ones)
     assert said(masked) == said(plain)
     assert masked.sha256 == plain.sha256
-    assert (masked.num_dropped, masked.num_dropped_tokens, masked.num_uncounted) == (1, 1, 3)
+    assert (masked.num_dropped, masked.num_dropped_tokens) == (1, 1)
     assert masked.counted(np.array([1])).tolist() == [[True, False, False]]
     # Without the mask, the token that fills rows up is known from the model.
     assert said(read(tmp_path, padded, pad=PAD)) == said(plain)
@@ -80,7 +80,6 @@ def test_packed_documents_do_not_predict_each_other(tmp_path: Path, columns: dic
     assert tokens == [[5, 6, 7, 8, 9, 0], [1, 2, 3, 1, 2, 3]]
     assert counted == [[True, True, False, True, False], [False, True, False, True, True]]
     assert [row[:5] for row in positions] == [[0, 1, 2, 0, 1], [0, 0, 1, 0, 1]]
-    assert data.packed
     # "2 3" comes twice in the second row, but in two documents.
     apart = data.document_tokens([1])[0]
     assert (apart[1], apart[2]) != (apart[4], apart[5])
@@ -93,7 +92,6 @@ def test_a_document_that_is_cut_begins_again_in_its_next_block(tmp_path: Path) -
 
 def test_one_document_a_row_is_not_packed(tmp_path: Path) -> None:
     data = read(tmp_path, [[1, 2, 3], [4, 5, 6]], 3, position_ids=[[0, 1, 2]] * 2, seq_idx=[[0] * 3, [1] * 3])
-    assert not data.packed
     assert data[[0]].tolist() == [[1, 2, 3]]
 
 

@@ -73,7 +73,6 @@ def test_rows_that_fill_their_blocks_have_no_masks(tmp_path: Path) -> None:
     assert all_of(blocks) == [row[i : i + 4] for row in rows for i in range(0, len(row) - 3, 4)]
     assert blocks.counted(np.arange(6)) is None
     assert isinstance(blocks[[0]], torch.Tensor)
-    assert (blocks.packed, blocks.num_uncounted) == (False, 0)
 
 
 def test_lists_of_fixed_size_are_read(tmp_path: Path) -> None:

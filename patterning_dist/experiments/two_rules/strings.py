@@ -23,7 +23,6 @@ from patterning_dist.storage.files import read_parquet, write_parquet
 # Token ids. Strings shorter than the longest are padded behind END, which attention never looks at.
 CLOSE, OPEN, END = 0, 1, 2
 SPLITS = ("train", "test", "out_of_distribution")
-_TEXT = np.array(["(", ")"])
 _NEGATIVES = {"stratified": dyck.unequal_stratified, "uniform": dyck.unequal_uniform}
 
 

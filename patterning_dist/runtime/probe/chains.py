@@ -165,7 +165,7 @@ def _time_chain(rank: Any, subject: str, batch_size: int, gradients: bool) -> di
     measuring = min(_seconds(rank, target.measure) for _ in range(2))
     splitting = _seconds(rank, target.split_gradients) if gradients else 0.0
     # The same number on all ranks of a group, for they step together.
-    num_steps = int(_agreed(rank, min(max(_STEPS_BUDGET / _BLOCKS / gradient, _MIN_STEPS), _MAX_STEPS)))
+    num_steps = int(_agreed(min(max(_STEPS_BUDGET / _BLOCKS / gradient, _MIN_STEPS), _MAX_STEPS)))
     chain.settings = replace(chain.settings, steps_between_draws=num_steps)
     steps: list[float] = []
     try:
@@ -244,7 +244,7 @@ def _joined_solve(results: list[dict[str, Any]]) -> SolveTimes:
     return SolveTimes(num_products=results[0]["num_products"], **times)
 
 
-def _agreed(rank: Any, value: float) -> float:
+def _agreed(value: float) -> float:
     """The smallest of a group's values."""
     smallest = torch.tensor(value)
     torch.distributed.all_reduce(smallest, torch.distributed.ReduceOp.MIN)

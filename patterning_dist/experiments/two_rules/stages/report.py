@@ -38,7 +38,7 @@ def report(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> 
         "arms": arms,
         "contrasts": summarise_contrasts(run.path),
         "rounds": summarise_rounds(run.path),
-        "llc": summarise_llc(config, run.path),
+        "llc": summarise_llc(run.path),
         "check": summarise_check(config, run.path),
         "reliability": solution["reliability"],
         "weights": {

@@ -81,7 +81,7 @@ def summarise_rounds(folder: Path) -> list[dict[str, Any]]:
     return found
 
 
-def summarise_llc(config: ParenthesesConfig, folder: Path) -> dict[str, Any]:
+def summarise_llc(folder: Path) -> dict[str, Any]:
     """LLC of the references of either rule: mean with an interval over networks, and every network with its own."""
     diagnostics = read_diagnostics(folder, "diagnostics.json")
     found: dict[str, Any] = {}
