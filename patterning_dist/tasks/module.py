@@ -59,8 +59,10 @@ class ModuleTask(PlainTask):
     @cached_property
     def num_positions(self) -> int | None:
         """As the losses of one sample come out."""
+        # Built outside no_grad: a user's build may train.
+        model = self.skeleton()
         with torch.no_grad():
-            losses = self.losses(self.skeleton(), to_device(self.train[torch.tensor([0])], self.device))
+            losses = self.losses(model, to_device(self.train[torch.tensor([0])], self.device))
         return losses.shape[1] if losses.dim() == 2 else None
 
     @property

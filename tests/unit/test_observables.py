@@ -71,7 +71,8 @@ def test_a_split_without_entries_names_the_observable_and_the_remedy(split):
     with pytest.raises(PatterningError) as caught:
         held_out({"mine": split}, TOKENS[1:2], DOMAINS[1:2])
     assert str(caught.value) == (
-        f"observable mine: the split {split!r} has no entries in the held-out samples, whose domains are books, held_out; "
+        f"observable mine: the split {split!r} has no entries in the held-out samples, "
+        "whose domains are books, held_out; "
         "raise sampling.evaluation_sequences or choose another split"
     )
 
