@@ -140,6 +140,7 @@ def _blocks(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Blocks [N, L], their domains and the documents they begin in [N], the number of tokens left over."""
     separator = tokenizer.token_to_id(SEPARATOR)
+    assert separator is not None, "train_tokenizer puts it there"
     streams: dict[str, list[np.ndarray]] = {}
     owners: dict[str, list[np.ndarray]] = {}
     encoded = encode_texts(tokenizer, [text for _, _, text in pieces])
