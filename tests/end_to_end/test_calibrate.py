@@ -195,10 +195,11 @@ def test_chains_of_a_study_are_calibrated_at_the_checkpoint_that_is_asked_for(lo
         "calibration.checkpoint=early",
         "calibration.component=layer.1.mlp",
         "calibration.step_sizes=[1e-3]",
-        "calibration.inverse_temperatures=[200]",
-        "calibration.localizations=[20]",
+        "calibration.inverse_temperatures=[1]",
+        "calibration.localizations=[1000]",
         "calibration.num_chains=2",
-        "calibration.num_draws=24",
+        "calibration.num_draws=48",
+        "calibration.steps_between_draws=2",
         "calibration.standard_error=0.5",
     )
     options = [argument for override in grid for argument in ("--set", override)]

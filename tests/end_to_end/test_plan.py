@@ -83,7 +83,8 @@ def test_a_study(local_ray: None, tmp_path: Path) -> None:
 def test_the_whole_loop_of_a_language_model_that_exists(local_ray: None, tmp_path: Path) -> None:
     """Continued from a checkpoint: nothing is prepared or trained, and the check costs what its chains cost."""
     file = make_study(tmp_path)
-    solve = "{component: layer.1.mlp, checkpoint: final, scores: %s, targets: {up: -0.01}, effective_sample_share: 0.7}"
+    solve = "{component: layer.1.mlp, checkpoint: final, scores: %s, targets: {up: -0.01}, effective_sample_share: 0.7"
+    solve += ", weight_max: 2}"
     overrides = (
         "response.direction={component: layer.1.mlp, hessian_sequences: 8}",
         f"solve={solve % 'response_direction'}",

@@ -18,8 +18,8 @@ ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
-def block(language: str) -> str:
-    (found,) = re.findall(rf"^```{language}\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
+def block(language: str, begins: str = "") -> str:
+    (found,) = re.findall(rf"^```{language}\n({begins}.*?)^```", README, re.MULTILINE | re.DOTALL)
     return found
 
 
@@ -40,7 +40,7 @@ def test_the_program_runs_and_says_what_is_claimed(capsys: pytest.CaptureFixture
 
 def test_the_sources_are_a_valid_experiment(tmp_path: Path) -> None:
     experiment = yaml.safe_load((ROOT / "configs" / "quickstart.yaml").read_text())
-    experiment["data"] = yaml.safe_load(block("yaml"))["data"]
+    experiment["data"] = yaml.safe_load(block("yaml", "data:\n"))["data"]
     file = tmp_path / "mine.yaml"
     file.write_text(yaml.safe_dump(experiment))
     sources = load_config(file).data.sources

@@ -256,7 +256,7 @@ def test_the_exit_code_is_that_of_the_job(story: Story) -> None:
     failing = submit(story.folder, story.address, "--run-dir", str(story.run), "--set", "data.sources.0.path=/none")
     log, said = failing.communicate(timeout=120)
     assert failing.returncode == 2
-    assert log.splitlines()[-1] == "error: data.sources.0.path: /none is not there; correct the path"
+    assert log.splitlines()[-1] == "error: data.sources.0.path: /none is not there; correct it"
     assert said.splitlines()[-1].endswith(
         "failed with exit code 2, see above; put that right, and the same command goes on"
     )
