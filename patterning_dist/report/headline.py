@@ -36,7 +36,7 @@ def _pairs(contrasts: Contrasts) -> Iterator[tuple[str, str, Mapping[str, Any]]]
 
 
 def _verdict(contrasts: Contrasts, solution: Mapping[str, Any], summary: Mapping[str, Any], metrics: Metrics) -> str:
-    """A sentence an arm on the metric that its weights were solved for most, from the numbers alone."""
+    """An arm on the metric that its weights were solved for most, and on what they were to hold: the numbers alone."""
     solved, arms = solution.get("arms") or {}, summary.get("arms") or {}
     sentences: list[str] = []
     for arm in in_order(contrasts, ARM_ORDER):
@@ -49,6 +49,10 @@ def _verdict(contrasts: Contrasts, solution: Mapping[str, Any], summary: Mapping
         change = f"With the {arm} weights training {_change(metric, values[metric], metrics)} compared with {other}"
         against = {name: values[metric] for name, values in controls if metric in values}
         sentences.append(", ".join([change, *_judged(aimed[metric], values[metric], against)]) + ".")
+        moved = [name for name, value in target.items() if value == 0 and name in values and clear(values[name])]
+        if moved:
+            changes = listed([_change(name, values[name], metrics) for name in moved])
+            sentences.append(f"What was to stay unmoved was not: training {changes}.")
     return " ".join(sentences)
 
 

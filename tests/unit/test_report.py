@@ -214,6 +214,15 @@ def test_the_sentence_follows_the_interval(run):
     assert "but there is no clear difference against permuted" in contrast(run, -0.4, -0.2, other=(-0.2, 0.1))
 
 
+@pytest.mark.parametrize(("low", "high", "is_said"), [(0.1, 0.3, True), (-0.1, 0.3, False)])
+def test_what_was_to_be_held_and_moved_is_in_the_sentence(run, low, high, is_said):
+    summary = json.loads((run / "summary.json").read_text())
+    summary["contrasts"]["plus"]["base"]["rest_loss"] = {"value": (low + high) / 2, "interval": [low, high]}
+    (run / "summary.json").write_text(json.dumps(summary))
+    words = contrast(run, -0.4, -0.2)
+    assert ("What was to stay unmoved was not: training raised the" in words) == is_said
+
+
 def test_transition_steps_are_those_of_the_summary_or_else_of_the_curves(run):
     summary = json.loads((run / "summary.json").read_text())
     summary["transition_steps"] = {"plus": [1234, None], "base": [None, None]}
