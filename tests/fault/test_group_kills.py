@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import failures
 import pytest
-import ray
 from failures import actors, beside, events, kill, middle
+from shared_ray import joined
 from study_models import make_study, study_config
 
 from patterning_dist.driver import run_stages
@@ -18,9 +18,8 @@ TOLERANCE = 1e-6
 
 @pytest.fixture(scope="module", autouse=True)
 def driver(cluster):
-    ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
-    yield
-    ray.shutdown()
+    with joined(cluster.address):
+        yield
 
 
 @pytest.fixture(scope="module")

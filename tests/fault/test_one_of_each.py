@@ -12,7 +12,7 @@ import re
 import failures
 import pytest
 import ray
-from failures import actors, beside, events, kill, long_run, middle, pushes
+from failures import HoldingStorage, actors, beside, events, kill, long_run, middle, pushes
 from shared_ray import joined
 from tiny_run import quiet
 
@@ -29,19 +29,27 @@ def driver(cluster):
 
 
 def test_a_worker_a_shard_and_a_node(cluster, undisturbed, tiny_run, tmp_path):
+    """While a shard is inside ``push`` no chain can end, so that each kill finds the run under way."""
     config, run = long_run(tiny_run, tmp_path / "run")
+    run.storage = HoldingStorage(run.path)
     with beside(sample, config, run, quiet()) as until:
         until("chains under way", lambda: middle(run) and len(actors(cluster, "ModelWorker.chain")) == 2)
-        kill(actors(cluster, "ModelWorker.chain")[0])
+        (run.path / "hold-write").touch()
+        held = until("a shard inside push", lambda: run.storage.held("write"))
+        killed = actors(cluster, "ModelWorker.chain")[0]
+        kill(killed)
         until("the loss", lambda: events(run, "chain_lost"))
-        before = pushes(run)
-        until("progress", lambda: pushes(run) > before + 6)
-        kill(actors(cluster, "AggregatorShard")[0])
+        until(
+            "another worker",
+            lambda: killed not in (now := actors(cluster, "ModelWorker.chain")) and len(now) == 2,
+        )
+        cluster.remove_node(min(cluster.worker_nodes, key=id), allow_graceful=False)
+        until("the loss of a node", lambda: len(events(run, "chain_lost")) > 1)
+        cluster.add_node(num_cpus=1)
+        if held in actors(cluster, "AggregatorShard"):  # it was not on that node
+            kill(held)
         before = pushes(run)
         until("both shards again", lambda: pushes(run) > before + 6 and len(actors(cluster, "AggregatorShard")) == 2)
-        cluster.remove_node(min(cluster.worker_nodes, key=id), allow_graceful=False)
-        cluster.add_node(num_cpus=1)
-        until("the loss of a node", lambda: len(events(run, "chain_lost")) > 1)
     assert max(event["draws"] for event in events(run, "chain_lost")) > 0
     failures.assert_same(failures.results(run), undisturbed)
     assert not list(run.path.glob("sampling/*/checkpoints/*"))

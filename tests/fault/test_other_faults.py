@@ -11,8 +11,8 @@ from pathlib import Path
 
 import failures
 import pytest
-import ray
 from failures import events, long_run, middle, pushes, wait_for
+from shared_ray import joined
 from tiny_run import quiet
 
 from patterning_dist.aggregation.files import read_chains
@@ -96,10 +96,7 @@ def test_a_finished_file_that_is_damaged_is_an_error_that_names_it(undisturbed, 
 def test_a_clock_that_jumps_changes_nothing(cluster, undisturbed, tiny_run, tmp_path, monkeypatch):
     config, run = long_run(tiny_run, tmp_path / "run")
     real, jumps = time.time, random.Random(1)
-    ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
-    monkeypatch.setattr(time, "time", lambda: real() + jumps.uniform(-1e6, 1e6))  # of the driver, days either way
-    try:
+    with joined(cluster.address):
+        monkeypatch.setattr(time, "time", lambda: real() + jumps.uniform(-1e6, 1e6))  # of the driver, days either way
         sample(config, run, quiet())
-    finally:
-        ray.shutdown()
     failures.assert_same(failures.results(run), undisturbed)

@@ -19,6 +19,7 @@ import pytest
 import ray
 from failures import HoldingStorage, actors, beside, events, kill, long_run, middle, pushes, snapshots, wait_for
 from rich.console import Console
+from shared_ray import joined
 from tiny_run import quiet
 
 from patterning_dist.errors import PatterningError
@@ -34,10 +35,9 @@ def nodes(cluster):
     """Two nodes again after every test, and the driver in this process connected to the head."""
     while len(cluster.worker_nodes) < 2:
         cluster.add_node(num_cpus=1)
-    ray.init(address=cluster.address, logging_level="error", log_to_driver=False)
-    wait_for("two CPUs", lambda: ray.cluster_resources().get("CPU") == 2)
-    yield cluster
-    ray.shutdown()
+    with joined(cluster.address):
+        wait_for("two CPUs", lambda: ray.cluster_resources().get("CPU") == 2)
+        yield cluster
 
 
 def test_workers(nodes, undisturbed, tiny_run, tmp_path):

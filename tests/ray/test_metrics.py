@@ -15,6 +15,7 @@ from exported_metrics import exported_names
 from prometheus_client.parser import text_string_to_metric_families
 
 from patterning_dist.runtime import metrics
+from patterning_dist.runtime.environment import leave_ray
 
 Samples = dict[str, dict[tuple[str, ...], float]]
 # Ray forgets a gauge after two of these. It exports every so often, and the driver repeats itself every 5 s.
@@ -72,7 +73,7 @@ def port() -> Iterator[int]:
             _metrics_export_port=port,
         )
         yield port
-        ray.shutdown()
+        leave_ray()
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ OBSERVABLE = {"kind": "function", "names": ["norm"], "path": "own.parts:norm"}
 
 
 @pytest.fixture
-def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A user's folder: an experiment in a folder of its own, a corpus, a package and a module that it imports."""
     for name, text in {
         "corpus/fables/00.txt": "A fox.",
@@ -39,7 +39,9 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
         (tmp_path / name).write_text(text)
     write(tmp_path, {})
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(sys, "path", list(sys.path))  # reading an experiment adds the folder, of this test only
+    # Reading an experiment adds the current folder: those of other tests are not this user's.
+    others = tmp_path_factory.getbasetemp()
+    monkeypatch.setattr(sys, "path", [path for path in sys.path if not Path(path).is_relative_to(others)])
     return tmp_path
 
 
