@@ -31,6 +31,11 @@ if TYPE_CHECKING:  # takes seconds to import
 ATTENTION = "eager"
 Head = Literal["tokens", "classes"]  # a causal language model, or a classifier or reward model of whole sequences
 _KINDS = {"tokens": "causal language model", "classes": "sequence classifier"}
+# Of ``transformers``: what makes such models, and configuration -> class of those that there are.
+_CLASSES = {
+    "tokens": ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING"),
+    "classes": ("AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"),
+}
 
 
 def load_language_model(
@@ -109,19 +114,7 @@ def auto_model(head: Head) -> Any:
     """The class of ``transformers`` that makes models with this head."""
     import transformers
 
-    return {
-        "tokens": transformers.AutoModelForCausalLM,
-        "classes": transformers.AutoModelForSequenceClassification,
-    }[head]
-
-
-def _architectures(head: Head) -> Any:
-    import transformers
-
-    return {
-        "tokens": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
-        "classes": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    }[head]
+    return getattr(transformers, _CLASSES[head][0])
 
 
 def saved_head(config: PretrainedConfig) -> Head:
@@ -180,7 +173,7 @@ def model_config(architecture: dict[str, Any], head: Head = "tokens") -> Pretrai
         config = transformers.CONFIG_MAPPING[model_type](**({"bos_token_id": None, "eos_token_id": None} | keys))
     except (TypeError, ValueError) as error:
         raise PatterningError(f"model.architecture: {' '.join(str(error).split())}; correct it") from None
-    if type(config) not in _architectures(head):
+    if type(config) not in getattr(transformers, _CLASSES[head][1]):
         raise PatterningError(f"model.architecture.model_type: {model_type!r} is not a {_KINDS[head]}")
     return config
 
@@ -303,7 +296,7 @@ def read_config(path: str, revision: str | None, head: Head | None = "tokens") -
         reason = " ".join(str(error).split())
         raise PatterningError(f"{path}: config.json is not valid ({reason}); correct it") from None
     head = head or saved_head(config)
-    if type(config) not in _architectures(head):
+    if type(config) not in getattr(transformers, _CLASSES[head][1]):
         remedy = "predicts tokens from those before" if head == "tokens" else "has a class or a score for a sequence"
         raise PatterningError(f"{path}: a model of type {model_type!r} is not a {_KINDS[head]}; give one that {remedy}")
     if head == "tokens" and saved_head(config) == "classes":

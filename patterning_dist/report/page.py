@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -18,6 +16,7 @@ from patterning_dist.report.figures import arm_style
 from patterning_dist.report.reading import Run
 from patterning_dist.report.text import open_text
 from patterning_dist.report.words import Metrics
+from patterning_dist.storage.files import write_text
 
 
 def _guarded(run: Run, name: str, title: str, build: Callable[[], Section]) -> Section:
@@ -60,21 +59,6 @@ def when(created: Any) -> str:
         return datetime.fromisoformat(created).strftime("%-d %B %Y, %H:%M %Z").strip()
     except (TypeError, ValueError):
         return str(created or "")
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace `path` in one step, so that a reader sees the old page or the new one, never half of one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".html")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def build_report(run_directory: Path) -> Path:
@@ -129,4 +113,4 @@ def write_page(
     page = environment.get_template("template.html").render(
         kind=kind, name=name, created=created, status=status, warnings=warnings, sections=sections
     )
-    _write(path, page)
+    write_text(path, page)

@@ -17,11 +17,10 @@ import torch
 
 from patterning_dist.data.sampler import minibatch
 from patterning_dist.models.components import Vector
-from patterning_dist.sampling.draw import Draw
 from patterning_dist.sampling.noise import Noise
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.samplers import Sampler
-from patterning_dist.sampling.statistics import Statistic
+from patterning_dist.sampling.statistics import Draw, Statistic
 from patterning_dist.sampling.target import Target
 
 # A chain further from w* than this many prior radii has left the neighbourhood: under the localisation alone
