@@ -159,13 +159,3 @@ def joined_weights(task: Task, path: Path, strength: float) -> np.ndarray:
     table = SampleWeights.load(path, task.key).scaled(strength)
     counted = task.counted(task.train, np.arange(len(task.train)))
     return table.join(len(task.train), task.num_positions, counted).weights
-
-
-def weights_fingerprint(task: Any, checkpoint: str | None, sha256: FileHash) -> list[Any]:
-    """The settings of ``task.model``, and hashes of the files of a checkpoint, one given or one of ``task.folder``."""
-    weights: Any = None
-    if checkpoint in task.given:
-        weights = task.model.files_fingerprint(checkpoint, sha256)
-    elif checkpoint is not None:
-        weights = sha256(task.folder / checkpoint / "model.safetensors")
-    return [task.model.config.model_dump(mode="json"), weights]
