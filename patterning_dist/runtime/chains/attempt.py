@@ -162,13 +162,13 @@ class _Attempt:
                 continue
             yield _Action.DRAW, 0
             link.push(self.block)
-            link.metrics.draws(len(self.block.mean_losses))
-            link.metrics.loss(float(self.block.mean_losses[-1]))
+            link.metrics.add("patterning_draws", len(self.block.mean_losses))
+            link.metrics.set("patterning_chain_loss_nats", self.block.mean_losses[-1])
             verdict = link.settle(WINDOW - 1, self.block.losses.nbytes)
             if time.monotonic() >= self.checkpoint_at and self.sequence < task.num_pushes:
                 started = time.monotonic()
                 yield _Action.CHECKPOINT, link.sender.needed(self.checkpoints.numbers())
-                link.metrics.checkpoint(time.monotonic() - started)
+                link.metrics.observe("patterning_checkpoint_seconds", time.monotonic() - started)
 
     def _resume(self, link: ShardLink) -> Generator[Decision, None, Verdict]:
         """Go to a place that no shard is behind of: where the chain is, a checkpoint, or the beginning."""

@@ -15,7 +15,7 @@ from patterning_dist.aggregation.ledger import ChainRecord, LedgerPlan
 from patterning_dist.aggregation.protocol import Answer, Incarnation, PushId, Sender, Verdict
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.aggregator import ANSWER_TIMEOUT, answer_of
-from patterning_dist.runtime.metrics import chain_metrics
+from patterning_dist.runtime.metrics import Metrics
 from patterning_dist.storage.store import Storage
 
 WINDOW = 2  # pushes that may be unacknowledged: a slow aggregator slows the chain down instead of filling memory
@@ -82,7 +82,7 @@ class ShardLink:
         self.task, self.shards = task, shards
         self.sender = Sender(len(shards))
         self.stop = False  # a shard said that the run is being stopped
-        self.metrics = chain_metrics(task.run, task.unit, task.number)
+        self.metrics = Metrics(run=task.run, unit=task.unit, chain=task.number)
         self._columns = [task.plan.columns(shard, len(shards)) for shard in range(len(shards))]
         self._in_flight: deque[tuple[float, list[ray.ObjectRef]]] = deque()
 
@@ -109,7 +109,7 @@ class ShardLink:
             )
         self._in_flight.append((time.monotonic(), refs))
         self.sender.sequence += 1
-        self.metrics.unacknowledged(len(self._in_flight))
+        self.metrics.set("patterning_unacknowledged_pushes", len(self._in_flight))
 
     def settle(self, limit: int, num_bytes: int = 0) -> Verdict:
         """Wait until at most ``limit`` pushes are unanswered; the most severe of the answers.
@@ -126,8 +126,10 @@ class ShardLink:
                     worst = max(worst, Verdict.GAP, key=_SEVERITY.index)
                     continue
                 worst = self._heard(number, answer, worst)
-                self.metrics.push(number, time.monotonic() - sent, num_bytes // len(refs), answer.verdict)
-        self.metrics.unacknowledged(len(self._in_flight))
+                self.metrics.observe("patterning_push_seconds", time.monotonic() - sent, shard=number)
+                self.metrics.add("patterning_push_bytes", num_bytes // len(refs), shard=number)
+                self.metrics.add("patterning_pushes", 1, verdict=answer.verdict)
+        self.metrics.set("patterning_unacknowledged_pushes", len(self._in_flight))
         return worst
 
     def close(self, last: bytes, record: ChainRecord) -> Verdict:
