@@ -19,14 +19,12 @@ TRACE_POINTS = 240
 DRAWN_SUBJECTS = 24  # a page that all heads of a large model are drawn on cannot be opened
 
 
-def chains(run: Run, diagnostics: Mapping[str, Any], metrics: Metrics) -> Section:
+def chains(section: Section, run: Run, diagnostics: Mapping[str, Any], metrics: Metrics) -> None:
     """Diagnostics with flags, learning coefficients, excluded chains, traces."""
-    section = Section("chains", "Chains")
     traces, states = run.of_subjects("traces.parquet"), run.of_subjects("chains.json")
     subjects = diagnostics.get("subjects") or {}
     if not traces and not subjects:
-        section.missing = "No chains have been run yet."
-        return section
+        return run.excuse(section, "No chains have been run yet.")
     if subjects:
         section.blocks += [*_convergence(subjects), *_coefficients(subjects)]
     excluded = {
@@ -49,7 +47,6 @@ def chains(run: Run, diagnostics: Mapping[str, Any], metrics: Metrics) -> Sectio
     if len(traces) > DRAWN_SUBJECTS:
         words = f"The traces of {len(traces) - DRAWN_SUBJECTS} more subjects are not drawn; they lie in sampling/."
         section.blocks.append(Note(words, "small"))
-    return section
 
 
 def _convergence(subjects: Mapping[str, Any]) -> list[Any]:

@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from patterning_dist.report.blocks import Section
+
 ARM_ORDER = ("base", "plus", "minus", "permuted")
 COMPONENT_ORDER = ("everything", "attention", "embedding")
 
@@ -132,6 +134,11 @@ class Run:
     def leaves_out(self, *sections: str) -> bool:
         """Whether the experiment file says that one of these sections is not asked for."""
         return any(name in self.config and self.config[name] is None for name in sections)
+
+    def excuse(self, section: Section, missing: str, absent: str = "", *sections: str) -> None:
+        """Say why there is nothing to show: the experiment file leaves these sections out, or it has not been run."""
+        section.absent = absent if self.leaves_out(*sections) else ""
+        section.missing = "" if section.absent else missing
 
     def retrained(self) -> dict[str, dict[int, pa.Table]]:
         """Arm -> seed -> the metrics of that retraining, for those which have begun."""

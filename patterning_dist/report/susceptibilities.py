@@ -20,14 +20,16 @@ SHOWN_SUBJECTS, ENTRIES_A_SIDE, CANDIDATES = 6, 6, 200
 
 
 def susceptibilities(
-    run: Run, diagnostics: Mapping[str, Any], solution: Mapping[str, Any], texts: Mapping[str, TokenText]
-) -> Section:
+    section: Section,
+    run: Run,
+    diagnostics: Mapping[str, Any],
+    solution: Mapping[str, Any],
+    texts: Mapping[str, TokenText],
+) -> None:
     """Size and reliability of every row of chi, its strongest entries, agreement of estimators, modes over heads."""
-    section = Section("susceptibilities", "Susceptibilities")
     tables = run.susceptibilities()
     if not diagnostics and not tables:
-        section.missing = "No response has been estimated yet."
-        return section
+        return run.excuse(section, "No response has been estimated yet.")
     words = (
         "A susceptibility is minus the covariance of an observable with the loss of one sample, or of one of its "
         "tokens, under the localised posterior: where it is negative, more weight there lowers the observable."
@@ -40,7 +42,6 @@ def susceptibilities(
     first = next((table for table in probes.values() if table.num_rows), None)
     text = None if first is None else texts.get(split_of(first, texts) or "")
     section.blocks += [*_sizes(probes), *_strongest(probes, text), *modes(run, diagnostics, text)]
-    return section
 
 
 def _rows_of(table: pa.Table) -> list[str]:
