@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from patterning_dist.experiments.two_rules.page.arms import arms_section
-from patterning_dist.experiments.two_rules.page.check import check_section
-from patterning_dist.experiments.two_rules.page.solutions import llc_section, rounds_section
+from patterning_dist.experiments.two_rules.page.solutions import check_section, llc_section, rounds_section
 from patterning_dist.report.blocks import Note, Section, Table
 from patterning_dist.report.page import when, write_page
 from patterning_dist.report.words import duration, number
