@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from patterning_dist.config import AttentionOnlyConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.attention import AttentionOnlyTransformer
 from patterning_dist.models.components import (
@@ -19,9 +20,7 @@ HEAD, BIAS = 4 * 8 * 4, 12  # query, key, value, output of a head; its position 
 
 @pytest.fixture
 def model():
-    return AttentionOnlyTransformer(
-        vocabulary_size=31, context_length=12, num_layers=2, num_heads=2, d_model=8, d_head=4, seed=1
-    )
+    return AttentionOnlyTransformer(AttentionOnlyConfig(num_layers=2, num_heads=2, d_model=8, d_head=4), 31, 12, seed=1)
 
 
 def test_names(model):
