@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
@@ -50,39 +49,12 @@ def _model(config: Config) -> Iterator[str]:
         yield f"model.checkpoints: '{name}' is listed twice; remove one"
 
 
-def _component_fault(name: str, model: AttentionOnlyConfig) -> str | None:
-    layers, heads = range(model.num_layers), range(model.num_heads)
-    for part in name.split("+"):
-        match = re.fullmatch(r"layer\.(\d+)(?:\.head\.(\d+)|\.attention)?", part)
-        if match is None:
-            if part not in ("everything", "attention", "embedding", "unembedding"):
-                return (
-                    f"'{part}' is no component; expected everything, attention, embedding, unembedding, "
-                    "layer.N, layer.N.attention or layer.N.head.M, joined by +"
-                )
-        elif int(match[1]) not in layers:
-            return f"'{part}' is not in the model, whose layers are {_span('layer', model.num_layers)}"
-        elif match[2] is not None and int(match[2]) not in heads:
-            heads_there = _span(f"layer.{match[1]}.head", model.num_heads)
-            return f"'{part}' is not in the model, whose heads there are {heads_there}"
-    return None
-
-
-def _span(prefix: str, count: int) -> str:
-    return f"{prefix}.0" + (f" to {prefix}.{count - 1}" if count > 1 else "")
-
-
 def _repeated(values: Sequence[object]) -> list[object]:
     return sorted({value for value in values if values.count(value) > 1}, key=str)
 
 
 def _components(config: Config) -> Iterator[str]:
     names = [component.name for component in config.sampling.components]
-    for index, name in enumerate(names):
-        attention_only = config.model if isinstance(config.model, AttentionOnlyConfig) else None
-        # Other models know their components once their files are looked at.
-        if attention_only and not _is_pattern(name) and (fault := _component_fault(name, attention_only)):
-            yield f"sampling.components.{index}.name: {fault}"
     yield from repeated_components(config.sampling)
     direction, solve = config.response.direction, config.solve
     for key, wanted in (

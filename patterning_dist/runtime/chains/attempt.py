@@ -182,12 +182,10 @@ class _Attempt:
         if verdict is Verdict.ZOMBIE:
             return verdict
         places = {0, self.sequence, *self.checkpoints.numbers()}
-        for place in sorted((p for p in places if p <= min(link.sender.marks)), reverse=True):
-            if place != self.sequence:
-                yield _Action.RESTORE, place
-                if not self.is_restored:  # damaged, or not there on another rank
-                    continue
-            break
+        while (place := link.sender.resume(places)) != self.sequence:
+            yield _Action.RESTORE, place
+            if not self.is_restored:  # damaged, or not there on another rank
+                places.discard(place)
         link.sender.sequence = self.sequence
         return Verdict.APPLIED
 

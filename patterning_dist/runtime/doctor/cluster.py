@@ -15,7 +15,7 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from patterning_dist.runtime.doctor.finding import Finding
+from patterning_dist.runtime.doctor.machine import Finding
 from patterning_dist.runtime.probe.ranks import probe_groups
 from patterning_dist.runtime.resources import Node, Resources, nodes
 from patterning_dist.runtime.training.engine import deepspeed_config, initialize
@@ -160,7 +160,7 @@ def _two_steps(rank: Any) -> tuple[float, float]:
     model = torch.nn.Linear(8, 1).to(rank.device)
     inputs = torch.randn(16, 8, device=rank.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    engine = initialize(model, optimizer, deepspeed_config(None, 16, rank.size), rank.device)
+    engine = initialize(model, optimizer, deepspeed_config(None, 16, rank.ranks.size), rank.device)
     losses = []
     for _ in range(3):
         loss = (engine(inputs) - inputs.sum(dim=1, keepdim=True)).square().mean()
@@ -188,10 +188,10 @@ def _check_all_reduce(check: str, places: list[Node], device: str) -> Finding:
 
 def _all_reduce(rank: Any) -> tuple[float, float]:
     """The sum of rank + 1 over all ranks, and bytes a second of a large tensor."""
-    values = torch.full((_NUM_FLOATS,), rank.rank + 1.0, device=rank.device)
+    values = torch.full((_NUM_FLOATS,), rank.ranks.rank + 1.0, device=rank.device)
     seconds = []
     for _ in range(_REPEATS):
-        values.fill_(rank.rank + 1.0)
+        values.fill_(rank.ranks.rank + 1.0)
         started = time.perf_counter()
         torch.distributed.all_reduce(values)
         smallest, largest = values.min().item(), values.max().item()  # waits for a GPU

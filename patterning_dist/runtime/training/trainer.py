@@ -15,9 +15,8 @@ from patterning_dist.sampling.samples import to_device
 from patterning_dist.tasks.held_out import held_out_splits
 from patterning_dist.tasks.optimizers import learning_rate_factor, set_learning_rate_factor
 from patterning_dist.tasks.task import Task
-from patterning_dist.training.batches import WeightedBatches
+from patterning_dist.training.batches import WeightedBatches, weighted_loss
 from patterning_dist.training.job import TrainingJob
-from patterning_dist.training.loss import weighted_loss
 
 
 class Trainer:
