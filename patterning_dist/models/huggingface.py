@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from patterning_dist.config.model import FINAL, HuggingFaceConfig
-from patterning_dist.errors import PatterningError
+from patterning_dist.errors import PatterningError, first_line
 from patterning_dist.models.losses import token_losses
 
 if TYPE_CHECKING:  # takes seconds to import
@@ -71,7 +71,7 @@ def load_language_model(
             )
     except OSError as error:
         pickled = [file.name for file in sorted(Path(path).glob("*.bin"))]
-        what = f"only {', '.join(pickled)}" if pickled else _first_line(error)
+        what = f"only {', '.join(pickled)}" if pickled else first_line(error)
         raise PatterningError(
             f"{path}: no weights in safetensors ({what}); other formats are not read, since they are unpickled: "
             "load the model where you trust it and write it with save_pretrained"
@@ -272,7 +272,7 @@ def read_config(path: str, revision: str | None, head: Head | None = "tokens") -
             raw, _ = transformers.PretrainedConfig.get_config_dict(path, revision=revision)
     except (OSError, ValueError) as error:
         if Path(path).exists():
-            raise PatterningError(f"{path}: not a model ({_first_line(error)}); give its folder") from None
+            raise PatterningError(f"{path}: not a model ({first_line(error)}); give its folder") from None
         at = f" at revision {revision}" if revision else ""
         raise PatterningError(
             f"{path}: no such folder, and no model of this name{at} in the local cache or on the hub, or the hub "
@@ -360,10 +360,6 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def _some(names: set[str]) -> str:

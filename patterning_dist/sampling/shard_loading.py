@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from patterning_dist.errors import PatterningError
+from patterning_dist.errors import PatterningError, first_line
 from patterning_dist.models.huggingface import (
     ATTENTION,
     Head,
@@ -106,8 +106,7 @@ def _folder(path: str, revision: str | None) -> Path:
         return Path(snapshot_download(path, revision=revision, allow_patterns=["*.json", "model*.safetensors"]))
     except (OSError, ValueError) as error:
         raise PatterningError(
-            f"{path}: the weights cannot be fetched ({str(error).strip().partition(chr(10))[0]}); "
-            "fetch them into a folder and give that"
+            f"{path}: the weights cannot be fetched ({first_line(error)}); fetch them into a folder and give that"
         ) from None
 
 

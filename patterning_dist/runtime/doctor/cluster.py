@@ -15,6 +15,7 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from patterning_dist.errors import last_line
 from patterning_dist.runtime.doctor.machine import Finding
 from patterning_dist.runtime.probe.ranks import probe_groups
 from patterning_dist.runtime.resources import Node, Resources, nodes
@@ -67,7 +68,7 @@ def bounded(check: str, run: Callable[[], Finding]) -> Finding:
             "GPUs, open the ports between the nodes, or name the interface with GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME",
         )
     except ray.exceptions.RayError as error:
-        return Finding(check, "broken", f"a worker failed ({_last_line(error)}): see its log in the Ray session folder")
+        return Finding(check, "broken", f"a worker failed ({last_line(error)}): see its log in the Ray session folder")
 
 
 def _on(node: Node, device: str = "cpu") -> dict[str, Any]:
@@ -106,7 +107,7 @@ def _check_nodes(cluster: list[Node]) -> Finding:
                 f"{node.name}: no answer within {_TIMEOUT:g} s, its processes do not start or are not reached"
             )
         except ray.exceptions.RayError as error:
-            silent.append(f"{node.name}: {_last_line(error)}; is this package installed there?")
+            silent.append(f"{node.name}: {last_line(error)}; is this package installed there?")
     own = _versions()
     different = [
         f"{name} has {what} {answer[what]}, here it is {version}"
@@ -197,8 +198,3 @@ def _all_reduce(rank: Any) -> tuple[float, float]:
         smallest, largest = values.min().item(), values.max().item()  # waits for a GPU
         seconds.append(time.perf_counter() - started)
     return smallest if smallest == largest else float(np.nan), values.numel() * values.element_size() / min(seconds)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__
