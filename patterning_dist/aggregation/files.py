@@ -101,7 +101,7 @@ def _shards(folder: Path, chain: int) -> list[CoMoments]:
     shards = sorted(there, key=lambda path: int(path.name.removeprefix("shard-")))
     parts = []
     for shard in shards:
-        arrays = _checked(folder, shard.name, chain)
+        arrays = _newest(Snapshots(LocalStorage(folder), shard.name, f"chain-{chain}"), f"{shard}")
         prefix = "moments/"
         moments = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
         parts.append(CoMoments.from_state_dict(moments))
@@ -117,10 +117,6 @@ def _joined(parts: list[CoMoments]) -> CoMoments:
     return dataclasses.replace(
         parts[0], mean_loss=joined("mean_loss"), m2_loss=joined("m2_loss"), comoment=joined("comoment")
     )
-
-
-def _checked(folder: Path, part: str, chain: int) -> dict[str, np.ndarray]:
-    return _newest(Snapshots(LocalStorage(folder), part, f"chain-{chain}"), f"{folder / part}")
 
 
 def _newest(snapshots: Snapshots, where: str) -> dict[str, np.ndarray]:

@@ -7,7 +7,6 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
-from patterning_dist.config.calibration import CalibrationConfig
 from patterning_dist.config.data import FunctionDataConfig, LabelledConfig, PairsConfig, TextConfig, TokensConfig
 from patterning_dist.config.model import AttentionOnlyConfig, HuggingFaceConfig, ModuleConfig, TaskConfig
 from patterning_dist.config.sampling import SamplingConfig
@@ -55,7 +54,8 @@ def _repeated(values: Sequence[object]) -> list[object]:
 
 def _components(config: Config) -> Iterator[str]:
     names = [component.name for component in config.sampling.components]
-    yield from repeated_components(config.sampling)
+    for name in _repeated(names):
+        yield f"sampling.components: '{name}' is listed twice; remove one"
     direction, solve = config.response.direction, config.solve
     for key, wanted in (
         ("response.direction.component", None if direction is None else direction.component),
@@ -69,12 +69,6 @@ def _components(config: Config) -> Iterator[str]:
 
 def _is_pattern(name: str) -> bool:
     return any(character in name for character in "*?[")
-
-
-def repeated_components(sampling: SamplingConfig) -> Iterator[str]:
-    """Components that are listed twice."""
-    for name in _repeated([component.name for component in sampling.components]):
-        yield f"sampling.components: '{name}' is listed twice; remove one"
 
 
 def _list(names: Sequence[object]) -> str:
@@ -193,15 +187,10 @@ def chains(sampling: SamplingConfig) -> Iterator[str]:
             )
 
 
-def calibrated_component(calibration: CalibrationConfig, sampling: SamplingConfig) -> Iterator[str]:
-    """A component that is tried, but not sampled."""
-    components = [component.name for component in sampling.components]
-    if calibration.component not in (None, *components):
-        yield f"calibration.component: '{calibration.component}' is not sampled; there are {_list(components)}"
-
-
 def _calibration(config: Config) -> Iterator[str]:
-    yield from calibrated_component(config.calibration, config.sampling)
+    components = [component.name for component in config.sampling.components]
+    if config.calibration.component not in (None, *components):
+        yield f"calibration.component: '{config.calibration.component}' is not sampled; there are {_list(components)}"
     if config.calibration.checkpoint not in (None, *config.checkpoints):
         there = _list(config.checkpoints)
         yield f"calibration.checkpoint: '{config.calibration.checkpoint}' is not there; the checkpoints are {there}"

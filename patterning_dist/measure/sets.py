@@ -79,7 +79,10 @@ def sample_units(
     Returns:
         Diagnostics of every unit, see ``chain_diagnostics``.
     """
-    units = {key: _identified(unit, sampling) for key, unit in units.items()}
+    units = dict(units)
+    for key, unit in units.items():
+        identity = stage_fingerprint("chains", {"inputs": unit.fingerprint, "layout": sampling.layout})
+        units[key] = replace(unit, plan=replace(unit.plan, run=identity))
     for key, unit in units.items():
         if unit.after is not None:
             full = units[unit.after].plan
@@ -130,11 +133,6 @@ def unit_outputs(run: RunDirectory, units: Mapping[str, Unit], sampling: Samplin
             found += [f"{folder}{part}/{file}" for file in run.storage.names(folder + part)]
         found += _stored(run, name)["files"]
     return [run.path / file for file in found]
-
-
-def _identified(unit: Unit, sampling: SamplingConfig) -> Unit:
-    run = stage_fingerprint("chains", {"inputs": unit.fingerprint, "layout": sampling.layout})
-    return replace(unit, plan=replace(unit.plan, run=run))
 
 
 def _stored(run: RunDirectory, name: str) -> dict[str, Any]:

@@ -36,8 +36,3 @@ class Sampler:
     def module(self) -> ModuleType:
         """See the docstring of this module."""
         return SAMPLERS[self.kind]
-
-    @property
-    def needs_curvature(self) -> bool:
-        """Whether a step wants the diagonal of the Hessian."""
-        return bool(self.options.get("correction"))

@@ -20,9 +20,9 @@ from patterning_dist.aggregation.protocol import START, Verdict, block_digest
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.pushes import WINDOW, Block, ChainTask, ShardLink
 from patterning_dist.sampling.chain import Chain, ChainFailure
-from patterning_dist.sampling.checkpoint import decode, encode
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.storage.snapshots import Snapshots, pack
+from patterning_dist.training.state import decode, encode
 
 _NOTE_EVERY = 0.5  # seconds between two notes of a chain to the progress board
 _CHECKPOINT_SHARE = 0.05  # of a chain's time, at most
@@ -231,13 +231,11 @@ class _Attempt:
         """Write this rank's part, and delete those before the one that is needed (0: none)."""
         started = time.monotonic()
         self._flush()
-        self.checkpoints.write(self.sequence, self._encoded())
+        state = {"run": self.task.plan.run, "digest": self.digest.hex(), "chain": self._begun().state_dict()}
+        self.checkpoints.write(self.sequence, encode(state))
         self.checkpoints.delete(below=needed)
         now = time.monotonic()
         self.checkpoint_at = now + max(self.task.snapshot_seconds, (now - started) * (1 / _CHECKPOINT_SHARE - 1))
-
-    def _encoded(self) -> bytes:
-        return encode(self._begun().state_dict(), digest=self.digest.hex(), run=self.task.plan.run)
 
     def _restore(self, number: int) -> None:
         """Go to a checkpoint, or to the beginning (0); ``is_restored`` says whether all ranks could."""
@@ -247,12 +245,12 @@ class _Attempt:
             self.sequence, self.digest, self.is_restored = 0, START, True
             return
         content = self.checkpoints.read(number)
-        state, extra = ({}, {}) if content is None else decode(content, self._begun().target.device)
-        is_ours = extra.get("run") == self.task.plan.run  # not of other inputs, nor damaged
+        state = (content and decode(content)) or {}
+        is_ours = state.get("run") == self.task.plan.run  # not of other inputs, nor damaged
         self.is_restored = self.ranks.sum(torch.tensor(int(is_ours))).item() == self.ranks.size
         if self.is_restored:
-            self._begun().load_state_dict(state)
-            self.sequence, self.digest = number, bytes.fromhex(extra["digest"])
+            self._begun().load_state_dict(state["chain"])
+            self.sequence, self.digest = number, bytes.fromhex(state["digest"])
 
     def _flush(self) -> None:
         for statistic in self.chain.statistics.values() if self.chain is not None else ():
