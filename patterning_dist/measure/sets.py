@@ -164,23 +164,18 @@ def _begin(run: RunDirectory, name: str, unit: Unit, sampling: SamplingConfig) -
     folder = f"sampling/{name}"
     run.storage.delete(f"{folder}/{_DIAGNOSTICS}")
     for table in unit.analysis.tables:
-        _clear(run, table.name)
+        run.storage.clear(table.name)
     if is_current(run, name, unit, sampling):
         return True
     shard, num_shards = 0, _inputs(run, name).get("layout", {}).get("aggregator_shards", 0)
     while shard < num_shards or run.storage.names(f"{folder}/shard-{shard}"):
-        _clear(run, f"{folder}/shard-{shard}")
+        run.storage.clear(f"{folder}/shard-{shard}")
         shard += 1
-    _clear(run, f"{folder}/gradients")
-    _clear(run, f"{folder}/checkpoints")
+    run.storage.clear(f"{folder}/gradients")
+    run.storage.clear(f"{folder}/checkpoints")
     write_json(run.path / folder / _INPUTS, {"fingerprint": unit.fingerprint, "layout": sampling.layout})
     run.publish(run.path / folder / _INPUTS)
     return False
-
-
-def _clear(run: RunDirectory, folder: str) -> None:
-    for file in run.storage.names(folder):
-        run.storage.delete(f"{folder}/{file}")
 
 
 def _write(run: RunDirectory, name: str, unit: Unit, result: UnitResult) -> None:

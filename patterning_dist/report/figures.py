@@ -153,10 +153,8 @@ def grid(
     return plot.svg(description)
 
 
-def bars(
-    names: Sequence[str], values: Sequence[float], x_label: str, description: str, seconds: bool = False
-) -> Markup:
-    """Horizontal bars from zero, each with its number."""
+def bars(names: Sequence[str], values: Sequence[float], x_label: str, description: str) -> Markup:
+    """Horizontal bars from zero, each with its number of seconds."""
     left = 14 + int(6.8 * max(len(name) for name in names))
     plot = Plot(
         (0, max(values) * 1.22 or 1.0),
@@ -167,7 +165,7 @@ def bars(
         x_label=x_label,
     )
     for index, value in enumerate(values):
-        words = duration(value) if seconds else number(value)
+        words = duration(value)
         plot.box((0, value), (index + 0.2, index + 0.8), "neutral", 1.0, f"{names[index]}: {words}")
         plot.words(value, index + 0.5, words, shift=6)
     return plot.svg(description)

@@ -110,7 +110,7 @@ class Run:
         """Subject -> path of a file in its folder below sampling/."""
         root = self.directory / "sampling"
         found = {path.parent.relative_to(root).as_posix(): path for path in root.rglob(file)}
-        return {name: found[name].relative_to(self.directory).as_posix() for name in in_order(found, COMPONENT_ORDER)}
+        return self._listed(found)
 
     def susceptibilities(self) -> dict[str, str]:
         """Subject -> path of its table of single losses; of those that were sampled without weights."""
@@ -120,6 +120,9 @@ class Run:
             folder = path.parent.relative_to(root)
             if not component.endswith("-samples") and folder.parts[:1] != ("check",):
                 found[(folder / component).as_posix()] = path
+        return self._listed(found)
+
+    def _listed(self, found: dict[str, Path]) -> dict[str, str]:
         return {name: found[name].relative_to(self.directory).as_posix() for name in in_order(found, COMPONENT_ORDER)}
 
     @cached_property

@@ -84,13 +84,7 @@ def record(section: Section, run: Run, summary: Mapping[str, Any]) -> None:
         total = sum(seconds.values())
         dearest = max(seconds, key=lambda stage: seconds[stage])
         title = f"{duration(total)} in all; {dearest} took {100 * seconds[dearest] / (total or 1):.0f} %"
-        svg = bars(
-            list(seconds),
-            list(seconds.values()),
-            "wall-clock seconds",
-            "Seconds of every stage",
-            seconds=True,
-        )
+        svg = bars(list(seconds), list(seconds.values()), "wall-clock seconds", "Seconds of every stage")
         section.blocks.append(Figures(figure(title, svg)))
     manifest = run.json("manifest.json")
     if manifest:
