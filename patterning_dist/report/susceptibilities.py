@@ -163,14 +163,8 @@ def _reliability(subjects: Mapping[str, Any]) -> list[Any]:
     several = len({row[1] for row in rows}) > 1
     names = [f"{subject} · {name}" if several else subject for subject, name, _, _ in rows]
     both = [value for row in rows for value in row[2:] if value is not None]
-    plot = Plot(
-        padded(both, include=[0, 1]),
-        (len(rows), 0),
-        rows=names,
-        left=min(230, 14 + int(6.5 * max(map(len, names)))),
-        height=48 + 24 * len(rows),
-        x_label="split-half correlation over disjoint chains",
-    )
+    label = "split-half correlation over disjoint chains"
+    plot = Plot.of_rows(names, padded(both, include=[0, 1]), 24, x_label=label)
     plot.rule(x=0, style="zero")
     for index, (subject, name, entry, sample) in enumerate(rows):
         for value, style, words in (

@@ -34,7 +34,7 @@ def summarise_arms(config: ParenthesesConfig, folder: Path) -> dict[str, Any]:
         rejected, number = table["rejected"], len(table["rejected"])
         found[arm] = {
             "num_networks": number,
-            "rejected": mean_with_interval(rejected) | {"per_seed": rejected},
+            "rejected": mean_with_interval(rejected) | {"per_seed": rejected.tolist()},
             "difference_from_base": mean_with_interval(rejected - base[:number]),
             "train_accuracy_min": float(table["train"].min()),
             "test_accuracy_min": float(table["test"].min()),
