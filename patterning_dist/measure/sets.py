@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from patterning_dist.aggregation.files import read_traces, write_unit
-from patterning_dist.aggregation.ledger import LedgerPlan
 from patterning_dist.config import SamplingConfig
 from patterning_dist.measure.analysis import Analysis
 from patterning_dist.measure.diagnostics import chain_diagnostics
@@ -26,25 +25,20 @@ _INPUTS = "inputs.json"  # what the chains of a unit follow from; written before
 _DIAGNOSTICS = "diagnostics.json"  # written last
 
 
-@dataclass(frozen=True)
-class Unit:
-    """A set of chains on one component, to be sampled and analysed.
+@dataclass(frozen=True, kw_only=True)
+class Unit(UnitPlan):
+    """A set of chains on one component, to be sampled and analysed; the ``run`` of its ledger is set here.
 
     Attributes:
         fingerprint: hash of all that the chains follow from.
-        plan: for the aggregator; its ``run`` is set here.
-        analysis: run in the shards.
         inverse_temperature: n_beta.
         num_coordinates: free coordinates of the component.
-        after: a unit whose statistics the analysis reads, if any.
     """
 
-    fingerprint: str
-    plan: LedgerPlan
     analysis: Analysis
+    fingerprint: str
     inverse_temperature: float
     num_coordinates: int
-    after: str | None = None
 
     @property
     def analysis_fingerprint(self) -> str:
@@ -82,10 +76,10 @@ def sample_units(
     units = dict(units)
     for key, unit in units.items():
         identity = stage_fingerprint("chains", {"inputs": unit.fingerprint, "layout": sampling.layout})
-        units[key] = replace(unit, plan=replace(unit.plan, run=identity))
+        units[key] = replace(unit, ledger=replace(unit.ledger, run=identity))
     for key, unit in units.items():
         if unit.after is not None:
-            full = units[unit.after].plan
+            full = units[unit.after].ledger
             units[key] = replace(unit, analysis=replace(unit.analysis, full=full))
     missing = {key: unit for key, unit in units.items() if not is_done(run, key, unit)}
     # A shard reads its own part of another unit: of one that was cut up otherwise there is none.
@@ -111,7 +105,7 @@ def sample_units(
             sampling,
             device,
             run.storage,
-            {key: UnitPlan(unit.plan, unit.analysis, unit.after) for key, unit in missing.items()},
+            missing,
             Events(finished, lambda kind, **fields: run.event(stage, kind, **fields)),
             progress,
         )
@@ -181,12 +175,12 @@ def _begin(run: RunDirectory, name: str, unit: Unit, sampling: SamplingConfig) -
 def _write(run: RunDirectory, name: str, unit: Unit, result: UnitResult) -> None:
     """Traces, records and diagnostics of a unit, the last of its files."""
     folder, first = run.path / "sampling" / name, result.parts[0]
-    write_unit(folder, unit.plan.observables, result.records, result.traces)
+    write_unit(folder, unit.ledger.observables, result.records, result.traces)
     by_table = zip(*(part.reliability for part in result.parts), strict=True)
     reliability = [reliability_from_sums(np.sum(sums, axis=0)) for sums in by_table]
     diagnostics = chain_diagnostics(
         read_traces(folder, first.chains),
-        unit.plan.observables,
+        unit.ledger.observables,
         chains=first.chains,
         excluded=first.excluded,
         reliability=dict(zip(("reliability", "reliability_samples"), reliability, strict=False)),

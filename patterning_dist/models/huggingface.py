@@ -117,6 +117,13 @@ def auto_model(head: Head) -> Any:
     return getattr(transformers, _CLASSES[head][0])
 
 
+def from_config(config: PretrainedConfig, head: Head) -> PreTrainedModel:
+    """The modules of such a model, with weights in float32 as the surroundings make them."""
+    return auto_model(head).from_config(
+        config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
+    )
+
+
 def saved_head(config: PretrainedConfig) -> Head:
     """What a model was saved as, where config.json says so."""
     classes = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
@@ -148,9 +155,7 @@ def language_model_skeleton(path: str, revision: str | None = None, head: Head |
     """
     config = read_config(path, revision, head)
     with quiet(), torch.device("meta"):
-        return auto_model(head or saved_head(config)).from_config(
-            config, attn_implementation=ATTENTION, trust_remote_code=False
-        )
+        return from_config(config, head or saved_head(config))
 
 
 def model_config(architecture: dict[str, Any], head: Head = "tokens") -> PretrainedConfig:
@@ -190,9 +195,7 @@ def fresh_language_model(config: PretrainedConfig, seed: int | None, head: Head 
         if seed is not None:
             torch.manual_seed(seed)
         with contextlib.nullcontext() if in_pieces else no_init_weights():
-            model = auto_model(head).from_config(
-                config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
-            )
+            model = from_config(config, head)
         if not in_pieces:
             model.init_weights()
     logits_in_float32(model)

@@ -20,10 +20,9 @@ from torch.distributed.tensor._utils import compute_local_shape_and_global_offse
 
 from patterning_dist.errors import PatterningError, first_line
 from patterning_dist.models.huggingface import (
-    ATTENTION,
     Head,
-    auto_model,
     check_causal,
+    from_config,
     load_language_model,
     logits_in_float32,
     quiet,
@@ -66,9 +65,7 @@ def load_sharded_language_model(
     config = read_config(path, revision, head)
     folder = _folder(path, revision)
     with quiet(), parameters_without_memory():
-        model = auto_model(head).from_config(
-            config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
-        )
+        model = from_config(config, head)
     logits_in_float32(model)
     sources = _sources(model, folder)  # looks at the names of classes, which fully_shard changes
     shard_model(model, ranks, device, compute_dtype=compute_dtype)

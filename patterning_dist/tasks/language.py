@@ -56,7 +56,6 @@ class TokenSamples(Samples, Protocol):
 
     context_length: int
     domains: np.ndarray
-    documents: np.ndarray | None
     metadata: Mapping[str, Any]
 
     @property

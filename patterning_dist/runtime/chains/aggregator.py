@@ -122,8 +122,8 @@ class AggregatorShard(Actor):
         self._metrics.set("patterning_snapshot_bytes", num_bytes)
 
 
-def answer_of(shards: list[ActorHandle], number: int, call: Callable[[ActorHandle], ray.ObjectRef]) -> Any:
-    """The answer of one shard, asked again when its process dies.
+def answer_of(shards: list[ActorHandle], number: int, method: str, *arguments: Any) -> Any:
+    """The answer of one shard to a call of a method, asked again when its process dies.
 
     Raises:
         PatterningError: it does not come back in time.
@@ -131,7 +131,7 @@ def answer_of(shards: list[ActorHandle], number: int, call: Callable[[ActorHandl
     deadline = time.monotonic() + RESTART_TIMEOUT
     while True:
         try:
-            return ray.get(call(shards[number]), timeout=ANSWER_TIMEOUT)
+            return ray.get(getattr(shards[number], method).remote(*arguments), timeout=ANSWER_TIMEOUT)
         except ray.exceptions.GetTimeoutError:
             raise PatterningError(
                 f"aggregator shard {number} of {len(shards)} gave no answer within {ANSWER_TIMEOUT:g} s; look at the "

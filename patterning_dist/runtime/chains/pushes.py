@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -91,7 +90,7 @@ class ShardLink:
         worst, records = Verdict.APPLIED, []
         for number, columns in enumerate(self._columns):
             center = None if center_losses is None else np.append(center_losses[columns], center_mean)
-            answer, record = answer_of(self.shards, number, self._opening(center, anew))
+            answer, record = answer_of(self.shards, number, "open", self.task.unit, self._push(), center, anew)
             worst = self._heard(number, answer, worst)
             records.append(record)
         return worst, records
@@ -136,14 +135,9 @@ class ShardLink:
         """Note on all shards how the chain ended, durably."""
         worst = Verdict.APPLIED
         for number in range(len(self.shards)):
-            answer = answer_of(
-                self.shards, number, lambda shard: shard.close.remote(self.task.unit, self._push(), last, record)
-            )
+            answer = answer_of(self.shards, number, "close", self.task.unit, self._push(), last, record)
             worst = self._heard(number, answer, worst)
         return worst
-
-    def _opening(self, center: np.ndarray | None, anew: bool) -> Callable[[ActorHandle], ray.ObjectRef]:
-        return lambda shard: shard.open.remote(self.task.unit, self._push(), center, anew)
 
     def _push(self) -> PushId:
         return PushId(self.task.plan.run, self.task.number, self.task.incarnation, self.sender.sequence)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -75,7 +75,7 @@ def run_chains(
     sampling: SamplingConfig,
     device: str,
     storage: Storage,
-    units: dict[str, UnitPlan],
+    units: Mapping[str, UnitPlan],
     events: Events,
     progress: Progress,
 ) -> None:
@@ -122,7 +122,7 @@ class _Run:
         name: str,
         sampling: SamplingConfig,
         storage: Storage,
-        units: dict[str, UnitPlan],
+        units: Mapping[str, UnitPlan],
         events: Events,
         progress: Progress,
         shards: list[ActorHandle],
@@ -220,7 +220,7 @@ class _Run:
         incarnation = Incarnation(self.driver, self.attempts[index] + 1)
         push = PushId(self.units[unit].ledger.run, number, incarnation, 0)
         for shard in range(len(self.shards)):
-            answer_of(self.shards, shard, lambda actor: actor.close.remote(unit, push, START, record))
+            answer_of(self.shards, shard, "close", unit, push, START, record)
         return Outcome(Ending.CLOSED, record)
 
     def _finish(self, unit: str, mine: list[int], outcomes: list[Outcome | None]) -> None:
@@ -275,7 +275,7 @@ class _Run:
 
     def _say_damaged(self) -> None:
         for shard in range(len(self.shards)):
-            for message in answer_of(self.shards, shard, lambda actor: actor.damaged.remote()):
+            for message in answer_of(self.shards, shard, "damaged"):
                 self.events.event("damaged", message=message)
                 self.progress.say(message)
 
