@@ -120,11 +120,7 @@ def plan_experiment(config: Root, directory: Path | str, as_json: bool) -> None:
     config = of_the_loop(config, "plan")
     from patterning_dist.stages.plan.plan import plan_run
 
-    experiment, console = experiment_of(config), Console(stderr=True)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
+    experiment, say = experiment_of(config), Progress(Console(stderr=True)).say
     experiment.preflight(config, Place.at(directory).path)
     manifest, done = read_manifest(directory), []
     if manifest:

@@ -12,6 +12,7 @@ from torch import nn
 from torch.optim import Optimizer
 
 from patterning_dist.config import TrainingConfig
+from patterning_dist.data.weights import SampleWeights
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Component
 from patterning_dist.sampling.ranks import Ranks
@@ -19,7 +20,7 @@ from patterning_dist.sampling.samples import Samples
 from patterning_dist.sampling.target import Layered
 from patterning_dist.storage.files import file_sha256
 from patterning_dist.tasks.optimizers import plain_optimizer
-from patterning_dist.tasks.task import FileHash, OwnSamples, Task, Terms, joined_weights
+from patterning_dist.tasks.task import FileHash, OwnSamples, Task, Terms
 
 
 class PlainTask:
@@ -54,8 +55,10 @@ class PlainTask:
         return None
 
     def read_weights(self: Task, path: Path, strength: float) -> np.ndarray:
-        """A table of ``SampleWeights``."""
-        return joined_weights(self, path, strength)
+        """A table of ``SampleWeights``; losses that do not count weigh 0."""
+        counted = self.counted(self.train, np.arange(len(self.train)))
+        table = SampleWeights.load(path, self.key).scaled(strength)
+        return table.join(len(self.train), self.num_positions, counted).weights
 
     def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
         """AdamW."""

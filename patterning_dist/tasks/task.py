@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patterning_dist.config import TrainingConfig
-from patterning_dist.data.weights import SampleWeights
 from patterning_dist.models.components import Component
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Samples
@@ -152,10 +151,3 @@ class Task(Protocol):
     def fingerprint(self, checkpoint: str | None = None, sha256: FileHash = file_sha256) -> Any:
         """JSON of hashes of all that losses follow from: data, the user's code, and the weights of a checkpoint."""
         ...
-
-
-def joined_weights(task: Task, path: Path, strength: float) -> np.ndarray:
-    """``Task.read_weights`` of a table as ``SampleWeights`` has it; losses that do not count weigh 0."""
-    table = SampleWeights.load(path, task.key).scaled(strength)
-    counted = task.counted(task.train, np.arange(len(task.train)))
-    return table.join(len(task.train), task.num_positions, counted).weights
