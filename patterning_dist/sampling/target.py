@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Component, Vector
-from patterning_dist.sampling.batches import micro_batches
 from patterning_dist.sampling.noise import Extent
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.sampling.samples import Batch, PerSampleLoss, Samples, to_device
+from patterning_dist.sampling.samples import Batch, PerSampleLoss, Samples, micro_batches, to_device
 from patterning_dist.sampling.shard import is_sharded, local_part, piece_extent
 
 

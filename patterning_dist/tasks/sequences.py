@@ -14,9 +14,8 @@ from torch.nn.functional import cross_entropy, softplus
 from patterning_dist.data.sampler import permutation
 from patterning_dist.data.sequences import SequenceTable
 from patterning_dist.errors import PatterningError
-from patterning_dist.sampling.batches import all_losses
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.sampling.samples import Batch, Joined, Part
+from patterning_dist.sampling.samples import Batch, Joined, Part, all_losses
 from patterning_dist.tasks.base import CheckpointTask
 from patterning_dist.tasks.huggingface import HuggingFace
 from patterning_dist.tasks.task import Metric

@@ -9,9 +9,8 @@ import torch
 
 from patterning_dist.config import Config
 from patterning_dist.runtime.training.engine import deepspeed_config, initialize, model_in_pieces
-from patterning_dist.sampling.batches import all_losses
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.sampling.samples import to_device
+from patterning_dist.sampling.samples import all_losses, to_device
 from patterning_dist.tasks.held_out import held_out_splits
 from patterning_dist.tasks.optimizers import learning_rate_factor, set_learning_rate_factor
 from patterning_dist.tasks.task import Task
