@@ -167,7 +167,8 @@ def _token_table_rows(path: Path, column: str) -> Iterator[Rows]:
             pa.uint16(), len(cells) * length, [None, cells.buffers()[1]], offset=cells.offset * length
         )
         lists = pa.LargeListArray.from_arrays(np.arange(len(cells) + 1) * length, values)
-        yield Rows(path, first, {column: lists, "domain": batch["domain"]}, header)
+        columns = {column: lists, "domain": batch["domain"], "document": batch["document"]}
+        yield Rows(path, first, columns, header)
         first += len(batch)
 
 

@@ -81,6 +81,7 @@ class TokenDataset:
     Attributes:
         num_sequences: blocks.
         domains: object [block]; the row's ``domain`` where there is such a column, else the stem of the file.
+        documents: int64 [block] in this project's tables, else None.
         metadata: header of this project's tables, else empty.
         vocabulary_size: where the header says it, else None.
         num_dropped: rows that have no token to predict.
@@ -109,7 +110,7 @@ class TokenDataset:
         self._name = str(path)
         self.metadata: Mapping[str, Any] = {}
         parts: list[Blocks] = []
-        origins, domains = [], []
+        origins, domains, documents = [], [], []
         self.num_dropped = num_tokens = 0
         for rows in find_rows(self._name, [column], MASKS):
             if rows.own is not None:
@@ -121,6 +122,8 @@ class TokenDataset:
             parts.append(blocks)
             origins.append(rows.origins(blocks.row))
             domains.append(rows.domain_names()[blocks.row])
+            if "document" in rows.columns:
+                documents.append(rows.columns["document"].to_numpy()[blocks.row])
             self.num_dropped += len(rows) - len(np.unique(blocks.row))
             num_tokens += blocks.num_tokens
         self.num_sequences = sum(len(part.row) for part in parts)
@@ -133,6 +136,7 @@ class TokenDataset:
         self._join(parts)
         self._origins = np.concatenate(origins)
         self.domains: np.ndarray = np.concatenate(domains)
+        self.documents = np.concatenate(documents) if len(documents) == len(parts) else None
         self.vocabulary_size: int | None = self.metadata.get("vocabulary_size")
         self.num_dropped_tokens = num_tokens - sum(int(part.length.sum()) for part in parts)
 

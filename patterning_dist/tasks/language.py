@@ -56,6 +56,7 @@ class TokenSamples(Samples, Protocol):
 
     context_length: int
     domains: np.ndarray
+    documents: np.ndarray | None
     metadata: Mapping[str, Any]
 
     @property

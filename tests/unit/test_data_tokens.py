@@ -15,7 +15,6 @@ from patterning_dist.data.prepare import prepare_tokens, split_documents
 from patterning_dist.data.tokenizer import tokenizer_sha256
 from patterning_dist.data.tokens import TokenDataset, write_token_table
 from patterning_dist.errors import PatterningError
-from patterning_dist.storage.files import read_parquet
 
 HEADER = {"vocabulary_size": 50_000, "tokenizer_sha256": "abc", "split": "train"}
 
@@ -43,7 +42,7 @@ def test_table_round_trip_by_id(tmp_path: Path) -> None:
     np.testing.assert_array_equal(dataset.tokens(ids), tokens[ids])
     assert (len(dataset), dataset.context_length, dataset.vocabulary_size) == (50, 8, 50_000)
     assert dataset.domains[:3].tolist() == ["b", "a", "b"]
-    np.testing.assert_array_equal(read_parquet(path, ["document"])[0]["document"].to_numpy(), np.arange(50) // 7)
+    np.testing.assert_array_equal(dataset.documents, np.arange(50) // 7)
     copy = pickle.loads(pickle.dumps(dataset))
     assert copy.sha256 == dataset.sha256
     np.testing.assert_array_equal(copy.tokens(ids), tokens[ids])
@@ -95,7 +94,7 @@ def test_no_document_has_text_on_both_sides(tmp_path: Path) -> None:
         tokens = dataset.tokens(np.arange(len(dataset)))
         text = " ".join(tokenizer.decode(row.tolist(), skip_special_tokens=False) for row in tokens)
         seen.append({n for n in range(60) if f"doc{n}\n" in text})
-        assert set(read_parquet(dataset.path, ["document"])[0]["document"].to_pylist()) <= seen[-1]
+        assert set(dataset.documents) <= seen[-1]
     assert not seen[0] & seen[1]
     assert seen[0] | seen[1] == set(range(60))
 
