@@ -24,7 +24,7 @@ from safetensors.torch import save_file
 from patterning_dist.config import Config, load_config
 from patterning_dist.data.corpus import Document
 from patterning_dist.data.prepare import prepare_tokens
-from patterning_dist.models.attention import build_model
+from patterning_dist.models.attention import AttentionOnlyTransformer
 from patterning_dist.progress import Progress
 from patterning_dist.stages.sample import sample
 from patterning_dist.storage.run import RunDirectory
@@ -131,7 +131,7 @@ def make_run(directory: Path, num_draws: int) -> tuple[Config, RunDirectory]:
         validation_fraction=0.2,
         seed=config.seed,
     )
-    model = build_model(config.model, corpus["vocabulary_size"], CONTEXT_LENGTH, seed=config.seed)
+    model = AttentionOnlyTransformer(config.model, corpus["vocabulary_size"], CONTEXT_LENGTH, seed=config.seed)
     (run.path / "baseline").mkdir()
     save_file(dict(model.named_parameters()), run.path / "baseline" / "model.safetensors")
     return config, run

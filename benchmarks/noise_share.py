@@ -21,6 +21,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from patterning_dist.config import AttentionOnlyConfig
 from patterning_dist.models.attention import AttentionOnlyTransformer
 from patterning_dist.models.components import Component, Vector, select_component
 from patterning_dist.models.losses import token_losses
@@ -44,7 +45,7 @@ class Case(NamedTuple):
 
 def cases(device: str) -> list[Case]:
     """The two models; the second with a small and with a usual minibatch."""
-    small = AttentionOnlyTransformer(vocabulary_size=2048, context_length=128).to(device)
+    small = AttentionOnlyTransformer(AttentionOnlyConfig(), 2048, 128).to(device)
     head = select_component(small, "layer.1.head.2")
     tokens = torch.randint(2048, (8, 128), device=device)
     found = [Case("one head, 8 x 128 tokens", small, head, tokens, small)]

@@ -96,8 +96,8 @@ def _step_difference(component: Component, settings: dict, peer: Arrays) -> floa
     difference, length = 0.0, 0.0
     for step in range(len({key.split("/")[0] for key in peer if "/before/" in key})):
         before, after = free(f"{step}/before/"), free(f"{step}/after/")
-        found = sgld.step(
-            sgld.State(before, step),
+        found = sgld.step_(
+            sgld.State({name: w.clone() for name, w in before.items()}, step),
             free(f"{step}/gradient/"),
             free(f"{step}/noise/"),
             center=free("0/before/"),

@@ -18,7 +18,7 @@ from patterning_dist.experiments.experiment import Experiment
 from patterning_dist.functions import load_function
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.environment import ray_session
-from patterning_dist.runtime.metrics import run_metrics
+from patterning_dist.runtime.metrics import Metrics
 from patterning_dist.storage.mirror import Place
 from patterning_dist.storage.run import RunDirectory, read_manifest, stage_fingerprint
 
@@ -79,7 +79,7 @@ def run_stages(config: Root, stages: list[str] | None, directory: Path | str) ->
                     run.event(stage, "kept")
                     continue
                 if every[stage].on_ray:
-                    run_metrics(config.name).stage(stage)
+                    Metrics(run=config.name).enter(stage)
                 with run.stage(stage, fingerprints[stage]) as outputs:
                     outputs += load_function(every[stage].function, "stage")(config, run, progress)
                 progress.say(f"{stage}: {run.manifest['stages'][stage]['seconds']:.0f} s")
@@ -120,11 +120,7 @@ def plan_experiment(config: Root, directory: Path | str, as_json: bool) -> None:
     config = of_the_loop(config, "plan")
     from patterning_dist.stages.plan.plan import plan_run
 
-    experiment, console = experiment_of(config), Console(stderr=True)
-
-    def say(text: str) -> None:
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-
+    experiment, say = experiment_of(config), Progress(Console(stderr=True)).say
     experiment.preflight(config, Place.at(directory).path)
     manifest, done = read_manifest(directory), []
     if manifest:

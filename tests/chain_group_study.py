@@ -9,6 +9,7 @@ import torch
 import torch.distributed as dist
 from chain_group_script import CONTEXT, PROBE, TOKENS, VOCABULARY, squared_norm
 
+from patterning_dist.config import AttentionOnlyConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.attention import AttentionOnlyTransformer
 from patterning_dist.models.components import select_component
@@ -78,7 +79,7 @@ class GroupStudy:
         if kind == "refused":
             raise PatterningError("model.path: there is no such folder")
         model = AttentionOnlyTransformer(
-            vocabulary_size=VOCABULARY, context_length=CONTEXT, num_layers=2, num_heads=3, d_model=10, d_head=3, seed=1
+            AttentionOnlyConfig(num_layers=2, num_heads=3, d_model=10, d_head=3), VOCABULARY, CONTEXT, seed=1
         )
         target = Target(
             shard_model(model, self.ranks, self.device),

@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 
 from patterning_dist.config import Config, load_config
 from patterning_dist.measure.subjects import Subjects
-from patterning_dist.models.attention import AttentionOnlyTransformer, build_model
+from patterning_dist.models.attention import AttentionOnlyTransformer
 from patterning_dist.progress import Progress
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.stages.prepare import prepare
@@ -107,7 +107,7 @@ def checkpoint(config: Config, directory: Path) -> AttentionOnlyTransformer:
     from patterning_dist.data.tokens import TokenDataset
 
     pool = TokenDataset(directory / "data" / "train.parquet")
-    model = build_model(config.model, pool.vocabulary_size, pool.context_length, seed=config.seed)
+    model = AttentionOnlyTransformer(config.model, pool.vocabulary_size, pool.context_length, seed=config.seed)
     with torch.no_grad():
         model.unembedding[0, 0] = 0.0
     return model

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from patterning_dist.aggregation.ledger import ChainRecord
+from patterning_dist.aggregation.ledger import ChainRecord, stored_moments
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.moments import CoMoments, healthy_chains
 from patterning_dist.storage.files import read_parquet, write_json, write_parquet
@@ -99,13 +99,8 @@ def read_gradients(storage: Storage, subject: str, chains: Sequence[int], rank: 
 def _shards(folder: Path, chain: int) -> list[CoMoments]:
     there = (path for path in folder.glob("shard-*") if any(path.iterdir()))  # empty ones are of another layout
     shards = sorted(there, key=lambda path: int(path.name.removeprefix("shard-")))
-    parts = []
-    for shard in shards:
-        arrays = _checked(folder, shard.name, chain)
-        prefix = "moments/"
-        moments = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
-        parts.append(CoMoments.from_state_dict(moments))
-    return parts
+    snapshots = {path: Snapshots(LocalStorage(folder), path.name, f"chain-{chain}") for path in shards}
+    return [stored_moments(_newest(stored, str(path))) for path, stored in snapshots.items()]
 
 
 def _joined(parts: list[CoMoments]) -> CoMoments:
@@ -117,10 +112,6 @@ def _joined(parts: list[CoMoments]) -> CoMoments:
     return dataclasses.replace(
         parts[0], mean_loss=joined("mean_loss"), m2_loss=joined("m2_loss"), comoment=joined("comoment")
     )
-
-
-def _checked(folder: Path, part: str, chain: int) -> dict[str, np.ndarray]:
-    return _newest(Snapshots(LocalStorage(folder), part, f"chain-{chain}"), f"{folder / part}")
 
 
 def _newest(snapshots: Snapshots, where: str) -> dict[str, np.ndarray]:

@@ -262,11 +262,15 @@ class Ledger:
         return self._chains[chain]
 
 
+def stored_moments(arrays: dict[str, np.ndarray]) -> CoMoments:
+    """The co-moments in a snapshot."""
+    prefix = "moments/"
+    return CoMoments.from_state_dict({n.removeprefix(prefix): a for n, a in arrays.items() if n.startswith(prefix)})
+
+
 def _restored(arrays: dict[str, np.ndarray]) -> _Chain:
     header = json.loads(str(arrays["header"]))
     digests = [bytes.fromhex(digest) for digest in header["digests"]]
     mark = Mark(header["run"], Incarnation(*header["incarnation"]), digests, durable=len(digests))
-    prefix = "moments/"
-    moments = {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
     record = header["record"] and ChainRecord(**header["record"])
-    return _Chain(CoMoments.from_state_dict(moments), mark, arrays["center_losses"], [arrays["traces"]], record)
+    return _Chain(stored_moments(arrays), mark, arrays["center_losses"], [arrays["traces"]], record)

@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import get_args
 
-from patterning_dist.config.calibration import CalibrationConfig
 from patterning_dist.config.data import FunctionDataConfig, LabelledConfig, PairsConfig, TextConfig, TokensConfig
 from patterning_dist.config.model import AttentionOnlyConfig, HuggingFaceConfig, ModuleConfig, TaskConfig
 from patterning_dist.config.sampling import SamplingConfig
@@ -50,40 +48,14 @@ def _model(config: Config) -> Iterator[str]:
         yield f"model.checkpoints: '{name}' is listed twice; remove one"
 
 
-def _component_fault(name: str, model: AttentionOnlyConfig) -> str | None:
-    layers, heads = range(model.num_layers), range(model.num_heads)
-    for part in name.split("+"):
-        match = re.fullmatch(r"layer\.(\d+)(?:\.head\.(\d+)|\.attention)?", part)
-        if match is None:
-            if part not in ("everything", "attention", "embedding", "unembedding"):
-                return (
-                    f"'{part}' is no component; expected everything, attention, embedding, unembedding, "
-                    "layer.N, layer.N.attention or layer.N.head.M, joined by +"
-                )
-        elif int(match[1]) not in layers:
-            return f"'{part}' is not in the model, whose layers are {_span('layer', model.num_layers)}"
-        elif match[2] is not None and int(match[2]) not in heads:
-            heads_there = _span(f"layer.{match[1]}.head", model.num_heads)
-            return f"'{part}' is not in the model, whose heads there are {heads_there}"
-    return None
-
-
-def _span(prefix: str, count: int) -> str:
-    return f"{prefix}.0" + (f" to {prefix}.{count - 1}" if count > 1 else "")
-
-
 def _repeated(values: Sequence[object]) -> list[object]:
     return sorted({value for value in values if values.count(value) > 1}, key=str)
 
 
 def _components(config: Config) -> Iterator[str]:
     names = [component.name for component in config.sampling.components]
-    for index, name in enumerate(names):
-        attention_only = config.model if isinstance(config.model, AttentionOnlyConfig) else None
-        # Other models know their components once their files are looked at.
-        if attention_only and not _is_pattern(name) and (fault := _component_fault(name, attention_only)):
-            yield f"sampling.components.{index}.name: {fault}"
-    yield from repeated_components(config.sampling)
+    for name in _repeated(names):
+        yield f"sampling.components: '{name}' is listed twice; remove one"
     direction, solve = config.response.direction, config.solve
     for key, wanted in (
         ("response.direction.component", None if direction is None else direction.component),
@@ -97,12 +69,6 @@ def _components(config: Config) -> Iterator[str]:
 
 def _is_pattern(name: str) -> bool:
     return any(character in name for character in "*?[")
-
-
-def repeated_components(sampling: SamplingConfig) -> Iterator[str]:
-    """Components that are listed twice."""
-    for name in _repeated([component.name for component in sampling.components]):
-        yield f"sampling.components: '{name}' is listed twice; remove one"
 
 
 def _list(names: Sequence[object]) -> str:
@@ -221,15 +187,10 @@ def chains(sampling: SamplingConfig) -> Iterator[str]:
             )
 
 
-def calibrated_component(calibration: CalibrationConfig, sampling: SamplingConfig) -> Iterator[str]:
-    """A component that is tried, but not sampled."""
-    components = [component.name for component in sampling.components]
-    if calibration.component not in (None, *components):
-        yield f"calibration.component: '{calibration.component}' is not sampled; there are {_list(components)}"
-
-
 def _calibration(config: Config) -> Iterator[str]:
-    yield from calibrated_component(config.calibration, config.sampling)
+    components = [component.name for component in config.sampling.components]
+    if config.calibration.component not in (None, *components):
+        yield f"calibration.component: '{config.calibration.component}' is not sampled; there are {_list(components)}"
     if config.calibration.checkpoint not in (None, *config.checkpoints):
         there = _list(config.checkpoints)
         yield f"calibration.checkpoint: '{config.calibration.checkpoint}' is not there; the checkpoints are {there}"

@@ -4,10 +4,8 @@ from __future__ import annotations
 
 from importlib import import_module
 from importlib.metadata import entry_points
-from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
-from patterning_dist.config.root import Root
 from patterning_dist.errors import PatterningError
 
 DEFAULT = "loop"
@@ -16,20 +14,6 @@ _OWN = {
     DEFAULT: "patterning_dist.experiments.loop:Loop",
     "parentheses": "patterning_dist.experiments.two_rules:TwoRules",
 }
-
-
-class ExperimentFile(Protocol):
-    """What the experiment file needs of a kind; ``experiments.experiment`` has the whole of it."""
-
-    schema: type[Root]
-
-    def locate(self, config: Any, folder: Path) -> Any:
-        """The experiment with its paths found; those that are not absolute belong to the file's folder."""
-        ...
-
-    def check(self, config: Any) -> list[str]:
-        """Every broken rule between sections, ``key: what is wrong; remedy``."""
-        ...
 
 
 def find_kind(name: str) -> Any:

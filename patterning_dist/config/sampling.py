@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
+from patterning_dist.config.model import FunctionPath
 from patterning_dist.config.section import Section
 
 # How chains are spread over processes, and how they are kept: at most rounding depends on it.
@@ -52,7 +53,7 @@ class SplitLossConfig(Section):
 class FunctionConfig(Section):
     kind: Literal["function"] = Field(description="a function of the user's: model -> Tensor[len(names)]")
     names: list[ObservableName] = Field(min_length=1, description="one name for each number it returns")
-    path: str = Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="where it is, as package.module:function")
+    path: FunctionPath = Field(description="where it is, as package.module:function")
 
     @property
     def observable_names(self) -> list[str]:
@@ -125,9 +126,7 @@ class ComponentSettings(Section):
 
 class StatisticConfig(Section):
     name: ObservableName = Field(description="of the folder that holds its results, a file a chain")
-    path: str = Field(
-        pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$", description="package.module:Class, made with the chain's target"
-    )
+    path: FunctionPath = Field(description="package.module:Class, made with the chain's target")
 
 
 class SamplingConfig(Section):

@@ -58,18 +58,15 @@ FEATURES = (
 )
 
 
-def token_features(
-    tokens: np.ndarray, unigram_counts: np.ndarray, loss: np.ndarray | None = None
-) -> tuple[np.ndarray, tuple[str, ...]]:
+def token_features(tokens: np.ndarray, unigram_counts: np.ndarray) -> tuple[np.ndarray, tuple[str, ...]]:
     """float32 [N * (L-1), F] and the F names: what a token's context and frequency say about it.
 
-    `tokens`: [N, L] token ids; `unigram_counts`: [V] occurrences in the corpus; `loss`: [N, L-1] nats, one
-    more feature when given. Frequencies are log(1 + count); bigrams are counted in `tokens` itself.
+    `tokens`: [N, L] token ids; `unigram_counts`: [V] occurrences in the corpus. Frequencies are log(1 + count); bigrams
+    are counted in `tokens` itself.
     """
     tokens = np.asarray(tokens)
     num_blocks, length = tokens.shape
-    names = FEATURES if loss is None else (*FEATURES, "loss")
-    features = np.empty((num_blocks, length - 1, len(names)), dtype=np.float32)
+    features = np.empty((num_blocks, length - 1, len(FEATURES)), dtype=np.float32)
     features[:, :, 0] = induction_tokens(tokens)
     for start in range(0, num_blocks, _BLOCKS_AT_ONCE):
         rows = slice(start, start + _BLOCKS_AT_ONCE)
@@ -80,9 +77,7 @@ def token_features(
     features[:, :, 7] = log_counts[tokens[:, :-1]]
     _, inverse, counts = np.unique(_bigrams(tokens), return_inverse=True, return_counts=True)
     features[:, :, 8] = np.log1p(counts)[inverse].reshape(num_blocks, length - 1)
-    if loss is not None:
-        features[:, :, 9] = loss
-    return features.reshape(num_blocks * (length - 1), len(names)), names
+    return features.reshape(num_blocks * (length - 1), len(FEATURES)), FEATURES
 
 
 def _earlier_occurrences(tokens: np.ndarray, features: np.ndarray) -> None:

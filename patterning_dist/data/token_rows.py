@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from patterning_dist.errors import PatterningError
+from patterning_dist.errors import PatterningError, first_line
 from patterning_dist.storage.files import METADATA_KEY, parquet_file, read_parquet, require_columns
 
 _ROWS_AT_ONCE = 1024
@@ -183,7 +183,7 @@ def _saved_dataset(folder: Path) -> Any:
     try:
         return _one_split(_datasets(folder).load_from_disk(str(folder)), f"{folder}", "/")
     except (OSError, ValueError, pa.ArrowException) as error:
-        raise PatterningError(f"{folder}: not a readable dataset ({_first_line(error)}); save it again") from None
+        raise PatterningError(f"{folder}: not a readable dataset ({first_line(error)}); save it again") from None
 
 
 def _hub_dataset(path: str) -> Any:
@@ -193,7 +193,7 @@ def _hub_dataset(path: str) -> Any:
     except (OSError, ValueError, RuntimeError) as error:
         raise PatterningError(
             f"{path}: no such file or folder, and not to be had as a dataset from the local cache or the hub "
-            f"({_first_line(error)}); give a Parquet file or folder"
+            f"({first_line(error)}); give a Parquet file or folder"
         ) from None
 
 
@@ -221,7 +221,3 @@ def _check_column(path: Path | str, schema: pa.Schema, column: str) -> None:
     lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
     if not lists or not pa.types.is_integer(kind.value_type):
         raise PatterningError(f"{path}: column {column!r} holds {kind}; expected lists of whole numbers, the token ids")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")

@@ -15,6 +15,7 @@ from patterning_dist.storage.files import write_text
 SEPARATOR = "<|endoftext|>"
 MIN_VOCABULARY = 257  # 256 bytes and the separator
 MAX_VOCABULARY = 65_535  # token ids are stored in 16 bits
+_BATCH = 256  # texts in memory at a time
 
 
 def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
@@ -52,8 +53,8 @@ def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(tokenizer.to_str(pretty=False).encode()).hexdigest()
 
 
-def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], batch_size: int = 256) -> Iterator[np.ndarray]:
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[np.ndarray]:
     """Token ids (int64) of each text, one batch of texts in memory at a time; no separators are put in."""
-    for start in range(0, len(texts), batch_size):
-        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + batch_size]), add_special_tokens=False):
+    for start in range(0, len(texts), _BATCH):
+        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + _BATCH]), add_special_tokens=False):
             yield np.asarray(encoding.ids, dtype=np.int64)

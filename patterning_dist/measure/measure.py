@@ -118,4 +118,4 @@ def _prepare_traces(subjects: Subjects, run: RunDirectory, plans: dict[str, Unit
         if not is_current(run, name, plan, subjects.sampling):
             shutil.rmtree(store, ignore_errors=True)
         if not store.exists():
-            create_traces(store, plan.plan.num_chains, plan.plan.num_draws, num_entries, thin)
+            create_traces(store, plan.ledger.num_chains, plan.ledger.num_draws, num_entries, thin)

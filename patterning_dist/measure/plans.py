@@ -80,7 +80,7 @@ def subject_plans(
         }
         plans[name] = Unit(
             fingerprint=stage_fingerprint(name, shared | own),
-            plan=LedgerPlan(
+            ledger=LedgerPlan(
                 run="",
                 observables=tuple(subjects.observable_names),
                 num_columns=sum(len(next(iter(index.values()))) for index in tables),

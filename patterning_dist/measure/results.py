@@ -42,11 +42,7 @@ class SubjectResponse:
 def table_name(subject: str) -> str:
     """Table of chi of the probe's single losses, relative to the run directory; a folder of parts."""
     folder, _, component = subject.rpartition("/")
-    return (
-        f"response/{folder}/susceptibility-{component}.parquet"
-        if folder
-        else f"response/susceptibility-{component}.parquet"
-    )
+    return f"response/{folder}{'/' if folder else ''}susceptibility-{component}.parquet"
 
 
 def samples_table_name(subject: str) -> str:

@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 
 from patterning_dist.aggregation.files import read_traces, write_unit
-from patterning_dist.aggregation.ledger import LedgerPlan
 from patterning_dist.config import SamplingConfig
 from patterning_dist.measure.analysis import Analysis
 from patterning_dist.measure.diagnostics import chain_diagnostics
@@ -26,25 +25,20 @@ _INPUTS = "inputs.json"  # what the chains of a unit follow from; written before
 _DIAGNOSTICS = "diagnostics.json"  # written last
 
 
-@dataclass(frozen=True)
-class Unit:
-    """A set of chains on one component, to be sampled and analysed.
+@dataclass(frozen=True, kw_only=True)
+class Unit(UnitPlan):
+    """A set of chains on one component, to be sampled and analysed; the ``run`` of its ledger is set here.
 
     Attributes:
         fingerprint: hash of all that the chains follow from.
-        plan: for the aggregator; its ``run`` is set here.
-        analysis: run in the shards.
         inverse_temperature: n_beta.
         num_coordinates: free coordinates of the component.
-        after: a unit whose statistics the analysis reads, if any.
     """
 
-    fingerprint: str
-    plan: LedgerPlan
     analysis: Analysis
+    fingerprint: str
     inverse_temperature: float
     num_coordinates: int
-    after: str | None = None
 
     @property
     def analysis_fingerprint(self) -> str:
@@ -79,10 +73,13 @@ def sample_units(
     Returns:
         Diagnostics of every unit, see ``chain_diagnostics``.
     """
-    units = {key: _identified(unit, sampling) for key, unit in units.items()}
+    units = dict(units)
+    for key, unit in units.items():
+        identity = stage_fingerprint("chains", {"inputs": unit.fingerprint, "layout": sampling.layout})
+        units[key] = replace(unit, ledger=replace(unit.ledger, run=identity))
     for key, unit in units.items():
         if unit.after is not None:
-            full = units[unit.after].plan
+            full = units[unit.after].ledger
             units[key] = replace(unit, analysis=replace(unit.analysis, full=full))
     missing = {key: unit for key, unit in units.items() if not is_done(run, key, unit)}
     # A shard reads its own part of another unit: of one that was cut up otherwise there is none.
@@ -108,7 +105,7 @@ def sample_units(
             sampling,
             device,
             run.storage,
-            {key: UnitPlan(unit.plan, unit.analysis, unit.after) for key, unit in missing.items()},
+            missing,
             Events(finished, lambda kind, **fields: run.event(stage, kind, **fields)),
             progress,
         )
@@ -130,11 +127,6 @@ def unit_outputs(run: RunDirectory, units: Mapping[str, Unit], sampling: Samplin
             found += [f"{folder}{part}/{file}" for file in run.storage.names(folder + part)]
         found += _stored(run, name)["files"]
     return [run.path / file for file in found]
-
-
-def _identified(unit: Unit, sampling: SamplingConfig) -> Unit:
-    run = stage_fingerprint("chains", {"inputs": unit.fingerprint, "layout": sampling.layout})
-    return replace(unit, plan=replace(unit.plan, run=run))
 
 
 def _stored(run: RunDirectory, name: str) -> dict[str, Any]:
@@ -166,34 +158,29 @@ def _begin(run: RunDirectory, name: str, unit: Unit, sampling: SamplingConfig) -
     folder = f"sampling/{name}"
     run.storage.delete(f"{folder}/{_DIAGNOSTICS}")
     for table in unit.analysis.tables:
-        _clear(run, table.name)
+        run.storage.clear(table.name)
     if is_current(run, name, unit, sampling):
         return True
     shard, num_shards = 0, _inputs(run, name).get("layout", {}).get("aggregator_shards", 0)
     while shard < num_shards or run.storage.names(f"{folder}/shard-{shard}"):
-        _clear(run, f"{folder}/shard-{shard}")
+        run.storage.clear(f"{folder}/shard-{shard}")
         shard += 1
-    _clear(run, f"{folder}/gradients")
-    _clear(run, f"{folder}/checkpoints")
+    run.storage.clear(f"{folder}/gradients")
+    run.storage.clear(f"{folder}/checkpoints")
     write_json(run.path / folder / _INPUTS, {"fingerprint": unit.fingerprint, "layout": sampling.layout})
     run.publish(run.path / folder / _INPUTS)
     return False
 
 
-def _clear(run: RunDirectory, folder: str) -> None:
-    for file in run.storage.names(folder):
-        run.storage.delete(f"{folder}/{file}")
-
-
 def _write(run: RunDirectory, name: str, unit: Unit, result: UnitResult) -> None:
     """Traces, records and diagnostics of a unit, the last of its files."""
     folder, first = run.path / "sampling" / name, result.parts[0]
-    write_unit(folder, unit.plan.observables, result.records, result.traces)
+    write_unit(folder, unit.ledger.observables, result.records, result.traces)
     by_table = zip(*(part.reliability for part in result.parts), strict=True)
     reliability = [reliability_from_sums(np.sum(sums, axis=0)) for sums in by_table]
     diagnostics = chain_diagnostics(
         read_traces(folder, first.chains),
-        unit.plan.observables,
+        unit.ledger.observables,
         chains=first.chains,
         excluded=first.excluded,
         reliability=dict(zip(("reliability", "reliability_samples"), reliability, strict=False)),

@@ -24,7 +24,7 @@ def find_warnings(
         checked: content of check/response.json; empty where nothing is checked.
         config: of the run.
     """
-    found = chain_warnings(diagnostics["subjects"])
+    found = [line for subject, entry in diagnostics["subjects"].items() for line in _chains(subject, entry)]
     for modes in diagnostics["modes"].values():
         found += _modes(diagnostics["subjects"], modes)
     if config.response.direction is not None:
@@ -36,16 +36,8 @@ def find_warnings(
     return found
 
 
-def chain_warnings(subjects: Mapping[str, Any]) -> list[str]:
-    """Chains that were left out or whose draws do not bear their numbers.
-
-    Args:
-        subjects: subject -> ``measure.diagnostics.chain_diagnostics``.
-    """
-    return [line for subject, entry in subjects.items() for line in _chains(subject, entry)]
-
-
 def _chains(subject: str, entry: Mapping[str, Any]) -> list[str]:
+    """Chains that were left out or whose draws do not bear their numbers."""
     found = [f"{subject}: chain {e['chain']} was left out: {e['reason']}" for e in entry["excluded"]]
     # Diverged chains are those left out, which are said with their own reasons.
     remedies = [finding["message"] for finding in entry["findings"] if finding["mode"] != "diverged"]

@@ -77,34 +77,29 @@ class AttentionOnlyTransformer(nn.Module):
     """Attention-only language model over blocks of tokens.
 
     ``embed`` -> ``layers[0..n)`` -> ``unembed`` are separate, so that layers below a component under study can be
-    computed once and kept (see ``sampling.restricted``).
+    computed once and kept (see ``sampling.target.Layered``).
+
+    Args:
+        config: sizes, and how weights begin.
+        vocabulary_size: of the tokens.
+        context_length: longest sequence [tokens].
+        seed: of the weights.
     """
 
-    def __init__(
-        self,
-        *,
-        vocabulary_size: int,
-        context_length: int,
-        num_layers: int = 2,
-        num_heads: int = 4,
-        d_model: int = 64,
-        d_head: int = 32,
-        embedding_std: float = 0.3,
-        relative_position_bias: tuple[int, ...] = (0,),
-        position_bias_init: float = 0.0,
-        seed: int = 0,
-    ) -> None:
+    def __init__(self, config: AttentionOnlyConfig, vocabulary_size: int, context_length: int, seed: int = 0) -> None:
         super().__init__()
         self.vocabulary_size = vocabulary_size
         self.context_length = context_length
-        self.embedding = nn.Parameter(torch.empty(vocabulary_size, d_model))
+        self.embedding = nn.Parameter(torch.empty(vocabulary_size, config.d_model))
         # A ModuleList has no type of what is in it.
         self.layers: Sequence[AttentionLayer] = nn.ModuleList(  # type: ignore[assignment]
-            AttentionLayer(num_heads, d_model, d_head, context_length, layer in relative_position_bias)
-            for layer in range(num_layers)
+            AttentionLayer(
+                config.num_heads, config.d_model, config.d_head, context_length, layer in config.relative_position_bias
+            )
+            for layer in range(config.num_layers)
         )
-        self.unembedding = nn.Parameter(torch.empty(d_model, vocabulary_size))
-        self._initialise(embedding_std, position_bias_init, seed)
+        self.unembedding = nn.Parameter(torch.empty(config.d_model, vocabulary_size))
+        self._initialise(config.embedding_std, config.position_bias_init, seed)
 
     def _initialise(self, embedding_std: float, position_bias_init: float, seed: int) -> None:
         """Gaussian weights of variance 1/fan-in (embedding: given std), from a generator of their own."""
@@ -169,21 +164,3 @@ class AttentionOnlyTransformer(nn.Module):
 
 def _rms_norm(x: Tensor) -> Tensor:
     return nn.functional.rms_norm(x, x.shape[-1:], eps=1e-6)
-
-
-def build_model(
-    config: AttentionOnlyConfig, vocabulary_size: int, context_length: int, seed: int = 0
-) -> AttentionOnlyTransformer:
-    """The model of a configuration, freshly initialised from ``seed``."""
-    return AttentionOnlyTransformer(
-        vocabulary_size=vocabulary_size,
-        context_length=context_length,
-        num_layers=config.num_layers,
-        num_heads=config.num_heads,
-        d_model=config.d_model,
-        d_head=config.d_head,
-        embedding_std=config.embedding_std,
-        relative_position_bias=tuple(config.relative_position_bias),
-        position_bias_init=config.position_bias_init,
-        seed=seed,
-    )

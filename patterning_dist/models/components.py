@@ -15,7 +15,7 @@ import fnmatch
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from importlib import import_module
 from typing import Any
 
@@ -132,28 +132,6 @@ def model_components(model: nn.Module) -> dict[str, Component]:
 def pieces_of(model: nn.Module, prefix: str = "") -> tuple[Piece, ...]:
     """All parameters whose names begin with ``prefix``, whole."""
     return tuple(Piece.whole(name, shape) for name, shape in _shapes(model).items() if name.startswith(prefix))
-
-
-def frozen_parameters(model: nn.Module) -> frozenset[str]:
-    """Names of the parameters that require no gradient, as the model comes from where it is built."""
-    return frozenset(name for name, parameter in model.named_parameters() if not parameter.requires_grad)
-
-
-def without_frozen(component: Component, frozen: frozenset[str]) -> Component:
-    """The component without ``frozen`` parameters, which stay where they are; the note says how much that is.
-
-    Raises:
-        PatterningError: nothing is left.
-    """
-    moving = tuple(piece for piece in component.pieces if piece.parameter not in frozen)
-    if not moving:
-        raise PatterningError(
-            f"component {component.name!r}: all of its parameters are frozen (requires_grad is False); "
-            "choose another, or let them require gradients where the model is built"
-        )
-    num = component.num_coordinates - sum(piece.num_coordinates for piece in moving)
-    note = "; ".join(filter(None, (component.note, f"{num} frozen coordinates stay where they are" if num else "")))
-    return replace(component, pieces=moving, note=note)
 
 
 def select_component(model: nn.Module, name: str) -> Component:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from patterning_dist.config.model import FINAL, HuggingFaceConfig
-from patterning_dist.errors import PatterningError
+from patterning_dist.errors import PatterningError, first_line
 from patterning_dist.models.losses import token_losses
 
 if TYPE_CHECKING:  # takes seconds to import
@@ -31,6 +31,11 @@ if TYPE_CHECKING:  # takes seconds to import
 ATTENTION = "eager"
 Head = Literal["tokens", "classes"]  # a causal language model, or a classifier or reward model of whole sequences
 _KINDS = {"tokens": "causal language model", "classes": "sequence classifier"}
+# Of ``transformers``: what makes such models, and configuration -> class of those that there are.
+_CLASSES = {
+    "tokens": ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING"),
+    "classes": ("AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"),
+}
 
 
 def load_language_model(
@@ -66,7 +71,7 @@ def load_language_model(
             )
     except OSError as error:
         pickled = [file.name for file in sorted(Path(path).glob("*.bin"))]
-        what = f"only {', '.join(pickled)}" if pickled else _first_line(error)
+        what = f"only {', '.join(pickled)}" if pickled else first_line(error)
         raise PatterningError(
             f"{path}: no weights in safetensors ({what}); other formats are not read, since they are unpickled: "
             "load the model where you trust it and write it with save_pretrained"
@@ -109,19 +114,14 @@ def auto_model(head: Head) -> Any:
     """The class of ``transformers`` that makes models with this head."""
     import transformers
 
-    return {
-        "tokens": transformers.AutoModelForCausalLM,
-        "classes": transformers.AutoModelForSequenceClassification,
-    }[head]
+    return getattr(transformers, _CLASSES[head][0])
 
 
-def _architectures(head: Head) -> Any:
-    import transformers
-
-    return {
-        "tokens": transformers.MODEL_FOR_CAUSAL_LM_MAPPING,
-        "classes": transformers.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING,
-    }[head]
+def from_config(config: PretrainedConfig, head: Head) -> PreTrainedModel:
+    """The modules of such a model, with weights in float32 as the surroundings make them."""
+    return auto_model(head).from_config(
+        config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
+    )
 
 
 def saved_head(config: PretrainedConfig) -> Head:
@@ -155,9 +155,7 @@ def language_model_skeleton(path: str, revision: str | None = None, head: Head |
     """
     config = read_config(path, revision, head)
     with quiet(), torch.device("meta"):
-        return auto_model(head or saved_head(config)).from_config(
-            config, attn_implementation=ATTENTION, trust_remote_code=False
-        )
+        return from_config(config, head or saved_head(config))
 
 
 def model_config(architecture: dict[str, Any], head: Head = "tokens") -> PretrainedConfig:
@@ -180,7 +178,7 @@ def model_config(architecture: dict[str, Any], head: Head = "tokens") -> Pretrai
         config = transformers.CONFIG_MAPPING[model_type](**({"bos_token_id": None, "eos_token_id": None} | keys))
     except (TypeError, ValueError) as error:
         raise PatterningError(f"model.architecture: {' '.join(str(error).split())}; correct it") from None
-    if type(config) not in _architectures(head):
+    if type(config) not in getattr(transformers, _CLASSES[head][1]):
         raise PatterningError(f"model.architecture.model_type: {model_type!r} is not a {_KINDS[head]}")
     return config
 
@@ -197,9 +195,7 @@ def fresh_language_model(config: PretrainedConfig, seed: int | None, head: Head 
         if seed is not None:
             torch.manual_seed(seed)
         with contextlib.nullcontext() if in_pieces else no_init_weights():
-            model = auto_model(head).from_config(
-                config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
-            )
+            model = from_config(config, head)
         if not in_pieces:
             model.init_weights()
     logits_in_float32(model)
@@ -279,7 +275,7 @@ def read_config(path: str, revision: str | None, head: Head | None = "tokens") -
             raw, _ = transformers.PretrainedConfig.get_config_dict(path, revision=revision)
     except (OSError, ValueError) as error:
         if Path(path).exists():
-            raise PatterningError(f"{path}: not a model ({_first_line(error)}); give its folder") from None
+            raise PatterningError(f"{path}: not a model ({first_line(error)}); give its folder") from None
         at = f" at revision {revision}" if revision else ""
         raise PatterningError(
             f"{path}: no such folder, and no model of this name{at} in the local cache or on the hub, or the hub "
@@ -303,7 +299,7 @@ def read_config(path: str, revision: str | None, head: Head | None = "tokens") -
         reason = " ".join(str(error).split())
         raise PatterningError(f"{path}: config.json is not valid ({reason}); correct it") from None
     head = head or saved_head(config)
-    if type(config) not in _architectures(head):
+    if type(config) not in getattr(transformers, _CLASSES[head][1]):
         remedy = "predicts tokens from those before" if head == "tokens" else "has a class or a score for a sequence"
         raise PatterningError(f"{path}: a model of type {model_type!r} is not a {_KINDS[head]}; give one that {remedy}")
     if head == "tokens" and saved_head(config) == "classes":
@@ -367,10 +363,6 @@ def quiet() -> Iterator[None]:
         logging.set_verbosity(verbosity)
         if bars:
             logging.enable_progress_bar()
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().partition("\n")[0].rstrip(".")
 
 
 def _some(names: set[str]) -> str:

@@ -30,14 +30,11 @@ def first_passing(table: pa.Table) -> int | None:
     return None
 
 
-def arms(run: Run, summary: Mapping[str, Any], metrics: Metrics) -> Section:
+def arms(section: Section, run: Run, summary: Mapping[str, Any], metrics: Metrics) -> None:
     """Metric curves of all arms, with their transition times where heads are scored."""
-    section = Section("arms", "The arms, step by step")
     retrained = run.retrained()
     if not retrained:
-        section.absent = _ABSENT["retrain"] if run.leaves_out("retrain") else ""
-        section.missing = "" if section.absent else "No retraining has been run yet."
-        return section
+        return run.excuse(section, "No retraining has been run yet.", _ABSENT["retrain"], "retrain")
     groups = {arm: list(seeds.values()) for arm, seeds in retrained.items()}
     steps = _transitions(groups, summary)
     drawn = []
@@ -54,7 +51,6 @@ def arms(run: Run, summary: Mapping[str, Any], metrics: Metrics) -> Section:
     section.blocks += [Figures(drawn, legend=legend), Note(words, "small")]
     if steps:
         section.blocks.append(_transition_table(steps, retrained))
-    return section
 
 
 def _drawn_metrics(groups: Mapping[str, Sequence[pa.Table]], metrics: Metrics) -> list[str]:
@@ -98,13 +94,12 @@ def _ends(groups: Mapping[str, Sequence[pa.Table]], metric: str, metrics: Metric
     return f"{metrics.label(metric)} ends at {', '.join(ends)} {metrics.unit(metric)}".strip()
 
 
-def response(run: Run, summary: Mapping[str, Any], solution: Mapping[str, Any], metrics: Metrics) -> Section:
+def response(
+    section: Section, run: Run, summary: Mapping[str, Any], solution: Mapping[str, Any], metrics: Metrics
+) -> None:
     """Predicted, cross-fitted, checked and realised response of every observable."""
-    section = Section("response", "Predicted and realised response")
     if not solution:
-        section.absent = _ABSENT["solve"] if run.leaves_out("solve") else ""
-        section.missing = "" if section.absent else "No weights have been solved yet."
-        return section
+        return run.excuse(section, "No weights have been solved yet.", _ABSENT["solve"], "solve")
     checked = run.json("check/response.json") or {}
     # Before there is a summary, the solutions stand for the arms.
     found = summary if "predicted" in summary else predictions(solution, checked, {})
@@ -141,7 +136,6 @@ def response(run: Run, summary: Mapping[str, Any], solution: Mapping[str, Any], 
     elif run.leaves_out("check"):
         words = "The experiment file has no section check, so the prediction is not measured again under the weights."
         section.blocks.append(Note(words, "small"))
-    return section
 
 
 def _check_table(checked: Mapping[str, Any]) -> Table:

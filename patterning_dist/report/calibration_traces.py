@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from patterning_dist.report.blocks import Figure, Figures, Note, Section
-from patterning_dist.report.svg import Plot, padded
+from patterning_dist.report.figures import trace_lines
 from patterning_dist.report.words import number
 from patterning_dist.response.calibration import Assessment, Setting, Trial
-
-_TRACE_POINTS = 240
 
 
 def traces_section(ranked: Sequence[Assessment], trials: Mapping[Setting, Sequence[Trial]]) -> Section:
@@ -37,23 +35,10 @@ def traces_section(ranked: Sequence[Assessment], trials: Mapping[Setting, Sequen
 
 
 def _figure(one: Assessment, trials: Sequence[Trial]) -> Figure:
-    steps, longest = one.steps_between_draws, max(len(trial.mean_loss) for trial in trials)
-    losses = np.concatenate([trial.mean_loss for trial in trials])
-    plot = Plot(
-        (0.0, float(max(longest - 1, 1) * steps)),
-        padded(losses),
-        x_label="sampler step",
-        y_label="loss − loss at the checkpoint (nats)",
-        left=58,
-        height=190,
-    )
-    if one.burn_in:
-        plot.box((0, one.burn_in * steps), plot.y_range, "neutral", 0.22, f"burn-in: {one.burn_in * steps} steps")
-    if plot.y_range[0] < 0 < plot.y_range[1]:
-        plot.rule(y=0.0)
-    for chain, trial in enumerate(trials):
-        draws = np.arange(len(trial.mean_loss))[:: max(1, -(-longest // _TRACE_POINTS))]
-        plot.curve(draws * steps, trial.mean_loss[draws], f"trace trace-{chain % 6}")
+    steps = one.steps_between_draws
+    lines = [(np.arange(len(trial.mean_loss)) * steps, np.asarray(trial.mean_loss)) for trial in trials]
     state = one.failure or f"{number(one.usable_per_second)} effective draws a second"
     title = f"step_size {one.setting.step_size:g}: {state}"
-    return Figure(title, plot.svg(f"Loss of {len(trials)} chains, {one.setting.words}: {state}"), one.reason)
+    description = f"Loss of {len(trials)} chains, {one.setting.words}: {state}"
+    label = "loss − loss at the checkpoint (nats)"
+    return Figure(title, trace_lines(lines, "sampler step", label, description, one.burn_in * steps), one.reason)

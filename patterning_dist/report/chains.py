@@ -9,24 +9,20 @@ import numpy as np
 import pyarrow as pa
 
 from patterning_dist.report.blocks import FLAG, Figures, Note, Section, Table
-from patterning_dist.report.figures import figure, intervals
+from patterning_dist.report.figures import figure, intervals, trace_lines
 from patterning_dist.report.reading import Run, column
-from patterning_dist.report.svg import Plot, padded
 from patterning_dist.report.words import Metrics, estimate, listed, number
 
 LARGEST_RHAT, SMALLEST_ESS = 1.05, 100
-TRACE_POINTS = 240
 DRAWN_SUBJECTS = 24  # a page that all heads of a large model are drawn on cannot be opened
 
 
-def chains(run: Run, diagnostics: Mapping[str, Any], metrics: Metrics) -> Section:
+def chains(section: Section, run: Run, diagnostics: Mapping[str, Any], metrics: Metrics) -> None:
     """Diagnostics with flags, learning coefficients, excluded chains, traces."""
-    section = Section("chains", "Chains")
     traces, states = run.of_subjects("traces.parquet"), run.of_subjects("chains.json")
     subjects = diagnostics.get("subjects") or {}
     if not traces and not subjects:
-        section.missing = "No chains have been run yet."
-        return section
+        return run.excuse(section, "No chains have been run yet.")
     if subjects:
         section.blocks += [*_convergence(subjects), *_coefficients(subjects)]
     excluded = {
@@ -49,7 +45,6 @@ def chains(run: Run, diagnostics: Mapping[str, Any], metrics: Metrics) -> Sectio
     if len(traces) > DRAWN_SUBJECTS:
         words = f"The traces of {len(traces) - DRAWN_SUBJECTS} more subjects are not drawn; they lie in sampling/."
         section.blocks.append(Note(words, "small"))
-    return section
 
 
 def _convergence(subjects: Mapping[str, Any]) -> list[Any]:
@@ -118,19 +113,11 @@ def _traces(name: str, table: pa.Table, metrics: Metrics) -> list[Any]:
     for quantity in [c for c in table.column_names if c not in ("chain", "draw")]:
         values, words = column(table, quantity), quantity.replace("_", " ")
         unit = "nats" if quantity == "loss" else metrics.unit(quantity)
-        plot = Plot(
-            (float(draw.min()), float(max(draw.max(), draw.min() + 1))),
-            padded(values),
-            x_label="draw",
-            y_label=f"{words} − value at centre{f' ({unit})' if unit else ''}",
-            left=56,
-            height=200,
+        label = f"{words} − value at centre{f' ({unit})' if unit else ''}"
+        mine = (np.flatnonzero(chain == number_) for number_ in np.unique(chain))
+        ordered = [rows[np.argsort(draw[rows])] for rows in mine]
+        svg = trace_lines(
+            [(draw[r], values[r]) for r in ordered], "draw", label, f"Traces of {quantity}, subject {name}"
         )
-        if plot.y_range[0] < 0 < plot.y_range[1]:
-            plot.rule(y=0.0)
-        for index, number_ in enumerate(np.unique(chain)):
-            rows = np.flatnonzero(chain == number_)
-            rows = rows[np.argsort(draw[rows])][:: max(1, -(-rows.size // TRACE_POINTS))]
-            plot.curve(draw[rows], values[rows], f"trace trace-{index % 6}")
-        drawn += figure(f"{name}: {words}", plot.svg(f"Traces of {quantity}, subject {name}"))
+        drawn += figure(f"{name}: {words}", svg)
     return drawn

@@ -15,6 +15,7 @@ from patterning_dist.report.svg import Plot, padded
 from patterning_dist.report.words import duration, estimate, number
 
 KNOWN_ARMS = ("base", "plus", "minus", "permuted")
+TRACE_POINTS = 240  # of a line
 
 
 def arm_style(arm: str) -> str:
@@ -31,16 +32,8 @@ def intervals(rows: Sequence[tuple[str, str, str, dict[str, Any]]], x_label: str
     values = [0.0]
     for _, _, _, value in rows:
         values += [value["value"], *(interval_of(value) or ()), *(value.get("per_seed") or ())]
-    left = 14 + max(int(7.1 * max(len(row[0]) for row in rows)), 40)
-    plot = Plot(
-        padded(np.array([np.nan if v is None else v for v in values], dtype=np.float64)),
-        (len(rows), 0),
-        x_label=x_label,
-        height=48 + 34 * len(rows),
-        left=left,
-        right=18,
-        rows=[row[0] for row in rows],
-    )
+    x_range = padded(np.array([np.nan if v is None else v for v in values], dtype=np.float64))
+    plot = Plot.of_rows([row[0] for row in rows], x_range, 34, x_label=x_label)
     plot.rule(x=0.0, style="zero")
     for index, (name, style, mark, value) in enumerate(rows):
         middle = index + 0.5
@@ -55,6 +48,23 @@ def intervals(rows: Sequence[tuple[str, str, str, dict[str, Any]]], x_label: str
             plot.dot(value["value"], middle, style if mark == "dot" else f"{style} hollow", 5, tip)
         else:
             plot.diamond(value["value"], middle, f"{style} {'hollow' if mark == 'open' else ''}", tip)
+    return plot.svg(description)
+
+
+def trace_lines(
+    chains: Sequence[tuple[np.ndarray, np.ndarray]], x_label: str, y_label: str, description: str, burn_in: int = 0
+) -> Markup:
+    """Lines (x, y), one a chain, with a rule at zero; the burn-in is shaded."""
+    xs, ys = (np.concatenate(parts) for parts in zip(*chains, strict=True))
+    x_range = (float(xs.min()), float(max(xs.max(), xs.min() + 1)))
+    plot = Plot(x_range, padded(ys), x_label=x_label, y_label=y_label, left=58, height=195)
+    if burn_in:
+        plot.box((0, burn_in), plot.y_range, "neutral", 0.22, f"burn-in: {burn_in} steps")
+    if plot.y_range[0] < 0 < plot.y_range[1]:
+        plot.rule(y=0.0)
+    for index, (x, y) in enumerate(chains):
+        shown = slice(None, None, max(1, -(-len(x) // TRACE_POINTS)))
+        plot.curve(x[shown], y[shown], f"trace trace-{index % 6}")
     return plot.svg(description)
 
 
@@ -125,16 +135,8 @@ def grid(
 ) -> Markup:
     """A heat-map with its numbers in it: one colour from 0 up, or two around zero."""
     largest = float(np.nanmax(np.abs(values))) if np.isfinite(values).any() else 1.0
-    left = 14 + int(6.8 * max(len(row) for row in rows))
-    plot = Plot(
-        (0, len(columns)),
-        (len(rows), 0),
-        rows=rows,
-        columns=columns,
-        left=left,
-        height=54 + min(46, max(24, 180 // len(rows))) * len(rows),
-        x_label=x_label,
-    )
+    height = min(46, max(24, 180 // len(rows)))
+    plot = Plot.of_rows(rows, (0, len(columns)), height, columns=columns, x_label=x_label)
     for i, row in enumerate(rows):
         for j, name in enumerate(columns):
             value = float(values[i, j])
@@ -153,21 +155,11 @@ def grid(
     return plot.svg(description)
 
 
-def bars(
-    names: Sequence[str], values: Sequence[float], x_label: str, description: str, seconds: bool = False
-) -> Markup:
-    """Horizontal bars from zero, each with its number."""
-    left = 14 + int(6.8 * max(len(name) for name in names))
-    plot = Plot(
-        (0, max(values) * 1.22 or 1.0),
-        (len(names), 0),
-        rows=names,
-        left=left,
-        height=48 + 28 * len(names),
-        x_label=x_label,
-    )
+def bars(names: Sequence[str], values: Sequence[float], x_label: str, description: str) -> Markup:
+    """Horizontal bars from zero, each with its number of seconds."""
+    plot = Plot.of_rows(names, (0, max(values) * 1.22 or 1.0), 28, x_label=x_label)
     for index, value in enumerate(values):
-        words = duration(value) if seconds else number(value)
+        words = duration(value)
         plot.box((0, value), (index + 0.2, index + 0.8), "neutral", 1.0, f"{names[index]}: {words}")
         plot.words(value, index + 0.5, words, shift=6)
     return plot.svg(description)

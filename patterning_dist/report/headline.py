@@ -82,16 +82,15 @@ def _forest_title(metric: str, contrasts: Contrasts, metrics: Metrics) -> str:
     return f"{metrics.label(metric)}: {', '.join(found)}"
 
 
-def headline(run: Run, summary: Mapping[str, Any], solution: Mapping[str, Any], metrics: Metrics) -> Section:
+def headline(
+    section: Section, run: Run, summary: Mapping[str, Any], solution: Mapping[str, Any], metrics: Metrics
+) -> None:
     """Targets, contrasts as forest plots, one sentence."""
-    section = Section("headline", "What was asked, what came out")
     asked, contrasts = _asked(solution, metrics), summary.get("contrasts") or {}
     if not asked and not contrasts:
-        if run.leaves_out("solve", "retrain"):
-            section.absent = "This experiment measures; it asks for no weights and trains no arms."
-        else:
-            section.missing = "No weights have been solved and no arms compared."
-        return section
+        absent = "This experiment measures; it asks for no weights and trains no arms."
+        missing = "No weights have been solved and no arms compared."
+        return run.excuse(section, missing, absent, "solve", "retrain")
     if verdict := _verdict(contrasts, solution, summary, metrics):
         section.blocks.append(Note(verdict, "lead"))
     cards = [
@@ -107,7 +106,6 @@ def headline(run: Run, summary: Mapping[str, Any], solution: Mapping[str, Any], 
         section.blocks.append(Note("The experiment file has no section retrain: no arms are compared.", "small"))
     else:
         section.blocks.append(Note("The comparison of the arms has not been run yet.", "small"))
-    return section
 
 
 def _differences(contrasts: Contrasts, metrics: Metrics) -> list[Any]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Callable
 from datetime import datetime
 from pathlib import Path
@@ -18,39 +16,34 @@ from patterning_dist.report.figures import arm_style
 from patterning_dist.report.reading import Run
 from patterning_dist.report.text import open_text
 from patterning_dist.report.words import Metrics
+from patterning_dist.storage.files import write_text
 
 
-def _guarded(run: Run, name: str, title: str, build: Callable[[], Section]) -> Section:
-    """One section; a file of an unexpected shape costs that section alone, and is told at the top."""
+def _guarded(run: Run, section: Section, build: Callable[..., None], *arguments: Any) -> Section:
+    """A section, filled; a file of an unexpected shape costs that section alone, and is told at the top."""
     try:
-        return build()
+        build(section, run, *arguments)
+        return section
     except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
-        run.problems.append(f"“{title}” cannot be drawn: {type(error).__name__}: {error}")
-        return Section(
-            name,
-            title,
-            missing="A file of this section has an unexpected shape; see the warnings at the top.",
-        )
+        run.problems.append(f"“{section.title}” cannot be drawn: {type(error).__name__}: {error}")
+        words = "A file of this section has an unexpected shape; see the warnings at the top."
+        return Section(section.name, section.title, missing=words)
 
 
 def _sections(run: Run, summary: dict[str, Any]) -> list[Section]:
     solution, diagnostics = run.json("weights/solution.json") or {}, run.json("response/diagnostics.json") or {}
     texts, metrics = open_text(run), Metrics(summary.get("metrics") or {})
-    builders: list[tuple[str, str, Callable[[], Section]]] = [
-        ("headline", "What was asked, what came out", lambda: headline.headline(run, summary, solution, metrics)),
-        ("arms", "The arms, step by step", lambda: arms.arms(run, summary, metrics)),
-        ("response", "Predicted and realised response", lambda: arms.response(run, summary, solution, metrics)),
-        ("weights", "The weights", lambda: weighting.weights(run, solution, texts)),
-        (
-            "susceptibilities",
-            "Susceptibilities",
-            lambda: susceptibilities.susceptibilities(run, diagnostics, solution, texts),
-        ),
-        ("chains", "Chains", lambda: chains.chains(run, diagnostics, metrics)),
-        ("baseline", "The baseline checkpoint", lambda: record.baseline(run, metrics)),
-        ("record", "Cost and record", lambda: record.record(run, summary)),
+    builders: list[tuple[str, str, Callable[..., None], tuple[Any, ...]]] = [
+        ("headline", "What was asked, what came out", headline.headline, (summary, solution, metrics)),
+        ("arms", "The arms, step by step", arms.arms, (summary, metrics)),
+        ("response", "Predicted and realised response", arms.response, (summary, solution, metrics)),
+        ("weights", "The weights", weighting.weights, (solution, texts)),
+        ("susceptibilities", "Susceptibilities", susceptibilities.susceptibilities, (diagnostics, solution, texts)),
+        ("chains", "Chains", chains.chains, (diagnostics, metrics)),
+        ("baseline", "The baseline checkpoint", record.baseline, (metrics,)),
+        ("record", "Cost and record", record.record, (summary,)),
     ]
-    sections = [_guarded(run, name, title, build) for name, title, build in builders]
+    sections = [_guarded(run, Section(name, title), build, *given) for name, title, build, given in builders]
     return sorted(sections, key=lambda section: bool(section.absent))
 
 
@@ -60,21 +53,6 @@ def when(created: Any) -> str:
         return datetime.fromisoformat(created).strftime("%-d %B %Y, %H:%M %Z").strip()
     except (TypeError, ValueError):
         return str(created or "")
-
-
-def _write(path: Path, text: str) -> None:
-    """Replace `path` in one step, so that a reader sees the old page or the new one, never half of one."""
-    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix=".report-", suffix=".html")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp makes it private
-        os.replace(temporary, path)
-    except BaseException:
-        Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def build_report(run_directory: Path) -> Path:
@@ -129,4 +107,4 @@ def write_page(
     page = environment.get_template("template.html").render(
         kind=kind, name=name, created=created, status=status, warnings=warnings, sections=sections
     )
-    _write(path, page)
+    write_text(path, page)

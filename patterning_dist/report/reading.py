@@ -15,6 +15,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
+from patterning_dist.report.blocks import Section
+
 ARM_ORDER = ("base", "plus", "minus", "permuted")
 COMPONENT_ORDER = ("everything", "attention", "embedding")
 
@@ -108,7 +110,7 @@ class Run:
         """Subject -> path of a file in its folder below sampling/."""
         root = self.directory / "sampling"
         found = {path.parent.relative_to(root).as_posix(): path for path in root.rglob(file)}
-        return {name: found[name].relative_to(self.directory).as_posix() for name in in_order(found, COMPONENT_ORDER)}
+        return self._listed(found)
 
     def susceptibilities(self) -> dict[str, str]:
         """Subject -> path of its table of single losses; of those that were sampled without weights."""
@@ -118,6 +120,9 @@ class Run:
             folder = path.parent.relative_to(root)
             if not component.endswith("-samples") and folder.parts[:1] != ("check",):
                 found[(folder / component).as_posix()] = path
+        return self._listed(found)
+
+    def _listed(self, found: dict[str, Path]) -> dict[str, str]:
         return {name: found[name].relative_to(self.directory).as_posix() for name in in_order(found, COMPONENT_ORDER)}
 
     @cached_property
@@ -132,6 +137,11 @@ class Run:
     def leaves_out(self, *sections: str) -> bool:
         """Whether the experiment file says that one of these sections is not asked for."""
         return any(name in self.config and self.config[name] is None for name in sections)
+
+    def excuse(self, section: Section, missing: str, absent: str = "", *sections: str) -> None:
+        """Say why there is nothing to show: the experiment file leaves these sections out, or it has not been run."""
+        section.absent = absent if self.leaves_out(*sections) else ""
+        section.missing = "" if section.absent else missing
 
     def retrained(self) -> dict[str, dict[int, pa.Table]]:
         """Arm -> seed -> the metrics of that retraining, for those which have begun."""

@@ -16,9 +16,8 @@ from patterning_dist.report.words import Metrics, duration, number
 HEAD_COLUMN = re.compile(r"(previous_token|prefix_matching)_(\d+)_(\d+)")
 
 
-def baseline(run: Run, metrics: Metrics) -> Section:
+def baseline(section: Section, run: Run, metrics: Metrics) -> None:
     """Training curves, and where the heads look."""
-    section = Section("baseline", "The baseline checkpoint")
     table = run.table("baseline/metrics.parquet")
     if table is None or not table.num_rows:
         model = run.config.get("model") or {}
@@ -26,7 +25,7 @@ def baseline(run: Run, metrics: Metrics) -> Section:
             section.absent = "The checkpoint was given, not trained here."
         else:
             section.missing = "No baseline has been trained in this run."
-        return section
+        return
     names = [name for name in ("train_loss", *metrics.described) if name in table.column_names]
     drawn = []
     for metric in names or [c for c in table.column_names if c not in ("step", "seconds")]:
@@ -38,7 +37,6 @@ def baseline(run: Run, metrics: Metrics) -> Section:
     evaluation = _flat(run.json("baseline/evaluation.json") or {})
     if evaluation:
         section.blocks.append(Table(["measure", "value"], evaluation, folded="Evaluation of the checkpoint"))
-    return section
 
 
 def _heads(table: Any) -> list[Any]:
@@ -79,21 +77,14 @@ def _flat(value: dict[str, Any], prefix: str = "") -> list[list[str]]:
     return rows
 
 
-def record(run: Run, summary: Mapping[str, Any]) -> Section:
+def record(section: Section, run: Run, summary: Mapping[str, Any]) -> None:
     """Seconds of every stage, manifest, configuration."""
-    section = Section("record", "Cost and record")
     seconds = {stage: float(s) for stage, s in (summary.get("seconds") or {}).items() if s is not None}
     if seconds:
         total = sum(seconds.values())
         dearest = max(seconds, key=lambda stage: seconds[stage])
         title = f"{duration(total)} in all; {dearest} took {100 * seconds[dearest] / (total or 1):.0f} %"
-        svg = bars(
-            list(seconds),
-            list(seconds.values()),
-            "wall-clock seconds",
-            "Seconds of every stage",
-            seconds=True,
-        )
+        svg = bars(list(seconds), list(seconds.values()), "wall-clock seconds", "Seconds of every stage")
         section.blocks.append(Figures(figure(title, svg)))
     manifest = run.json("manifest.json")
     if manifest:
@@ -103,4 +94,3 @@ def record(run: Run, summary: Mapping[str, Any]) -> Section:
         section.blocks.append(Note(config, "code"))
     if not section.blocks:
         section.missing = "Neither costs nor a manifest have been written yet."
-    return section

@@ -20,14 +20,16 @@ SHOWN_SUBJECTS, ENTRIES_A_SIDE, CANDIDATES = 6, 6, 200
 
 
 def susceptibilities(
-    run: Run, diagnostics: Mapping[str, Any], solution: Mapping[str, Any], texts: Mapping[str, TokenText]
-) -> Section:
+    section: Section,
+    run: Run,
+    diagnostics: Mapping[str, Any],
+    solution: Mapping[str, Any],
+    texts: Mapping[str, TokenText],
+) -> None:
     """Size and reliability of every row of chi, its strongest entries, agreement of estimators, modes over heads."""
-    section = Section("susceptibilities", "Susceptibilities")
     tables = run.susceptibilities()
     if not diagnostics and not tables:
-        section.missing = "No response has been estimated yet."
-        return section
+        return run.excuse(section, "No response has been estimated yet.")
     words = (
         "A susceptibility is minus the covariance of an observable with the loss of one sample, or of one of its "
         "tokens, under the localised posterior: where it is negative, more weight there lowers the observable."
@@ -40,7 +42,6 @@ def susceptibilities(
     first = next((table for table in probes.values() if table.num_rows), None)
     text = None if first is None else texts.get(split_of(first, texts) or "")
     section.blocks += [*_sizes(probes), *_strongest(probes, text), *modes(run, diagnostics, text)]
-    return section
 
 
 def _rows_of(table: pa.Table) -> list[str]:
@@ -162,14 +163,8 @@ def _reliability(subjects: Mapping[str, Any]) -> list[Any]:
     several = len({row[1] for row in rows}) > 1
     names = [f"{subject} · {name}" if several else subject for subject, name, _, _ in rows]
     both = [value for row in rows for value in row[2:] if value is not None]
-    plot = Plot(
-        padded(both, include=[0, 1]),
-        (len(rows), 0),
-        rows=names,
-        left=min(230, 14 + int(6.5 * max(map(len, names)))),
-        height=48 + 24 * len(rows),
-        x_label="split-half correlation over disjoint chains",
-    )
+    label = "split-half correlation over disjoint chains"
+    plot = Plot.of_rows(names, padded(both, include=[0, 1]), 24, x_label=label)
     plot.rule(x=0, style="zero")
     for index, (subject, name, entry, sample) in enumerate(rows):
         for value, style, words in (

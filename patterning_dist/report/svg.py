@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from markupsafe import Markup, escape
@@ -81,6 +82,12 @@ class Plot:
         if y_label:
             self._text(2, 13, y_label, "axis-label", "start")
 
+    @classmethod
+    def of_rows(cls, names: Sequence[str], x_range: tuple[float, float], row_height: int, **labels: Any) -> Plot:
+        """A row for every name; names have the room on the left that they need."""
+        left = min(230, 14 + max(40, int(7.1 * max(map(len, names)))))
+        return cls(x_range, (len(names), 0), rows=names, left=left, height=48 + row_height * len(names), **labels)
+
     def x(self, value: float) -> float:
         """Horizontal place of a data value."""
         low, high = self.x_range
@@ -91,17 +98,17 @@ class Plot:
         low, high = self.y_range
         return self.bottom - (value - low) / (high - low) * (self.bottom - self.top)
 
+    def _add(self, tag: str, style: str, content: str = "", **attributes: float | str) -> None:
+        """One more element; numbers in tenths of a unit."""
+        given = [(k.replace("_", "-"), f"{v:.1f}" if isinstance(v, float) else v) for k, v in attributes.items()]
+        text = Markup("").join(Markup(' {}="{}"').format(*pair) for pair in [("class", style), *given])
+        self.parts.append(Markup("<{0}{1}>{2}</{0}>").format(Markup(tag), text, content))
+
     def _line(self, x1: float, y1: float, x2: float, y2: float, style: str) -> None:
-        self.parts.append(
-            Markup('<line x1="{:.1f}" y1="{:.1f}" x2="{:.1f}" y2="{:.1f}" class="{}"/>').format(x1, y1, x2, y2, style)
-        )
+        self._add("line", style, x1=x1, y1=y1, x2=x2, y2=y2)
 
     def _text(self, x: float, y: float, words: str, style: str, anchor: str) -> None:
-        self.parts.append(
-            Markup('<text x="{:.1f}" y="{:.1f}" class="{}" text-anchor="{}">{}</text>').format(
-                x, y, style, anchor, words
-            )
-        )
+        self._add("text", style, words, x=x, y=y, text_anchor=anchor)
 
     def curve(self, xs: np.ndarray, ys: np.ndarray, style: str) -> None:
         """A line through the points; where a value is not finite it is broken."""
@@ -112,26 +119,18 @@ class Plot:
                 pen = "L"
             else:
                 pen = "M"
-        self.parts.append(Markup('<path d="{}" class="curve {}"/>').format("".join(path), style))
+        self._add("path", f"curve {style}", d="".join(path))
 
     def dot(self, x: float, y: float, style: str, radius: float = 4, tip: str = "") -> None:
         """A filled point; `tip` is told by the pointer."""
         if math.isfinite(x) and math.isfinite(y):
-            mark = Markup(' data-tip="{}"').format(tip) if tip else ""
-            self.parts.append(
-                Markup('<circle cx="{:.1f}" cy="{:.1f}" r="{}" class="dot {}"{}/>').format(
-                    self.x(x), self.y(y), radius, style, mark
-                )
-            )
+            told = {"data_tip": tip} if tip else {}
+            self._add("circle", f"dot {style}", cx=self.x(x), cy=self.y(y), r=f"{radius}", **told)
 
     def diamond(self, x: float, y: float, style: str, tip: str = "") -> None:
         """A diamond, for what was predicted."""
-        cx, cy = self.x(x), self.y(y)
-        self.parts.append(
-            Markup('<path d="M{:.1f} {:.1f}l5.5 5.5l-5.5 5.5l-5.5 -5.5z" class="dot {}" data-tip="{}"/>').format(
-                cx, cy - 5.5, style, tip
-            )
-        )
+        path = f"M{self.x(x):.1f} {self.y(y) - 5.5:.1f}l5.5 5.5l-5.5 5.5l-5.5 -5.5z"
+        self._add("path", f"dot {style}", d=path, data_tip=tip)
 
     def span(self, x1: float, x2: float, y: float, style: str) -> None:
         """A horizontal interval with small ends."""
@@ -145,12 +144,9 @@ class Plot:
         """A filled rectangle in data units, `shade` of its colour in 0..1."""
         left, right = sorted((self.x(x[0]), self.x(x[1])))
         top, bottom = sorted((self.y(y[0]), self.y(y[1])))
-        self.parts.append(
-            Markup(
-                '<rect x="{:.1f}" y="{:.1f}" width="{:.1f}" height="{:.1f}" class="box {}" '
-                'fill-opacity="{:.2f}" data-tip="{}"/>'
-            ).format(left, top, max(right - left, 0), max(bottom - top, 0), style, shade, tip)
-        )
+        width, height = max(right - left, 0.0), max(bottom - top, 0.0)
+        fill = {"fill_opacity": f"{shade:.2f}", "data_tip": tip}
+        self._add("rect", f"box {style}", x=left, y=top, width=width, height=height, **fill)
 
     def rule(self, *, x: float | None = None, y: float | None = None, style: str = "rule", words: str = "") -> None:
         """A straight line across the plot at a data value."""

@@ -40,15 +40,11 @@ def _summary_table(solved: Mapping[str, Any]) -> Table:
     return Table(headers, rows, "Solved weights")
 
 
-def weights(run: Run, solution: Mapping[str, Any], texts: Mapping[str, TokenText]) -> Section:
+def weights(section: Section, run: Run, solution: Mapping[str, Any], texts: Mapping[str, TokenText]) -> None:
     """Histograms, effective sample size, what is weighted most and least, whole blocks."""
-    section = Section("weights", "The weights")
     if not solution:
-        if run.leaves_out("solve"):
-            section.absent = "The experiment file has no section solve, so there are no weights."
-        else:
-            section.missing = "No weights have been solved yet."
-        return section
+        absent = "The experiment file has no section solve, so there are no weights."
+        return run.excuse(section, "No weights have been solved yet.", absent, "solve")
     solved = solution.get("arms") or {}
     words = "A weight multiplies a loss in training, or the chance that a sample is drawn; 1 leaves it alone. "
     words += f"Estimator: {str(solution.get('estimator', 'not named')).replace('_', ' ')}."
@@ -73,7 +69,6 @@ def weights(run: Run, solution: Mapping[str, Any], texts: Mapping[str, TokenText
         table = run.table(f"weights/{arm}.parquet")
         if table is not None and table.num_rows:
             section.blocks += _strongest(arm, table, text)
-    return section
 
 
 def _strongest(arm: str, table: pa.Table, text: TokenText | None) -> list[Any]:

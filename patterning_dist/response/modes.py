@@ -22,27 +22,18 @@ class Modes:
     explained_variance: Floats  # mode: share of the sum of squares
 
 
-def susceptibility_modes(
-    chi: ArrayLike,
-    *,
-    rows: Literal["centered", "standardized"] = "centered",
-    columns: Literal["as_is", "centered", "standardized"] = "as_is",
-) -> Modes:
+def susceptibility_modes(chi: ArrayLike, *, rows: Literal["centered", "standardized"] = "centered") -> Modes:
     """Singular value decomposition of chi [component, token], Baker et al. 2504.18274.
 
     Rows are centred over tokens, or also divided by their standard deviation: do so where components cannot
-    be compared in size (baseline `full`, observables of different units). Then columns are left as they are,
-    centred over components, or also divided by their standard deviation. A row or column without spread stays
-    zero. The sign of a mode is that its largest |left| entry is positive (the first of equals).
+    be compared in size (baseline `full`, observables of different units). A row without spread stays zero. The sign
+    of a mode is that its largest |left| entry is positive (the first of equals).
     Raises PatterningError if chi is not a finite matrix of rank >= 1 after centring.
     """
     matrix = np.asarray(chi, np.float64)
     if matrix.ndim != 2 or not np.isfinite(matrix).all():
         raise PatterningError(f"modes: got shape {matrix.shape}, expected a finite matrix [component, token]")
-    matrix = _rescaled(matrix, 1, rows)
-    if columns != "as_is":
-        matrix = _rescaled(matrix, 0, columns)
-    left, values, right = np.linalg.svd(matrix, full_matrices=False)
+    left, values, right = np.linalg.svd(_rescaled(matrix, rows), full_matrices=False)
     if not values[0]:
         raise PatterningError("modes: chi does not vary over tokens; expected at least one component that responds")
     signs = _leading_signs(left)
@@ -57,12 +48,12 @@ def _leading_signs(left: Floats) -> Floats:
     return np.where(left[first, np.arange(left.shape[1])] < 0, -1.0, 1.0)
 
 
-def _rescaled(matrix: Floats, axis: int, how: str) -> Floats:
+def _rescaled(matrix: Floats, how: str) -> Floats:
     if how not in ("centered", "standardized"):
         raise PatterningError(f"modes: got {how!r}, expected 'centered' or 'standardized'")
-    centered = matrix - matrix.mean(axis=axis, keepdims=True)
+    centered = matrix - matrix.mean(axis=1, keepdims=True)
     if how == "centered":
         return centered
-    spread = centered.std(axis=axis, keepdims=True)
-    negligible = spread <= 1e-12 * np.abs(matrix).max(axis=axis, keepdims=True)
+    spread = centered.std(axis=1, keepdims=True)
+    negligible = spread <= 1e-12 * np.abs(matrix).max(axis=1, keepdims=True)
     return np.where(negligible, 0.0, centered / np.where(negligible, 1.0, spread))

@@ -68,38 +68,33 @@ def reliability_from_sums(sums: ArrayLike) -> NDArray[np.float64]:
     return correlations.mean(axis=0)
 
 
-def _row_correlation(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    a, b = a - a.mean(axis=-1, keepdims=True), b - b.mean(axis=-1, keepdims=True)
-    with np.errstate(invalid="ignore", divide="ignore"):
-        return (a * b).sum(axis=-1) / np.sqrt((a * a).sum(axis=-1) * (b * b).sum(axis=-1))
-
-
 def bootstrap_correlation(
     a: ArrayLike,
     b: ArrayLike,
     groups: ArrayLike,
     seed: int,
-    *,
     num_resamples: int = 1000,
-    level: float = 0.95,
 ) -> Correlation:
-    """Pearson correlation with a percentile interval from resampling whole groups (block bootstrap, Efron
-    1979).
+    """Pearson correlation with a 95 % percentile interval from resampling whole groups (block bootstrap, Efron 1979).
 
     a, b, groups: [sample]. Groups are sequence ids: tokens of one sequence are not independent, so an
     interval that counts each token is too narrow. NaN limits with fewer than 2 groups.
     """
-    first, second = _paired(a, b)
-    group = np.asarray(groups)
+    first, second, group = np.asarray(a, np.float64), np.asarray(b, np.float64), np.asarray(groups)
+    if first.ndim != 1 or first.shape != second.shape or len(first) < 2:
+        raise PatterningError(
+            f"correlation: got {first.shape} and {second.shape}, expected two vectors of one length >= 2"
+        )
     if group.shape != first.shape:
         raise PatterningError(f"correlation: {group.shape} groups for {first.shape} samples, expected one for each")
-    value = float(_row_correlation(first, second))
+    x, y = first - first.mean(), second - second.mean()
+    with np.errstate(invalid="ignore", divide="ignore"):
+        value = float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
     labels = np.unique(group, return_inverse=True)[1]
     num_groups = int(labels.max()) + 1
     if num_groups < 2 or not np.isfinite(value):
         return Correlation(value, np.nan, np.nan)
     # A resample is fixed by its group sums; centring first keeps the differences of squares exact.
-    x, y = first - first.mean(), second - second.mean()
     sums = np.stack([np.bincount(labels, part) for part in (np.ones_like(x), x, y, x * x, y * y, x * y)])
     rng = np.random.default_rng(seed)
     resampled = np.empty((num_resamples, len(sums)))
@@ -111,12 +106,5 @@ def bootstrap_correlation(
     with np.errstate(invalid="ignore", divide="ignore"):
         variances = (aa / count - mean_a**2) * (bb / count - mean_b**2)
         values = (ab / count - mean_a * mean_b) / np.sqrt(variances)
-    low, high = np.nanquantile(values, [(1 - level) / 2, (1 + level) / 2])
+    low, high = np.nanquantile(values, [0.025, 0.975])
     return Correlation(value, float(low), float(high))
-
-
-def _paired(a: ArrayLike, b: ArrayLike) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    if a.ndim != 1 or a.shape != b.shape or len(a) < 2:
-        raise PatterningError(f"correlation: got {a.shape} and {b.shape}, expected two vectors of one length >= 2")
-    return a, b

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import threading
 import time
-from dataclasses import dataclass
 from functools import cache
 from typing import Any, Literal, NamedTuple
 
@@ -62,23 +61,7 @@ def _metric(name: str) -> Any:
     return (Gauge if kind == "gauge" else Counter)(name, description, tag_keys=tags)
 
 
-def _add(name: str, amount: float, tags: Tags) -> None:
-    if amount > 0:  # Ray refuses to add nothing
-        _metric(name).inc(float(amount), tags=tags)
-
-
-def _set(name: str, value: float, tags: Tags) -> None:
-    _metric(name).set(float(value), tags=tags)
-
-
 _held: dict[tuple[str, ...], tuple[str, float, Tags]] = {}
-
-
-def _hold(name: str, value: float, tags: Tags) -> None:
-    """Set a gauge now, and again and again while this process lives."""
-    _held[name, *tags.values()] = (name, value, tags)
-    _set(name, value, tags)
-    _repeater()
 
 
 @cache
@@ -86,120 +69,51 @@ def _repeater() -> threading.Thread:
     def repeat() -> None:
         while True:
             time.sleep(SECONDS_BETWEEN_REPEATS)
-            for held in list(_held.values()):
-                _set(*held)
+            for name, value, tags in list(_held.values()):
+                _metric(name).set(value, tags=tags)
 
     thread = threading.Thread(target=repeat, name="patterning-metrics", daemon=True)
     thread.start()
     return thread
 
 
-def _observe(name: str, seconds: float, tags: Tags) -> None:
-    _metric(name).observe(float(seconds), tags=tags)
+class Metrics:
+    """What a process reports of a run; every metric takes the tags that it has in ``METRICS``.
 
+    Args:
+        tags: that all reports have: run, and unit, chain, shard or arm. Methods take those that the others lack.
+    """
 
-@dataclass(frozen=True)
-class ChainMetrics:
-    """What one chain reports, with the tags of its run, its unit and itself."""
+    def __init__(self, **tags: object) -> None:
+        self._own = tags
 
-    run: Tags
-    unit: Tags
-    chain: Tags
+    def add(self, name: str, amount: float, **tags: object) -> None:
+        """So much more of a counter."""
+        if amount > 0:  # Ray refuses to add nothing
+            _metric(name).inc(float(amount), tags=self._tags(name, tags))
 
-    def draws(self, num_draws: int) -> None:
-        """So many draws more."""
-        _add("patterning_draws", num_draws, self.chain)
+    def set(self, name: str, value: float, **tags: object) -> None:
+        """The value of a gauge now."""
+        _metric(name).set(float(value), tags=self._tags(name, tags))
 
-    def loss(self, value: float) -> None:
-        """Mean loss of the last draw, nats."""
-        _set("patterning_chain_loss_nats", value, self.chain)
+    def observe(self, name: str, seconds: float, **tags: object) -> None:
+        """A time, for a histogram."""
+        _metric(name).observe(float(seconds), tags=self._tags(name, tags))
 
-    def push(self, shard: int, seconds: float, num_bytes: int, verdict: str) -> None:
-        """A push that was answered: by which shard, after how long, its size, and the answer."""
-        to_shard = {**self.run, "shard": str(shard)}
-        _observe("patterning_push_seconds", seconds, to_shard)
-        _add("patterning_push_bytes", num_bytes, to_shard)
-        _add("patterning_pushes", 1, {**self.run, "verdict": verdict})
+    def hold(self, name: str, value: float, **tags: object) -> None:
+        """Set a gauge now, and again and again while this process lives."""
+        own = self._tags(name, tags)
+        _held[name, *own.values()] = (name, float(value), own)
+        self.set(name, value, **tags)
+        _repeater()
 
-    def unacknowledged(self, num_pushes: int) -> None:
-        """Pushes that are under way."""
-        _set("patterning_unacknowledged_pushes", num_pushes, self.chain)
+    def enter(self, stage: str) -> None:
+        """The stage that begins: 1, and 0 for those that this process was in before."""
+        for name, _, tags in list(_held.values()):
+            if name == "patterning_stage" and tags["run"] == self._own["run"]:
+                self.hold(name, 0, stage=tags["stage"])
+        self.hold("patterning_stage", 1, stage=stage)
 
-    def checkpoint(self, seconds: float) -> None:
-        """A checkpoint was written."""
-        _observe("patterning_checkpoint_seconds", seconds, self.unit)
-
-
-@dataclass(frozen=True)
-class ShardMetrics:
-    """What one aggregator shard reports."""
-
-    shard: Tags
-
-    def snapshot(self, seconds: float, num_bytes: int) -> None:
-        """A snapshot was written."""
-        _observe("patterning_snapshot_seconds", seconds, self.shard)
-        _set("patterning_snapshot_bytes", num_bytes, self.shard)
-
-
-class RunMetrics:
-    """What the driver reports."""
-
-    def __init__(self, run: Tags) -> None:
-        self._run = run
-        self._stage: str | None = None
-
-    def rhat(self, unit: str, value: float) -> None:
-        """R-hat of the loss over the chains of a unit."""
-        _hold("patterning_rhat", value, {**self._run, "unit": unit})
-
-    def excluded(self, unit: str, num_chains: int) -> None:
-        """Chains of a unit that were given up."""
-        _hold("patterning_chains_excluded", num_chains, {**self._run, "unit": unit})
-
-    def restart(self, unit: str, chain: int) -> None:
-        """A chain was started again."""
-        _add("patterning_chain_restarts", 1, {**self._run, "unit": unit, "chain": str(chain)})
-
-    def stage(self, name: str) -> None:
-        """The stage that begins."""
-        if self._stage is not None:
-            _hold("patterning_stage", 0, {**self._run, "stage": self._stage})
-        self._stage = name
-        _hold("patterning_stage", 1, {**self._run, "stage": name})
-
-
-@dataclass(frozen=True)
-class TrainingMetrics:
-    """What the training of one arm reports."""
-
-    arm: Tags
-
-    def step(self, num_steps: int) -> None:
-        """So many optimizer steps more."""
-        _add("patterning_training_steps", num_steps, self.arm)
-
-    def loss(self, value: float) -> None:
-        """Training loss, nats."""
-        _set("patterning_training_loss_nats", value, self.arm)
-
-
-def chain_metrics(run: str, unit: str, chain: int) -> ChainMetrics:
-    """The metrics of a chain, for the process that moves it."""
-    unit_tags = {"run": run, "unit": unit}
-    return ChainMetrics({"run": run}, unit_tags, {**unit_tags, "chain": str(chain)})
-
-
-def shard_metrics(run: str, shard: int) -> ShardMetrics:
-    """The metrics of an aggregator shard."""
-    return ShardMetrics({"run": run, "shard": str(shard)})
-
-
-def run_metrics(run: str) -> RunMetrics:
-    """The metrics of a run as a whole, for its driver."""
-    return RunMetrics({"run": run})
-
-
-def training_metrics(run: str, arm: str) -> TrainingMetrics:
-    """The metrics of the training of an arm, for its first rank."""
-    return TrainingMetrics({"run": run, "arm": arm})
+    def _tags(self, name: str, more: dict[str, object]) -> Tags:
+        every = self._own | more
+        return {tag: str(every[tag]) for tag in METRICS[name].tags}

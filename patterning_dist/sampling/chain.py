@@ -17,11 +17,10 @@ import torch
 
 from patterning_dist.data.sampler import minibatch
 from patterning_dist.models.components import Vector
-from patterning_dist.sampling.draw import Draw
 from patterning_dist.sampling.noise import Noise
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.samplers import Sampler
-from patterning_dist.sampling.statistics import Statistic
+from patterning_dist.sampling.statistics import Draw, Statistic
 from patterning_dist.sampling.target import Target
 
 # A chain further from w* than this many prior radii has left the neighbourhood: under the localisation alone
@@ -109,7 +108,7 @@ class Chain:
     def state_dict(self) -> dict[str, Any]:
         """All that ``load_state_dict`` needs to go on, bit for bit; of this rank."""
         return {
-            "sampler": {name: _copy(value) for name, value in self.state._asdict().items()},
+            "sampler": {name: self._copy(value) for name, value in self.state._asdict().items()},
             "num_draws": self.num_draws,
             "statistics": {name: statistic.state_dict() for name, statistic in self.statistics.items()},
         }
@@ -119,7 +118,7 @@ class Chain:
         live = self.state.position
         for name, w in state["sampler"]["position"].items():
             live[name].copy_(w)
-        self.state = self._sampler.State(**{n: _copy(v) for n, v in state["sampler"].items()} | {"position": live})
+        self.state = self._sampler.State(**{n: self._copy(v) for n, v in state["sampler"].items()} | {"position": live})
         self.num_draws = state["num_draws"]
         for name, statistic in self.statistics.items():
             statistic.load_state_dict(state["statistics"][name])
@@ -133,7 +132,7 @@ class Chain:
                 f"the loss became {loss} at step {step}; lower sampling.step_size ({settings.step_size:g})"
             )
         options: dict[str, Any] = dict(settings.sampler.options)
-        if settings.sampler.needs_curvature:
+        if options.get("correction"):
             options["curvature"] = self._curvature(ids)
         if settings.sampler.kind == "sgnht":
             options |= {"num_coordinates": self.num_coordinates, "total": self._total}
@@ -146,6 +145,12 @@ class Chain:
             step_size=settings.step_size,
             **options,
         )
+
+    def _copy(self, value: Any) -> Any:
+        """A field of a sampler's state: the tensors of a dict copied, on this chain's device."""
+        if not isinstance(value, dict):
+            return value
+        return {name: tensor.to(self.target.device, copy=True) for name, tensor in value.items()}
 
     def _noise(self, seed: int, step: int) -> Noise:
         target = self.target
@@ -199,7 +204,3 @@ class Chain:
                 f"(gamma |w - w*|^2 / d = {radii_squared:.3g}, expected about 1 or less); "
                 f"lower sampling.step_size ({self.settings.step_size:g}) or raise sampling.localization"
             )
-
-
-def _copy(value: Any) -> Any:
-    return {name: tensor.clone() for name, tensor in value.items()} if isinstance(value, dict) else value

@@ -24,7 +24,7 @@ The stationary law is ``Posterior``, up to a bias of order eps, as far as G does
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -34,13 +34,7 @@ from patterning_dist.sampling.posterior import Posterior
 
 
 class State(NamedTuple):
-    """What the next step needs.
-
-    Attributes:
-        position: w.
-        second_moment: V.
-        step: number of steps taken; it addresses noise and minibatches.
-    """
+    """w, V, and the number of steps taken."""
 
     position: Vector
     second_moment: Vector
@@ -48,11 +42,11 @@ class State(NamedTuple):
 
 
 def init(position: Vector) -> State:
-    """A chain at ``position``, whose tensors it holds as they are: ``step_`` overwrites them."""
+    """A chain at ``position``."""
     return State(position, {name: torch.zeros_like(w) for name, w in position.items()}, 0)
 
 
-def step(
+def step_(
     state: State,
     gradient: Mapping[str, Tensor],
     noise: Mapping[str, Tensor],
@@ -65,14 +59,9 @@ def step(
     correction: bool = False,
     curvature: Mapping[str, Tensor] | None = None,
 ) -> State:
-    """One step of the equations above; pure: the state passed in is left as it was.
+    """One step of the equations above; see ``samplers`` for the other arguments.
 
     Args:
-        state: before the step.
-        gradient: g, of the minibatch loss at ``state.position``, nats per unit of weight.
-        noise: xi, shaped like the position.
-        center: w*.
-        posterior: n_beta and gamma.
         step_size: eps, in (unit of weight)^2 times the unit of g: eps G is what eps is for ``sgld``.
         decay: of the weights in V, in [0, 1].
         stability: added to sqrt(V), > 0, in the unit of g: a coordinate without gradient has G = 1 / stability.
@@ -84,7 +73,6 @@ def step(
     """
     if correction and curvature is None:
         raise ValueError("correction=True needs curvature, the diagonal of the Hessian of the minibatch loss")
-    position, moments = {}, {}
     fraction = (1 - decay) / (1 - decay ** (state.step + 1)) if decay < 1 else 1 / (state.step + 1)
     for name, w in state.position.items():
         g = gradient[name]
@@ -97,16 +85,6 @@ def step(
             slope = g * curvature[name] / root.clamp_min_(torch.finfo(root.dtype).tiny)
             drift.addcmul_(slope, scale.square(), value=fraction)
         moved = w.add(drift, alpha=-0.5 * step_size)
-        position[name] = moved.addcmul_(noise[name], scale.mul_(step_size).sqrt_())
-        moments[name] = second_moment
-    return State(position, moments, state.step + 1)
-
-
-def step_(state: State, gradient: Mapping[str, Tensor], noise: Mapping[str, Tensor], **settings: Any) -> State:
-    """``step``, bit for bit, but over the tensors of ``state``, with temporaries of one piece at a time."""
-    for name, w in state.position.items():
-        piece = State({name: w}, {name: state.second_moment[name]}, state.step)
-        after = step(piece, gradient, noise, **settings)
-        w.copy_(after.position[name])
-        state.second_moment[name].copy_(after.second_moment[name])
+        w.copy_(moved.addcmul_(noise[name], scale.mul_(step_size).sqrt_()))
+        state.second_moment[name].copy_(second_moment)
     return State(state.position, state.second_moment, state.step + 1)

@@ -1,4 +1,14 @@
-"""The samplers by the names that experiments call them."""
+"""The samplers by the names that experiments call them.
+
+A sampler is a module: ``State``, with ``position`` w and ``step``, the number of steps taken, which addresses noise and
+minibatches; ``init``, position -> ``State``, which holds the tensors as they are; and
+
+    step_(state, gradient, noise, *, center, posterior, step_size, **own) -> State
+
+one step over the tensors of ``state``, with temporaries of one piece at a time. ``gradient`` is that of the minibatch
+loss at w, nats per unit of weight; ``noise`` N(0, 1), shaped like w; ``center`` w*; ``posterior`` n_beta and gamma;
+``step_size`` eps, (unit of weight)^2; ``own`` what only this sampler takes.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +26,7 @@ class Sampler:
 
     Attributes:
         kind: one of ``SAMPLERS``.
-        options: what its ``step`` takes besides what all take: decay, stability, correction; diffusion.
+        options: what its ``step_`` takes besides what all take: decay, stability, correction; diffusion.
     """
 
     kind: str = "sgld"
@@ -24,10 +34,5 @@ class Sampler:
 
     @property
     def module(self) -> ModuleType:
-        """``State``, ``init``, ``step`` and ``step_``."""
+        """See the docstring of this module."""
         return SAMPLERS[self.kind]
-
-    @property
-    def needs_curvature(self) -> bool:
-        """Whether a step wants the diagonal of the Hessian."""
-        return bool(self.options.get("correction"))

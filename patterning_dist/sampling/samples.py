@@ -1,13 +1,15 @@
-"""Samples addressed by number, views of them, and batches of any shape: a tensor, or tuples and dicts of tensors."""
+"""Samples addressed by number, batches of any shape (a tensor, or tuples and dicts), and their losses."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+
+from patterning_dist.sampling.ranks import Ranks
 
 Batch = Any  # a tensor whose first axis is the sample, or a tuple, list or mapping of such
 PerSampleLoss = Callable[[nn.Module, Batch], Tensor]  # losses [sample] or [sample, position], nats
@@ -64,6 +66,38 @@ def map_batch(function: Callable[[Tensor], Tensor], batch: Batch) -> Batch:
 def to_device(batch: Batch, device: torch.device | str) -> Batch:
     """The batch with all its tensors on a device."""
     return map_batch(lambda tensor: tensor.to(device), batch)
+
+
+def micro_batches(ids: np.ndarray, ranks: Ranks, size: int) -> Iterator[tuple[np.ndarray, bool]]:
+    """This rank's part of ``ids``, at most ``size`` at a time, and whether they count.
+
+    Ranks with less to do repeat a sample: the passes of a sharded model need all ranks.
+    """
+    start, stop = ranks.share(len(ids))
+    mine, longest = ids[start:stop], -(-len(ids) // ranks.size)
+    for first in range(0, longest, size):
+        part = mine[first : first + size]
+        yield (part, True) if len(part) else (ids[:1], False)
+
+
+def all_losses(
+    losses: Callable[[Batch], Tensor], samples: Samples, ranks: Ranks, size: int, device: torch.device | str
+) -> Tensor:
+    """Losses of all samples [sample] or [sample, position], without gradients, float64 on the CPU, alike on all ranks.
+
+    Args:
+        losses: of a batch on ``device``.
+        samples: in order.
+        ranks: that share the work; all of them call this.
+        size: samples of one forward pass at most.
+        device: of the batches.
+    """
+    parts = []
+    with torch.no_grad():
+        for part, counts in micro_batches(np.arange(len(samples)), ranks, size):
+            found = losses(to_device(samples[torch.from_numpy(part)], device)).float()
+            parts.append(found[: len(part) if counts else 0])
+    return ranks.gather(torch.cat(parts), len(samples)).double().cpu()
 
 
 def _concatenated(batches: list[Batch]) -> Batch:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -20,23 +20,18 @@ from patterning_dist.sampling.posterior import Posterior
 
 
 class State(NamedTuple):
-    """What the next step needs.
-
-    Attributes:
-        position: w.
-        step: number of steps taken; it addresses noise and minibatches.
-    """
+    """w, and the number of steps taken."""
 
     position: Vector
     step: int
 
 
 def init(position: Vector) -> State:
-    """A chain at ``position``, whose tensors it holds as they are: ``step_`` overwrites them."""
+    """A chain at ``position``."""
     return State(position, 0)
 
 
-def step(
+def step_(
     state: State,
     gradient: Mapping[str, Tensor],
     noise: Mapping[str, Tensor],
@@ -45,25 +40,8 @@ def step(
     posterior: Posterior,
     step_size: float,
 ) -> State:
-    """One step of the equation above; pure: the state passed in is left as it was.
-
-    Args:
-        state: before the step.
-        gradient: of the minibatch loss at ``state.position``, nats per unit of weight.
-        noise: xi, shaped like the position.
-        center: w*.
-        posterior: n_beta and gamma.
-        step_size: eps, (unit of weight)^2.
-    """
-    position = {}
+    """One step of the equation above; see ``samplers`` for the arguments."""
     for name, w in state.position.items():
         score = posterior.negative_score(w, center[name], gradient[name])
-        position[name] = w.add(score, alpha=-0.5 * step_size).add_(noise[name], alpha=math.sqrt(step_size))
-    return State(position, state.step + 1)
-
-
-def step_(state: State, gradient: Mapping[str, Tensor], noise: Mapping[str, Tensor], **settings: Any) -> State:
-    """``step``, bit for bit, but over the tensors of ``state``, with temporaries of one piece at a time."""
-    for name, w in state.position.items():
-        w.copy_(step(State({name: w}, state.step), gradient, noise, **settings).position[name])
+        w.copy_(w.add(score, alpha=-0.5 * step_size).add_(noise[name], alpha=math.sqrt(step_size)))
     return State(state.position, state.step + 1)

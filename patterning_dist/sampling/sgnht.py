@@ -33,7 +33,7 @@ less than exp(-2 diffusion) eps, and beyond that z grows without end.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import torch
@@ -60,42 +60,8 @@ class State(NamedTuple):
 
 
 def init(position: Vector) -> State:
-    """A chain at rest at ``position``, whose tensors it holds as they are: ``step_`` overwrites them."""
+    """A chain at rest at ``position``."""
     return State(position, {name: torch.zeros_like(w) for name, w in position.items()}, 0.0, 0)
-
-
-def step(
-    state: State,
-    gradient: Mapping[str, Tensor],
-    noise: Mapping[str, Tensor],
-    *,
-    center: Mapping[str, Tensor],
-    posterior: Posterior,
-    step_size: float,
-    diffusion: float,
-    num_coordinates: int,
-    total: Callable[[float], float] = float,
-) -> State:
-    """One step of the equations above; pure: the state passed in is left as it was.
-
-    Args:
-        state: before the step.
-        gradient: of the minibatch loss at ``state.position``, nats per unit of weight.
-        noise: n, shaped like the position.
-        center: w*.
-        posterior: n_beta and gamma.
-        step_size: eps, (unit of weight)^2.
-        diffusion: the share of its momentum that a chain loses in a step, about; > 0.
-        num_coordinates: d, of all ranks of the chain group.
-        total: the sum of a number over these ranks; every rank calls it once a step.
-    """
-    position, momentum = {}, {}
-    kinetic: Tensor | float = 0.0
-    for name, w, p, squared in _moves(state, gradient, noise, center, posterior, step_size, diffusion):
-        position[name], momentum[name] = w, p
-        kinetic = kinetic + squared
-    thermostat = _adapted(state.thermostat, total(float(kinetic)), num_coordinates, diffusion)
-    return State(position, momentum, thermostat, state.step + 1)
 
 
 def step_(
@@ -110,34 +76,23 @@ def step_(
     num_coordinates: int,
     total: Callable[[float], float] = float,
 ) -> State:
-    """``step``, bit for bit, but over the tensors of ``state``, with temporaries of one piece at a time."""
-    kinetic: Tensor | float = 0.0
-    for name, w, p, squared in _moves(state, gradient, noise, center, posterior, step_size, diffusion):
-        state.position[name].copy_(w)
-        state.momentum[name].copy_(p)
-        kinetic = kinetic + squared
-    thermostat = _adapted(state.thermostat, total(float(kinetic)), num_coordinates, diffusion)
-    return State(state.position, state.momentum, thermostat, state.step + 1)
+    """One step of the equations above; see ``samplers`` for the other arguments.
 
-
-def _moves(
-    state: State,
-    gradient: Mapping[str, Tensor],
-    noise: Mapping[str, Tensor],
-    center: Mapping[str, Tensor],
-    posterior: Posterior,
-    step_size: float,
-    diffusion: float,
-) -> Iterator[tuple[str, Tensor, Tensor, Tensor]]:
-    """Name, new w, new p and |p|^2 (float64, so that the sum is good to d = 1e9) of one piece after another."""
+    Args:
+        diffusion: the share of its momentum that a chain loses in a step, about; > 0.
+        num_coordinates: d, of all ranks of the chain group.
+        total: the sum of a number over these ranks; every rank calls it once a step.
+    """
     kept = math.exp(-(diffusion + state.thermostat))
     h, spread = math.sqrt(step_size), math.sqrt(-math.expm1(-2 * diffusion))
+    kinetic: Tensor | float = 0.0
     for name, w in state.position.items():
         score = posterior.negative_score(w, center[name], gradient[name])
         p = state.momentum[name] * kept
         p.add_(score, alpha=-h * (1 + kept) / 2).add_(noise[name], alpha=spread)
-        yield name, w.add(p, alpha=h), p, p.square().sum(dtype=torch.float64)
-
-
-def _adapted(thermostat: float, squared: float, num_coordinates: int, diffusion: float) -> float:
-    return thermostat + diffusion**2 * (squared / num_coordinates - 1)
+        w.copy_(w.add(p, alpha=h))
+        state.momentum[name].copy_(p)
+        # In float64, so that the sum is good to d = 1e9.
+        kinetic = kinetic + p.square().sum(dtype=torch.float64)
+    thermostat = state.thermostat + diffusion**2 * (total(float(kinetic)) / num_coordinates - 1)
+    return State(state.position, state.momentum, thermostat, state.step + 1)

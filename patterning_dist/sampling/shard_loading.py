@@ -18,12 +18,11 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
 
-from patterning_dist.errors import PatterningError
+from patterning_dist.errors import PatterningError, first_line
 from patterning_dist.models.huggingface import (
-    ATTENTION,
     Head,
-    auto_model,
     check_causal,
+    from_config,
     load_language_model,
     logits_in_float32,
     quiet,
@@ -66,9 +65,7 @@ def load_sharded_language_model(
     config = read_config(path, revision, head)
     folder = _folder(path, revision)
     with quiet(), parameters_without_memory():
-        model = auto_model(head).from_config(
-            config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
-        )
+        model = from_config(config, head)
     logits_in_float32(model)
     sources = _sources(model, folder)  # looks at the names of classes, which fully_shard changes
     shard_model(model, ranks, device, compute_dtype=compute_dtype)
@@ -106,8 +103,7 @@ def _folder(path: str, revision: str | None) -> Path:
         return Path(snapshot_download(path, revision=revision, allow_patterns=["*.json", "model*.safetensors"]))
     except (OSError, ValueError) as error:
         raise PatterningError(
-            f"{path}: the weights cannot be fetched ({str(error).strip().partition(chr(10))[0]}); "
-            "fetch them into a folder and give that"
+            f"{path}: the weights cannot be fetched ({first_line(error)}); fetch them into a folder and give that"
         ) from None
 
 

@@ -7,6 +7,7 @@ checkpoints, and its result beside the chain's other files.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Protocol
 
 import numpy as np
@@ -14,8 +15,21 @@ import torch
 from torch import Tensor
 
 from patterning_dist.models.components import Vector
-from patterning_dist.sampling.draw import Draw
 from patterning_dist.sampling.target import Target
+
+
+@dataclass(frozen=True)
+class Draw:
+    """What one draw measured: deviations from the centre w*, in nats.
+
+    ``observables`` [observable] float64; ``losses`` [probe column] float64: every probe entry, then the mean of every
+    probe sample that has several; ``mean_loss`` L(w) - L(w*) over the probe entries.
+    """
+
+    number: int
+    observables: np.ndarray
+    losses: np.ndarray
+    mean_loss: float
 
 
 class Statistic(Protocol):

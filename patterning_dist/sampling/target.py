@@ -17,10 +17,9 @@ from torch import Tensor, nn
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Component, Vector
-from patterning_dist.sampling.batches import micro_batches
 from patterning_dist.sampling.noise import Extent
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.sampling.samples import Batch, PerSampleLoss, Samples, to_device
+from patterning_dist.sampling.samples import Batch, PerSampleLoss, Samples, micro_batches, to_device
 from patterning_dist.sampling.shard import is_sharded, local_part, piece_extent
 
 
@@ -175,16 +174,12 @@ class Target:
                     gradients[k][name] += g
         return gradients
 
-    def hessian_product(self, samples: Prepared, vector: Mapping[str, Tensor], step: float = 1e-3) -> Vector:
+    def hessian_product(self, samples: Prepared, vector: Mapping[str, Tensor]) -> Vector:
         """H v of the mean loss over samples, H over the free coordinates.
 
         On one rank exact (Pearlmutter, 1994: d/dw (g . v)); on several the central difference of gradients
-        [g(w + s u) - g(w - s u)] |v| / 2s, u = v / |v|, which needs nothing of a model but its gradient.
-
-        Args:
-            samples: e.g. of the training set.
-            vector: v, this rank's part of each piece.
-            step: s, relative to the norm of the weights.
+        [g(w + s u) - g(w - s u)] |v| / 2s, u = v / |v|, s = |w| / 1000, which needs nothing of a model but its
+        gradient.
         """
         if self.ranks.size == 1:
             return self._exact_hessian_product(samples, vector)
@@ -192,7 +187,7 @@ class Target:
         norm = self.dot(vector, vector) ** 0.5
         if norm == 0.0:
             return self._zeros()
-        length = step * self.dot(position, position) ** 0.5 / norm
+        length = 1e-3 * self.dot(position, position) ** 0.5 / norm
         sides = []
         for sign in (1.0, -1.0):
             self.place({name: w + sign * length * vector[name] for name, w in position.items()})

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from patterning_dist.sampling.draw import Draw
+from patterning_dist.sampling.statistics import Draw
 from patterning_dist.sampling.target import Target
 from patterning_dist.storage.files import explained
 

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patterning_dist.config import AttentionOnlyConfig, TrainingConfig
-from patterning_dist.errors import PatterningError
-from patterning_dist.models.attention import AttentionOnlyTransformer, build_model
+from patterning_dist.models.attention import AttentionOnlyTransformer
 from patterning_dist.models.components import Component
 from patterning_dist.models.losses import Tokens, batch_losses, token_ids
 from patterning_dist.sampling.ranks import Ranks
@@ -26,19 +25,11 @@ class AttentionOnly:
 
     def build(self, seed: int) -> AttentionOnlyTransformer:
         """Fresh weights from a seed."""
-        return build_model(self.config, self.vocabulary_size, self.context_length, seed=seed).to(self.device)
+        model = AttentionOnlyTransformer(self.config, self.vocabulary_size, self.context_length, seed)
+        return model.to(self.device)
 
     def load(self, folder: Path, ranks: Ranks) -> AttentionOnlyTransformer:
-        """The weights of ``folder/model.safetensors``.
-
-        Raises:
-            PatterningError: several ranks.
-        """
-        if ranks.size > 1:
-            raise PatterningError(
-                f"sampling.ranks_per_chain: {ranks.size} ranks for the attention-only transformer, which is small and "
-                "takes one; remove the key"
-            )
+        """The weights of ``folder/model.safetensors``; on one rank, as the experiment file is checked for."""
         model = self.build(0)
         model.load_state_dict(load_file(folder / "model.safetensors"))
         return model.to(self.device).eval()

@@ -16,7 +16,6 @@ from patterning_dist.models.huggingface import (
     check_packing,
     fresh_language_model,
     language_model_skeleton,
-    load_language_model,
     logits,
     model_config,
     model_location,
@@ -81,8 +80,6 @@ class HuggingFace:
         return self._load(*model_location(self.config, checkpoint), ranks)
 
     def _load(self, path: str, revision: str | None, ranks: Ranks) -> nn.Module:
-        if ranks.size == 1:
-            return load_language_model(path, revision, self.device, self.head)
         return load_sharded_language_model(
             path, revision, ranks, self.device, compute_dtype=self.compute_dtype, head=self.head
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -21,16 +21,19 @@ from patterning_dist.models.losses import batch_losses, token_ids
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Samples
 from patterning_dist.sampling.target import Layered
-from patterning_dist.storage.files import file_sha256
-from patterning_dist.tasks.base import PlainTask
+from patterning_dist.tasks.base import CheckpointTask
 from patterning_dist.tasks.language_metrics import LANGUAGE_METRICS, Evaluation
-from patterning_dist.tasks.task import FileHash, Metric, Terms, weights_fingerprint
+from patterning_dist.tasks.task import Metric, Terms
 
 _NUM_REPEATED = 16
 
 
 class LanguageModel(Protocol):
-    """An architecture: how it is built, loaded and run."""
+    """An architecture: how it is built, loaded and run.
+
+    One that may have checkpoints from before the run also has ``load_given``, (checkpoint, ranks) -> module, and
+    ``files_fingerprint``, (checkpoint, sha256) -> JSON of hashes of its files.
+    """
 
     config: Any  # the section of the experiment file
 
@@ -42,14 +45,6 @@ class LanguageModel(Protocol):
     def layered(self, model: Any, component: Component) -> Layered | None: ...
     def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer: ...
     def describe(self, folder: Path) -> None: ...
-
-
-@runtime_checkable
-class GivenModel(Protocol):
-    """What an architecture also has if there are checkpoints of it from before the run."""
-
-    def load_given(self, checkpoint: str, ranks: Ranks) -> nn.Module: ...
-    def files_fingerprint(self, checkpoint: str, sha256: FileHash) -> Any: ...
 
 
 class TokenSamples(Samples, Protocol):
@@ -73,37 +68,22 @@ class TokenSamples(Samples, Protocol):
     def counted(self, ids: np.ndarray) -> np.ndarray | None: ...
 
 
-class LanguageTask(PlainTask):
-    """A ``Task``; see there.
-
-    Args:
-        model: the architecture.
-        train, held_out: sequences of equal length.
-        folder: of the run's own checkpoints, ``<folder>/<checkpoint>/model.safetensors``.
-        given: names of checkpoints that were there before the run.
-        evaluation: seed and number of the held-out sequences that metrics are taken on.
-        device: torch device.
-        compute_dtype: of forward passes under autocast, where it is not float32.
-    """
+class LanguageTask(CheckpointTask):
+    """A ``Task``; see there. Its samples are sequences of equal length, ``TokenSamples``."""
 
     key = "sequence_id"
+    model: LanguageModel
+    train: TokenSamples
 
-    def __init__(
-        self,
-        model: LanguageModel,
-        train: TokenSamples,
-        held_out: Mapping[str, TokenSamples],
-        *,
-        folder: Path,
-        given: tuple[str, ...],
-        evaluation: tuple[int, int],
-        device: str,
-        compute_dtype: torch.dtype | None = None,
-    ) -> None:
-        self.model, self.train, self.held_out = model, train, held_out
-        self.folder, self.given, self.device = folder, given, device
-        self._evaluation, self.compute_dtype = evaluation, compute_dtype
-        self.num_positions, self.mean_counted = train.context_length - 1, train.mean_counted
+    @cached_property
+    def num_positions(self) -> int:
+        """Predicted tokens of a sequence."""
+        return self.train.context_length - 1
+
+    @property
+    def mean_counted(self) -> float | None:
+        """See ``TokenSamples``."""
+        return self.train.mean_counted
 
     @cached_property
     def vocabulary_size(self) -> int:
@@ -129,21 +109,6 @@ class LanguageTask(PlainTask):
         """
         return probe_table(path, self.train)
 
-    def build(self, seed: int) -> nn.Module:
-        """Fresh weights."""
-        return self.model.build(seed)
-
-    def load(self, checkpoint: str, ranks: Ranks) -> nn.Module:
-        """A given checkpoint, or one that this run trained."""
-        if checkpoint in self.given:
-            assert isinstance(self.model, GivenModel)
-            return self.model.load_given(checkpoint, ranks)
-        return self.model.load(self.folder / checkpoint, ranks)
-
-    def skeleton(self) -> nn.Module:
-        """Names and shapes."""
-        return self.model.skeleton()
-
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """[sample, position - 1]; column p is the loss of token p + 1, 0 where it does not count."""
         arguments = (
@@ -153,17 +118,9 @@ class LanguageTask(PlainTask):
         )
         return batch_losses(self.model.logits(model, token_ids(batch)[:, :-1], **arguments), batch)
 
-    def layered(self, model: nn.Module, component: Component) -> Layered | None:
-        """Where the architecture can be cut."""
-        return self.model.layered(model, component)
-
     def counted(self, samples: TokenSamples, ids: np.ndarray) -> np.ndarray | None:
         """Predicted tokens that count."""
         return samples.counted(ids)
-
-    def index(self, samples: TokenSamples, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """sequence_id and domain."""
-        return {self.key: np.asarray(ids), "domain": samples.domains[ids]}
 
     def entries(self, samples: TokenSamples, ids: np.ndarray) -> dict[str, np.ndarray]:
         """The predicted token."""
@@ -189,22 +146,9 @@ class LanguageTask(PlainTask):
         coefficients[:, length // 2 :] = 1
         return torch.from_numpy(tokens), coefficients / coefficients.sum()
 
-    def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
-        """Of the architecture."""
-        return self.model.optimizer(model, settings)
-
     def evaluate(self, model: nn.Module, ranks: Ranks) -> dict[str, float]:
         """See ``tasks.language_metrics``."""
         return self.evaluation.measure(self, model, ranks)
-
-    def describe(self, folder: Path) -> None:
-        """Of the architecture."""
-        self.model.describe(folder)
-
-    def fingerprint(self, checkpoint: str | None = None, sha256: FileHash = file_sha256) -> Any:
-        """Hashes of the tokens, and of a checkpoint's files."""
-        held_out = {name: samples.sha256 for name, samples in self.held_out.items()}
-        return [self.train.sha256, held_out, *weights_fingerprint(self, checkpoint, sha256)]
 
 
 def probe_table(path: Path, train: TokenSamples) -> TokenSamples:

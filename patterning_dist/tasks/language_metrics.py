@@ -19,9 +19,8 @@ from torch import Tensor, nn
 
 from patterning_dist.data.induction import induction_tokens, repeated_sequences
 from patterning_dist.data.sampler import permutation
-from patterning_dist.sampling.batches import all_losses
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.sampling.samples import Joined, Part
+from patterning_dist.sampling.samples import Joined, Part, all_losses
 from patterning_dist.tasks.task import Metric
 
 if TYPE_CHECKING:

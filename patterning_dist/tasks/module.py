@@ -15,9 +15,8 @@ from torch import Tensor, nn
 from patterning_dist.config import FunctionDataConfig, ModuleConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.functions import code_fingerprint, load_function
-from patterning_dist.sampling.batches import all_losses
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.sampling.samples import Batch, Samples, to_device
+from patterning_dist.sampling.samples import Batch, Samples, all_losses, to_device
 from patterning_dist.sampling.shard import shard_model
 from patterning_dist.storage.files import file_sha256
 from patterning_dist.tasks.base import PlainTask

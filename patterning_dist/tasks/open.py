@@ -79,9 +79,8 @@ def _language(config: Config, directory: Path, device: str, dtype: torch.dtype |
 def _sequences(
     config: Config, data: PairsConfig | LabelledConfig, directory: Path, device: str, dtype: torch.dtype | None
 ) -> Task:
-    from patterning_dist.tasks.classification import ClassificationTask
     from patterning_dist.tasks.huggingface import HuggingFace
-    from patterning_dist.tasks.preferences import PreferenceTask
+    from patterning_dist.tasks.sequences import ClassificationTask, PreferenceTask
 
     assert isinstance(config.model, HuggingFaceConfig)
     pairs = isinstance(data, PairsConfig)

@@ -24,7 +24,7 @@ from patterning_dist.errors import PatterningError
 _COEFFICIENTS = (3.4445, -4.7750, 2.0315)
 
 
-def orthogonalize(matrices: Tensor, num_iterations: int = 5) -> Tensor:
+def orthogonalize(matrices: Tensor) -> Tensor:
     """Approximate U V^T of every matrix U S V^T by a quintic Newton-Schulz iteration (Jordan et al., 2024).
 
     Args:
@@ -32,7 +32,7 @@ def orthogonalize(matrices: Tensor, num_iterations: int = 5) -> Tensor:
     """
     a, b, c = _COEFFICIENTS
     x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
-    for _ in range(num_iterations):
+    for _ in range(5):
         gram = x @ x.mT
         x = a * x + (b * gram + c * gram @ gram) @ x
     return x

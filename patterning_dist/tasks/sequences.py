@@ -1,63 +1,40 @@
-"""What tasks on whole sequences share: a model of ``transformers`` with a head for classes, one loss a sample."""
+"""Tasks on whole sequences, one loss a sample, with a model of ``transformers`` that has a head for classes."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import cross_entropy, softplus
 
 from patterning_dist.data.sampler import permutation
 from patterning_dist.data.sequences import SequenceTable
 from patterning_dist.errors import PatterningError
-from patterning_dist.sampling.batches import all_losses
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.sampling.samples import Batch, Joined, Part
-from patterning_dist.storage.files import file_sha256
-from patterning_dist.tasks.base import PlainTask
+from patterning_dist.sampling.samples import Batch, Joined, Part, all_losses
+from patterning_dist.tasks.base import CheckpointTask
 from patterning_dist.tasks.huggingface import HuggingFace
-from patterning_dist.tasks.task import FileHash, Metric, weights_fingerprint
+from patterning_dist.tasks.task import Metric
 
 _EVALUATION_STREAM = 0x6576616C
 _BATCH = 64
 
 
-class SequenceTask(PlainTask):
-    """A ``Task``, see there, less its losses.
-
-    Args:
-        model: the architecture.
-        train, held_out: sequences.
-        folder: of the run's own checkpoints, ``<folder>/<checkpoint>/model.safetensors``.
-        given: names of checkpoints that were there before the run.
-        evaluation: seed and number of the samples of a held-out set that metrics are taken on.
-        device: torch device.
-        compute_dtype: of forward passes under autocast, where it is not float32.
-    """
+class SequenceTask(CheckpointTask):
+    """A ``Task``, see there, less its losses."""
 
     num_positions: int | None = None
     mean_counted: float | None = None
     correct: str  # what accuracy is about
 
-    def __init__(
-        self,
-        model: HuggingFace,
-        train: SequenceTable,
-        held_out: Mapping[str, SequenceTable],
-        *,
-        folder: Path,
-        given: tuple[str, ...],
-        evaluation: tuple[int, int],
-        device: str,
-        compute_dtype: torch.dtype | None = None,
-    ) -> None:
-        self.model, self.train, self.held_out = model, train, held_out
-        self.folder, self.given, self.device = folder, given, device
-        self._evaluation, self.compute_dtype = evaluation, compute_dtype
+    model: HuggingFace
+
+    def __init__(self, model: HuggingFace, train: SequenceTable, held_out: Mapping[str, SequenceTable], **common: Any):
+        super().__init__(model, train, held_out, **common)
         config = model.pretrained_config
         self.vocabulary_size: int = config.get_text_config().vocab_size
         self.pad = config.get_text_config().pad_token_id
@@ -89,25 +66,15 @@ class SequenceTask(PlainTask):
 
     def build(self, seed: int) -> nn.Module:
         """Fresh weights."""
-        return self._with_pad(self.model.build(seed))
+        return self._with_pad(super().build(seed))
 
     def load(self, checkpoint: str, ranks: Ranks) -> nn.Module:
         """A given checkpoint, or one that this run trained."""
-        if checkpoint in self.given:
-            return self._with_pad(self.model.load_given(checkpoint, ranks))
-        return self._with_pad(self.model.load(self.folder / checkpoint, ranks))
+        return self._with_pad(super().load(checkpoint, ranks))
 
     def _with_pad(self, model: Any) -> nn.Module:
         model.config.get_text_config().pad_token_id = self.pad
         return model
-
-    def skeleton(self) -> nn.Module:
-        """Names and shapes."""
-        return self.model.skeleton()
-
-    def index(self, samples: SequenceTable, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """sample_id and domain."""
-        return {self.key: np.asarray(ids), "domain": samples.domains[ids]}
 
     @cached_property
     def _evaluated(self) -> tuple[Joined, np.ndarray, np.ndarray]:
@@ -151,11 +118,26 @@ class SequenceTask(PlainTask):
             **{f"accuracy_{name}": correct[domains == name].mean().item() for name in sorted(set(domains))},
         }
 
-    def describe(self, folder: Path) -> None:
-        """Of the architecture."""
-        self.model.describe(folder)
 
-    def fingerprint(self, checkpoint: str | None = None, sha256: FileHash = file_sha256) -> Any:
-        """Hashes of the sequences, and of a checkpoint's files."""
-        held_out = {name: samples.sha256 for name, samples in self.held_out.items()}
-        return [self.train.sha256, held_out, *weights_fingerprint(self, checkpoint, sha256)]
+class ClassificationTask(SequenceTask):
+    """l = -log p(class | sequence)."""
+
+    correct = "the right class has the highest score"
+
+    def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Cross-entropy, and whether the class is the likeliest."""
+        scores = self.scores(model, batch["tokens"], batch["tokens_mask"])
+        return cross_entropy(scores, batch["label"], reduction="none"), scores.argmax(dim=1) == batch["label"]
+
+
+class PreferenceTask(SequenceTask):
+    """l = -log sigmoid(r(chosen) - r(rejected)), r the model's score of a sequence (Bradley & Terry, 1952)."""
+
+    correct = "the preferred sequence has the higher score"
+
+    def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
+        """Both sequences take the same forward pass."""
+        tokens = torch.cat([batch["chosen"], batch["rejected"]])
+        mask = torch.cat([batch["chosen_mask"], batch["rejected_mask"]])
+        chosen, rejected = self.scores(model, tokens, mask).squeeze(1).chunk(2)
+        return softplus(rejected - chosen), chosen > rejected

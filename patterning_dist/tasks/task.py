@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patterning_dist.config import TrainingConfig
-from patterning_dist.data.weights import SampleWeights
 from patterning_dist.models.components import Component
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Samples
@@ -152,20 +151,3 @@ class Task(Protocol):
     def fingerprint(self, checkpoint: str | None = None, sha256: FileHash = file_sha256) -> Any:
         """JSON of hashes of all that losses follow from: data, the user's code, and the weights of a checkpoint."""
         ...
-
-
-def joined_weights(task: Task, path: Path, strength: float) -> np.ndarray:
-    """``Task.read_weights`` of a table as ``SampleWeights`` has it; losses that do not count weigh 0."""
-    table = SampleWeights.load(path, task.key).scaled(strength)
-    counted = task.counted(task.train, np.arange(len(task.train)))
-    return table.join(len(task.train), task.num_positions, counted).weights
-
-
-def weights_fingerprint(task: Any, checkpoint: str | None, sha256: FileHash) -> list[Any]:
-    """The settings of ``task.model``, and hashes of the files of a checkpoint, one given or one of ``task.folder``."""
-    weights: Any = None
-    if checkpoint in task.given:
-        weights = task.model.files_fingerprint(checkpoint, sha256)
-    elif checkpoint is not None:
-        weights = sha256(task.folder / checkpoint / "model.safetensors")
-    return [task.model.config.model_dump(mode="json"), weights]

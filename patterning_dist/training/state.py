@@ -1,4 +1,4 @@
-"""The state of a training as bytes: safetensors with JSON, so that nothing is unpickled when it is read."""
+"""The state of a chain or a training as bytes: safetensors with JSON, so that nothing is unpickled when it is read."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ def encode(state: Any) -> bytes:
 
 
 def decode(content: bytes) -> Any:
-    """The inverse of ``encode``, its tensors on the CPU."""
+    """The inverse of ``encode``, its tensors on the CPU; None for a safetensors file that it did not write."""
+    tensors = load(content)
     length = int.from_bytes(content[:8], "little")
     header = json.loads(content[8 : 8 + length])
-    return _dress(json.loads(header["__metadata__"]["tree"]), load(content))
+    return _dress(json.loads(header.get("__metadata__", {}).get("tree", "null")), tensors)
 
 
 def _strip(value: Any, tensors: dict[str, Tensor]) -> Any:
@@ -45,8 +46,8 @@ def _strip(value: Any, tensors: dict[str, Tensor]) -> Any:
     if value is None or isinstance(value, bool | int | float | str):
         return value
     raise PatterningError(
-        f"the training state holds a {type(value).__name__}, which a training checkpoint cannot; "
-        "take the DeepSpeed feature that needs it out of the DeepSpeed JSON"
+        f"the state holds a {type(value).__name__}, which a checkpoint cannot; of a training, take the DeepSpeed "
+        "feature that needs it out of the DeepSpeed JSON; of a statistic, keep it as a tensor"
     )
 
 

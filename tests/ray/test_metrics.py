@@ -14,7 +14,8 @@ import ray
 from exported_metrics import exported_names
 from prometheus_client.parser import text_string_to_metric_families
 
-from patterning_dist.runtime import metrics
+from patterning_dist.runtime.environment import leave_ray
+from patterning_dist.runtime.metrics import Metrics
 
 Samples = dict[str, dict[tuple[str, ...], float]]
 # Ray forgets a gauge after two of these. It exports every so often, and the driver repeats itself every 5 s.
@@ -28,19 +29,24 @@ class Reporter:
 
     def report(self) -> None:
         for loss in (3.5, 2.5):
-            chain = metrics.chain_metrics(RUN, "w/head", 3)
-            chain.draws(5)
-            chain.loss(loss)
-            chain.push(1, 0.004, 1000, "applied")
-            chain.unacknowledged(2)
-            chain.checkpoint(0.2)
-        chain.push(0, 20.0, 0, "duplicate")
-        shard = metrics.shard_metrics(RUN, 1)
-        shard.snapshot(0.3, 4096)
-        training = metrics.training_metrics(RUN, "up-0")
-        training.step(7)
-        training.loss(1.25)
-        metrics.chain_metrics(RUN, "w/head", 4).loss(math.nan)
+            chain = Metrics(run=RUN, unit="w/head", chain=3)
+            chain.add("patterning_draws", 5)
+            chain.set("patterning_chain_loss_nats", loss)
+            chain.observe("patterning_push_seconds", 0.004, shard=1)
+            chain.add("patterning_push_bytes", 1000, shard=1)
+            chain.add("patterning_pushes", 1, verdict="applied")
+            chain.set("patterning_unacknowledged_pushes", 2)
+            chain.observe("patterning_checkpoint_seconds", 0.2)
+        chain.observe("patterning_push_seconds", 20.0, shard=0)
+        chain.add("patterning_push_bytes", 0, shard=0)
+        chain.add("patterning_pushes", 1, verdict="duplicate")
+        shard = Metrics(run=RUN, shard=1)
+        shard.observe("patterning_snapshot_seconds", 0.3)
+        shard.set("patterning_snapshot_bytes", 4096)
+        training = Metrics(run=RUN, arm="up-0")
+        training.add("patterning_training_steps", 7)
+        training.set("patterning_training_loss_nats", 1.25)
+        Metrics(run=RUN, unit="w/head", chain=4).set("patterning_chain_loss_nats", math.nan)
 
 
 def scrape(port: int) -> Samples:
@@ -72,18 +78,18 @@ def port() -> Iterator[int]:
             _metrics_export_port=port,
         )
         yield port
-        ray.shutdown()
+        leave_ray()
 
 
 @pytest.fixture(scope="module")
 def samples(port: int) -> Iterator[Samples]:
     """One scrape with all that was reported; the actor lives on, and reports no more."""
-    run = metrics.run_metrics(RUN)
-    run.rhat("w/head", 1.01)
-    run.excluded("w/head", 1)
-    run.restart("w/head", 3)
-    run.stage("train")
-    run.stage("sample")
+    run = Metrics(run=RUN)
+    run.hold("patterning_rhat", 1.01, unit="w/head")
+    run.hold("patterning_chains_excluded", 1, unit="w/head")
+    run.add("patterning_chain_restarts", 1, unit="w/head", chain=3)
+    run.enter("train")
+    Metrics(run=RUN).enter("sample")  # as the driver does, stage by stage
     reporter = Reporter.remote()
     ray.get(reporter.report.remote())
     found: Samples = {}

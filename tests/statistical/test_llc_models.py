@@ -29,7 +29,7 @@ def sample(loss_and_gradient, center, posterior, step_size, *, burn_in, num_draw
         if step >= burn_in and (step - burn_in) % steps_between_draws == 0:
             losses.append(loss)
         noise = {"w": torch.randn(centers["w"].shape, generator=generator)}
-        state = sgld.step(state, {"w": gradient}, noise, center=centers, posterior=posterior, step_size=step_size)
+        state = sgld.step_(state, {"w": gradient}, noise, center=centers, posterior=posterior, step_size=step_size)
     return torch.stack(losses, dim=1).double().numpy()
 
 

@@ -52,7 +52,7 @@ class Solution(NamedTuple):
             w = state.position["w"]
             if step % steps_between_draws == 0:
                 draws.append(w.numpy().copy())
-            state = sgld.step(
+            state = sgld.step_(
                 state,
                 {"w": parabola * w + 4 * quartic * w**3},
                 {"w": torch.randn(num_chains, generator=generator, dtype=torch.float64)},

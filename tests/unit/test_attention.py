@@ -7,25 +7,17 @@ import pytest
 import torch
 
 from patterning_dist.config import AttentionOnlyConfig
-from patterning_dist.models.attention import AttentionLayer, AttentionOnlyTransformer, build_model
+from patterning_dist.models.attention import AttentionLayer, AttentionOnlyTransformer
 from patterning_dist.models.losses import token_losses
 
 torch.set_num_threads(1)
 LAYERS, HEADS, WIDTH, HEAD_WIDTH, CONTEXT, VOCABULARY = 2, 3, 8, 4, 10, 29
 
 
-def make_model(**changes):
-    options = {
-        "vocabulary_size": VOCABULARY,
-        "context_length": CONTEXT,
-        "num_layers": LAYERS,
-        "num_heads": HEADS,
-        "d_model": WIDTH,
-        "d_head": HEAD_WIDTH,
-        "position_bias_init": 0.7,
-        "seed": 2,
-    } | changes
-    return AttentionOnlyTransformer(**options)
+def make_model(seed=2, vocabulary_size=VOCABULARY, **changes):
+    sizes = {"num_layers": LAYERS, "num_heads": HEADS, "d_model": WIDTH, "d_head": HEAD_WIDTH}
+    config = AttentionOnlyConfig(**sizes | {"position_bias_init": 0.7} | changes)
+    return AttentionOnlyTransformer(config, vocabulary_size, CONTEXT, seed)
 
 
 def make_tokens(num=3, length=CONTEXT, seed=0):
@@ -180,29 +172,18 @@ def test_weights_have_their_variances():
             assert abs(weight.mean().item()) < 4 * wanted[name] * weight.numel() ** -0.5, name
 
 
-def test_build_model_follows_the_configuration():
-    config = AttentionOnlyConfig(
-        num_layers=3,
-        num_heads=2,
-        d_model=12,
-        d_head=5,
-        embedding_std=0.2,
-        relative_position_bias=[0, 2],
-        position_bias_init=1.5,
-    )
-    built = build_model(config, 50, 9, seed=3).state_dict()
-    direct = AttentionOnlyTransformer(
-        vocabulary_size=50,
-        context_length=9,
-        num_layers=3,
-        num_heads=2,
-        d_model=12,
-        d_head=5,
-        embedding_std=0.2,
-        relative_position_bias=(0, 2),
-        position_bias_init=1.5,
-        seed=3,
-    ).state_dict()
-    assert built.keys() == direct.keys()
-    assert all(torch.equal(built[name], direct[name]) for name in built)
-    assert built["layers.2.position_bias"].shape == (2, 9)
+def test_the_model_follows_the_configuration():
+    sizes = {"num_layers": 3, "num_heads": 2, "d_model": 12, "d_head": 5}
+    config = AttentionOnlyConfig(**sizes, embedding_std=0.2, relative_position_bias=[0, 2], position_bias_init=1.5)
+    built = AttentionOnlyTransformer(config, 50, 9, seed=3).state_dict()
+    assert {name: list(w.shape) for name, w in built.items() if not name.startswith("layers.1.")} == {
+        "embedding": [50, 12],
+        "unembedding": [12, 50],
+        **{f"layers.{n}.{name}": [2, 12, 5] for n in (0, 2) for name in ("query", "key", "value")},
+        **{f"layers.{n}.output": [2, 5, 12] for n in (0, 2)},
+        **{f"layers.{n}.position_bias": [2, 9] for n in (0, 2)},
+    }
+    assert "layers.1.query" in built
+    assert "layers.1.position_bias" not in built
+    assert [built["layers.2.position_bias"][head, head + 1].item() for head in range(2)] == [1.5, 1.5]
+    assert built["embedding"].std().item() == pytest.approx(0.2, rel=0.1)

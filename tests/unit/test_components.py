@@ -5,15 +5,14 @@ from __future__ import annotations
 import pytest
 import torch
 
+from patterning_dist.config import AttentionOnlyConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.attention import AttentionOnlyTransformer
 from patterning_dist.models.components import (
     Component,
-    frozen_parameters,
     model_components,
     pieces_of,
     select_component,
-    without_frozen,
 )
 
 HEAD, BIAS = 4 * 8 * 4, 12  # query, key, value, output of a head; its position bias (lowest layer only)
@@ -21,9 +20,7 @@ HEAD, BIAS = 4 * 8 * 4, 12  # query, key, value, output of a head; its position 
 
 @pytest.fixture
 def model():
-    return AttentionOnlyTransformer(
-        vocabulary_size=31, context_length=12, num_layers=2, num_heads=2, d_model=8, d_head=4, seed=1
-    )
+    return AttentionOnlyTransformer(AttentionOnlyConfig(num_layers=2, num_heads=2, d_model=8, d_head=4), 31, 12, seed=1)
 
 
 def test_names(model):
@@ -163,15 +160,3 @@ def test_a_list_of_modules_called_components_is_no_name():
     plain = torch.nn.Module()
     plain.components = torch.nn.ModuleList([torch.nn.Linear(2, 2)])
     assert list(model_components(plain)) == ["everything"]
-
-
-def test_frozen_parameters_are_taken_out_and_counted():
-    model = Named()
-    model.head.bias.requires_grad_(False)
-    frozen = frozen_parameters(model)
-    top = without_frozen(select_component(model, "top"), frozen)
-    assert [piece.name for piece in top.pieces] == ["head.weight"]
-    assert top.note == "2 frozen coordinates stay where they are"
-    assert without_frozen(select_component(model, "body.*"), frozen) == select_component(model, "body.*")
-    with pytest.raises(PatterningError, match=r"component 'head.bias': all of its parameters are frozen"):
-        without_frozen(select_component(model, "head.bias"), frozen)

@@ -13,6 +13,8 @@ import yaml
 
 from patterning_dist.config import Config, config_schema, dump_config, load_config
 from patterning_dist.errors import PatterningError
+from patterning_dist.measure.subjects import expand_components
+from patterning_dist.tasks.open import open_skeleton
 
 MINIMAL = {
     "name": "small",
@@ -106,13 +108,6 @@ def test_override(path: Path, override: str, read: object) -> None:
         ),
         ("name=../up", "name: expected text like ^[A-Za-z0-9]"),
         ("data=3", "data: expected a section of `key: value`, got 3"),
-        ("sampling.components.0.name=layer.2", "'layer.2' is not in the model, whose layers are layer.0 to"),
-        (
-            "sampling.components.1.name=layer.0+layer.1.head.4",
-            "sampling.components.1.name: 'layer.1.head.4' is not in the model, whose heads there are "
-            "layer.1.head.0 to layer.1.head.3",
-        ),
-        ("sampling.components.0.name=mlp", "'mlp' is no component; expected everything, attention,"),
         ("sampling.components.1.name=attention", "sampling.components: 'attention' is listed twice"),
         ("response.direction.component=layer.0", "'layer.0' is not sampled; add it to sampling.components"),
         ("solve.component=layer.0", "solve.component: 'layer.0' is not sampled; add it"),
@@ -153,6 +148,14 @@ def test_refused(path: Path, override: str, text: str) -> None:
     message = refusal(path, override)
     assert text in message
     assert all(line.startswith(f"{path}: ") for line in message.splitlines())
+
+
+@pytest.mark.parametrize("name", ["layer.2", "layer.0+layer.1.head.4", "mlp"])
+def test_a_component_that_the_model_lacks_is_known_before_the_run(path: Path, name: str) -> None:
+    config = load_config(path, [f"sampling.components.1.name={name}"])
+    missing = name.rpartition("+")[2]
+    with pytest.raises(PatterningError, match=f"component '{missing}' does not exist in this model; there are: every"):
+        expand_components(config.sampling, open_skeleton(config))
 
 
 @pytest.mark.parametrize(

@@ -46,8 +46,7 @@ def test_features_match_their_definitions() -> None:
     generator = np.random.default_rng(2)
     tokens = generator.integers(0, 6, (9, 12))
     counts = generator.integers(0, 100, 6)
-    loss = generator.random((9, 11)).astype(np.float32)
-    features, names = token_features(tokens, counts, loss)
+    features, names = token_features(tokens, counts)
     assert features.dtype == np.float32
     assert features.shape == (9 * 11, len(names))
     bigrams = Counter((int(a), int(b)) for block in tokens for a, b in pairwise(block))
@@ -74,13 +73,9 @@ def test_features_match_their_definitions() -> None:
                 "log_frequency_predicted": math.log1p(counts[block[p]]),
                 "log_frequency_context": math.log1p(counts[block[p - 1]]),
                 "log_frequency_bigram": math.log1p(bigrams[int(block[p - 1]), int(block[p])]),
-                "loss": loss[n, p - 1],
             }
             expected.append([values[name] for name in names])
     np.testing.assert_allclose(features, expected, rtol=1e-6)
-    without, names_without = token_features(tokens, counts)
-    assert names_without == names[:-1]
-    np.testing.assert_array_equal(without, features[:, :-1])
 
 
 def test_features_do_not_depend_on_how_blocks_are_chunked() -> None:

@@ -28,9 +28,8 @@ from patterning_dist.models.components import select_component
 from patterning_dist.response.susceptibility import susceptibility
 from patterning_dist.runtime.chains.run import Events, UnitPlan, run_chains
 from patterning_dist.sampling.chain import Chain, ChainSettings
-from patterning_dist.sampling.draw import Draw
 from patterning_dist.sampling.posterior import Posterior
-from patterning_dist.sampling.statistics import PositionMeans
+from patterning_dist.sampling.statistics import Draw, PositionMeans
 from patterning_dist.sampling.target import Target
 from patterning_dist.sampling.traces import TraceRecorder, create_traces
 from patterning_dist.storage.snapshots import Snapshots, unpack

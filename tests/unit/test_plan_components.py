@@ -5,13 +5,13 @@ from __future__ import annotations
 import torch
 
 from patterning_dist.config import AttentionOnlyConfig
-from patterning_dist.models.attention import build_model
+from patterning_dist.models.attention import AttentionOnlyTransformer
 from patterning_dist.models.components import select_component
 from patterning_dist.stages.plan.sampling import representatives
 
 
 def test_heads_of_a_layer_stand_for_each_other() -> None:
-    model = build_model(AttentionOnlyConfig(num_layers=2, num_heads=3, d_model=8, d_head=4), 300, 16)
+    model = AttentionOnlyTransformer(AttentionOnlyConfig(num_layers=2, num_heads=3, d_model=8, d_head=4), 300, 16)
     names = ["attention", "layer.0.head.1", "layer.1.head.0", "layer.1.head.2", "embedding"]
     found = representatives(model, {name: name for name in names}, frozenset({"attention"}))
     assert found["layer.1.head.2"] == found["layer.1.head.0"] == "layer.1.head.0"
@@ -21,7 +21,7 @@ def test_heads_of_a_layer_stand_for_each_other() -> None:
 
 
 def test_a_checkpoint_stands_for_the_others() -> None:
-    model = build_model(AttentionOnlyConfig(num_layers=2, num_heads=3, d_model=8, d_head=4), 300, 16)
+    model = AttentionOnlyTransformer(AttentionOnlyConfig(num_layers=2, num_heads=3, d_model=8, d_head=4), 300, 16)
     subjects = {f"{c}/{name}": name for c in ("early", "final") for name in ("attention", "layer.1.head.2")}
     found = representatives(model, subjects, frozenset({"early/attention", "final/attention"}))
     assert found == {subject: subject.replace("final/", "early/") for subject in subjects}

@@ -32,15 +32,6 @@ def test_standardised_rows_do_not_see_units():
     assert np.sum(a.singular_values**2) == pytest.approx(chi.size)
 
 
-def test_columns_as_told():
-    chi = matrix()
-    rows = chi - chi.mean(axis=1, keepdims=True)
-    columns = rows - rows.mean(axis=0)
-    for how, wanted in (("centered", columns), ("standardized", columns / columns.std(axis=0))):
-        modes = susceptibility_modes(chi, columns=how)
-        np.testing.assert_allclose(modes.left * modes.singular_values @ modes.right, wanted, atol=1e-11)
-
-
 def test_sign_is_positive_at_the_largest_entry_even_in_a_tie():
     for seed in range(20):
         modes = susceptibility_modes(matrix(seed))

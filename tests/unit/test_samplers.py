@@ -1,4 +1,4 @@
-"""One step of every sampler: by hand, pure, the same bits in place, and its limits; SGLD's exact stationary law."""
+"""One step of every sampler: by hand, in place, the same bits in any layout, its limits; the exact law of SGLD."""
 
 from __future__ import annotations
 
@@ -43,6 +43,16 @@ def inputs(seed, settings):
     return gradient, make(generator), settings | more
 
 
+def stepped(module, state, *arguments, **settings):
+    """``step_`` on copies of the state's tensors."""
+    copies = {
+        key: {name: w.clone() for name, w in value.items()}
+        for key, value in state._asdict().items()
+        if isinstance(value, dict)
+    }
+    return module.step_(state._replace(**copies), *arguments, **settings)
+
+
 def fields(state):
     """Every tensor of a state by (field, piece)."""
     return {
@@ -54,53 +64,53 @@ def fields(state):
 
 
 @pytest.mark.parametrize("case", SAMPLERS)
-def test_step_leaves_its_inputs_alone(case):
+def test_a_step_overwrites_its_state_and_nothing_else(case):
     module, settings = SAMPLERS[case]
     generator = torch.Generator().manual_seed(1)
     center, state = make(generator), module.init(make(generator))
     for seed in range(2):  # the second step starts from a momentum, a second moment, a thermostat
         gradient, noise, more = inputs(seed, settings)
-        given = {**fields(state)} | {
+        given = {
             (kind, name): w
             for kind, vector in {"g": gradient, "n": noise, "c": center, "h": more.get("curvature", {})}.items()
             for name, w in vector.items()
         }
         before = {key: w.clone() for key, w in given.items()}
-        scalars = [value for value in state if not isinstance(value, dict)]
-        after = module.step(state, gradient, noise, center=center, posterior=POSTERIOR, step_size=0.03, **more)
+        position = {name: w.clone() for name, w in state.position.items()}
+        after = module.step_(state, gradient, noise, center=center, posterior=POSTERIOR, step_size=0.03, **more)
         assert all(torch.equal(given[key], w) for key, w in before.items())
-        assert [value for value in state if not isinstance(value, dict)] == scalars
-        assert after.step == seed + 1
-        assert not any(torch.equal(after.position[name], before["position", name]) for name in SHAPES)
+        assert (state.step, after.step) == (seed, seed + 1)
+        assert all(w is fields(state)[key] for key, w in fields(after).items())
+        assert not any(torch.equal(after.position[name], position[name]) for name in SHAPES)
         state = after
 
 
 @pytest.mark.parametrize("case", SAMPLERS)
-def test_in_place_and_pure_steps_give_the_same_bits(case):
+def test_a_view_into_a_parameter_and_a_tensor_of_its_own_give_the_same_bits(case):
     module, settings = SAMPLERS[case]
     generator = torch.Generator().manual_seed(1)
     center, start = make(generator), make(generator)
-    # The position in place is a view into a larger parameter, of which the rest must not move.
+    # The rest of the larger parameter must not move.
     parameters = {name: torch.full((*shape[:-1], shape[-1] + 3), 8.25) for name, shape in SHAPES.items()}
     live = {name: parameters[name][..., 2:-1] for name in SHAPES}
     for name, w in live.items():
         w.copy_(start[name])
-    pure, in_place = module.init(start), module.init(live)
-    own = {key: w.data_ptr() for key, w in fields(in_place).items()}
+    whole, view = module.init(start), module.init(live)
+    own = {key: w.data_ptr() for key, w in fields(view).items()}
     for seed in range(6):
         gradient, noise, more = inputs(seed, settings)
         arguments = {"center": center, "posterior": POSTERIOR, "step_size": 0.03, **more}
-        pure = module.step(pure, gradient, noise, **arguments)
-        in_place = module.step_(in_place, gradient, noise, **arguments)
-        for key, w in fields(pure).items():
+        whole = module.step_(whole, gradient, noise, **arguments)
+        view = module.step_(view, gradient, noise, **arguments)
+        for key, w in fields(whole).items():
             assert torch.isfinite(w).all()
-            assert torch.equal(w, fields(in_place)[key]), (seed, key)
-        assert [v for v in pure if not isinstance(v, dict)] == [v for v in in_place if not isinstance(v, dict)]
-    assert {key: w.data_ptr() for key, w in fields(in_place).items()} == own
-    for name, whole in parameters.items():
-        assert torch.equal(whole[..., 2:-1], pure.position[name])
-        assert (whole[..., :2] == 8.25).all()
-        assert (whole[..., -1] == 8.25).all()
+            assert torch.equal(w, fields(view)[key]), (seed, key)
+        assert [v for v in whole if not isinstance(v, dict)] == [v for v in view if not isinstance(v, dict)]
+    assert {key: w.data_ptr() for key, w in fields(view).items()} == own
+    for name, parameter in parameters.items():
+        assert torch.equal(parameter[..., 2:-1], whole.position[name])
+        assert (parameter[..., :2] == 8.25).all()
+        assert (parameter[..., -1] == 8.25).all()
 
 
 @pytest.mark.parametrize("case", SAMPLERS)
@@ -119,8 +129,8 @@ def test_pieces_do_not_touch_each_other(case):
     center, start = make(generator), make(generator)
     gradient, noise, more = inputs(0, settings)
     arguments = {"center": center, "posterior": POSTERIOR, "step_size": 0.03}
-    whole = module.step(module.init(start), gradient, noise, **arguments, **more)
-    part = module.step(module.init({"b": start["b"]}), gradient, noise, **arguments, **more)
+    whole = stepped(module, module.init(start), gradient, noise, **arguments, **more)
+    part = stepped(module, module.init({"b": start["b"]}), gradient, noise, **arguments, **more)
     for key, w in fields(part).items():
         assert torch.equal(w, fields(whole)[key])
 
@@ -138,8 +148,15 @@ def test_an_element_moves_the_same_in_any_slice(case):
         more = {"curvature": curvature} if settings.get("correction") else {}
         state = module.init(w)
         for _ in range(4):
-            state = module.step(
-                state, gradient, noise, center=center, posterior=POSTERIOR, step_size=0.003, **settings | more | total
+            state = stepped(
+                module,
+                state,
+                gradient,
+                noise,
+                center=center,
+                posterior=POSTERIOR,
+                step_size=0.003,
+                **settings | more | total,
             )
         return state.position["w"]
 
@@ -155,7 +172,7 @@ def advance(w, noise, step_size):
     state = sgld.State({"w": w}, 4)
     gradient = {"w": HESSIAN @ (w - OPTIMUM)}
     settings = {"center": {"w": CENTER}, "posterior": POSTERIOR, "step_size": step_size}
-    return sgld.step(state, gradient, {"w": noise}, **settings)
+    return stepped(sgld, state, gradient, {"w": noise}, **settings)
 
 
 def affine_map(step_size):
@@ -208,7 +225,7 @@ def test_the_bias_of_the_covariance_halves_with_the_step():
 def rmsprop(state, **changes):
     gradient = {"w": HESSIAN @ (state.position["w"] - OPTIMUM)}
     settings = {"center": {"w": CENTER}, "posterior": POSTERIOR, "step_size": 0.02, "decay": 0.9, "stability": 0.05}
-    return rmsprop_sgld.step(state, gradient, {"w": NOISE}, **settings | changes)
+    return stepped(rmsprop_sgld, state, gradient, {"w": NOISE}, **settings | changes)
 
 
 def test_two_steps_of_rmsprop_sgld_by_hand():
@@ -268,7 +285,8 @@ def test_the_correction_needs_the_curvature():
 def test_a_coordinate_without_gradient_is_only_held_by_the_prior(correction):
     zero = {"w": torch.zeros(3, dtype=torch.float64)}
     settings = {"decay": 0.9, "stability": 0.05, "correction": correction, "curvature": {"w": HESSIAN.diag()}}
-    after = rmsprop_sgld.step(
+    after = stepped(
+        rmsprop_sgld,
         rmsprop_sgld.init({"w": W}),
         zero,
         {"w": NOISE},
@@ -287,7 +305,7 @@ def test_a_coordinate_without_gradient_is_only_held_by_the_prior(correction):
 def thermostat_step(state, **changes):
     gradient = {"w": HESSIAN @ (state.position["w"] - OPTIMUM)}
     settings = {"center": {"w": CENTER}, "posterior": POSTERIOR, "step_size": 0.02, "diffusion": 0.3}
-    return sgnht.step(state, gradient, {"w": NOISE}, **settings | {"num_coordinates": 3} | changes)
+    return stepped(sgnht, state, gradient, {"w": NOISE}, **settings | {"num_coordinates": 3} | changes)
 
 
 def test_one_step_of_sgnht_by_hand():
@@ -315,7 +333,8 @@ def test_without_friction_sgnht_is_leapfrog():
         state = sgnht.State(*position, 0.0, 0)
         for _ in range(num_steps):
             gradient = {"w": HESSIAN @ (state.position["w"] - OPTIMUM)}
-            state = sgnht.step(
+            state = stepped(
+                sgnht,
                 state,
                 gradient,
                 settings["noise"],
@@ -340,7 +359,7 @@ def test_the_thermostat_sees_all_ranks():
     generator = torch.Generator().manual_seed(1)
     center, start, (gradient, noise, _) = make(generator), make(generator), inputs(0, {})
     settings = {"center": center, "posterior": POSTERIOR, "step_size": 0.03, "diffusion": 0.2, "num_coordinates": 37}
-    whole = sgnht.step(sgnht.init(start), gradient, noise, **settings)
+    whole = stepped(sgnht, sgnht.init(start), gradient, noise, **settings)
     energies = []
 
     def first_pass(own):
@@ -349,9 +368,9 @@ def test_the_thermostat_sees_all_ranks():
 
     ranks = [{"a": start["a"]}, {"b": start["b"], "c": start["c"]}]
     for mine in ranks:
-        sgnht.step(sgnht.init(mine), gradient, noise, **settings, total=first_pass)
+        stepped(sgnht, sgnht.init(mine), gradient, noise, **settings, total=first_pass)
     assert all(isinstance(energy, float) for energy in energies)
     for mine in ranks:
-        after = sgnht.step(sgnht.init(mine), gradient, noise, **settings, total=lambda own: sum(energies))
+        after = stepped(sgnht, sgnht.init(mine), gradient, noise, **settings, total=lambda own: sum(energies))
         assert after.thermostat == pytest.approx(whole.thermostat, rel=1e-12)
     assert whole.thermostat == pytest.approx(0.04 * (sum(energies) / 37 - 1), rel=1e-12)

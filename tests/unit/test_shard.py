@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from patterning_dist.config import AttentionOnlyConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.attention import AttentionOnlyTransformer
 from patterning_dist.sampling.ranks import Ranks
@@ -34,7 +35,7 @@ def test_layers_are_those_of_the_outermost_lists():
     model = Nested()
     assert list(decoder_layers(model)) == [*model.first, *model.second]
     transformer = AttentionOnlyTransformer(
-        vocabulary_size=7, context_length=5, num_layers=2, num_heads=1, d_model=4, d_head=2, seed=0
+        AttentionOnlyConfig(num_layers=2, num_heads=1, d_model=4, d_head=2), 7, 5, seed=0
     )
     assert list(decoder_layers(transformer)) == list(transformer.layers)
     assert list(decoder_layers(nn.Sequential(nn.Linear(2, 2), nn.Linear(2, 2)))) == []

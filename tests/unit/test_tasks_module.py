@@ -13,7 +13,6 @@ from torch import Tensor, nn
 
 from patterning_dist.config import FunctionDataConfig, ModuleConfig
 from patterning_dist.errors import PatterningError
-from patterning_dist.models.components import frozen_parameters, select_component, without_frozen
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.tasks.module import ModuleTask
 from patterning_dist.tasks.own_samples import own_samples
@@ -126,7 +125,3 @@ def test_a_module_task_over_items_and_dicts(tmp_path: Path, monkeypatch: pytest.
     module = task.load("final", Ranks())
     found = task.evaluate(module, Ranks())
     assert found["same_loss"] == pytest.approx(loss(module, Batches()[torch.arange(6)]).mean().item())
-    # The frozen layer is in no component that moves, and that is said.
-    everything = without_frozen(select_component(module, "everything"), frozen_parameters(module))
-    assert everything.parameters == ("second.weight", "second.bias")
-    assert everything.note == "9 frozen coordinates stay where they are"

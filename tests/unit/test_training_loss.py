@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from patterning_dist.training.loss import weighted_loss
+from patterning_dist.training.batches import weighted_loss
 
 
 def problem():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from patterning_dist.config import TrainingConfig
+from patterning_dist.config import AttentionOnlyConfig, TrainingConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.attention import AttentionOnlyTransformer
 from patterning_dist.tasks.optimizers import (
@@ -25,9 +25,7 @@ def random(*shape, seed=0):
 
 
 def make_model():
-    return AttentionOnlyTransformer(
-        vocabulary_size=31, context_length=12, num_layers=2, num_heads=3, d_model=8, d_head=4, seed=1
-    )
+    return AttentionOnlyTransformer(AttentionOnlyConfig(num_layers=2, num_heads=3, d_model=8, d_head=4), 31, 12, seed=1)
 
 
 def set_gradients(parameters, step):
@@ -138,7 +136,7 @@ def test_groups_and_rates(kind):
 
 def test_a_model_without_biases_has_no_empty_group():
     model = AttentionOnlyTransformer(
-        vocabulary_size=31, context_length=12, d_model=8, d_head=4, num_heads=2, relative_position_bias=()
+        AttentionOnlyConfig(d_model=8, d_head=4, num_heads=2, relative_position_bias=[]), 31, 12
     )
     optimizer = head_matrix_optimizer(model, training())
     assert [len(group["params"]) for group in optimizer.param_groups] == [8, 2]

@@ -34,5 +34,5 @@ def test_state_comes_back_bit_for_bit():
 
 
 def test_what_would_have_to_be_pickled_is_refused():
-    with pytest.raises(PatterningError, match="the training state holds a date, which a training checkpoint cannot"):
+    with pytest.raises(PatterningError, match="the state holds a date, which a checkpoint cannot"):
         encode({"optimizer": [date(2020, 1, 1)]})

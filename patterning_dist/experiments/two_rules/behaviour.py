@@ -5,10 +5,9 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import numpy as np
-from torch import Tensor, nn
+from torch import nn
 
 from patterning_dist.experiments.two_rules.strings import OPEN, BracketStrings
-from patterning_dist.sampling.samples import Batch
 from patterning_dist.training.stacked import Networks, stacked_outputs
 
 if TYPE_CHECKING:
@@ -50,9 +49,4 @@ def stacked_logits(skeleton: nn.Module, networks: Networks, strings: BracketStri
     """Logits of "balanced" of all strings under every network [network, sample], float32."""
     num_networks = len(next(iter(networks.values())))
     at_once = _EVALUATED_AT_ONCE // (num_networks * strings.tokens.shape[1])
-    return stacked_outputs(_logits, skeleton, networks, strings, at_once)
-
-
-def _logits(model: nn.Module, batch: Batch) -> Tensor:
-    tokens, lengths, _ = batch
-    return model(tokens, lengths)
+    return stacked_outputs(lambda model, batch: model(*batch[:2]), skeleton, networks, strings, at_once)

@@ -89,16 +89,6 @@ def build_classifier(config: ClassifierConfig, longest: int, seed: int) -> Brack
     return model
 
 
-def string_losses(model: nn.Module, tokens: Tensor, lengths: Tensor, labels: Tensor) -> Tensor:
-    """l_i = -log p(label_i | string_i) in nats [sample]; tokens [sample, position], lengths and labels [sample]."""
-    return label_losses(model(tokens, lengths), labels)
-
-
-def label_losses(logits: Tensor, labels: Tensor) -> Tensor:
-    """-log p(label) in nats, elementwise, of the logits of "balanced"."""
-    return functional.binary_cross_entropy_with_logits(logits, labels, reduction="none")
-
-
 def _normalised(x: Tensor, gain: Tensor) -> Tensor:
     """x / rms(x) * gain (Zhang & Sennrich 1910.07467)."""
     return x * (x.square().mean(dim=-1, keepdim=True) + _EPSILON).rsqrt() * gain

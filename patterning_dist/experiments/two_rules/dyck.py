@@ -77,7 +77,7 @@ def unequal_stratified(rng: Generator, number: int, length: int) -> np.ndarray:
         number: of strings.
         length: even and at least 4; shorter ones cannot break nesting late.
     """
-    kinds = [_never_below, _closes_first, _late_below]
+    kinds = [_never_below, lambda strings: strings[:, 0] < 0, _late_below]
     sizes = np.diff(np.linspace(0, number, len(kinds) + 1).round().astype(int))
     return np.concatenate([_of_kind(rng, int(size), length, kind) for size, kind in zip(sizes, kinds, strict=True)])
 
@@ -143,10 +143,6 @@ def _end_depths(rng: Generator, number: int, deepest: int) -> np.ndarray:
 
 def _never_below(strings: np.ndarray) -> np.ndarray:
     return depths(strings).min(axis=1) >= 0
-
-
-def _closes_first(strings: np.ndarray) -> np.ndarray:
-    return strings[:, 0] < 0
 
 
 def _late_below(strings: np.ndarray) -> np.ndarray:

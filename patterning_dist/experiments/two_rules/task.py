@@ -11,9 +11,10 @@ import numpy as np
 import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
+from torch.nn.functional import binary_cross_entropy_with_logits
 
 from patterning_dist.experiments.two_rules.behaviour import behaviour
-from patterning_dist.experiments.two_rules.classifier import BracketClassifier, build_classifier, string_losses
+from patterning_dist.experiments.two_rules.classifier import BracketClassifier, build_classifier
 from patterning_dist.experiments.two_rules.config import ParenthesesConfig
 from patterning_dist.experiments.two_rules.strings import SPLITS, BracketStrings, read_split
 from patterning_dist.sampling.ranks import Ranks
@@ -68,7 +69,8 @@ class BracketTask(PlainTask):
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """-log p(label | string) [sample], nats."""
-        return string_losses(model, *batch)
+        tokens, lengths, labels = batch
+        return binary_cross_entropy_with_logits(model(tokens, lengths), labels, reduction="none")
 
     def read_weights(self, path: Path, strength: float) -> np.ndarray:
         """rho [sample] of a table as ``write_weights`` makes it; at another strength, of the line from plain to it."""

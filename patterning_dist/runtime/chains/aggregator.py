@@ -17,7 +17,7 @@ from patterning_dist.aggregation.ledger import ChainRecord, Ledger, LedgerPlan, 
 from patterning_dist.aggregation.protocol import Answer, PushId
 from patterning_dist.errors import PatterningError
 from patterning_dist.runtime.actor import Actor, ActorHandle
-from patterning_dist.runtime.metrics import shard_metrics
+from patterning_dist.runtime.metrics import Metrics
 from patterning_dist.storage.store import Storage
 
 # Snapshots take at most this share of a shard's time, however long one takes.
@@ -47,7 +47,7 @@ class AggregatorShard(Actor):
         storage: Storage,
         snapshot_seconds: float,
     ) -> None:
-        self._metrics = shard_metrics(run, shard)
+        self._metrics = Metrics(run=run, shard=shard)
         self._damaged: list[str] = []
         self._ledgers = {
             unit: Ledger(plan, shard, num_shards, storage, unit, self._damaged.append) for unit, plan in plans.items()
@@ -118,11 +118,12 @@ class AggregatorShard(Actor):
         num_bytes = ledger.snapshot(chain)
         self._last[key] = now = time.monotonic()
         self._busy_until = now + (now - started) * (1 / _SNAPSHOT_SHARE - 1)
-        self._metrics.snapshot(now - started, num_bytes)
+        self._metrics.observe("patterning_snapshot_seconds", now - started)
+        self._metrics.set("patterning_snapshot_bytes", num_bytes)
 
 
-def answer_of(shards: list[ActorHandle], number: int, call: Callable[[ActorHandle], ray.ObjectRef]) -> Any:
-    """The answer of one shard, asked again when its process dies.
+def answer_of(shards: list[ActorHandle], number: int, method: str, *arguments: Any) -> Any:
+    """The answer of one shard to a call of a method, asked again when its process dies.
 
     Raises:
         PatterningError: it does not come back in time.
@@ -130,7 +131,7 @@ def answer_of(shards: list[ActorHandle], number: int, call: Callable[[ActorHandl
     deadline = time.monotonic() + RESTART_TIMEOUT
     while True:
         try:
-            return ray.get(call(shards[number]), timeout=ANSWER_TIMEOUT)
+            return ray.get(getattr(shards[number], method).remote(*arguments), timeout=ANSWER_TIMEOUT)
         except ray.exceptions.GetTimeoutError:
             raise PatterningError(
                 f"aggregator shard {number} of {len(shards)} gave no answer within {ANSWER_TIMEOUT:g} s; look at the "

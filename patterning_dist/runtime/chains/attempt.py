@@ -20,9 +20,9 @@ from patterning_dist.aggregation.protocol import START, Verdict, block_digest
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.pushes import WINDOW, Block, ChainTask, ShardLink
 from patterning_dist.sampling.chain import Chain, ChainFailure
-from patterning_dist.sampling.checkpoint import decode, encode
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.storage.snapshots import Snapshots, pack
+from patterning_dist.training.state import decode, encode
 
 _NOTE_EVERY = 0.5  # seconds between two notes of a chain to the progress board
 _CHECKPOINT_SHARE = 0.05  # of a chain's time, at most
@@ -162,13 +162,13 @@ class _Attempt:
                 continue
             yield _Action.DRAW, 0
             link.push(self.block)
-            link.metrics.draws(len(self.block.mean_losses))
-            link.metrics.loss(float(self.block.mean_losses[-1]))
+            link.metrics.add("patterning_draws", len(self.block.mean_losses))
+            link.metrics.set("patterning_chain_loss_nats", self.block.mean_losses[-1])
             verdict = link.settle(WINDOW - 1, self.block.losses.nbytes)
             if time.monotonic() >= self.checkpoint_at and self.sequence < task.num_pushes:
                 started = time.monotonic()
                 yield _Action.CHECKPOINT, link.sender.needed(self.checkpoints.numbers())
-                link.metrics.checkpoint(time.monotonic() - started)
+                link.metrics.observe("patterning_checkpoint_seconds", time.monotonic() - started)
 
     def _resume(self, link: ShardLink) -> Generator[Decision, None, Verdict]:
         """Go to a place that no shard is behind of: where the chain is, a checkpoint, or the beginning."""
@@ -182,12 +182,10 @@ class _Attempt:
         if verdict is Verdict.ZOMBIE:
             return verdict
         places = {0, self.sequence, *self.checkpoints.numbers()}
-        for place in sorted((p for p in places if p <= min(link.sender.marks)), reverse=True):
-            if place != self.sequence:
-                yield _Action.RESTORE, place
-                if not self.is_restored:  # damaged, or not there on another rank
-                    continue
-            break
+        while (place := link.sender.resume(places)) != self.sequence:
+            yield _Action.RESTORE, place
+            if not self.is_restored:  # damaged, or not there on another rank
+                places.discard(place)
         link.sender.sequence = self.sequence
         return Verdict.APPLIED
 
@@ -233,13 +231,11 @@ class _Attempt:
         """Write this rank's part, and delete those before the one that is needed (0: none)."""
         started = time.monotonic()
         self._flush()
-        self.checkpoints.write(self.sequence, self._encoded())
+        state = {"run": self.task.plan.run, "digest": self.digest.hex(), "chain": self._begun().state_dict()}
+        self.checkpoints.write(self.sequence, encode(state))
         self.checkpoints.delete(below=needed)
         now = time.monotonic()
         self.checkpoint_at = now + max(self.task.snapshot_seconds, (now - started) * (1 / _CHECKPOINT_SHARE - 1))
-
-    def _encoded(self) -> bytes:
-        return encode(self._begun().state_dict(), digest=self.digest.hex(), run=self.task.plan.run)
 
     def _restore(self, number: int) -> None:
         """Go to a checkpoint, or to the beginning (0); ``is_restored`` says whether all ranks could."""
@@ -249,12 +245,12 @@ class _Attempt:
             self.sequence, self.digest, self.is_restored = 0, START, True
             return
         content = self.checkpoints.read(number)
-        state, extra = ({}, {}) if content is None else decode(content, self._begun().target.device)
-        is_ours = extra.get("run") == self.task.plan.run  # not of other inputs, nor damaged
+        state = (content and decode(content)) or {}
+        is_ours = state.get("run") == self.task.plan.run  # not of other inputs, nor damaged
         self.is_restored = self.ranks.sum(torch.tensor(int(is_ours))).item() == self.ranks.size
         if self.is_restored:
-            self._begun().load_state_dict(state)
-            self.sequence, self.digest = number, bytes.fromhex(extra["digest"])
+            self._begun().load_state_dict(state["chain"])
+            self.sequence, self.digest = number, bytes.fromhex(state["digest"])
 
     def _flush(self) -> None:
         for statistic in self.chain.statistics.values() if self.chain is not None else ():

@@ -13,7 +13,6 @@ from datetime import timedelta
 from typing import Any, NoReturn
 
 import ray
-import torch.distributed as dist
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -25,12 +24,12 @@ from patterning_dist.runtime.chains.attempt import Outcome, run_chain
 from patterning_dist.runtime.chains.pushes import ChainTask
 from patterning_dist.runtime.chains.workers import MakeStudy, model_workers
 from patterning_dist.runtime.environment import prepare_process
+from patterning_dist.runtime.probe.ranks import GroupRank
 from patterning_dist.runtime.resources import nodes, sampling_resources
 from patterning_dist.runtime.workforce import WorkerLost, Workforce, loss_reason
 from patterning_dist.sampling.ranks import Ranks
 
 _PLACEMENT_TIMEOUT = 300.0  # seconds until the resources of a group must have become free
-_COLLECTIVE_TIMEOUT = timedelta(minutes=10)  # rank 0 may wait for the aggregator while the others wait for rank 0
 _GRACE = 5.0  # seconds after the first failure, in which the rank that caused it may be found out
 # Over that of other workers. Layers are put together and dropped again all the time; kept by the allocator for the next
 # one instead of given back, they took three times what a rank holds.
@@ -38,34 +37,19 @@ RANK_ENVIRONMENT = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHO
 
 
 @ray.remote
-class ChainRank(Actor):
+class ChainRank(GroupRank):
     """One rank of a chain group."""
+
+    timeout = timedelta(minutes=10)  # rank 0 may wait for the aggregator while the others wait for rank 0
 
     def __init__(self, ranks: Ranks, sampling: SamplingConfig, device: str) -> None:
         prepare_process(sampling.threads_per_worker)
         os.environ["LOCAL_RANK"] = "0"  # Ray shows every actor its own GPU only
         self.ranks, self.device = ranks, device
 
-    def open_store(self) -> tuple[str, int]:
-        """Host and port where rank 0 lets the others find each other."""
-        host = ray.util.get_node_ip_address()
-        self.store = dist.TCPStore(
-            host, 0, self.ranks.size, is_master=True, wait_for_workers=False, timeout=_COLLECTIVE_TIMEOUT
-        )
-        return host, self.store.port
-
     def open_study(self, make_study: MakeStudy, host: str, port: int) -> str:
         """Join the process group, then load this rank's part of the study; returns the address of the node."""
-        if self.ranks.rank > 0:
-            self.store = dist.TCPStore(host, port, self.ranks.size, is_master=False, timeout=_COLLECTIVE_TIMEOUT)
-        dist.init_process_group(
-            # Sums of single numbers stay on the CPU.
-            "gloo" if self.device == "cpu" else "cpu:gloo,cuda:nccl",
-            store=self.store,
-            rank=self.ranks.rank,
-            world_size=self.ranks.size,
-            timeout=_COLLECTIVE_TIMEOUT,
-        )
+        self.join(host, port)
         self.study = make_study(self.device, self.ranks)
         return ray.util.get_node_ip_address()
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -15,7 +14,7 @@ from patterning_dist.aggregation.ledger import ChainRecord, LedgerPlan
 from patterning_dist.aggregation.protocol import Answer, Incarnation, PushId, Sender, Verdict
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.aggregator import ANSWER_TIMEOUT, answer_of
-from patterning_dist.runtime.metrics import chain_metrics
+from patterning_dist.runtime.metrics import Metrics
 from patterning_dist.storage.store import Storage
 
 WINDOW = 2  # pushes that may be unacknowledged: a slow aggregator slows the chain down instead of filling memory
@@ -82,7 +81,7 @@ class ShardLink:
         self.task, self.shards = task, shards
         self.sender = Sender(len(shards))
         self.stop = False  # a shard said that the run is being stopped
-        self.metrics = chain_metrics(task.run, task.unit, task.number)
+        self.metrics = Metrics(run=task.run, unit=task.unit, chain=task.number)
         self._columns = [task.plan.columns(shard, len(shards)) for shard in range(len(shards))]
         self._in_flight: deque[tuple[float, list[ray.ObjectRef]]] = deque()
 
@@ -91,7 +90,7 @@ class ShardLink:
         worst, records = Verdict.APPLIED, []
         for number, columns in enumerate(self._columns):
             center = None if center_losses is None else np.append(center_losses[columns], center_mean)
-            answer, record = answer_of(self.shards, number, self._opening(center, anew))
+            answer, record = answer_of(self.shards, number, "open", self.task.unit, self._push(), center, anew)
             worst = self._heard(number, answer, worst)
             records.append(record)
         return worst, records
@@ -109,7 +108,7 @@ class ShardLink:
             )
         self._in_flight.append((time.monotonic(), refs))
         self.sender.sequence += 1
-        self.metrics.unacknowledged(len(self._in_flight))
+        self.metrics.set("patterning_unacknowledged_pushes", len(self._in_flight))
 
     def settle(self, limit: int, num_bytes: int = 0) -> Verdict:
         """Wait until at most ``limit`` pushes are unanswered; the most severe of the answers.
@@ -126,22 +125,19 @@ class ShardLink:
                     worst = max(worst, Verdict.GAP, key=_SEVERITY.index)
                     continue
                 worst = self._heard(number, answer, worst)
-                self.metrics.push(number, time.monotonic() - sent, num_bytes // len(refs), answer.verdict)
-        self.metrics.unacknowledged(len(self._in_flight))
+                self.metrics.observe("patterning_push_seconds", time.monotonic() - sent, shard=number)
+                self.metrics.add("patterning_push_bytes", num_bytes // len(refs), shard=number)
+                self.metrics.add("patterning_pushes", 1, verdict=answer.verdict)
+        self.metrics.set("patterning_unacknowledged_pushes", len(self._in_flight))
         return worst
 
     def close(self, last: bytes, record: ChainRecord) -> Verdict:
         """Note on all shards how the chain ended, durably."""
         worst = Verdict.APPLIED
         for number in range(len(self.shards)):
-            answer = answer_of(
-                self.shards, number, lambda shard: shard.close.remote(self.task.unit, self._push(), last, record)
-            )
+            answer = answer_of(self.shards, number, "close", self.task.unit, self._push(), last, record)
             worst = self._heard(number, answer, worst)
         return worst
-
-    def _opening(self, center: np.ndarray | None, anew: bool) -> Callable[[ActorHandle], ray.ObjectRef]:
-        return lambda shard: shard.open.remote(self.task.unit, self._push(), center, anew)
 
     def _push(self) -> PushId:
         return PushId(self.task.plan.run, self.task.number, self.task.incarnation, self.sender.sequence)

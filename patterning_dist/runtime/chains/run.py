@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -25,7 +25,7 @@ from patterning_dist.runtime.chains.groups import chain_workers
 from patterning_dist.runtime.chains.pushes import ChainTask
 from patterning_dist.runtime.chains.workers import MakeStudy, progress_board
 from patterning_dist.runtime.environment import ray_session
-from patterning_dist.runtime.metrics import run_metrics
+from patterning_dist.runtime.metrics import Metrics
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.storage.store import Storage
 
@@ -75,7 +75,7 @@ def run_chains(
     sampling: SamplingConfig,
     device: str,
     storage: Storage,
-    units: dict[str, UnitPlan],
+    units: Mapping[str, UnitPlan],
     events: Events,
     progress: Progress,
 ) -> None:
@@ -122,7 +122,7 @@ class _Run:
         name: str,
         sampling: SamplingConfig,
         storage: Storage,
-        units: dict[str, UnitPlan],
+        units: Mapping[str, UnitPlan],
         events: Events,
         progress: Progress,
         shards: list[ActorHandle],
@@ -139,7 +139,7 @@ class _Run:
         self.finishing: dict[str, list[ray.ObjectRef]] = {}
         self.finish_by: dict[str, float] = {}
         self.finished: set[str] = set()
-        self.metrics, self.rhat_at = run_metrics(name), 0.0
+        self.metrics, self.rhat_at = Metrics(run=name), 0.0
 
     def run(self, workers: Workforce) -> None:
         self.progress.start("sampling the posterior", sum(self.units[unit].ledger.num_draws for unit, _ in self.tasks))
@@ -210,7 +210,7 @@ class _Run:
         done = self._done(index, None)
         self.failures[index] = 1 if done > self.furthest[index] else self.failures[index] + 1
         self.furthest[index] = max(done, self.furthest[index])
-        self.metrics.restart(unit, number)
+        self.metrics.add("patterning_chain_restarts", 1, unit=unit, chain=number)
         self.events.event("chain_lost", unit=unit, chain=number, draws=done, reason=reason)
         if self.failures[index] <= self.sampling.max_chain_failures:
             return None
@@ -220,7 +220,7 @@ class _Run:
         incarnation = Incarnation(self.driver, self.attempts[index] + 1)
         push = PushId(self.units[unit].ledger.run, number, incarnation, 0)
         for shard in range(len(self.shards)):
-            answer_of(self.shards, shard, lambda actor: actor.close.remote(unit, push, START, record))
+            answer_of(self.shards, shard, "close", unit, push, START, record)
         return Outcome(Ending.CLOSED, record)
 
     def _finish(self, unit: str, mine: list[int], outcomes: list[Outcome | None]) -> None:
@@ -252,7 +252,8 @@ class _Run:
         records, traces, _ = answers[0]
         self.events.finished(unit, UnitResult(records, traces, [part for _, _, part in answers]))
         self.finished.add(unit)
-        self.metrics.excluded(unit, sum(not record.healthy for record in records))
+        num_excluded = sum(not record.healthy for record in records)
+        self.metrics.hold("patterning_chains_excluded", num_excluded, unit=unit)
         for shard in self.shards:
             shard.drop.remote(unit)
         self.storage.clear(f"sampling/{unit}/checkpoints")
@@ -269,11 +270,12 @@ class _Run:
                 return  # it has more important things to do
             length = min(map(len, losses), default=0)
             if len(losses) > 1 and length >= _RHAT_DRAWS:
-                self.metrics.rhat(unit, rank_rhat(np.stack([trace[:length] for trace in losses])))
+                rhat = rank_rhat(np.stack([trace[:length] for trace in losses]))
+                self.metrics.hold("patterning_rhat", rhat, unit=unit)
 
     def _say_damaged(self) -> None:
         for shard in range(len(self.shards)):
-            for message in answer_of(self.shards, shard, lambda actor: actor.damaged.remote()):
+            for message in answer_of(self.shards, shard, "damaged"):
                 self.events.event("damaged", message=message)
                 self.progress.say(message)
 

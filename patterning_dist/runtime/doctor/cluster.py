@@ -15,7 +15,8 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from patterning_dist.runtime.doctor.finding import Finding
+from patterning_dist.errors import last_line
+from patterning_dist.runtime.doctor.machine import Finding
 from patterning_dist.runtime.probe.ranks import probe_groups
 from patterning_dist.runtime.resources import Node, Resources, nodes
 from patterning_dist.runtime.training.engine import deepspeed_config, initialize
@@ -67,7 +68,7 @@ def bounded(check: str, run: Callable[[], Finding]) -> Finding:
             "GPUs, open the ports between the nodes, or name the interface with GLOO_SOCKET_IFNAME, NCCL_SOCKET_IFNAME",
         )
     except ray.exceptions.RayError as error:
-        return Finding(check, "broken", f"a worker failed ({_last_line(error)}): see its log in the Ray session folder")
+        return Finding(check, "broken", f"a worker failed ({last_line(error)}): see its log in the Ray session folder")
 
 
 def _on(node: Node, device: str = "cpu") -> dict[str, Any]:
@@ -106,7 +107,7 @@ def _check_nodes(cluster: list[Node]) -> Finding:
                 f"{node.name}: no answer within {_TIMEOUT:g} s, its processes do not start or are not reached"
             )
         except ray.exceptions.RayError as error:
-            silent.append(f"{node.name}: {_last_line(error)}; is this package installed there?")
+            silent.append(f"{node.name}: {last_line(error)}; is this package installed there?")
     own = _versions()
     different = [
         f"{name} has {what} {answer[what]}, here it is {version}"
@@ -160,7 +161,7 @@ def _two_steps(rank: Any) -> tuple[float, float]:
     model = torch.nn.Linear(8, 1).to(rank.device)
     inputs = torch.randn(16, 8, device=rank.device)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05)
-    engine = initialize(model, optimizer, deepspeed_config(None, 16, rank.size), rank.device)
+    engine = initialize(model, optimizer, deepspeed_config(None, 16, rank.ranks.size), rank.device)
     losses = []
     for _ in range(3):
         loss = (engine(inputs) - inputs.sum(dim=1, keepdim=True)).square().mean()
@@ -188,17 +189,12 @@ def _check_all_reduce(check: str, places: list[Node], device: str) -> Finding:
 
 def _all_reduce(rank: Any) -> tuple[float, float]:
     """The sum of rank + 1 over all ranks, and bytes a second of a large tensor."""
-    values = torch.full((_NUM_FLOATS,), rank.rank + 1.0, device=rank.device)
+    values = torch.full((_NUM_FLOATS,), rank.ranks.rank + 1.0, device=rank.device)
     seconds = []
     for _ in range(_REPEATS):
-        values.fill_(rank.rank + 1.0)
+        values.fill_(rank.ranks.rank + 1.0)
         started = time.perf_counter()
         torch.distributed.all_reduce(values)
         smallest, largest = values.min().item(), values.max().item()  # waits for a GPU
         seconds.append(time.perf_counter() - started)
     return smallest if smallest == largest else float(np.nan), values.numel() * values.element_size() / min(seconds)
-
-
-def _last_line(error: BaseException) -> str:
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[-1][:200] if lines else type(error).__name__

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.runtime.doctor.finding import Finding
+from patterning_dist.runtime.doctor.machine import Finding
 from patterning_dist.storage.store import open_storage
 
 _BLOCK, _NUM_BLOCKS = bytes(1 << 20), 32

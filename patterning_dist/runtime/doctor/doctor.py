@@ -14,7 +14,7 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.runtime.doctor import machine
 from patterning_dist.runtime.doctor.cluster import check_address, check_cluster
 from patterning_dist.runtime.doctor.disk import check_place
-from patterning_dist.runtime.doctor.finding import Finding
+from patterning_dist.runtime.doctor.machine import Finding
 from patterning_dist.runtime.environment import ray_session
 from patterning_dist.storage.store import path_or_url
 

@@ -9,13 +9,14 @@ import shutil
 import socket
 import subprocess
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import torch
 from packaging.requirements import Requirement
 from packaging.specifiers import SpecifierSet
 
-from patterning_dist.runtime.doctor.finding import Finding
 from patterning_dist.runtime.environment import usable_cores
 
 PACKAGE = "patterning-dist"
@@ -26,6 +27,21 @@ _SOCKET_TIMEOUT = 5.0
 _LITTLE_MEMORY = 4e9
 _LITTLE_SHARED_MEMORY = 1e9
 _CGROUP = Path("/sys/fs/cgroup")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the doctor.
+
+    Attributes:
+        check: what was looked at.
+        state: ``ok``; ``warning``: runs work, but something should be known; ``broken``: runs will fail.
+        text: what is there and, unless it is ok, what to do.
+    """
+
+    check: str
+    state: Literal["ok", "warning", "broken"]
+    text: str
 
 
 def check_python() -> Finding:

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 import aiohttp
 
-from patterning_dist.errors import PatterningError
+from patterning_dist.errors import PatterningError, last_line
 
 if TYPE_CHECKING:  # see _use_token
     from ray.job_submission import JobSubmissionClient
@@ -62,7 +62,8 @@ def connect(address: str) -> JobSubmissionClient:
         ) from None
     except (*LOST, ValueError, LookupError) as error:
         raise PatterningError(
-            f"{address}: does not answer like Ray's job server ({line(error)}); give the URL of the cluster's dashboard"
+            f"{address}: does not answer like Ray's job server ({last_line(error)}); give the URL of the cluster's "
+            "dashboard"
         ) from None
 
 
@@ -71,8 +72,3 @@ def _use_token() -> None:
     given = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
     if "RAY_AUTH_MODE" not in os.environ and (given or (Path.home() / ".ray" / "auth_token").is_file()):
         os.environ["RAY_AUTH_MODE"] = "token"
-
-
-def line(error: object) -> str:
-    """The last line of a message, which is where a traceback of the cluster says what happened."""
-    return str(error).strip().splitlines()[-1][:300] if str(error).strip() else repr(error)

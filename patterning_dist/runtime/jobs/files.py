@@ -5,20 +5,16 @@ from __future__ import annotations
 import zipfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
 import yaml
 
 import patterning_dist
 from patterning_dist.config import Config, HuggingFaceConfig, Root, TableConfig, load_config
 from patterning_dist.config.load import apply_override, parse_yaml
-from patterning_dist.config.section import Section
 from patterning_dist.errors import PatterningError
-from patterning_dist.runtime.jobs.modules import own_modules, python_package
+from patterning_dist.runtime.jobs.modules import Key, leaves, own_modules, python_package
 
 LARGEST_UPLOAD = 50 << 20  # bytes; Ray keeps uploads in the memory of the head node
-
-Key = tuple[str | int, ...]
 
 
 def pack_job(experiment: Path, overrides: Sequence[str], archive: Path) -> Root:
@@ -80,8 +76,8 @@ def pack_job(experiment: Path, overrides: Sequence[str], archive: Path) -> Root:
 
 def _paths(config: Root) -> Iterator[tuple[Key, Path, bool]]:
     """Key, path and whether it must be one, of all that may be a file: what is not may be on a hub."""
-    for key, path in _path_fields(config):
-        if key != ("run_dir",):
+    for key, path in leaves(config):
+        if isinstance(path, Path) and key != ("run_dir",):
             yield key, path, True
     if isinstance(config, Config):
         if isinstance(config.model, HuggingFaceConfig) and config.model.path is not None:
@@ -90,14 +86,6 @@ def _paths(config: Root) -> Iterator[tuple[Key, Path, bool]]:
             yield ("data", "train"), Path(config.data.train), False
             for domain, table in config.data.held_out.items():
                 yield ("data", "held_out", domain), Path(table), False
-
-
-def _path_fields(value: Any, key: Key = ()) -> Iterator[tuple[Key, Path]]:
-    if isinstance(value, Path):
-        yield key, value
-    elif isinstance(value, Section | list):
-        for name, entry in value if isinstance(value, Section) else enumerate(value):
-            yield from _path_fields(entry, (*key, name))
 
 
 def _folder(folder: Path, name: str) -> dict[str, Path]:

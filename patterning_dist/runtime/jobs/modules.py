@@ -14,6 +14,7 @@ from patterning_dist.config import Root
 from patterning_dist.config.section import Section
 from patterning_dist.errors import PatterningError
 
+Key = tuple[str | int, ...]
 # Keys whose values are functions or classes, or names of something else.
 _KEYS = {"experiment", "path", "build", "initialise", "per_sample_loss", "evaluate", "load", "open"}
 _FUNCTION = re.compile(r"[A-Za-z_][\w.]*:[A-Za-z_]\w*")
@@ -36,11 +37,14 @@ def own_modules(experiment: Path, config: Root) -> dict[str, Path]:
     """
     here, waiting, packed = Path.cwd(), [], set()
     files: dict[str, Path] = {}
-    for key, path in _functions(config):
+    for key, path in leaves(config):
+        if not (key and key[-1] in _KEYS and isinstance(path, str) and _FUNCTION.fullmatch(path)):
+            continue
         name = path.partition(":")[0].partition(".")[0]
         if not _is_here(name, here) and not _is_installed(name, here):
+            where = ".".join(map(str, key))
             raise PatterningError(
-                f"{experiment}: {key}: module {name} is neither in {here} nor installed; submit from the folder that "
+                f"{experiment}: {where}: module {name} is neither in {here} nor installed; submit from the folder that "
                 "it is in"
             )
         waiting.append(name)
@@ -64,14 +68,14 @@ def python_package(folder: Path) -> dict[str, Path]:
     return {name: file for name, file in names.items() if "/." not in name and "__pycache__" not in name}
 
 
-def _functions(value: Any, key: str = "") -> Iterator[tuple[str, str]]:
-    """Key and ``package.module:function`` of the user's own functions, wherever an experiment names them."""
-    if isinstance(value, str) and key.rpartition(".")[2] in _KEYS and _FUNCTION.fullmatch(value):
+def leaves(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:
+    """Key and value of everything in an experiment that is neither a section nor a list or mapping."""
+    if not isinstance(value, Section | list | dict):
         yield key, value
-    elif isinstance(value, Section | list | dict):
-        entries = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else value
-        for name, entry in entries:
-            yield from _functions(entry, f"{key}.{name}" if key else str(name))
+        return
+    entries = enumerate(value) if isinstance(value, list) else value.items() if isinstance(value, dict) else value
+    for name, entry in entries:
+        yield from leaves(entry, (*key, name))
 
 
 def _is_here(name: str, here: Path) -> bool:

@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patterning_dist.config import Root
-from patterning_dist.errors import PatterningError
-from patterning_dist.runtime.jobs.client import LOST, connect, line
+from patterning_dist.errors import PatterningError, last_line
+from patterning_dist.runtime.jobs.client import LOST, connect
 from patterning_dist.runtime.jobs.files import pack_job
 
 if TYPE_CHECKING:  # `connect` imports ray
@@ -122,7 +122,9 @@ def _running_or_new(
             continue
         _say(f"{job} is submitted to {address}; it keeps its run in {run_dir}")
         return job
-    raise PatterningError(f"{address}: refused the job ({line(refusal)}); see the dashboard's log on the head node")
+    raise PatterningError(
+        f"{address}: refused the job ({last_line(refusal)}); see the dashboard's log on the head node"
+    )
 
 
 def _follow(client: JobSubmissionClient, address: str, job: str) -> JobDetails:
@@ -137,8 +139,8 @@ def _follow(client: JobSubmissionClient, address: str, job: str) -> JobDetails:
             # 404: another cluster answers there, which does not know the job.
             if "status code 404" in str(error) or time.monotonic() - silent_since > _PATIENCE:
                 raise PatterningError(
-                    f"{address}: the cluster is lost, or out of reach ({line(error)}); when there is one again, the "
-                    "same command goes on from the run directory"
+                    f"{address}: the cluster is lost, or out of reach ({last_line(error)}); when there is one again, "
+                    "the same command goes on from the run directory"
                 ) from None
             time.sleep(1)
             continue
@@ -173,7 +175,7 @@ def _exit_code(job: str, details: JobDetails) -> int:
     if details.status == "STOPPED":
         _say(f"{job} was stopped; the same command goes on from the run directory")
     elif code is None:
-        _say(f"{job} failed: {line(details.message or 'no reason given')}")
+        _say(f"{job} failed: {last_line(details.message or 'no reason given')}")
     elif code == 127:
         _say(f"{job} failed: no `python` where Ray runs; start Ray with the environment's bin folder on its PATH")
     else:

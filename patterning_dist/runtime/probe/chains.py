@@ -22,7 +22,6 @@ from patterning_dist.runtime.probe.ranks import ProbeGroup, probe_groups
 from patterning_dist.runtime.resources import sampling_resources
 from patterning_dist.sampling.chain import ChainFailure
 from patterning_dist.sampling.direction import directional_losses, response_direction
-from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.target import Target
 
 # Seconds: how long the steps of one component are timed, and how long a process may take for anything at all.
@@ -140,7 +139,7 @@ def run_together(groups: list[ProbeGroup], function: Callable[..., Any], *argume
 
 
 def _open(rank: Any, opener: MakeStudy) -> None:
-    rank.subjects = opener(rank.device, Ranks(rank.rank, rank.size))
+    rank.subjects = opener(rank.device, rank.ranks)
 
 
 def _seconds(rank: Any, call: Callable[[], object]) -> float:

@@ -21,7 +21,6 @@ from patterning_dist.runtime.probe.chains import SavedBytes, process_bytes, run_
 from patterning_dist.runtime.probe.ranks import probe_groups
 from patterning_dist.runtime.resources import training_resources
 from patterning_dist.runtime.training.trainer import Trainer
-from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.tasks.open import open_task
 from patterning_dist.training.job import TrainingJob
 
@@ -135,7 +134,7 @@ def probe_job(
 
 def _open_trainer(rank: Any, config: Config, directory: Path, job: TrainingJob) -> None:
     task = open_task(config, directory, rank.device)
-    rank.trainer = Trainer(config, task, job, Ranks(rank.rank, rank.size), rank.device)
+    rank.trainer = Trainer(config, task, job, rank.ranks, rank.device)
     rank.number = 0
 
 

@@ -10,7 +10,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from patterning_dist.runtime.actor import ActorHandle
-from patterning_dist.runtime.metrics import TrainingMetrics
+from patterning_dist.runtime.metrics import Metrics
 from patterning_dist.runtime.training.trainer import Trainer
 from patterning_dist.runtime.training.weights import load_shares, own_share, save_weights
 from patterning_dist.storage.files import write_json, write_parquet
@@ -22,7 +22,7 @@ _NOTE_EVERY = 0.5
 class Recorder:
     """Files and notes of rank 0; every rank calls it, since measuring and gathering weights take all of them."""
 
-    def __init__(self, trainer: Trainer, place: Place, board: ActorHandle, metrics: TrainingMetrics) -> None:
+    def __init__(self, trainer: Trainer, place: Place, board: ActorHandle, metrics: Metrics) -> None:
         self.trainer, self.job, self.writes = trainer, trainer.job, trainer.ranks.rank == 0
         self.place, self.board, self.metrics = place, board, metrics
         self.noted_step, self.noted, self.started = 0, 0.0, time.monotonic()
@@ -44,8 +44,8 @@ class Recorder:
         total = self.job.total_steps
         if self.writes and (time.monotonic() - self.noted > _NOTE_EVERY or done == total):
             self.noted = time.monotonic()
-            self.metrics.step(done - self.noted_step)
-            self.metrics.loss(loss)
+            self.metrics.add("patterning_training_steps", done - self.noted_step)
+            self.metrics.set("patterning_training_loss_nats", loss)
             self.noted_step = done
             self.board.note.remote(self.job.name, done=done, total=total, loss=loss, healthy=bool(np.isfinite(loss)))
 

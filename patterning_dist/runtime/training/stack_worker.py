@@ -1,4 +1,4 @@
-"""The actor that trains stacks of small networks, one after another."""
+"""Training stacks of small networks on a worker, one after another."""
 
 from __future__ import annotations
 
@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import ray
 from torch import nn
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.runtime.actor import Actor, ActorHandle
-from patterning_dist.runtime.environment import prepare_process
+from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.training.engine import deepspeed_config, initialize_alone
+from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.storage.mirror import Place
 from patterning_dist.storage.run import stage_fingerprint
 from patterning_dist.training.stacked import Networks, Phase, StackedTraining, StackSettings, TorchEngine
@@ -89,44 +88,37 @@ class Trained:
         return Trained(under("parameters/"), under("behaviour/"))
 
 
-@ray.remote
-class StackTrainer(Actor):
-    """One process with a task, for any number of stacks one after another."""
+def open_stacks(recipe: StackRecipe, place: Place, device: str, ranks: Ranks) -> Any:
+    """The task, in the worker that is to train; what a ``ModelWorker`` calls its study."""
+    return recipe.open_task(place.fetch(*recipe.files), device)
 
-    def __init__(self, recipe: StackRecipe, device: str, num_threads: int) -> None:
-        prepare_process(num_threads)
-        self.recipe, self.device = recipe, device
 
-    def open(self, place: Place) -> None:
-        """Read the samples."""
-        self.task = self.recipe.open_task(place.fetch(*self.recipe.files), self.device)
+def train_stack(worker: Any, recipe: StackRecipe, stack: StackTask, board: ActorHandle) -> dict[str, np.ndarray]:
+    """Train a stack from fresh weights; returns ``Trained.arrays``.
 
-    def train(self, stack: StackTask, board: ActorHandle) -> dict[str, np.ndarray]:
-        """Train a stack from fresh weights; returns ``Trained.arrays``.
+    Raises:
+        PatterningError: a network's parameters are not finite.
+    """
+    settings, task, device = recipe.settings, worker.study, worker.device
+    make_engine: Callable[..., Any] = TorchEngine
+    if recipe.engine == "deepspeed":
+        # DeepSpeed counts samples; those of one network are what it has to know of. By default it clips gradients,
+        # here by the norm over all networks: each one's steps would depend on the others.
+        engine = deepspeed_config(None, settings.batch_size, 1) | {"gradient_clipping": 0.0}
+        make_engine = partial(initialize_alone, config=engine, device=device)
+    training = StackedTraining(task, settings, stack.seeds, device, make_engine)
+    noted = 0.0
 
-        Raises:
-            PatterningError: a network's parameters are not finite.
-        """
-        settings = self.recipe.settings
-        make_engine: Callable[..., Any] = TorchEngine
-        if self.recipe.engine == "deepspeed":
-            # DeepSpeed counts samples; those of one network are what it has to know of. By default it clips gradients,
-            # here by the norm over all networks: each one's steps would depend on the others.
-            engine = deepspeed_config(None, settings.batch_size, 1) | {"gradient_clipping": 0.0}
-            make_engine = partial(initialize_alone, config=engine, device=self.device)
-        training = StackedTraining(self.task, settings, stack.seeds, self.device, make_engine)
-        noted = 0.0
+    def note(step: int) -> None:
+        nonlocal noted
+        if time.monotonic() - noted > _NOTE_EVERY or step == settings.num_steps:
+            board.note.remote(stack.key, done=step, total=settings.num_steps, loss=None, healthy=True)
+            noted = time.monotonic()
 
-        def note(step: int) -> None:
-            nonlocal noted
-            if time.monotonic() - noted > _NOTE_EVERY or step == settings.num_steps:
-                board.note.remote(stack.key, done=step, total=settings.num_steps, loss=None, healthy=True)
-                noted = time.monotonic()
-
-        training.run(stack.phases, note)
-        networks = {name: tensor.numpy() for name, tensor in training.networks().items()}
-        _refuse_not_finite(stack, networks)
-        return Trained(networks, self.recipe.behaviour(self.task, training.skeleton, training.parameters)).arrays()
+    training.run(stack.phases, note)
+    networks = {name: tensor.numpy() for name, tensor in training.networks().items()}
+    _refuse_not_finite(stack, networks)
+    return Trained(networks, recipe.behaviour(task, training.skeleton, training.parameters)).arrays()
 
 
 def _refuse_not_finite(stack: StackTask, networks: dict[str, np.ndarray]) -> None:

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from functools import partial
 
 import ray
 
 from patterning_dist.config import SamplingConfig
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.actor import ActorHandle
+from patterning_dist.runtime.chains.workers import model_workers
 from patterning_dist.runtime.environment import ray_session
-from patterning_dist.runtime.resources import sampling_resources
 from patterning_dist.runtime.tasks import Task, run_tasks
-from patterning_dist.runtime.training.stack_worker import StackRecipe, StackTask, StackTrainer, Trained
+from patterning_dist.runtime.training.stack_worker import StackRecipe, StackTask, Trained, open_stacks, train_stack
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.storage.run import RunDirectory
 
@@ -46,27 +47,22 @@ def train_stacks(
     Raises:
         PatterningError: a network's parameters are not finite, or the cluster has no room.
     """
-    need = sampling_resources(sampling, device)
     with contextlib.ExitStack() as resources:
-
-        def start() -> tuple[ActorHandle, ray.ObjectRef]:
-            trainer = StackTrainer.options(**need.options).remote(recipe, device, sampling.threads_per_worker)
-            return trainer, trainer.open.remote(run.place)
 
         def hire(number: int) -> Workforce:
             resources.enter_context(ray_session(sampling.threads_per_worker))
-            number = need.at_once(number, sampling.workers).number
-            return resources.enter_context(Workforce(start, number, need, progress))
+            opener = partial(open_stacks, recipe, run.place)
+            return resources.enter_context(model_workers(opener, sampling, device, number, progress))
 
-        def train(stack: StackTask) -> Callable[[ActorHandle, ActorHandle], ray.ObjectRef]:
-            return lambda worker, board: worker.train.remote(stack, board)
+        def train(stack: StackTask, worker: ActorHandle, board: ActorHandle) -> ray.ObjectRef:
+            return worker.__ray_call__.remote(train_stack, recipe, stack, board)
 
         tasks = [
             Task(
                 stack.key,
                 f"{folder}/{stack.arm}-{stack.seeds[0]}.npz",
                 stack.fingerprint(inputs),
-                train(stack),
+                partial(train, stack),
             )
             for stack in stacks
         ]

@@ -9,15 +9,13 @@ import torch
 
 from patterning_dist.config import Config
 from patterning_dist.runtime.training.engine import deepspeed_config, initialize, model_in_pieces
-from patterning_dist.sampling.batches import all_losses
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.sampling.samples import to_device
+from patterning_dist.sampling.samples import all_losses, to_device
 from patterning_dist.tasks.held_out import held_out_splits
 from patterning_dist.tasks.optimizers import learning_rate_factor, set_learning_rate_factor
 from patterning_dist.tasks.task import Task
-from patterning_dist.training.batches import WeightedBatches
+from patterning_dist.training.batches import WeightedBatches, weighted_loss
 from patterning_dist.training.job import TrainingJob
-from patterning_dist.training.loss import weighted_loss
 
 
 class Trainer:

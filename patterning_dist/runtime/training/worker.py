@@ -11,7 +11,7 @@ from patterning_dist.config import Config
 from patterning_dist.errors import PatterningError
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.environment import prepare_process, resolve_device
-from patterning_dist.runtime.metrics import training_metrics
+from patterning_dist.runtime.metrics import Metrics
 from patterning_dist.runtime.training.checkpoints import TrainingCheckpoints
 from patterning_dist.runtime.training.recorder import Recorder
 from patterning_dist.runtime.training.trainer import Trainer
@@ -49,7 +49,7 @@ def _train(config: Config, place: Place, trainer: Trainer, board: ActorHandle, c
     """Train one job to its end; False if it was stopped on the way."""
     job = trainer.job
     fingerprint = job.fingerprint(config)
-    recorder = Recorder(trainer, place, board, training_metrics(config.name, job.name))
+    recorder = Recorder(trainer, place, board, Metrics(run=config.name, arm=job.name))
     checkpoints = TrainingCheckpoints(job, fingerprint, place.path, place.storage, control, trainer.device)
     if (kept := checkpoints.restore(trainer.engine)) is not None:
         recorder.load_state_dict(kept["recorder"], kept["step"])

@@ -5,12 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import numpy as np
-from markupsafe import Markup
-
 from patterning_dist.experiments.two_rules.page.labels import STYLES, arm_name
 from patterning_dist.report.blocks import Figure, Figures, Note, Section, Table
-from patterning_dist.report.svg import Plot
+from patterning_dist.report.figures import intervals
 from patterning_dist.report.words import estimate, number
 
 
@@ -49,7 +46,10 @@ def arms_section(arms: Mapping[str, Any], contrasts: Sequence[Mapping[str, Any]]
         "minus among those with “(”, 1 for a network that looks at nothing else. Free energy and LLC: weights of "
         "minimum norm for the responses of these as they are, lower for the one rule and higher for the other."
     )
-    figure = Figure("Share of out-of-distribution strings rejected", _distributions(arms))
+    dots = [(arm_name(arm), STYLES.get(arm, "arm-other"), "dot", entry["rejected"]) for arm, entry in arms.items()]
+    what = "Share of out-of-distribution strings that the networks of every arm reject"
+    svg = intervals(dots, "share rejected: 0 EQUAL-COUNT, 1 NESTED", what)
+    figure = Figure("Share of out-of-distribution strings rejected", svg)
     return Section(
         "arms",
         "Which rule the networks follow",
@@ -68,25 +68,3 @@ def _contrasts(contrasts: Sequence[Mapping[str, Any]]) -> Table:
         for entry in contrasts
     ]
     return Table(["arm", "against", "networks", "rejected, difference"], rows, title="Arms against each other, paired")
-
-
-def _distributions(arms: Mapping[str, Any]) -> Markup:
-    """A row of dots an arm, with its mean and interval."""
-    names = [arm_name(arm) for arm in arms]
-    plot = Plot(
-        (-0.02, 1.02),
-        (len(names), 0),
-        rows=names,
-        left=14 + int(6.8 * max(map(len, names))),
-        height=48 + 34 * len(names),
-        x_label="share rejected: 0 EQUAL-COUNT, 1 NESTED",
-    )
-    for row, (arm, entry) in enumerate(arms.items()):
-        style = STYLES.get(arm, "arm-other")
-        # Dots of like networks lie above each other.
-        for place, value in enumerate(np.sort(entry["rejected"]["per_seed"])):
-            plot.dot(value, row + 0.66 + 0.05 * (place % 5), f"{style} faint", 2.4, f"{arm_name(arm)}: {number(value)}")
-        low, high = entry["rejected"]["interval"]
-        plot.span(max(low, 0.0), min(high, 1.0), row + 0.36, style)
-        plot.dot(entry["rejected"]["value"], row + 0.36, style, 5, f"{arm_name(arm)}: {estimate(entry['rejected'])}")
-    return plot.svg("Share of out-of-distribution strings that the networks of every arm reject")

@@ -7,8 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from patterning_dist.experiments.two_rules.page.arms import arms_section
-from patterning_dist.experiments.two_rules.page.check import check_section
-from patterning_dist.experiments.two_rules.page.solutions import llc_section, rounds_section
+from patterning_dist.experiments.two_rules.page.solutions import check_section, llc_section, rounds_section
 from patterning_dist.report.blocks import Note, Section, Table
 from patterning_dist.report.page import when, write_page
 from patterning_dist.report.words import duration, number
@@ -16,6 +15,7 @@ from patterning_dist.report.words import duration, number
 
 def write_parentheses_page(path: Path, summary: Mapping[str, Any]) -> None:
     """Write the page of a finished run from its summary.json."""
+    cost = Table(["stage", "time"], [[stage, duration(value)] for stage, value in summary["seconds"].items()])
     write_page(
         path,
         kind="Choosing the algorithm",
@@ -29,7 +29,7 @@ def write_parentheses_page(path: Path, summary: Mapping[str, Any]) -> None:
             llc_section(summary["llc"], summary["reliability"]),
             check_section(summary["check"]),
             _strings(summary["strings"]),
-            _cost(summary["seconds"]),
+            Section("cost", "Cost", [cost]),
         ],
     )
 
@@ -46,7 +46,3 @@ def _strings(strings: Mapping[str, list[dict[str, Any]]]) -> Section:
         for side, words in (("up", "weighted up"), ("down", "weighted down"))
     ]
     return Section("strings", "The strings that decide", [Note(lead, "lead"), *tables])
-
-
-def _cost(seconds: Mapping[str, float]) -> Section:
-    return Section("cost", "Cost", [Table(["stage", "time"], [[s, duration(v)] for s, v in seconds.items()])])

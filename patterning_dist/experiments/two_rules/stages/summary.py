@@ -34,7 +34,7 @@ def summarise_arms(config: ParenthesesConfig, folder: Path) -> dict[str, Any]:
         rejected, number = table["rejected"], len(table["rejected"])
         found[arm] = {
             "num_networks": number,
-            "rejected": mean_with_interval(rejected) | {"per_seed": rejected},
+            "rejected": mean_with_interval(rejected) | {"per_seed": rejected.tolist()},
             "difference_from_base": mean_with_interval(rejected - base[:number]),
             "train_accuracy_min": float(table["train"].min()),
             "test_accuracy_min": float(table["test"].min()),
@@ -152,8 +152,9 @@ def _along(
     config: ParenthesesConfig, folder: Path, name: str, strengths: list[float], n_beta: float
 ) -> dict[str, list[tuple[float, float]]]:
     """(predicted, measured) change of LLC and free energy of one reference at strengths of one sign, outwards."""
-    llc, free_energy = (quantity.name for quantity in config.sampling.posterior_quantities)
-    plain, _ = read_parquet(folder / table_name(name), (f"chi_{llc}", f"chi_{free_energy}"))
+    names = [f"chi_{quantity.name}" for quantity in config.sampling.posterior_quantities]
+    plain, _ = read_parquet(folder / table_name(name), names)
+    llc, free_energy = (plain[chi].to_numpy().astype(np.float64) for chi in names)
     diagnostics = read_diagnostics(folder, "diagnostics.json")
     realised = read_diagnostics(folder, "realised.json")
     base = diagnostics[name]["llc"]["value"]
@@ -165,17 +166,13 @@ def _along(
         unit = h / strength  # dh/ds: weights move along one line
         scale = n_beta / len(h)
         if slope is None:
-            slope = scale * float(plain[f"chi_{free_energy}"].to_numpy().astype(np.float64) @ unit)
+            slope = scale * float(free_energy @ unit)
         changed = f"{name}@{strength:+g}"
         here = _slope(folder, changed, h, unit, n_beta)
         integral += 0.5 * (slope + here) * (strength - at)
         at, slope = strength, here
-        predicted = {
-            "llc": scale * float(plain[f"chi_{llc}"].to_numpy().astype(np.float64) @ h),
-            "free_energy": scale * float(plain[f"chi_{free_energy}"].to_numpy().astype(np.float64) @ h),
-        }
-        found["llc"].append((predicted["llc"], realised[changed]["llc"]["value"] - base))
-        found["free_energy"].append((predicted["free_energy"], integral))
+        found["llc"].append((scale * float(llc @ h), realised[changed]["llc"]["value"] - base))
+        found["free_energy"].append((scale * float(free_energy @ h), integral))
     return found
 
 
