@@ -11,7 +11,7 @@ import pytest
 import ray
 from ray.cluster_utils import Cluster
 
-from patterning_dist.runtime.environment import leave_ray, worker_environment
+from patterning_dist.runtime.environment import worker_environment
 
 # Of ``s3_server``, where runs at a URL are kept.
 S3_ACCESS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -46,4 +46,4 @@ def joined(address: str) -> Iterator[None]:
     try:
         yield
     finally:
-        leave_ray()
+        ray.shutdown()

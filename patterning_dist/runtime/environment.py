@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import signal
@@ -116,17 +115,7 @@ def ray_session(num_threads: int) -> Iterator[None]:
         ) from error
     finally:
         if started:
-            leave_ray()
-
-
-def leave_ray() -> None:
-    """End this process's part in a cluster, and let go of the actors that garbage still refers to.
-
-    Ray names actors after the job and how many came before, so that the next cluster's may have the same names: a
-    handle that is collected only then would end one of those.
-    """
-    ray.shutdown()
-    gc.collect()
+            ray.shutdown()
 
 
 def _start(num_threads: int) -> None:

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import gc
 import json
 import re
-import weakref
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import ray
 import torch
-from shared_ray import joined
 from tiny_run import copy_run, quiet, subjects_of, tiny_config
 
 from patterning_dist.aggregation.files import read_chains, read_gradients, read_records
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import susceptibility
-from patterning_dist.runtime.chains.workers import progress_board
 from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.runtime.resources import Resources
 from patterning_dist.runtime.workforce import Workforce
@@ -196,19 +192,3 @@ def test_a_worker_that_cannot_be_started_is_an_error_and_not_a_wait():
         pytest.raises(PatterningError, match=r"^a worker cannot be started: ImportError: no module named nowhere$"),
     ):
         workers.run([lambda worker: worker.open.remote()], lambda results: None)
-
-
-def test_leaving_a_cluster_lets_go_of_its_actors(ray_address):
-    """Garbage that is collected later would end an actor of the next cluster, which may have the same name."""
-    ray.shutdown()
-    gc.disable()
-    try:
-        with joined(ray_address):
-            cycle = [progress_board()]
-            cycle.append(cycle)
-            handle = weakref.ref(cycle[0])
-            del cycle
-            assert handle() is not None
-        assert handle() is None
-    finally:
-        gc.enable()

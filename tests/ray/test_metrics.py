@@ -14,7 +14,6 @@ import ray
 from exported_metrics import exported_names
 from prometheus_client.parser import text_string_to_metric_families
 
-from patterning_dist.runtime.environment import leave_ray
 from patterning_dist.runtime.metrics import Metrics
 
 Samples = dict[str, dict[tuple[str, ...], float]]
@@ -78,7 +77,7 @@ def port() -> Iterator[int]:
             _metrics_export_port=port,
         )
         yield port
-        leave_ray()
+        ray.shutdown()
 
 
 @pytest.fixture(scope="module")
