@@ -11,7 +11,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from patterning_dist.data.sampler import permutation
 from patterning_dist.data.sequences import SequenceTable
 from patterning_dist.errors import PatterningError
 from patterning_dist.sampling.batches import all_losses
@@ -19,10 +18,10 @@ from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Joined, Part
 from patterning_dist.storage.files import file_sha256
 from patterning_dist.tasks.base import PlainTask
+from patterning_dist.tasks.held_out import held_out_ids
 from patterning_dist.tasks.huggingface import HuggingFace
 from patterning_dist.tasks.task import FileHash, Metric, weights_fingerprint
 
-_EVALUATION_STREAM = 0x6576616C
 _BATCH = 64
 
 
@@ -113,7 +112,7 @@ class SequenceTask(PlainTask):
     def _evaluated(self) -> tuple[Joined, np.ndarray, np.ndarray]:
         """Held-out samples that metrics are taken on, and the set and the domain of each."""
         seed, num = self._evaluation
-        chosen = {k: permutation(seed, _EVALUATION_STREAM, len(s))[:num] for k, s in self.held_out.items()}
+        chosen = held_out_ids(self, seed, num, "realised")
         parts = [Part(self.held_out[name], ids) for name, ids in chosen.items()]
         sets = np.concatenate([np.full(len(ids), name, object) for name, ids in chosen.items()])
         return Joined(parts), sets, np.concatenate([self.held_out[name].domains[ids] for name, ids in chosen.items()])
