@@ -24,6 +24,7 @@ HELP = {
     "sample": "Run the posterior chains of every checkpoint and component.",
     "solve": "Turn the susceptibilities into sample weights that reach the targets.",
     "check": "Measure the response under the weights by coupled chains.",
+    "predict": "Foresee what every arm will come to, before it is trained.",
     "retrain": "Train again on the weighted data, every arm with every seed.",
     "report": "Write report.html and summary.json.",
 }
@@ -135,7 +136,7 @@ def study(config: ConfigArgument, overrides: SetOption = None, run_dir: RunDirOp
         loaded, directory = _open(config, overrides, run_dir)
         from patterning_dist.driver import of_the_loop, run_stages
 
-        later = dict.fromkeys(("solve", "check", "retrain"))
+        later = dict.fromkeys(("solve", "check", "predict", "retrain"))
         run_stages(of_the_loop(loaded, "study").model_copy(update=later), None, directory)
 
 

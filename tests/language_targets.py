@@ -18,12 +18,10 @@ from patterning_dist.tasks.language import LanguageTask
 class Sequences:
     """Token ids [sequence, position] as ``TokenSamples``; ``asked`` remembers the ids of every batch."""
 
-    documents = None
-
     def __init__(self, tokens, domains=None, counted=None):
         self.all, self.mask, self.asked = np.asarray(tokens), counted, []
         self.domains = np.full(len(self.all), "held_out", object) if domains is None else domains
-        self.context_length = self.all.shape[1]
+        self.context_length, self.documents = self.all.shape[1], np.arange(len(self.all))
         self.mean_counted = None if counted is None else counted.sum() / len(counted)
 
     def __len__(self):
@@ -51,11 +49,16 @@ def language_task(train, held_out, *, domains=None, vocabulary_size=31, **sizes)
     return LanguageTask(model, train, sets, folder=Path(), given=(), evaluation=(0, 8), device="cpu")
 
 
+def whole_sets(task):
+    """All held-out samples, for ``held_out_splits``."""
+    return {name: np.arange(len(samples)) for name, samples in task.held_out.items()}
+
+
 def language_target(task, component, probe, *, splits=None, seed=1, layered=True, **options):
     """A target over a fresh model, with the split losses over all held-out sequences."""
     model = task.build(seed)
     chosen = select_component(model, component)
-    held_out = held_out_splits(task, 0, 10**6, splits or {})
+    held_out = held_out_splits(task, whole_sets(task), splits or {})
     if held_out is not None:
         options |= {"held_out": held_out.samples, "coefficients": held_out.coefficients}
     options = {"num_component_losses": 1, "layered": task.layered(model, chosen) if layered else None} | options

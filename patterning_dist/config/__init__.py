@@ -19,7 +19,7 @@ from patterning_dist.config.model import (
     ModuleConfig,
     TaskConfig,
 )
-from patterning_dist.config.response import CheckConfig, DirectionConfig, ResponseConfig, SolveConfig
+from patterning_dist.config.response import CheckConfig, DirectionConfig, PredictConfig, ResponseConfig, SolveConfig
 from patterning_dist.config.root import Root
 from patterning_dist.config.sampling import (
     ComponentConfig,
@@ -55,6 +55,7 @@ __all__ = [
     "ModuleConfig",
     "ObservableConfig",
     "PairsConfig",
+    "PredictConfig",
     "ResponseConfig",
     "RetrainConfig",
     "Root",

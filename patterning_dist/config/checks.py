@@ -24,7 +24,7 @@ _DATA = {
 
 def check(config: Config) -> list[str]:
     """Every broken rule, one line each; an empty list if the experiment can be run."""
-    rules = (_model, _components, _observables, _training, _sampling, _calibration, _solve, _check, _retrain)
+    rules = (_model, _components, _observables, _training, _sampling, _calibration, _solve, _check, _predict, _retrain)
     # A value that several components inherit is one fault.
     return list(dict.fromkeys(line for rule in rules for line in rule(config)))
 
@@ -134,7 +134,7 @@ def _training(config: Config) -> Iterator[str]:
     if training.optimizer == "muon" and not isinstance(model, AttentionOnlyConfig):
         yield (
             "training.optimizer: muon steps on one matrix a head, which the attention-only transformer alone has; "
-            "set it to adamw"
+            "set it to adamw or sgd"
         )
 
 
@@ -293,6 +293,15 @@ def _check(config: Config) -> Iterator[str]:
         yield "check: weights are of training samples, and sampling.probe is another table; remove one of the two"
     if 0 in config.check.strengths or _repeated(config.check.strengths):
         yield "check.strengths: expected different numbers, none of them 0: that one is measured anyway"
+
+
+def _predict(config: Config) -> Iterator[str]:
+    if config.predict is None:
+        return
+    if config.retrain is None:
+        yield "predict: there are no trainings to foresee; add retrain, or remove predict"
+    if not any(observable.kind == "split_loss" for observable in config.sampling.observables):
+        yield "predict: is about split losses, and sampling.observables has none; add one, or remove predict"
 
 
 def _retrain(config: Config) -> Iterator[str]:

@@ -55,6 +55,14 @@ class SolveConfig(Section):
     weight_max: float = Field(4, gt=1, description="largest sample weight rho [1]")
 
 
+class PredictConfig(Section):
+    """What every arm that goes on from a checkpoint will come to, before it is trained."""
+
+    gradient_sequences: int = Field(1024, ge=1, description="training samples of a mean gradient [sequences]")
+    curvature_sequences: int = Field(128, ge=1, description="training samples of a Hessian product [sequences]")
+    lanczos_steps: int = Field(6, ge=1, description="Hessian products that apply the window's kernel [products]")
+
+
 class CheckConfig(Section):
     """The response under weights, by chains that share noise and minibatches with the unweighted ones."""
 

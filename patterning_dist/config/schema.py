@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 from patterning_dist.config.calibration import CalibrationConfig
 from patterning_dist.config.data import DataConfig
 from patterning_dist.config.model import AttentionOnlyConfig, ModelConfig
-from patterning_dist.config.response import CheckConfig, ResponseConfig, SolveConfig
+from patterning_dist.config.response import CheckConfig, PredictConfig, ResponseConfig, SolveConfig
 from patterning_dist.config.root import Root
 from patterning_dist.config.sampling import SamplingConfig
 from patterning_dist.config.section import Section
@@ -39,6 +39,7 @@ class Config(Root):
     response: ResponseConfig = Field(ResponseConfig(), description="susceptibilities from the chains")
     solve: SolveConfig | None = Field(None, description="sample weights from the susceptibilities")
     check: CheckConfig | None = Field(None, description="the response under weights, measured by coupled chains")
+    predict: PredictConfig | None = Field(None, description="what the arms will come to, before they are trained")
     retrain: RetrainConfig | None = Field(None, description="training again on the weighted data")
 
     @model_validator(mode="before")

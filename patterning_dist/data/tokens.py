@@ -81,7 +81,7 @@ class TokenDataset:
     Attributes:
         num_sequences: blocks.
         domains: object [block]; the row's ``domain`` where there is such a column, else the stem of the file.
-        documents: int64 [block] in this project's tables, else None.
+        documents: int64 [block] as this project's tables say it; else every row is a document.
         metadata: header of this project's tables, else empty.
         vocabulary_size: where the header says it, else None.
         num_dropped: rows that have no token to predict.
@@ -111,7 +111,7 @@ class TokenDataset:
         self.metadata: Mapping[str, Any] = {}
         parts: list[Blocks] = []
         origins, domains, documents = [], [], []
-        self.num_dropped = num_tokens = 0
+        self.num_dropped = num_tokens = num_rows = 0
         for rows in find_rows(self._name, [column], MASKS):
             if rows.own is not None:
                 self.metadata = rows.own
@@ -122,8 +122,10 @@ class TokenDataset:
             parts.append(blocks)
             origins.append(rows.origins(blocks.row))
             domains.append(rows.domain_names()[blocks.row])
+            documents.append(num_rows + blocks.row)
+            num_rows += len(rows)
             if "document" in rows.columns:
-                documents.append(rows.columns["document"].to_numpy()[blocks.row])
+                documents[-1] = rows.columns["document"].to_numpy()[blocks.row]
             self.num_dropped += len(rows) - len(np.unique(blocks.row))
             num_tokens += blocks.num_tokens
         self.num_sequences = sum(len(part.row) for part in parts)
@@ -136,7 +138,7 @@ class TokenDataset:
         self._join(parts)
         self._origins = np.concatenate(origins)
         self.domains: np.ndarray = np.concatenate(domains)
-        self.documents = np.concatenate(documents) if len(documents) == len(parts) else None
+        self.documents: np.ndarray = np.concatenate(documents)
         self.vocabulary_size: int | None = self.metadata.get("vocabulary_size")
         self.num_dropped_tokens = num_tokens - sum(int(part.length.sum()) for part in parts)
 

@@ -62,6 +62,8 @@ class Loop:
             found["solve"] = Stage(f"{room}.solve:solve", ("response", "solve"))
         if config.check is not None:
             found["check"] = Stage(f"{room}.check:check", ("check",))
+        if config.predict is not None:
+            found["predict"] = Stage(f"{room}.predict:predict", ("training", "predict", "retrain"))
         if config.retrain is not None:
             found["retrain"] = Stage(f"{room}.train:retrain", ("training", "retrain"))
         found["report"] = Stage(f"{room}.report:report", ("name",), on_ray=False)

@@ -154,4 +154,5 @@ def _shared_inputs(subjects: Subjects, sha256: FileHash) -> dict[str, Any]:
         "functions": [code_fingerprint(path) for path in functions],
         "probe": None if sampling.probe is None else sha256(Path(sampling.probe)),
         "traces": subjects.thin,
+        "held_out": subjects.part,
     }

@@ -34,7 +34,7 @@ from patterning_dist.sampling.statistics import PositionMeans, Statistic
 from patterning_dist.sampling.target import Target
 from patterning_dist.sampling.traces import TraceRecorder, trace_store
 from patterning_dist.storage.mirror import Place
-from patterning_dist.tasks.held_out import HeldOut, held_out_splits
+from patterning_dist.tasks.held_out import HeldOut, HeldOutPart, held_out_ids, held_out_splits
 from patterning_dist.tasks.task import Task
 
 # Streams of the counter-based sampler, apart from those of chains (small numbers).
@@ -91,6 +91,7 @@ class Subjects:
         by_name: the subjects.
         gradients_of: subjects whose chains also average positions and gradients of the split losses.
         thin: every ``thin``-th draw of the probe losses is kept; None: none is.
+        part: of the held-out samples, on which split losses are taken.
         device: torch device of models and batches.
         ranks: the chain group that this process is one of.
     """
@@ -105,11 +106,12 @@ class Subjects:
         *,
         gradients_of: frozenset[str] = frozenset(),
         thin: int | None = None,
+        part: HeldOutPart = "observed",
         device: str = "cpu",
         ranks: Ranks | None = None,
     ) -> None:
         self.task, self.sampling, self.seed, self.directory = task, sampling, seed, Path(directory)
-        self.by_name, self.gradients_of, self.thin = dict(by_name), gradients_of, thin
+        self.by_name, self.gradients_of, self.thin, self.part = dict(by_name), gradients_of, thin, part
         self.device, self.ranks = device, ranks or Ranks()
         self._checkpoint: tuple[str, nn.Module] | None = None
         self._target: Target | None = None
@@ -132,7 +134,8 @@ class Subjects:
     def held_out(self) -> HeldOut | None:
         """The split losses of the section; None where it has none."""
         splits = {o.name: o.split for o in self.sampling.observables if isinstance(o, SplitLossConfig)}
-        return held_out_splits(self.task, self.seed, self.sampling.evaluation_sequences, splits)
+        ids = held_out_ids(self.task, self.seed, self.sampling.evaluation_sequences, self.part)
+        return held_out_splits(self.task, ids, splits, self.part)
 
     @property
     def observable_names(self) -> list[str]:
@@ -257,7 +260,7 @@ class OpenSubjects:
         open_task: (run directory, device) -> task.
         place: of the run.
         files: names there that tasks and chains read.
-        sampling, seed, by_name, gradients_of, thin: see ``Subjects``.
+        sampling, seed, by_name, gradients_of, thin, part: see ``Subjects``.
     """
 
     open_task: Callable[[Path, str], Task]
@@ -268,6 +271,7 @@ class OpenSubjects:
     by_name: dict[str, Subject]
     gradients_of: frozenset[str] = frozenset()
     thin: int | None = None
+    part: HeldOutPart = "observed"
 
     def __call__(self, device: str, ranks: Ranks) -> Subjects:
         """In the process that is to hold them."""
@@ -280,6 +284,7 @@ class OpenSubjects:
             self.by_name,
             gradients_of=self.gradients_of,
             thin=self.thin,
+            part=self.part,
             device=device,
             ranks=ranks,
         )

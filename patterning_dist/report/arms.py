@@ -15,7 +15,7 @@ from patterning_dist.report.words import Metrics, clear, estimate, listed, numbe
 
 SCORE, THRESHOLD = "prefix_matching", 0.1  # a score above it counts as a formed induction head
 _NO_METRICS = ("step", "seconds")
-_MARKS = {"predicted": "open", "cross_fitted": "diamond", "checked": "ring", "realised": "dot"}
+_MARKS = {"predicted": "open", "cross_fitted": "diamond", "checked": "ring", "window": "ring", "realised": "dot"}
 _ABSENT = {
     "retrain": "The experiment file has no section retrain, so no model is trained on weighted data.",
     "solve": "The experiment file has no section solve, so no weights are asked for and no response is predicted.",
@@ -101,9 +101,11 @@ def response(
     if not solution:
         return run.excuse(section, "No weights have been solved yet.", _ABSENT["solve"], "solve")
     checked = run.json("check/response.json") or {}
+    windows = run.json("predict/response.json") or {}
     # Before there is a summary, the solutions stand for the arms.
-    found = summary if "predicted" in summary else predictions(solution, checked, {})
-    kinds = [kind for kind in (*KINDS, "realised") if kind != "checked" or checked]
+    found = summary if "predicted" in summary else predictions(solution, checked, windows, {})
+    unasked = {kind for kind, content in (("checked", checked), ("window", windows)) if not content}
+    kinds = [kind for kind in (*KINDS, "realised") if kind not in unasked]
     shown = in_order({arm for kind in kinds for arm in found.get(kind) or {}}, ARM_ORDER)
     drawn, rows = [], []
     for name in solution.get("observables") or []:
@@ -127,7 +129,15 @@ def response(
     )
     if checked:
         words += " Checked is what chains under the weights do, against coupled chains without them."
+    if windows:
+        words += (
+            " Window is what the training itself was foreseen to do before it was run, on held-out samples that "
+            "neither the weights nor the result were taken on."
+        )
     section.blocks.append(Note(words))
+    for arm, entry in (windows.get("arms") or {}).items():
+        if entry.get("outside"):
+            section.blocks.append(Note(f"{arm}: outside the window, no prediction: {entry['outside']}.", "small"))
     section.blocks += [Figures(drawn)] if drawn else []
     headers = ["observable", "arm", *(kind.replace("_", "-") for kind in kinds)]
     section.blocks.append(Table(headers, rows, "With 95 % intervals"))

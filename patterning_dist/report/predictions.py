@@ -1,27 +1,33 @@
-"""What the posterior says of an arm beforehand: the linear response, and the response of chains under its weights."""
+"""What is said of an arm beforehand: by the posterior's linear response, by chains under its weights, by its window."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-KINDS = ("predicted", "cross_fitted", "checked")
+KINDS = ("predicted", "cross_fitted", "checked", "window")
 
 
 def predictions(
-    solution: Mapping[str, Any], checked: Mapping[str, Any], arms: Mapping[str, Mapping[str, Any]]
+    solution: Mapping[str, Any],
+    checked: Mapping[str, Any],
+    windows: Mapping[str, Any],
+    arms: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Kind -> arm -> observable -> estimate, of every arm whose weights were solved for.
+    """Kind -> arm -> observable -> estimate, of every arm that something is said of.
 
     Args:
         solution: content of weights/solution.json; may be empty.
         checked: content of check/response.json; may be empty.
+        windows: content of predict/response.json; may be empty.
         arms: name -> ``weights`` and ``strength`` of the arms that are retrained; the solutions themselves are told of
             in any case.
     """
     solved = {arm: entry for arm, entry in solution.get("arms", {}).items() if "predicted_response" in entry}
     given = {arm: {"weights": arm, "strength": 1.0} for arm in solved} | dict(arms)
     found: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in KINDS}
+    inside = {arm: entry["observables"] for arm, entry in windows.get("arms", {}).items() if "observables" in entry}
+    found["window"] = inside
     for arm, entry in given.items():
         weights, strength = entry.get("weights"), entry.get("strength", 1.0)
         if weights not in solved:

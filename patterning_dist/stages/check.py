@@ -43,17 +43,22 @@ def check(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     opener = open_subjects(config, run.place, device)
     base = subject_name(config.solve.checkpoint or config.checkpoints[0], config.solve.component)
     table = f"weights/{config.check.weights}.parquet"
-    subjects = {
-        f"check/{base}@{strength:+g}": replace(opener.by_name[base], weights=table, strength=strength)
-        for strength in config.check.strengths
-    }
-    weighted = replace(opener, by_name=subjects, files=(*opener.files, table), gradients_of=frozenset(), thin=None)
+    names = {strength: f"check/{base}@{strength:+g}" for strength in (0.0, *config.check.strengths)}
+    subjects = {name: replace(opener.by_name[base], weights=table, strength=s) for s, name in names.items()}
+    weighted = replace(
+        opener,
+        by_name=subjects,
+        files=(*opener.files, table),
+        gradients_of=frozenset(),
+        thin=None,
+        part="predicted",  # the weights were solved for others
+    )
     measured = measure(run, config.name, STAGE, weighted, device, progress)
     solution = json.loads((run.path / "weights" / "solution.json").read_text())
     linear = solution["arms"][config.check.weights]["predicted_response"]
     found = {
-        f"{subject.strength:+g}": _differences(run, base, name, subject.strength, linear)
-        for name, subject in subjects.items()
+        f"{strength:+g}": _differences(run, names[0.0], names[strength], strength, linear)
+        for strength in config.check.strengths
     }
     write_json(run.path / RESULT, {"subject": base, "weights": config.check.weights, "strengths": found})
     return [*measured.files, run.path / RESULT]

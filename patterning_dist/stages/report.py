@@ -35,13 +35,14 @@ def _read(path: Path, asked_for: object) -> dict[str, Any]:
 def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
     solution = _read(run.path / "weights" / "solution.json", config.solve)
     checked = _read(run.path / "check" / "response.json", config.check)
+    windows = _read(run.path / "predict" / "response.json", config.predict)
     arms = read_arms(config, run.path)
     compared, unpaired = contrasts(arms)
     described = describe_metrics(config, run.path, arms)
     base = next((arm for arm in arms if arm.settings.weights is None), None)
     realised = {a.name: compare(a, base, "observables") for a in arms if base and a is not base}
     told = {a.name: {"weights": a.settings.weights, "strength": a.settings.strength} for a in arms}
-    predicted = predictions(solution, checked, told)
+    predicted = predictions(solution, checked, windows, told)
     stages = run.manifest["stages"]
     return {
         "name": config.name,
@@ -105,6 +106,7 @@ def _headline(
         "predicted": "linear response at the checkpoint, error over chains",
         "cross_fitted": "linear response at the checkpoint on the chains that were not solved on",
         "checked": "chains under the weights minus coupled chains without, error over draws and chains",
+        "window": "the training's window walked under the weights and under equal ones, on other held-out samples",
     }
     for kind, what in sources.items():
         for arm, entries in predicted[kind].items():

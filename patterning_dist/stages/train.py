@@ -58,7 +58,7 @@ def arm_jobs(config: Config, run: RunDirectory) -> list[TrainingJob]:
     assert config.retrain is not None
     arms = config.retrain.arm_list
     task = open_task(config, run.path, "cpu")
-    tables = {arm.name: _weights(arm, run) for arm in arms}
+    tables = {arm.name: arm_weights(arm, run) for arm in arms}
     inputs = {arm.start: task.fingerprint(_start(arm)) for arm in arms}
     seeds = dict.fromkeys(seed for arm in arms for seed in arm.seeds)
     return [
@@ -97,7 +97,7 @@ def _start(arm: ArmConfig) -> str | None:
     return None if arm.start == "initialisation" else arm.start
 
 
-def _weights(arm: ArmConfig, run: RunDirectory) -> Path | None:
+def arm_weights(arm: ArmConfig, run: RunDirectory) -> Path | None:
     """The arm's table; one of the user's own is copied into the run, which every node sees and which replays itself."""
     if arm.weights is None or isinstance(arm.weights, str):
         return None if arm.weights is None else run.path / "weights" / f"{arm.weights}.parquet"

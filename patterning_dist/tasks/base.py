@@ -50,7 +50,7 @@ class PlainTask:
         """None of its own."""
         return None
 
-    def own_split(self, name: str) -> tuple[Samples, np.ndarray] | None:
+    def own_split(self, name: str, seed: int) -> tuple[Samples, np.ndarray] | None:
         """None."""
         return None
 

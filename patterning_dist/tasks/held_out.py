@@ -1,12 +1,15 @@
 """Split losses: linear functionals phi_k(w) = sum coefficients[k, s, p] l_{s,p}(w) of held-out losses, in nats.
 
-Any number of them costs one evaluation of the held-out samples.
+Any number of them costs one evaluation of the held-out samples. Every held-out set is divided into three disjoint
+parts, by document where documents are known: weights that are solved for on some samples fit those samples, so that
+chains observe phi on one part, responses are predicted and checked on another, and trainings are measured on the third.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Literal, get_args
 
 import numpy as np
 import torch
@@ -17,7 +20,11 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.sampling.samples import Joined, Part, Samples
 from patterning_dist.tasks.task import Task
 
-_HELD_OUT_STREAM = 0x68656C64  # of the counter-based sampler, apart from those of chains (small numbers)
+# Streams of the counter-based sampler, apart from those of chains (small numbers).
+_HELD_OUT_STREAM, _PART_STREAM = 0x68656C64, 0x70617274
+# What a part of the held-out samples is for: phi of the chains, predictions and their check, results of trainings.
+HeldOutPart = Literal["observed", "predicted", "realised"]
+HELD_OUT_PARTS: tuple[HeldOutPart, ...] = get_args(HeldOutPart)
 
 
 @dataclass(frozen=True)
@@ -28,21 +35,62 @@ class HeldOut:
         names: of the observables, one a row of ``coefficients``.
         samples: of all sets, end to end.
         coefficients: [observable, sample] or [observable, sample, position], float64.
+        groups: document of every sample, numbered from 0; samples of a group are not independent.
     """
 
     names: tuple[str, ...]
     samples: Joined
     coefficients: Tensor
+    groups: np.ndarray
 
 
-def held_out_splits(task: Task, seed: int, num_samples: int, splits: Mapping[str, str]) -> HeldOut | None:
-    """Lay named splits out as coefficients over a part of the held-out samples; None where there are no splits.
+def held_out_ids(task: Task, seed: int, num_samples: int, part: HeldOutPart) -> dict[str, np.ndarray]:
+    """Set -> ids of the samples of a part, ascending, ``num_samples`` of every set at most.
+
+    Domain by domain, documents in a random order go to the part that has the fewest samples so far. Where a domain has
+    fewer than three documents, and where none are known, the samples themselves are shared out.
+    """
+    found = {}
+    for name, samples in task.held_out.items():
+        order = permutation(seed, _HELD_OUT_STREAM, len(samples))
+        mine = order[_parts(task, seed, samples)[order] == HELD_OUT_PARTS.index(part)]
+        found[name] = np.sort(mine[:num_samples])
+    return found
+
+
+def _parts(task: Task, seed: int, samples: Samples) -> np.ndarray:
+    """Number of the part that each sample of a set belongs to [sample]."""
+    columns = task.index(samples, np.arange(len(samples)))
+    documents, domains = _documents(columns, len(samples)), columns.get("domain", np.zeros(len(samples), int))
+    part = np.empty(len(samples), np.int64)
+    for domain in dict.fromkeys(domains.tolist()):
+        here = np.flatnonzero(domains == domain)
+        whole = len(np.unique(documents[here])) >= len(HELD_OUT_PARTS)
+        _, group = np.unique(documents[here] if whole else here, return_inverse=True)
+        sizes, taken = np.bincount(group), np.zeros(len(HELD_OUT_PARTS), np.int64)
+        chosen = np.empty(len(sizes), np.int64)
+        for number in permutation(seed, _PART_STREAM, len(sizes)):
+            chosen[number] = taken.argmin()
+            taken[chosen[number]] += sizes[number]
+        part[here] = chosen[group]
+    return part
+
+
+def _documents(columns: Mapping[str, np.ndarray], num_samples: int) -> np.ndarray:
+    """Document of every sample; where none are known, every sample is one."""
+    return columns.get("document", np.arange(num_samples))
+
+
+def held_out_splits(
+    task: Task, ids: Mapping[str, np.ndarray], splits: Mapping[str, str], part: HeldOutPart = "observed"
+) -> HeldOut | None:
+    """Lay named splits out as coefficients over held-out samples; None where there are no splits.
 
     Args:
         task: has the held-out sets, and may have splits of its own.
-        seed: of the run; it decides which samples are taken.
-        num_samples: of every set, at most.
+        ids: set -> samples of it, see ``held_out_ids``.
         splits: observable name -> ``overall``, ``domain:NAME`` or a split of the task.
+        part: a task's own samples are others for each.
 
     Raises:
         PatterningError: unknown split, or one without entries in these samples.
@@ -51,12 +99,9 @@ def held_out_splits(task: Task, seed: int, num_samples: int, splits: Mapping[str
         return None
     if not task.held_out:
         raise PatterningError("sampling.observables: a split_loss needs held-out data, and there is none; add some")
-    ids = {
-        name: np.sort(permutation(seed, _HELD_OUT_STREAM, len(samples))[:num_samples])
-        for name, samples in task.held_out.items()
-    }
     parts: list[Samples] = [Part(task.held_out[name], ids[name]) for name in ids]
-    own = {split: found for split in splits.values() if (found := task.own_split(split)) is not None}
+    number = 1 + HELD_OUT_PARTS.index(part)
+    own = {split: found for split in splits.values() if (found := task.own_split(split, number)) is not None}
     rows = []
     for name, split in splits.items():
         if split in own:
@@ -67,7 +112,17 @@ def held_out_splits(task: Task, seed: int, num_samples: int, splits: Mapping[str
             np.concatenate([*shared, *(c if key == split else np.zeros_like(c) for key, (_, c) in own.items())])
         )
     joined = Joined([*parts, *(samples for samples, _ in own.values())])
-    return HeldOut(tuple(splits), joined, torch.from_numpy(np.stack(rows)))
+    return HeldOut(tuple(splits), joined, torch.from_numpy(np.stack(rows)), _groups(task, ids, len(joined)))
+
+
+def _groups(task: Task, ids: Mapping[str, np.ndarray], num_samples: int) -> np.ndarray:
+    """Documents of all sets apart from each other; samples of a task's own split are each a group."""
+    found: list[np.ndarray] = []
+    for name, chosen in ids.items():
+        _, group = np.unique(_documents(task.index(task.held_out[name], chosen), len(chosen)), return_inverse=True)
+        found.append(group + sum(1 + before.max(initial=-1) for before in found))
+    known = np.concatenate([np.zeros(0, np.int64), *found])
+    return np.concatenate([known, 1 + known.max(initial=-1) + np.arange(num_samples - len(known))])
 
 
 def _shape(task: Task, num: int) -> tuple[int, ...]:

@@ -56,7 +56,7 @@ class TokenSamples(Samples, Protocol):
 
     context_length: int
     domains: np.ndarray
-    documents: np.ndarray | None
+    documents: np.ndarray
     metadata: Mapping[str, Any]
 
     @property
@@ -122,6 +122,10 @@ class LanguageTask(CheckpointTask):
         """Predicted tokens that count."""
         return samples.counted(ids)
 
+    def index(self, samples: TokenSamples, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """sequence_id, domain and document."""
+        return {self.key: np.asarray(ids), "domain": samples.domains[ids], "document": samples.documents[ids]}
+
     def entries(self, samples: TokenSamples, ids: np.ndarray) -> dict[str, np.ndarray]:
         """The predicted token."""
         return {"token": samples.tokens(ids)[:, 1:].astype(np.int32)}
@@ -136,12 +140,12 @@ class LanguageTask(CheckpointTask):
         masks = [~induction] if name == "rest" else [induction, ~induction]
         return [(sign, mask & counts) for sign, mask in zip(signs, masks, strict=False)]
 
-    def own_split(self, name: str) -> tuple[Samples, np.ndarray] | None:
+    def own_split(self, name: str, seed: int) -> tuple[Samples, np.ndarray] | None:
         """repeated_sequence: the second copy of random tokens that come twice."""
         if name != "repeated_sequence":
             return None
         length = self.num_positions + 1
-        tokens = repeated_sequences(1, _NUM_REPEATED, length, self.vocabulary_size)
+        tokens = repeated_sequences(seed, _NUM_REPEATED, length, self.vocabulary_size)
         coefficients = np.zeros((len(tokens), length - 1))
         coefficients[:, length // 2 :] = 1
         return torch.from_numpy(tokens), coefficients / coefficients.sum()

@@ -18,15 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from patterning_dist.data.induction import induction_tokens, repeated_sequences
-from patterning_dist.data.sampler import permutation
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Joined, Part, all_losses
+from patterning_dist.tasks.held_out import held_out_ids
 from patterning_dist.tasks.task import Metric
 
 if TYPE_CHECKING:
     from patterning_dist.tasks.language import LanguageTask
 
-_EVALUATION_STREAM = 0x6576616C
 _NUM_REPEATED = 32
 _BATCH = 16
 
@@ -67,8 +66,8 @@ class Evaluation:
     def build(cls, task: LanguageTask, seed: int, num_sequences: int) -> Evaluation:
         """``num_sequences`` of every held-out set at most; the repeated ones are always the same (seed 0)."""
         parts, counted, induction = [], [], []
-        for samples in task.held_out.values():
-            ids = permutation(seed, _EVALUATION_STREAM, len(samples))[:num_sequences]
+        for name, ids in held_out_ids(task, seed, num_sequences, "realised").items():
+            samples = task.held_out[name]
             here, mask = induction_tokens(samples.document_tokens(ids)), samples.counted(ids)
             parts.append(Part(samples, ids))
             counted.append(np.ones_like(here) if mask is None else mask)

@@ -16,14 +16,15 @@ from patterning_dist.config import FunctionDataConfig, ModuleConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.functions import code_fingerprint, load_function
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.sampling.samples import Batch, Samples, all_losses, to_device
+from patterning_dist.sampling.samples import Batch, Part, Samples, all_losses, to_device
 from patterning_dist.sampling.shard import shard_model
 from patterning_dist.storage.files import file_sha256
 from patterning_dist.tasks.base import PlainTask
+from patterning_dist.tasks.held_out import held_out_ids
 from patterning_dist.tasks.own_samples import own_samples
 from patterning_dist.tasks.task import FileHash, Metric
 
-_EVALUATED_AT_ONCE = 256
+_EVALUATED, _EVALUATED_AT_ONCE = 10**6, 256  # samples of a held-out set at most, and in one batch
 
 
 class ModuleTask(PlainTask):
@@ -34,6 +35,7 @@ class ModuleTask(PlainTask):
         data: likewise.
         folder: of the run's own checkpoints, ``<folder>/<checkpoint>/model.safetensors``.
         device: torch device.
+        seed: of the run; it decides which held-out samples metrics are taken on.
         compute_dtype: of forward passes on several ranks, if not float32.
     """
 
@@ -46,10 +48,11 @@ class ModuleTask(PlainTask):
         *,
         folder: Path,
         device: str,
+        seed: int,
         compute_dtype: torch.dtype | None = None,
     ) -> None:
         self.model, self.data, self.folder, self.device = model, data, folder, device
-        self.compute_dtype = compute_dtype
+        self.seed, self.compute_dtype = seed, compute_dtype
         train, held_out = load_function(data.load, "data.load")()
         self.train = own_samples(train)
         self.held_out: Mapping[str, Samples] = {name: own_samples(samples) for name, samples in held_out.items()}
@@ -111,7 +114,8 @@ class ModuleTask(PlainTask):
     def evaluate(self, model: nn.Module, ranks: Ranks) -> dict[str, float]:
         """Mean losses of the held-out sets, and what the user's ``evaluate`` returns."""
         found = {}
-        for name, samples in self.held_out.items():
+        for name, ids in held_out_ids(self, self.seed, _EVALUATED, "realised").items():
+            samples = Part(self.held_out[name], ids)
             losses = all_losses(partial(self.losses, model), samples, ranks, _EVALUATED_AT_ONCE, self.device)
             found[f"{name}_loss"] = losses.mean().item()
         if self.model.evaluate is not None:

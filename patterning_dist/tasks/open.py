@@ -50,7 +50,9 @@ def open_task(config: Config, directory: Path, device: str) -> Task:
         assert isinstance(config.data, FunctionDataConfig)  # checked with the file
         from patterning_dist.tasks.module import ModuleTask
 
-        return ModuleTask(config.model, config.data, folder=directory, device=device, compute_dtype=dtype)
+        return ModuleTask(
+            config.model, config.data, folder=directory, device=device, seed=config.seed, compute_dtype=dtype
+        )
     if isinstance(config.data, PairsConfig | LabelledConfig):
         return _sequences(config, config.data, directory, device, dtype)
     return _language(config, directory, device, dtype)

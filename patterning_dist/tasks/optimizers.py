@@ -96,7 +96,7 @@ def head_matrix_optimizer(model: nn.Module, config: TrainingConfig) -> torch.opt
     """The optimizer of an attention-only transformer.
 
     ``muon``: ``PerHeadMuon`` with one matrix a head. ``adamw``: plain AdamW on everything, which is what ZeRO stages
-    1-3 can partition (they hand the optimizer flat pieces, in which no head is a matrix any more).
+    1-3 can partition (they hand the optimizer flat pieces, in which no head is a matrix any more); ``sgd`` likewise.
     """
     groups: dict[str, list[Tensor]] = {"matrices": [], "embeddings": [], "biases": []}
     for name, parameter in model.named_parameters():
@@ -108,23 +108,23 @@ def head_matrix_optimizer(model: nn.Module, config: TrainingConfig) -> torch.opt
         "biases": config.learning_rate * config.bias_learning_rate_factor,
     }
     named = [{"params": groups[kind], "lr": rates[kind]} for kind in groups if groups[kind]]
-    if config.optimizer == "adamw":
-        return torch.optim.AdamW(named, betas=(0.9, 0.98), weight_decay=config.weight_decay)
+    if config.optimizer != "muon":
+        return _plain(named, config, weight_decay=config.weight_decay)
     for kind, group in zip((kind for kind in groups if groups[kind]), named, strict=True):
         group.update(muon=kind == "matrices", weight_decay=config.weight_decay)
     return PerHeadMuon(named)
 
 
 def plain_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Optimizer:
-    """AdamW (Loshchilov & Hutter 1711.05101) on all that requires gradients; matrices decay, vectors do not.
+    """AdamW (Loshchilov & Hutter 1711.05101) or SGD on all that requires gradients; matrices decay, vectors do not.
 
     Raises:
         PatterningError: another optimizer is asked for.
     """
-    if config.optimizer != "adamw":
+    if config.optimizer == "muon":
         raise PatterningError(
             f"training.optimizer: {config.optimizer} steps on one matrix a head, which the attention-only transformer "
-            "alone has; set it to adamw"
+            "alone has; set it to adamw or sgd"
         )
     parameters = [p for p in model.parameters() if p.requires_grad]
     # Under ZeRO stage 3 a parameter that lies in pieces says its shape in ds_shape.
@@ -133,7 +133,13 @@ def plain_optimizer(model: nn.Module, config: TrainingConfig) -> torch.optim.Opt
         {"params": [p for p, m in zip(parameters, is_matrix, strict=True) if m == matrix], "weight_decay": decay}
         for matrix, decay in ((True, config.weight_decay), (False, 0.0))
     ]
-    return torch.optim.AdamW([g for g in groups if g["params"]], lr=config.learning_rate, betas=(0.9, 0.98))
+    return _plain([g for g in groups if g["params"]], config, lr=config.learning_rate)
+
+
+def _plain(groups: list[dict[str, Any]], config: TrainingConfig, **defaults: Any) -> torch.optim.Optimizer:
+    if config.optimizer == "sgd":
+        return torch.optim.SGD(groups, **defaults)
+    return torch.optim.AdamW(groups, betas=(0.9, 0.98), **defaults)
 
 
 def set_learning_rate_factor(optimizer: torch.optim.Optimizer, factor: float) -> None:

@@ -11,16 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, softplus
 
-from patterning_dist.data.sampler import permutation
 from patterning_dist.data.sequences import SequenceTable
 from patterning_dist.errors import PatterningError
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Joined, Part, all_losses
 from patterning_dist.tasks.base import CheckpointTask
+from patterning_dist.tasks.held_out import held_out_ids
 from patterning_dist.tasks.huggingface import HuggingFace
 from patterning_dist.tasks.task import Metric
 
-_EVALUATION_STREAM = 0x6576616C
 _BATCH = 64
 
 
@@ -80,7 +79,7 @@ class SequenceTask(CheckpointTask):
     def _evaluated(self) -> tuple[Joined, np.ndarray, np.ndarray]:
         """Held-out samples that metrics are taken on, and the set and the domain of each."""
         seed, num = self._evaluation
-        chosen = {k: permutation(seed, _EVALUATION_STREAM, len(s))[:num] for k, s in self.held_out.items()}
+        chosen = held_out_ids(self, seed, num, "realised")
         parts = [Part(self.held_out[name], ids) for name, ids in chosen.items()]
         sets = np.concatenate([np.full(len(ids), name, object) for name, ids in chosen.items()])
         return Joined(parts), sets, np.concatenate([self.held_out[name].domains[ids] for name, ids in chosen.items()])

@@ -106,7 +106,7 @@ class Task(Protocol):
         ...
 
     def index(self, samples: OwnSamples, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """What is known of samples, columns [sample]: ``key`` first, then ``domain`` where there are some."""
+        """What is known of samples, columns [sample]: ``key`` first, ``domain`` and ``document`` where known."""
         ...
 
     def entries(self, samples: OwnSamples, ids: np.ndarray) -> dict[str, np.ndarray]:
@@ -120,8 +120,13 @@ class Task(Protocol):
         """
         ...
 
-    def own_split(self, name: str) -> tuple[Samples, np.ndarray] | None:
-        """A split loss on samples of its own, with the coefficients of their losses; None: there is no such split."""
+    def own_split(self, name: str, seed: int) -> tuple[Samples, np.ndarray] | None:
+        """A split loss on samples of its own, with the coefficients of their losses; None: there is no such split.
+
+        Args:
+            name: of the split.
+            seed: another one gives other samples.
+        """
         ...
 
     def read_weights(self, path: Path, strength: float) -> np.ndarray:

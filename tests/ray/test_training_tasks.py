@@ -20,7 +20,7 @@ from patterning_dist.models.huggingface import load_language_model
 from patterning_dist.runtime.training.jobs import run_jobs
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.storage.run import RunDirectory
-from patterning_dist.tasks.held_out import held_out_splits
+from patterning_dist.tasks.held_out import held_out_ids, held_out_splits
 from patterning_dist.tasks.open import open_task
 from patterning_dist.training.job import TrainingJob
 
@@ -144,7 +144,8 @@ def test_what_a_training_of_a_language_model_leaves_is_a_checkpoint_of_transform
         assert all(torch.equal(p, stored[key]) for key, p in model.named_parameters())
         # The report's observables are those of the model that was written, by another way.
         task = open_task(config, run.path, "cpu")
-        held_out = held_out_splits(task, config.seed, config.sampling.evaluation_sequences, dict(splits(config)))
+        ids = held_out_ids(task, config.seed, config.sampling.evaluation_sequences, "realised")
+        held_out = held_out_splits(task, ids, dict(splits(config)), "realised")
         with torch.no_grad():
             losses = task.losses(model, held_out.samples[torch.arange(len(held_out.samples))]).double()
         values = (held_out.coefficients * losses).sum(dim=(1, 2))

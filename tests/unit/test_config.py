@@ -91,7 +91,7 @@ def test_override(path: Path, override: str, read: object) -> None:
         ("training.num_steps=many", "training.num_steps: expected a valid integer, unable to parse string"),
         ("training.num_steps=many", "got 'many'"),
         ("training.num_steps=null", "training.num_steps: expected a valid integer, got nothing"),
-        ("training.optimizer=sgd", "training.optimizer: expected 'muon' or 'adamw', got 'sgd'"),
+        ("training.optimizer=lion", "training.optimizer: expected 'muon', 'adamw' or 'sgd', got 'lion'"),
         (
             "sampling.inverse_temperature=-3",
             "sampling.inverse_temperature: expected a number greater than 0, got -3",

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from language_targets import language_task
+from language_targets import language_task, whole_sets
 
 from patterning_dist.data.induction import repeated_sequences
 from patterning_dist.errors import PatterningError
@@ -28,7 +28,8 @@ SPLITS = {
 
 
 def held_out(splits, tokens=TOKENS, domains=DOMAINS):
-    return held_out_splits(language_task(TOKENS, tokens, domains=domains, vocabulary_size=10), 0, 100, splits)
+    task = language_task(TOKENS, tokens, domains=domains, vocabulary_size=10)
+    return held_out_splits(task, whole_sets(task), splits)
 
 
 def values(splits, seed=0):
@@ -87,7 +88,7 @@ def test_coefficients_leave_out_what_does_not_count():
     counted[:, 4:] = False
     task = language_task(TOKENS, TOKENS, domains=DOMAINS, vocabulary_size=10)
     task.held_out["held_out"].mask = counted
-    got = held_out_splits(task, 0, 100, {"all": "overall", "r": "rest"})
+    got = held_out_splits(task, whole_sets(task), {"all": "overall", "r": "rest"})
     np.testing.assert_allclose(got.coefficients[0], counted / counted.sum())
     np.testing.assert_allclose(got.coefficients[1], (counted & ~INDUCTION) / (counted & ~INDUCTION).sum())
 

@@ -82,13 +82,13 @@ def test_an_arm_at_another_strength_has_its_own_prediction_and_check() -> None:
     measured = {"induction": {"value": -0.09, "predicted": -0.1}, "loss": {"value": 1.0}}
     checked = {"weights": "plus", "strengths": {"+0.5": measured}}
     arms = {"half": {"weights": "plus", "strength": 0.5}, "own": {"weights": "mine.parquet", "strength": 1.0}}
-    found = predictions(solution, checked, arms)
+    found = predictions(solution, checked, {}, arms)
     assert found["predicted"]["plus"]["induction"]["value"] == -0.2
     half = found["predicted"]["half"]["induction"]
     assert (half["value"], half["standard_error"], *half["interval"]) == pytest.approx((-0.1, 0.01, -0.12, -0.08))
     assert found["checked"] == {"half": {"induction": measured["induction"]}}
     assert set(found["cross_fitted"]) == {"plus", "half"}
-    assert predictions({}, {}, arms) == {"predicted": {}, "cross_fitted": {}, "checked": {}}
+    assert predictions({}, {}, {}, arms) == {"predicted": {}, "cross_fitted": {}, "checked": {}, "window": {}}
 
 
 def test_importing_the_stage_imports_no_torch() -> None:

@@ -7,7 +7,7 @@ import io
 import numpy as np
 import pytest
 import torch
-from language_targets import Sequences, language_target, language_task
+from language_targets import Sequences, language_target, language_task, whole_sets
 from torch.func import functional_call
 
 from patterning_dist.models.components import model_components
@@ -193,7 +193,7 @@ def test_deviations_vanish_at_the_center():
 
 
 def test_a_draw_is_the_difference_of_two_full_evaluations():
-    chain, splits = make_chain("everything"), held_out_splits(make_task(), 0, 10**6, SPLITS)
+    chain, splits = make_chain("everything"), held_out_splits(make_task(), whole_sets(make_task()), SPLITS)
     *_, draw = chain.draws()
     weights = {name: w.clone() for name, w in chain.state.position.items()}
     model = make_model()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from language_targets import language_target, language_task
+from language_targets import language_target, language_task, whole_sets
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -38,7 +38,7 @@ def norm(model):
 
 def make_target(component="everything", model=None, loss=next_token_losses, **options):
     model = model or make_model()
-    splits = held_out_splits(TASK, 0, 10, SPLITS)
+    splits = held_out_splits(TASK, whole_sets(TASK), SPLITS)
     options = {"held_out": splits.samples, "coefficients": splits.coefficients, "num_component_losses": 1} | options
     return Target(model, select_component(model, component), loss, TOKENS, PROBE, functions=(norm,), **options)
 

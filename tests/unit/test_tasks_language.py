@@ -181,11 +181,13 @@ def test_sets_with_and_without_masks_are_evaluated_together(tmp_path: Path) -> N
     save_model(tmp_path, "gpt_neox")
     held_out = {}
     for name, rows in (("whole", [[5] * LENGTH, [6] * LENGTH]), ("short", [[1, 2, 3], [4, 5]])):
-        pq.write_table(pa.table({"input_ids": rows}), tmp_path / f"{name}.parquet")
+        rows = [row for row in rows for _ in range(3)]  # one for each part of the held-out samples
+        domains = [str(number // 3) for number in range(6)]
+        pq.write_table(pa.table({"input_ids": rows, "domain": domains}), tmp_path / f"{name}.parquet")
         held_out[name] = str(tmp_path / f"{name}.parquet")
     task = task_of(tmp_path, [[1] * LENGTH], held_out=held_out)
     model = task.load("final", Ranks())
-    batch = Joined([*task.held_out.values(), task.own_split("repeated_sequence")[0]])[torch.tensor([1, 2, 4])]
+    batch = Joined([*task.held_out.values(), task.own_split("repeated_sequence", 1)[0]])[torch.tensor([1, 6, 12])]
     assert batch["counted"].sum(dim=1).tolist() == [15, 2, 15]
     with torch.no_grad():
         alone = torch.cat(one_by_one(model, [[5] * LENGTH, [6] * LENGTH, [1, 2, 3], [4, 5]]))
@@ -198,7 +200,7 @@ def test_small_vocabularies_and_few_positions_work(tmp_path: Path, vocabulary: i
     config = MODELS["gpt2"](vocab_size=vocabulary, max_position_embeddings=length, bos_token_id=None, eos_token_id=None)
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     rows = [[token % vocabulary for token in range(length)]]
-    pq.write_table(pa.table({"input_ids": rows}), tmp_path / "h.parquet")
+    pq.write_table(pa.table({"input_ids": rows * 3}), tmp_path / "h.parquet")
     task = task_of(tmp_path, rows, context_length=length, held_out={"h": str(tmp_path / "h.parquet")})
     found = task.evaluate(task.load("final", Ranks()), Ranks())
     assert all(np.isfinite(list(found.values())))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from patterning_dist.config import FunctionDataConfig, ModuleConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.tasks.held_out import held_out_ids
 from patterning_dist.tasks.module import ModuleTask
 from patterning_dist.tasks.own_samples import own_samples
 
@@ -120,8 +121,9 @@ def test_a_module_task_over_items_and_dicts(tmp_path: Path, monkeypatch: pytest.
     own = {name: f"own_task:{name}" for name in ("build", "load", "loss")}
     model = ModuleConfig(kind="module", build=own["build"], per_sample_loss=own["loss"])
     data = FunctionDataConfig(kind="function", load=own["load"])
-    task = ModuleTask(model, data, folder=tmp_path, device="cpu")
+    task = ModuleTask(model, data, folder=tmp_path, device="cpu", seed=0)
     assert task.num_positions is None
     module = task.load("final", Ranks())
     found = task.evaluate(module, Ranks())
-    assert found["same_loss"] == pytest.approx(loss(module, Batches()[torch.arange(6)]).mean().item())
+    ids = torch.from_numpy(held_out_ids(task, 0, 100, "realised")["same"])
+    assert found["same_loss"] == pytest.approx(loss(module, Batches()[ids]).mean().item())

@@ -24,6 +24,7 @@ from patterning_dist.runtime.training.weights import save_weights
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.stages.train import arm_jobs, baseline_job
 from patterning_dist.storage.run import RunDirectory
+from patterning_dist.tasks.held_out import held_out_ids
 from patterning_dist.tasks.huggingface import HuggingFace
 from patterning_dist.tasks.open import open_task
 
@@ -178,8 +179,8 @@ def test_metrics_and_observables_are_those_of_the_model_that_is_written(alone, r
     metrics = trainer.evaluate()
     assert metrics == task.evaluate(model, Ranks())
     assert metrics.keys() == {"left_loss", "right_loss", "accuracy"}
-    # All held-out samples are taken: the split of a domain is the mean of its set.
-    left, right = (len(samples) for samples in task.held_out.values())
+    # All samples of the part are taken: the split of a domain is the mean of its set.
+    left, right = map(len, held_out_ids(task, config.seed, 100, "realised").values())
     overall = (left * metrics["left_loss"] + right * metrics["right_loss"]) / (left + right)
     assert trainer.observables() == pytest.approx({"all": overall, "l": metrics["left_loss"]}, rel=1e-6)
     assert trained(config, run, baseline_job(config, run.path)).observables() == {}

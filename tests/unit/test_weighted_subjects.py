@@ -18,6 +18,7 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.measure.subjects import Subject, Subjects
 from patterning_dist.measure.weighted import Weighted
 from patterning_dist.storage.files import write_parquet
+from patterning_dist.tasks.held_out import held_out_ids
 from patterning_dist.tasks.module import ModuleTask
 
 SAMPLING = SamplingConfig.model_validate(
@@ -61,20 +62,21 @@ def subjects(folder: Path, key: str = "sample_id", strength: float = 1.0) -> Sub
     here = "test_weighted_subjects"
     model = ModuleConfig(kind="module", build=f"{here}:build", per_sample_loss=f"{here}:squared_error")
     data = FunctionDataConfig(kind="function", load=f"{here}:load")
-    task = ModuleTask(model, data, folder=folder, device="cpu")
+    task = ModuleTask(model, data, folder=folder, device="cpu", seed=0)
     subject = Subject("final", "everything", stream="x", weights="weights.parquet", strength=strength)
     return Subjects(task, SAMPLING, 0, folder, {"x": subject})
 
 
 @pytest.mark.parametrize("strength", [1.0, -1.0, 0.5])
 def test_value_and_gradient_are_those_of_the_weighted_mean(tmp_path: Path, strength: float) -> None:
-    target = subjects(tmp_path, strength=strength).target("x")
+    chains = subjects(tmp_path, strength=strength)
+    target, ids = chains.target("x"), held_out_ids(chains.task, 0, 100, "observed")["other"]
     model, batch = build("final"), list(load()[0].tensors)
     rho = torch.from_numpy(1 + strength * (WEIGHTS - 1)).float()
     expected = (rho * squared_error(model, batch)).sum() / rho.sum()
     expected.backward()
     assert target.measure().mean_loss == pytest.approx(expected.item(), rel=1e-6)
-    observed = squared_error(model, list(load()[1]["other"].tensors)).mean().item()
+    observed = squared_error(model, [part[ids] for part in load()[1]["other"].tensors]).mean().item()
     assert target.measure().observables.tolist() == pytest.approx([expected.item(), observed], rel=1e-6)
     value, gradient = target.gradient(np.arange(30))
     assert value == pytest.approx(expected.item(), rel=1e-6)

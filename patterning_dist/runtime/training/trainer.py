@@ -11,7 +11,7 @@ from patterning_dist.config import Config
 from patterning_dist.runtime.training.engine import deepspeed_config, initialize, model_in_pieces
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import all_losses, to_device
-from patterning_dist.tasks.held_out import held_out_splits
+from patterning_dist.tasks.held_out import held_out_ids, held_out_splits
 from patterning_dist.tasks.optimizers import learning_rate_factor, set_learning_rate_factor
 from patterning_dist.tasks.task import Task
 from patterning_dist.training.batches import WeightedBatches, weighted_loss
@@ -74,9 +74,10 @@ class Trainer:
         return self.task.evaluate(self.engine, self.ranks)
 
     def observables(self) -> dict[str, float]:
-        """The split losses of the job [nats], on the held-out samples that chains measure them on."""
-        sampling = self.config.sampling
-        held_out = held_out_splits(self.task, self.config.seed, sampling.evaluation_sequences, dict(self.job.splits))
+        """The split losses of the job [nats], on held-out samples that no chain has seen."""
+        sampling, splits = self.config.sampling, dict(self.job.splits)
+        ids = held_out_ids(self.task, self.config.seed, sampling.evaluation_sequences, "realised")
+        held_out = held_out_splits(self.task, ids, splits, "realised")
         if held_out is None:
             return {}
         losses = partial(self.task.losses, self.engine)

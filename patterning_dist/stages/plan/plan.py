@@ -80,9 +80,7 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
             found |= {"check": chains.plan_check(_solved(config))} if "check" in pending else {}
     if "report" in pending:
         found["report"] = StagePlan("report", "one page", _PAGE, disk_bytes=_PAGE_BYTES)
-    ordered = [
-        found.get(stage) or StagePlan(stage, "not measured: a stage of the experiment's own") for stage in stages
-    ]
+    ordered = [found.get(stage) or StagePlan(stage, "not measured") for stage in stages]
     ordered = [found["start"], *ordered] if "start" in found else ordered
     shards = config.sampling.aggregator_shards
     return Plan(config.name, device, ordered, statistics, shards, cluster, time.monotonic() - started)
