@@ -194,7 +194,7 @@ def _write(run: RunDirectory, name: str, unit: Unit, result: UnitResult) -> None
     diagnostics = chain_diagnostics(
         read_traces(folder, first.chains),
         unit.plan.observables,
-        chains=first.chains,
+        records=[record for record in result.records if record.chain in first.chains],
         excluded=first.excluded,
         reliability=dict(zip(("reliability", "reliability_samples"), reliability, strict=False)),
         inverse_temperature=unit.inverse_temperature,

@@ -23,6 +23,7 @@ from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.samplers import Sampler
 from patterning_dist.sampling.statistics import Statistic
 from patterning_dist.sampling.target import Target
+from patterning_dist.sampling.temperature import Heat
 
 # A chain further from w* than this many prior radii has left the neighbourhood: under the localisation alone
 # gamma |w - w*|^2 is chi-squared with d degrees of freedom, mean d.
@@ -87,6 +88,7 @@ class Chain:
         self._sampler = settings.sampler.module
         self.state = self._sampler.init(target.live())
         self.num_draws = 0
+        self.heat = Heat((settings.num_draws - 1) * settings.steps_between_draws)
         self._center = target.measure()
         self.center_losses, self.center_mean_loss = self._center.losses.numpy(), self._center.mean_loss
 
@@ -106,11 +108,19 @@ class Chain:
                 statistic.update(draw, self.target)
             yield draw
 
+    def temperatures(self) -> tuple[list[float], list[float]]:
+        """Virial temperature of consecutive blocks of steps after burn-in, and, for ``sgld``, what the steps add to the
+        LLC in nats; see ``temperature``. Once all draws are made; every rank calls this.
+        """
+        virial, bias = self.heat.means(self.target.ranks, self.num_coordinates, self.settings.step_size)
+        return virial, bias if self.settings.sampler.kind == "sgld" else []
+
     def state_dict(self) -> dict[str, Any]:
         """All that ``load_state_dict`` needs to go on, bit for bit; of this rank."""
         return {
             "sampler": {name: _copy(value) for name, value in self.state._asdict().items()},
             "num_draws": self.num_draws,
+            "heat": self.heat.sums.clone(),
             "statistics": {name: statistic.state_dict() for name, statistic in self.statistics.items()},
         }
 
@@ -120,7 +130,7 @@ class Chain:
         for name, w in state["sampler"]["position"].items():
             live[name].copy_(w)
         self.state = self._sampler.State(**{n: _copy(v) for n, v in state["sampler"].items()} | {"position": live})
-        self.num_draws = state["num_draws"]
+        self.num_draws, self.heat = state["num_draws"], Heat(self.heat.num_steps, state["heat"])
         for name, statistic in self.statistics.items():
             statistic.load_state_dict(state["statistics"][name])
 
@@ -131,6 +141,10 @@ class Chain:
         if not math.isfinite(loss):
             raise ChainFailure(
                 f"the loss became {loss} at step {step}; lower sampling.step_size ({settings.step_size:g})"
+            )
+        if step >= settings.burn_in:
+            self.heat.update(
+                step - settings.burn_in, self.state.position, self.target.center, gradient, settings.posterior
             )
         options: dict[str, Any] = dict(settings.sampler.options)
         if settings.sampler.needs_curvature:

@@ -15,7 +15,7 @@ def encode(state: dict[str, Any], **extra: str) -> bytes:
 
     Tensors keep their bits; numbers are kept as JSON, whose floats are exact.
     """
-    tensors: dict[str, Tensor] = {}
+    tensors: dict[str, Tensor] = {"heat": state["heat"]}
     numbers: dict[str, Any] = {}
     for name, value in state["sampler"].items():
         if isinstance(value, dict):
@@ -45,7 +45,8 @@ def decode(content: bytes, device: str | torch.device) -> tuple[dict[str, Any], 
         if room == "statistics":
             name, _, entry = rest.partition("/")
             statistics[name][entry] = tensor.cpu()
-    return {"sampler": sampler, "num_draws": header["num_draws"], "statistics": statistics}, header["extra"]
+    state = {"sampler": sampler, "num_draws": header["num_draws"], "heat": tensors["heat"].cpu()}
+    return state | {"statistics": statistics}, header["extra"]
 
 
 def _metadata(content: bytes) -> dict[str, str]:

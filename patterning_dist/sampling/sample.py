@@ -33,6 +33,9 @@ class Sampled:
         observable_names: ``component_loss``, then those that were given.
         center_losses: l_i(w*) [probe column], nats.
         excluded: number of a failed chain -> what happened.
+        temperatures: virial temperature of blocks of steps after burn-in, for ``trace_mean`` [chain, block]; 1 for the
+            posterior, see ``sampling.temperature``.
+        step_biases: what steps and minibatches add to the LLC, nats, likewise; of ``sgld`` alone.
         statistics: results of the ``Statistic`` of each name, one a chain.
     """
 
@@ -42,6 +45,8 @@ class Sampled:
     observable_names: list[str]
     center_losses: np.ndarray
     excluded: dict[int, str]
+    temperatures: np.ndarray
+    step_biases: np.ndarray
     statistics: dict[str, list[dict[str, np.ndarray] | None]]
 
 
@@ -113,7 +118,7 @@ def sample_chains(
         sampler=sampler or Sampler(),
     )
     names = [COMPONENT_LOSS, *functions]
-    chains, traces, excluded = [], [], {}
+    chains, traces, heat, excluded = [], [], [], {}
     results: dict[str, list[dict[str, np.ndarray] | None]] = {name: [] for name in statistics or {}}
     for number in range(num_chains):
         target.place(target.center)
@@ -130,9 +135,20 @@ def sample_chains(
         else:
             chains.append(moments)
             traces.append(rows)
+            heat.append(chain.temperatures())
             for name, statistic in own.items():
                 results[name].append(statistic.result())
     if not chains:
         raise PatterningError(f"none of {num_chains} chains came through; chain 0: {excluded[0]}")
-    stacked = np.array(traces)
-    return Sampled(chains, stacked[:, :, 0], stacked[:, :, 1:], names, chain.center_losses, excluded, results)
+    stacked, (temperatures, biases) = np.array(traces), (np.array(blocks) for blocks in zip(*heat, strict=True))
+    return Sampled(
+        chains=chains,
+        losses=stacked[:, :, 0],
+        traces=stacked[:, :, 1:],
+        observable_names=names,
+        center_losses=chain.center_losses,
+        excluded=excluded,
+        temperatures=temperatures,
+        step_biases=biases,
+        statistics=results,
+    )

@@ -174,6 +174,26 @@ def test_what_is_known_besides_the_traces():
     assert only(found([], excluded={0: "lost"})).mode == "diverged"
 
 
+def test_hot_and_cold_chains():
+    """The LLC of the trace is 30 +- .3; a temperature is told from 1 by a tenth, a bias of the LLC by a twentieth."""
+    rng = np.random.default_rng(5)
+    trace = 1 + 0.2 * noise(rng)
+    scatter = 0.05 * rng.normal(size=(CHAINS, 32))
+    for level in (0.97, 1.0, 1.08):
+        assert found(trace, temperatures=level + scatter, step_biases=1.2 * (1 + scatter)) == []
+    hot = only(found(trace, temperatures=1.2 + scatter, chains=(3, 5, 6, 8)))
+    assert (hot.mode, hot.chains) == ("too_hot", (3, 5, 6, 8))
+    assert hot.message.startswith("steps and minibatches heat the chains (virial temperature 1.2 +- 0.00")
+    assert hot.message.endswith(", 1 for the posterior); lower sampling.step_size or raise sampling.batch_size")
+    assert hot.evidence["temperature"] == pytest.approx(1.2, abs=0.02)
+    stiff = only(found(trace, temperatures=1.01 + scatter, step_biases=5 * (1 + scatter)))
+    assert "which makes the LLC (30) too large by up to 5; lower sampling.step_size" in stiff.message
+    assert found(trace, temperatures=1.01 + scatter, step_biases=5 + 100 * scatter) == []  # 5 nats by chance
+    cold = only(found(trace, temperatures=0.6 + scatter))
+    assert cold.mode == "too_cold" and cold.message.endswith("raise sampling.burn_in")
+    assert found(trace, temperatures=np.full((CHAINS, 3), 7.0)) == []
+
+
 def test_few_draws_scatter_and_r_hat_allows_for_it():
     # R-hat of 20 independent draws: n (R^2 - 1) + 1 is F with 2 chains - 1 degrees of freedom, n = 10.
     rng = np.random.default_rng(4)

@@ -1,0 +1,135 @@
+"""Virial temperature and step bias of real chains on a Gaussian posterior, against their closed forms.
+
+Sample i has the loss sum over r, k of h_k/2 (w_rk - a_irk)^2: rows r are independent problems that share the step. With
+P = n_beta h + gamma and v the variance of n_beta grad L_batch, a step of sgld leaves
+
+    var = (1 + eps v / 4) / (P (1 - eps P / 4)) ,   T = mean of P var ,   b = eps/8 sum ( (P - gamma) P var + v ) .
+"""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from patterning_dist.response.failure_modes import failure_modes
+from patterning_dist.response.llc import llc, trace_mean
+from patterning_dist.sampling.posterior import Posterior
+from patterning_dist.sampling.sample import sample_chains
+from patterning_dist.sampling.samplers import Sampler
+
+torch.set_num_threads(1)
+
+ROWS, SAMPLES, BATCH = 40, 24, 3
+INVERSE_TEMPERATURE, LOCALIZATION = 7.0, 3.0
+CURVATURES = torch.tensor([0.4, 1.5, 6.0])
+PRECISIONS = INVERSE_TEMPERATURE * CURVATURES.double().numpy() + LOCALIZATION
+OPTIMA = 0.3 * torch.randn(SAMPLES, ROWS, 3, generator=torch.Generator().manual_seed(1))
+
+
+class Point(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(OPTIMA.mean(dim=0) + 0.2)
+
+
+def losses(model, batch):
+    return 0.5 * (CURVATURES * (model.w - batch[0]).square()).sum(dim=(1, 2))
+
+
+def sampled(stiffness, sampler=None, **options):
+    """Four chains; ``stiffness`` is eps times the largest precision."""
+    data, step_size = TensorDataset(OPTIMA), stiffness / PRECISIONS.max()
+    settings = {"num_draws": 81, "steps_between_draws": 4, "burn_in": round(8 / (step_size * PRECISIONS.min()))}
+    settings |= {"batch_size": BATCH, "num_chains": 4, "seed": 3} | options
+    posterior = Posterior(INVERSE_TEMPERATURE, LOCALIZATION)
+    return sample_chains(
+        Point(), losses, data, data, posterior=posterior, step_size=step_size, sampler=sampler, **settings
+    )
+
+
+def closed_form(stiffness, noise_share=1 / BATCH):
+    """(variance relative to the posterior's [row, curvature], T, b); the share is of the variance over samples."""
+    step_size = stiffness / PRECISIONS.max()
+    scores = INVERSE_TEMPERATURE * CURVATURES.double() * OPTIMA.double()
+    noise = scores.var(dim=0, unbiased=False).numpy() * noise_share
+    relative = (1 + step_size * noise / 4) / (1 - step_size * PRECISIONS / 4)
+    return relative, relative.mean(), step_size / 8 * ((PRECISIONS - LOCALIZATION) * relative + noise).sum()
+
+
+def exact_llc(relative):
+    """n_beta E[L - L(w*)] where the variance is ``relative`` times that of the posterior, about the same mean."""
+    curvatures, mean = CURVATURES.double().numpy(), OPTIMA.double().mean(dim=0).numpy()
+    away = LOCALIZATION / PRECISIONS * (Point().w.detach().double().numpy() - mean)
+    center = Point().w.detach().double().numpy() - mean
+    energy = curvatures * (relative / PRECISIONS + away**2 - center**2)
+    return INVERSE_TEMPERATURE / 2 * energy.sum()
+
+
+def score(blocks, exact):
+    mean = trace_mean(blocks)
+    return (mean.value - exact) / mean.standard_error
+
+
+def findings(found):
+    return failure_modes(
+        found.losses,
+        inverse_temperature=INVERSE_TEMPERATURE,
+        num_coordinates=3 * ROWS,
+        temperatures=found.temperatures,
+        step_biases=found.step_biases,
+    )
+
+
+@pytest.mark.parametrize("stiffness", [0.2, 0.6, 1.6])
+def test_temperature_and_step_bias_are_those_of_the_recursion(stiffness):
+    found = sampled(stiffness)
+    relative, temperature, bias = closed_form(stiffness)
+    assert found.temperatures.shape == found.step_biases.shape == (4, 32)
+    assert abs(score(found.temperatures, temperature)) < 4
+    assert abs(score(found.step_biases, bias)) < 4
+    measured = llc(found.losses, INVERSE_TEMPERATURE)
+    assert abs(measured.value - exact_llc(relative)) < 4 * measured.standard_error
+    # Taken off, it leaves the posterior's LLC, or less by what noise in flat directions counts for.
+    excess = exact_llc(relative) - exact_llc(1.0)
+    assert excess <= bias < 1.6 * excess
+    assert trace_mean(found.temperatures).standard_error < 0.03
+    assert trace_mean(found.step_biases).standard_error < 0.06 * bias
+
+
+def test_without_minibatch_noise_the_step_bias_is_the_llc_s_at_every_step_size():
+    relative, _, bias = closed_form(1.2, noise_share=0.0)
+    assert bias == pytest.approx(exact_llc(relative) - exact_llc(1.0), rel=1e-12)
+
+
+def test_biased_chains_are_told_from_good_ones():
+    good, biased = sampled(0.1, batch_size=24), sampled(1.2)
+    assert [f.mode for f in findings(good) if f.mode in ("too_hot", "too_cold")] == []
+    (finding,) = findings(biased)
+    assert finding.mode == "too_hot" and finding.chains == (0, 1, 2, 3)
+    assert finding.message.startswith("steps and minibatches heat the chains (virial temperature 1.")
+    assert finding.message.endswith("lower sampling.step_size or raise sampling.batch_size")
+    assert "which makes the LLC (" in finding.message
+    assert finding.evidence["step_bias"] == pytest.approx(closed_form(1.2)[2], rel=0.1)
+
+
+def test_chains_on_their_way_are_too_cold():
+    cold = sampled(0.02, burn_in=0, num_draws=21, batch_size=24)
+    (finding,) = [f for f in findings(cold) if f.mode == "too_cold"]
+    assert finding.message.endswith("raise sampling.burn_in")
+
+
+@pytest.mark.parametrize(
+    "sampler",
+    [
+        Sampler("rmsprop_sgld", {"decay": 1.0, "stability": 2.0}),
+        Sampler("sgnht", {"diffusion": 0.1}),
+    ],
+    ids=lambda sampler: sampler.kind,
+)
+def test_other_samplers_are_at_one_where_their_steps_are_small(sampler):
+    found = sampled(0.1, sampler, batch_size=24, burn_in=400)
+    assert abs(score(found.temperatures, 1.0)) < 4
+    assert found.step_biases.shape == (4, 0)
+    assert trace_mean(found.temperatures).standard_error < 0.06
