@@ -45,6 +45,7 @@ def subject_settings(subjects: Subjects, name: str) -> dict[str, Any]:
         "step_size": resolved.step_size,
         "sampler": sampling.sampler.model_dump(),
         "batch_size": sampling.batch_size,
+        "gradient": sampling.gradient,
         "burn_in": resolved.burn_in,
         "steps_between_draws": resolved.steps_between_draws,
         "seed": subjects.seed,

@@ -228,6 +228,7 @@ class Subjects:
             steps_between_draws=resolved.steps_between_draws,
             seed=self.seed if subject.seed is None else subject.seed,
             sampler=Sampler(sampling.sampler.kind, sampling.sampler.model_dump(exclude={"kind"})),
+            gradient=sampling.gradient,
         )
 
     def posterior(self, name: str) -> Posterior:

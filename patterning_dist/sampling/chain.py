@@ -10,7 +10,7 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -23,11 +23,13 @@ from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.samplers import Sampler
 from patterning_dist.sampling.statistics import Statistic
 from patterning_dist.sampling.target import Target
-from patterning_dist.sampling.temperature import Heat
+from patterning_dist.sampling.temperature import Heat, block_of
 
 # A chain further from w* than this many prior radii has left the neighbourhood: under the localisation alone
 # gamma |w - w*|^2 is chi-squared with d degrees of freedom, mean d.
 _MAX_PRIOR_RADII_SQUARED = 25.0
+
+Gradient = Literal["minibatch", "control_variate", "full"]
 
 
 @dataclass(frozen=True)
@@ -43,6 +45,14 @@ class ChainSettings:
         steps_between_draws: steps from one draw to the next.
         seed: of the whole run; chains of different components differ all the same.
         sampler: the update rule.
+        gradient: what stands for the gradient of the mean loss L over the training samples in a step:
+
+            - ``minibatch``: g_B(w), that of a minibatch.
+            - ``control_variate``: g_B(w) - g_B(w*) + g(w*) (Baker, Fearnhead, Fox & Nemeth, Statistics and Computing
+              29, 2019), g(w*) the exact gradient at the checkpoint: unbiased, with noise that vanishes at w*, and
+              everywhere if all samples have the same Hessian. A step costs two minibatch gradients, and a chain one
+              pass over the training samples, again when it is resumed.
+            - ``full``: g(w), a pass over all training samples every step; ``batch_size`` bears on nothing.
     """
 
     posterior: Posterior
@@ -53,6 +63,7 @@ class ChainSettings:
     steps_between_draws: int
     seed: int
     sampler: Sampler = field(default_factory=Sampler)
+    gradient: Gradient = "minibatch"
 
 
 class ChainFailure(Exception):
@@ -88,7 +99,10 @@ class Chain:
         self._sampler = settings.sampler.module
         self.state = self._sampler.init(target.live())
         self.num_draws = 0
-        self.heat = Heat((settings.num_draws - 1) * settings.steps_between_draws)
+        self.heat = Heat()
+        self._center_gradient: Vector | None = None
+        if settings.gradient == "control_variate":
+            self._center_gradient = target.gradient(np.arange(population))[1]
         self._center = target.measure()
         self.center_losses, self.center_mean_loss = self._center.losses.numpy(), self._center.mean_loss
 
@@ -112,8 +126,14 @@ class Chain:
         """Virial temperature of consecutive blocks of steps after burn-in, and, for ``sgld``, what the steps add to the
         LLC in nats; see ``temperature``. Once all draws are made; every rank calls this.
         """
-        virial, bias = self.heat.means(self.target.ranks, self.num_coordinates, self.settings.step_size)
-        return virial, bias if self.settings.sampler.kind == "sgld" else []
+        steps, settings = self._steps_of_draws, self.settings
+        virial, bias = self.heat.means(steps, self.target.ranks, self.num_coordinates, settings.step_size)
+        return virial, bias if settings.sampler.kind == "sgld" else []
+
+    @property
+    def _steps_of_draws(self) -> int:
+        """Steps after burn-in."""
+        return (self.settings.num_draws - 1) * self.settings.steps_between_draws
 
     def state_dict(self) -> dict[str, Any]:
         """All that ``load_state_dict`` needs to go on, bit for bit; of this rank."""
@@ -130,22 +150,23 @@ class Chain:
         for name, w in state["sampler"]["position"].items():
             live[name].copy_(w)
         self.state = self._sampler.State(**{n: _copy(v) for n, v in state["sampler"].items()} | {"position": live})
-        self.num_draws, self.heat = state["num_draws"], Heat(self.heat.num_steps, state["heat"])
+        self.num_draws, self.heat = state["num_draws"], Heat(state["heat"])
         for name, statistic in self.statistics.items():
             statistic.load_state_dict(state["statistics"][name])
 
     def _step(self) -> None:
         settings, step = self.settings, self.state.step
-        ids = minibatch(self.seed, self.number, step, settings.batch_size, self.population)
-        loss, gradient = self.target.gradient(ids)
+        ids = np.arange(self.population)
+        if settings.gradient != "full":
+            ids = minibatch(self.seed, self.number, step, settings.batch_size, self.population)
+        loss, gradient = self._gradient(ids)
         if not math.isfinite(loss):
             raise ChainFailure(
                 f"the loss became {loss} at step {step}; lower sampling.step_size ({settings.step_size:g})"
             )
         if step >= settings.burn_in:
-            self.heat.update(
-                step - settings.burn_in, self.state.position, self.target.center, gradient, settings.posterior
-            )
+            block = block_of(step - settings.burn_in, self._steps_of_draws)
+            self.heat.update(block, self.state.position, self.target.center, gradient, settings.posterior)
         options: dict[str, Any] = dict(settings.sampler.options)
         if settings.sampler.needs_curvature:
             options["curvature"] = self._curvature(ids)
@@ -160,6 +181,13 @@ class Chain:
             step_size=settings.step_size,
             **options,
         )
+
+    def _gradient(self, ids: np.ndarray) -> tuple[float, Vector]:
+        """Mean loss of the samples, and what stands for the gradient of L."""
+        if self._center_gradient is None:
+            return self.target.gradient(ids)
+        loss, here, there = self.target.gradient_here_and_at_center(ids)
+        return loss, {name: g.sub_(there[name]).add_(self._center_gradient[name]) for name, g in here.items()}
 
     def _noise(self, seed: int, step: int) -> Noise:
         target = self.target

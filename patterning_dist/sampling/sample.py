@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import select_component
 from patterning_dist.response.moments import CoMoments
-from patterning_dist.sampling.chain import Chain, ChainFailure, ChainSettings
+from patterning_dist.sampling.chain import Chain, ChainFailure, ChainSettings, Gradient
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.samplers import Sampler
 from patterning_dist.sampling.samples import PerSampleLoss, Samples
@@ -68,6 +68,7 @@ def sample_chains(
     num_batches: int = 8,
     micro_batch_size: int = 1024,
     sampler: Sampler | None = None,
+    gradient: Gradient = "minibatch",
     statistics: Mapping[str, Callable[[Target], Statistic]] | None = None,
     seed: int = 0,
 ) -> Sampled:
@@ -90,6 +91,8 @@ def sample_chains(
         num_batches: batch means per chain, for the standard errors; even.
         micro_batch_size: samples of one forward pass at most.
         sampler: the update rule; default: SGLD.
+        gradient: ``minibatch``, ``control_variate`` (twice the work a step, far less noise) or ``full``; see
+            ``ChainSettings``.
         statistics: name -> what makes a ``Statistic`` of a chain's target; see ``Sampled.statistics``.
         seed: all random numbers follow from it, the component's name and the chain's number.
 
@@ -116,6 +119,7 @@ def sample_chains(
         steps_between_draws=steps_between_draws,
         seed=seed,
         sampler=sampler or Sampler(),
+        gradient=gradient,
     )
     names = [COMPONENT_LOSS, *functions]
     chains, traces, heat, excluded = [], [], [], {}

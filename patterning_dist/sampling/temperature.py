@@ -29,6 +29,7 @@ raises no loss, counts too.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -44,21 +45,19 @@ class Heat:
     """Sums of both over the steps after burn-in, in blocks.
 
     Args:
-        num_steps: steps after burn-in, of the whole chain.
         sums: [2, block] to go on from: of (w - w*) . grad U and of n_beta grad L . grad U, of this rank.
     """
 
-    def __init__(self, num_steps: int, sums: Tensor | None = None) -> None:
-        self.num_steps = num_steps
-        self.sums = torch.zeros(2, min(NUM_BLOCKS, num_steps), dtype=torch.float64) if sums is None else sums.clone()
+    def __init__(self, sums: Tensor | None = None) -> None:
+        self.sums = torch.zeros(2, NUM_BLOCKS, dtype=torch.float64) if sums is None else sums.clone()
 
     def update(
-        self, step: int, position: Vector, center: Vector, gradient: Mapping[str, Tensor], posterior: Posterior
+        self, block: int, position: Vector, center: Vector, gradient: Mapping[str, Tensor], posterior: Posterior
     ) -> None:
         """Take in a step before it is taken.
 
         Args:
-            step: its number, from 0 after burn-in.
+            block: that the step is in.
             position: w.
             center: w*.
             gradient: grad L of the step, nats per unit of weight.
@@ -69,11 +68,17 @@ class Heat:
             slope = posterior.negative_score(w, center[name], gradient[name])
             virial = ((w - center[name]) * slope).sum(dtype=torch.float64) + virial.to(w.device)
             heat = (gradient[name] * slope).sum(dtype=torch.float64) + heat.to(w.device)
-        found = torch.stack([virial, posterior.inverse_temperature * heat]).cpu()
-        self.sums[:, step * self.sums.shape[1] // self.num_steps] += found
+        self.sums[:, block] += torch.stack([virial, posterior.inverse_temperature * heat]).cpu()
 
-    def means(self, ranks: Ranks, num_coordinates: int, step_size: float) -> tuple[list[float], list[float]]:
-        """T and b of every block; every rank calls this once all steps are taken."""
-        blocks = torch.arange(self.num_steps) * self.sums.shape[1] // max(self.num_steps, 1)
-        virial, heat = ranks.sum(self.sums) / torch.bincount(blocks, minlength=self.sums.shape[1])
+    def means(
+        self, num_steps: int, ranks: Ranks, num_coordinates: int, step_size: float
+    ) -> tuple[list[float], list[float]]:
+        """T and b of every block that ``num_steps`` steps reach; every rank calls this once all are taken."""
+        counts = torch.bincount(block_of(torch.arange(num_steps), num_steps), minlength=NUM_BLOCKS)
+        virial, heat = ranks.sum(self.sums)[:, counts > 0] / counts[counts > 0]
         return (virial / num_coordinates).tolist(), (step_size / 8 * heat).tolist()
+
+
+def block_of(step: Any, num_steps: int) -> Any:
+    """The block that a step is in, of ``num_steps``."""
+    return step * NUM_BLOCKS // num_steps

@@ -8,6 +8,7 @@ P = n_beta h + gamma and v the variance of n_beta grad L_batch, a step of sgld l
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -109,7 +110,7 @@ def test_biased_chains_are_told_from_good_ones():
     (finding,) = findings(biased)
     assert finding.mode == "too_hot" and finding.chains == (0, 1, 2, 3)
     assert finding.message.startswith("steps and minibatches heat the chains (virial temperature 1.")
-    assert finding.message.endswith("lower sampling.step_size or raise sampling.batch_size")
+    assert finding.message.endswith("or set sampling.gradient: control_variate")
     assert "which makes the LLC (" in finding.message
     assert finding.evidence["step_bias"] == pytest.approx(closed_form(1.2)[2], rel=0.1)
 
@@ -133,3 +134,45 @@ def test_other_samplers_are_at_one_where_their_steps_are_small(sampler):
     assert abs(score(found.temperatures, 1.0)) < 4
     assert found.step_biases.shape == (4, 0)
     assert trace_mean(found.temperatures).standard_error < 0.06
+
+
+# What stands for the gradient
+
+
+def test_the_control_variate_of_samples_with_one_hessian_is_the_full_gradient():
+    """Minibatches add nothing then: the chain is that of the full gradient to rounding, and its bias is the step's."""
+    options = {"stiffness": 0.6, "num_chains": 2, "seed": 5}
+    full, controlled, plain = (sampled(gradient=g, **options) for g in ("full", "control_variate", "minibatch"))
+    np.testing.assert_allclose(controlled.losses, full.losses, rtol=0, atol=1e-5 * np.abs(full.losses).max())
+    assert np.abs(plain.losses - full.losses).max() > 0.1 * full.losses.std()
+    _, temperature, bias = closed_form(0.6, noise_share=0.0)
+    assert abs(score(controlled.temperatures, temperature)) < 4
+    assert abs(score(controlled.step_biases, bias)) < 4
+    # Far less than with the minibatch's own noise.
+    assert closed_form(0.6)[2] > 1.5 * bias
+    assert trace_mean(plain.step_biases).value > 1.4 * trace_mean(controlled.step_biases).value
+
+
+SCALES, SLOPES = torch.linspace(0.1, 1.9, SAMPLES), 3 * (OPTIMA - OPTIMA.mean(dim=0))
+
+
+def scaled_losses(model, batch):
+    """s_i h/2 (w - w*)^2 + a_i (w - w*): Hessians and gradients that differ from sample to sample."""
+    away = model.w - Point().w.detach()
+    return 0.5 * batch[0] * (CURVATURES * away.square()).sum() + (batch[1] * away).sum(dim=(1, 2))
+
+
+def test_noise_of_curvatures_is_what_a_control_variate_leaves():
+    """var = 1 / (P - eps/4 (P^2 + n_beta^2 h^2 Var(s) / B)): the noise of the a_i is gone, that of s_i h w is left."""
+    data, step_size = TensorDataset(SCALES, SLOPES), 0.8 / PRECISIONS.max()
+    options = {"num_draws": 161, "steps_between_draws": 4, "burn_in": 100, "batch_size": 2, "seed": 2}
+    options |= {"posterior": Posterior(INVERSE_TEMPERATURE, LOCALIZATION), "step_size": step_size}
+    controlled, plain = (
+        sample_chains(Point(), scaled_losses, data, data, gradient=g, **options)
+        for g in ("control_variate", "minibatch")
+    )
+    spread = (INVERSE_TEMPERATURE * CURVATURES.double().numpy()) ** 2 * SCALES.double().var(unbiased=False).item() / 2
+    wanted = (PRECISIONS / (PRECISIONS - step_size / 4 * (PRECISIONS**2 + spread))).mean()
+    assert abs(score(controlled.temperatures, wanted)) < 4
+    assert trace_mean(controlled.temperatures).standard_error < 0.02 < 0.1 < wanted - 1
+    assert trace_mean(plain.temperatures).value > wanted + 0.1
