@@ -228,7 +228,8 @@ def _temperature(numbers: tuple[int, ...], temperatures: Floats, biases: Floats,
     if not is_hot:
         return []
     text = (
-        f"steps and minibatches heat the chains ({text}){more}; lower sampling.step_size or raise sampling.batch_size"
+        f"steps and minibatches heat the chains ({text}){more}; lower sampling.step_size, raise sampling.batch_size or "
+        "set sampling.gradient: control_variate"
     )
     return [Finding("too_hot", numbers, evidence, text)]
 

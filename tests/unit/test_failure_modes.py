@@ -184,7 +184,8 @@ def test_hot_and_cold_chains():
     hot = only(found(trace, temperatures=1.2 + scatter, chains=(3, 5, 6, 8)))
     assert (hot.mode, hot.chains) == ("too_hot", (3, 5, 6, 8))
     assert hot.message.startswith("steps and minibatches heat the chains (virial temperature 1.2 +- 0.00")
-    assert hot.message.endswith(", 1 for the posterior); lower sampling.step_size or raise sampling.batch_size")
+    advice = "lower sampling.step_size, raise sampling.batch_size or set sampling.gradient: control_variate"
+    assert hot.message.endswith(f", 1 for the posterior); {advice}")
     assert hot.evidence["temperature"] == pytest.approx(1.2, abs=0.02)
     stiff = only(found(trace, temperatures=1.01 + scatter, step_biases=5 * (1 + scatter)))
     assert "which makes the LLC (29.9) too large by up to 5; lower sampling.step_size" in stiff.message
