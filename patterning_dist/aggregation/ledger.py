@@ -24,7 +24,7 @@ class ChainRecord:
 
     ``seconds`` is the chain's own wall time, of its last attempt; ``reason`` says why an unhealthy chain is left out.
     ``temperatures`` and ``step_biases`` (nats) are means over consecutive blocks of the steps after burn-in, see
-    ``Chain.temperatures``; empty of chains that failed.
+    ``Chain.temperatures``; empty of chains that failed. ``spectrum``: the numbers of ``SpectrumEnds``, where taken.
     """
 
     chain: int
@@ -35,6 +35,7 @@ class ChainRecord:
     seconds: float = 0.0
     temperatures: list[float] = field(default_factory=list)
     step_biases: list[float] = field(default_factory=list)
+    spectrum: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

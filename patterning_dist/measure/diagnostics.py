@@ -11,6 +11,7 @@ from patterning_dist.aggregation.ledger import ChainRecord
 from patterning_dist.response.diagnostics import observable_diagnostics
 from patterning_dist.response.failure_modes import failure_modes
 from patterning_dist.response.llc import TraceMean, llc, trace_mean
+from patterning_dist.sampling.lanczos import SpectrumEnds
 
 
 def chain_diagnostics(
@@ -22,6 +23,8 @@ def chain_diagnostics(
     reliability: Mapping[str, np.ndarray],
     inverse_temperature: float,
     num_coordinates: int,
+    spectrum: SpectrumEnds | None = None,
+    step_size: float | None = None,
 ) -> dict[str, Any]:
     """Diagnostics of every observable, LLC and temperature with errors, and the failure modes that were found.
 
@@ -34,6 +37,8 @@ def chain_diagnostics(
             samples (``reliability_samples``), where there are some [observable].
         inverse_temperature: n_beta.
         num_coordinates: free coordinates of the component.
+        spectrum: of n_beta H + gamma at w*, where it was taken.
+        step_size: eps, where it is the same for all coordinates.
     """
     observables = observable_diagnostics(traces)
     for kind, values in reliability.items():
@@ -51,6 +56,8 @@ def chain_diagnostics(
         excluded=excluded,
         temperatures=temperatures,
         step_biases=biases,
+        precisions=None if spectrum is None else (spectrum.smallest, spectrum.largest),
+        step_size=step_size,
     )
     return {
         "num_chains": len(chains),
@@ -61,6 +68,7 @@ def chain_diagnostics(
         "temperature": _mean(temperatures),
         "temperature_of_chains": {str(c): _mean(row[None]) for c, row in zip(chains, temperatures, strict=False)},
         "step_bias": _mean(biases),
+        "spectrum": spectrum and spectrum._asdict(),
         "findings": [finding._asdict() for finding in findings],
     }
 

@@ -110,6 +110,7 @@ def subject_plans(
             ),
             inverse_temperature=resolved.inverse_temperature,
             num_coordinates=select_component(skeleton, subject.component).num_coordinates,
+            step_size=None if sampling.sampler.kind == "rmsprop_sgld" else resolved.step_size,
             after=full if baseline == "full" and name != full else None,
         )
     return plans

@@ -19,6 +19,7 @@ from patterning_dist.progress import Progress
 from patterning_dist.response.reliability import reliability_from_sums
 from patterning_dist.runtime.chains.run import Events, UnitPlan, UnitResult, run_chains
 from patterning_dist.runtime.chains.workers import MakeStudy
+from patterning_dist.sampling.lanczos import SpectrumEnds
 from patterning_dist.storage.files import write_json
 from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 
@@ -36,6 +37,7 @@ class Unit:
         analysis: run in the shards.
         inverse_temperature: n_beta.
         num_coordinates: free coordinates of the component.
+        step_size: eps, where it is the same for all of them.
         after: a unit whose statistics the analysis reads, if any.
     """
 
@@ -44,6 +46,7 @@ class Unit:
     analysis: Analysis
     inverse_temperature: float
     num_coordinates: int
+    step_size: float | None
     after: str | None = None
 
     @property
@@ -199,6 +202,8 @@ def _write(run: RunDirectory, name: str, unit: Unit, result: UnitResult) -> None
         reliability=dict(zip(("reliability", "reliability_samples"), reliability, strict=False)),
         inverse_temperature=unit.inverse_temperature,
         num_coordinates=unit.num_coordinates,
+        spectrum=next((SpectrumEnds(*record.spectrum) for record in result.records if record.spectrum), None),
+        step_size=unit.step_size,
     )
     files = [file for part in result.parts for file in part.files]
     content = {"analysis": unit.analysis_fingerprint, "files": files, "diagnostics": diagnostics}

@@ -24,6 +24,9 @@ MIN_DRIFT = 0.1  # of the mean rise: a smaller drift leaves the LLC as it is, ho
 MIN_LLC = 0.1  # the data move the log posterior by less than this many nats: the chains sample the localisation
 MIN_RELIABILITY = 0.1
 MAX_EXCESS = 0.1  # of the virial temperature over 1: with it the variance of a coordinate is off by as much on average
+# eps times a precision P: the variance in that direction is 1 / (1 - eps P / 4) times the posterior's.
+MAX_STIFFNESS, GOOD_STIFFNESS = 0.4, 0.2
+_ROUNDING = 1e-4  # of a Hessian product in float32, relative to the largest eigenvalue
 MIN_STEP_BIAS = 0.05  # of the LLC; a bias below its standard error is no finding either
 CHANCE = 1e-3  # how often chance alone may pass for a finding, each kind of it
 
@@ -32,8 +35,8 @@ class Finding(NamedTuple):
     """One failure mode.
 
     Attributes:
-        mode: diverged, below_checkpoint, spikes, still_rising, still_falling, chains_disagree, too_hot, too_cold or
-            too_little_signal.
+        mode: diverged, below_checkpoint, spikes, still_rising, still_falling, chains_disagree, too_hot, too_cold,
+            too_stiff, negative_curvature or too_little_signal.
         chains: numbers of the chains it was seen in.
         evidence: what was measured, name -> number.
         message: what was seen, and which keys of the configuration to turn.
@@ -56,6 +59,8 @@ def failure_modes(
     excluded: Mapping[int, str] | None = None,
     temperatures: ArrayLike = (),
     step_biases: ArrayLike = (),
+    precisions: tuple[float, float] | None = None,
+    step_size: float | None = None,
 ) -> list[Finding]:
     """What is wrong with a set of chains; an empty list if nothing was found.
 
@@ -70,6 +75,8 @@ def failure_modes(
         temperatures: [chain, block] virial temperatures of blocks of steps after burn-in, of the chains in `losses`;
             fewer than 4 blocks count for nothing.
         step_biases: [chain, block] what the steps add to the LLC, nats; likewise.
+        precisions: (smallest, largest) eigenvalue of n_beta H + gamma at w*.
+        step_size: eps, where it is the same for all coordinates.
 
     Raises:
         PatterningError: `losses` are no [chain, draw] of 4 draws or more, or not finite.
@@ -89,7 +96,8 @@ def failure_modes(
     little = [] if below else _too_little_rise(usual, numbers, inverse_temperature, num_coordinates)
     heat = _temperature(numbers, np.asarray(temperatures), np.asarray(step_biases), llc(trace, inverse_temperature))
     noise = _unreliable(numbers, reliability or {})
-    return [*findings, *below, *spiked, *drift, *disagreement, *heat, *little, *noise]
+    ends = [] if precisions is None else _curvature(numbers, *precisions, step_size)
+    return [*findings, *below, *spiked, *drift, *disagreement, *heat, *ends, *little, *noise]
 
 
 def _diverged(excluded: Mapping[int, str]) -> list[Finding]:
@@ -232,6 +240,27 @@ def _temperature(numbers: tuple[int, ...], temperatures: Floats, biases: Floats,
         "set sampling.gradient: control_variate"
     )
     return [Finding("too_hot", numbers, evidence, text)]
+
+
+def _curvature(numbers: tuple[int, ...], smallest: float, largest: float, step_size: float | None) -> list[Finding]:
+    """A direction too stiff for the step size, and one in which the posterior is no Gaussian."""
+    found = []
+    if step_size is not None and step_size * largest > MAX_STIFFNESS:
+        stiffness = step_size * largest
+        excess = f"{1 / (1 - stiffness / 4):.2g} times the posterior's" if stiffness < 4 else "without bound"
+        text = (
+            f"the stiffest direction has a precision of {largest:.3g}, {stiffness:.2g} over sampling.step_size: its "
+            f"variance is {excess}; lower sampling.step_size to {GOOD_STIFFNESS / largest:.2g}"
+        )
+        found.append(Finding("too_stiff", numbers, {"stiffness": stiffness, "precision": largest}, text))
+    if smallest < -_ROUNDING * largest:
+        text = (
+            "the posterior curves downwards at the checkpoint (n_beta H + gamma has an eigenvalue of "
+            f"{smallest:.3g}) and is no Gaussian there; raise sampling.localization by more than {-smallest:.2g}, lower "
+            "sampling.inverse_temperature or train further"
+        )
+        found.append(Finding("negative_curvature", numbers, {"precision": smallest}, text))
+    return found
 
 
 def _interval(mean: TraceMean) -> tuple[float, float]:

@@ -15,9 +15,10 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from patterning_dist.data.sampler import minibatch
+from patterning_dist.data.sampler import minibatch, permutation
 from patterning_dist.models.components import Vector
 from patterning_dist.sampling.draw import Draw
+from patterning_dist.sampling.lanczos import SpectrumEnds, spectrum_ends
 from patterning_dist.sampling.noise import Noise
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.samplers import Sampler
@@ -28,6 +29,9 @@ from patterning_dist.sampling.temperature import Heat, block_of
 # A chain further from w* than this many prior radii has left the neighbourhood: under the localisation alone
 # gamma |w - w*|^2 is chi-squared with d degrees of freedom, mean d.
 _MAX_PRIOR_RADII_SQUARED = 25.0
+
+# Samples that Hessian products are taken on, and what they are drawn by; streams of chains are small numbers.
+_LANCZOS_SAMPLES, _LANCZOS_STREAM = 64, 0x6C616E637A6F73
 
 Gradient = Literal["minibatch", "control_variate", "full"]
 
@@ -53,6 +57,7 @@ class ChainSettings:
               everywhere if all samples have the same Hessian. A step costs two minibatch gradients, and a chain one
               pass over the training samples, again when it is resumed.
             - ``full``: g(w), a pass over all training samples every step; ``batch_size`` bears on nothing.
+        lanczos_steps: Hessian products from which chain 0 takes the ends of the spectrum at w*; 0: none.
     """
 
     posterior: Posterior
@@ -64,6 +69,7 @@ class ChainSettings:
     seed: int
     sampler: Sampler = field(default_factory=Sampler)
     gradient: Gradient = "minibatch"
+    lanczos_steps: int = 0
 
 
 class ChainFailure(Exception):
@@ -79,6 +85,9 @@ class Chain:
         number: of the chain, from 0.
         population: number of training samples.
         statistics: by name; each is handed every draw.
+
+    Attributes:
+        spectrum: ends of the spectrum of n_beta H + gamma at w*, of chain 0 where ``lanczos_steps`` asks for them.
     """
 
     def __init__(
@@ -100,6 +109,11 @@ class Chain:
         self.state = self._sampler.init(target.live())
         self.num_draws = 0
         self.heat = Heat()
+        self.spectrum: SpectrumEnds | None = None
+        if settings.lanczos_steps and number == 0:
+            ids = permutation(self.seed, _LANCZOS_STREAM, population)[:_LANCZOS_SAMPLES]
+            samples = target.prepare(target.data, ids)
+            self.spectrum = spectrum_ends(target, settings.posterior, samples, settings.lanczos_steps, self._sign_seed)
         self._center_gradient: Vector | None = None
         if settings.gradient == "control_variate":
             self._center_gradient = target.gradient(np.arange(population))[1]

@@ -195,6 +195,20 @@ def test_hot_and_cold_chains():
     assert found(trace, temperatures=np.full((CHAINS, 3), 7.0)) == []
 
 
+def test_directions_that_are_too_stiff_or_curve_downwards():
+    trace = 1 + 0.2 * noise(np.random.default_rng(6))
+    assert found(trace, precisions=(2.0, 3000.0), step_size=1e-4) == []
+    assert found(trace, precisions=(2.0, 30000.0)) == []  # of a sampler whose coordinates have steps of their own
+    stiff = only(found(trace, precisions=(2.0, 8000.0), step_size=1e-4))
+    assert stiff.mode == "too_stiff"
+    assert "its variance is 1.2 times the posterior's; lower sampling.step_size to 2.5e-05" in stiff.message
+    assert "its variance is without bound" in only(found(trace, precisions=(2, 5e4), step_size=1e-4)).message
+    saddle = only(found(trace, precisions=(-180.0, 3000.0), step_size=1e-4))
+    assert (saddle.mode, saddle.evidence) == ("negative_curvature", {"precision": -180.0})
+    assert "(n_beta H + gamma has an eigenvalue of -180) and is no Gaussian there" in saddle.message
+    assert "raise sampling.localization by more than 1.8e+02" in saddle.message
+
+
 def test_few_draws_scatter_and_r_hat_allows_for_it():
     # R-hat of 20 independent draws: n (R^2 - 1) + 1 is F with 2 chains - 1 degrees of freedom, n = 10.
     rng = np.random.default_rng(4)

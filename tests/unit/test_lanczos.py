@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 import pytest
 import torch
@@ -68,7 +70,7 @@ def test_the_ends_are_found_first_and_their_errors_are_bounds():
             assert (eigenvalues - value).abs().min() <= error + 1e-9
         assert eigenvalues[0] - 1e-9 <= values[0] and values[-1] <= eigenvalues[-1] + 1e-9
         largest.append(values[-1].item())
-    assert all(b >= a - 1e-9 for a, b in zip(largest, largest[1:], strict=False))
+    assert all(b >= a - 1e-9 for a, b in pairwise(largest))
     assert largest[-1] == pytest.approx(90, rel=1e-6)
     assert values[0].item() == pytest.approx(-3, abs=0.05)
 

@@ -146,6 +146,22 @@ def test_the_control_variate_is_the_difference_of_two_minibatches_and_the_exact_
         assert (controlled[name] - plain[name]).abs().max() > 1e-3
 
 
+def test_the_first_chain_looks_at_the_spectrum_and_walks_as_if_it_had_not():
+    looking, other = (make_chain("layer.1.head.0", number, lanczos_steps=6) for number in (0, 1))
+    assert other.spectrum is None
+    posterior = looking.settings.posterior
+    ids = torch.from_numpy(POOL)  # fewer than 64: all of them
+    direction = looking.target.mean_gradient(looking.target.prepare(ids))[1]
+    curved = looking.target.hessian_product(looking.target.prepare(ids), direction)
+    quotient = looking.target.dot(direction, curved) / looking.target.dot(direction, direction)
+    precision = posterior.inverse_temperature * quotient + posterior.localization
+    ends = looking.spectrum
+    assert ends.smallest - ends.smallest_error <= precision <= ends.largest + ends.largest_error
+    assert ends.smallest < posterior.localization + 1 and ends.largest > posterior.localization + 1
+    for a, b in zip(looking.draws(), make_chain("layer.1.head.0").draws(), strict=True):
+        assert_same_draw(a, b)
+
+
 def test_a_saved_state_does_not_change_while_the_chain_goes_on():
     chain = make_chain()
     stream = chain.draws()

@@ -271,8 +271,9 @@ class _Attempt:
 
     def _record(self, healthy: bool = True, reason: str = "") -> ChainRecord:
         steps = 0 if self.chain is None else self.chain.state.step
+        spectrum = [] if self.chain is None or self.chain.spectrum is None else list(self.chain.spectrum)
         seconds = time.monotonic() - self.started
-        return ChainRecord(self.task.number, healthy, reason, 0, steps, seconds, *self.temperatures)
+        return ChainRecord(self.task.number, healthy, reason, 0, steps, seconds, *self.temperatures, spectrum)
 
     def _note(self, done: int, loss: float | None, healthy: bool = True) -> None:
         total = self.task.plan.num_draws
