@@ -256,8 +256,8 @@ def _curvature(numbers: tuple[int, ...], smallest: float, largest: float, step_s
     if smallest < -_ROUNDING * largest:
         text = (
             "the posterior curves downwards at the checkpoint (n_beta H + gamma has an eigenvalue of "
-            f"{smallest:.3g}) and is no Gaussian there; raise sampling.localization by more than {-smallest:.2g}, lower "
-            "sampling.inverse_temperature or train further"
+            f"{smallest:.3g}) and is no Gaussian there; raise sampling.localization by more than {-smallest:.2g}, "
+            "lower sampling.inverse_temperature or train further"
         )
         found.append(Finding("negative_curvature", numbers, {"precision": smallest}, text))
     return found
