@@ -10,6 +10,7 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -137,12 +138,13 @@ class Chain:
             yield draw
 
     def temperatures(self) -> tuple[list[float], list[float]]:
-        """Virial temperature of consecutive blocks of steps after burn-in, and, for ``sgld``, what the steps add to the
-        LLC in nats; see ``temperature``. Once all draws are made; every rank calls this.
+        """Virial temperature of blocks of steps, and what the steps add to the LLC, nats; see ``sampling.temperature``.
+
+        The thermostat of ``sgnht`` hides the latter. Every rank calls this, once all draws are made.
         """
         steps, settings = self._steps_of_draws, self.settings
         virial, bias = self.heat.means(steps, self.target.ranks, self.num_coordinates, settings.step_size)
-        return virial, bias if settings.sampler.kind == "sgld" else []
+        return virial, [] if settings.sampler.kind == "sgnht" else bias
 
     @property
     def _steps_of_draws(self) -> int:
@@ -180,7 +182,8 @@ class Chain:
             )
         if step >= settings.burn_in:
             block = block_of(step - settings.burn_in, self._steps_of_draws)
-            self.heat.update(block, self.state.position, self.target.center, gradient, settings.posterior)
+            scale = partial(settings.sampler.preconditioner, self.state)
+            self.heat.update(block, self.state.position, self.target.center, gradient, settings.posterior, scale)
         options: dict[str, Any] = dict(settings.sampler.options)
         if settings.sampler.needs_curvature:
             options["curvature"] = self._curvature(ids)

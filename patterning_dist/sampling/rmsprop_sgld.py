@@ -52,6 +52,11 @@ def init(position: Vector) -> State:
     return State(position, {name: torch.zeros_like(w) for name, w in position.items()}, 0)
 
 
+def preconditioner(state: State, name: str, *, stability: float, **options: Any) -> Tensor:
+    """G of a piece, as far as it is known before the gradient of the step: of the V of the steps so far."""
+    return (state.second_moment[name].sqrt() + stability).reciprocal_()
+
+
 def step(
     state: State,
     gradient: Mapping[str, Tensor],

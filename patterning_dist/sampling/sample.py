@@ -35,7 +35,7 @@ class Sampled:
         excluded: number of a failed chain -> what happened.
         temperatures: virial temperature of blocks of steps after burn-in, for ``trace_mean`` [chain, block]; 1 for the
             posterior, see ``sampling.temperature``.
-        step_biases: what steps and minibatches add to the LLC, nats, likewise; of ``sgld`` alone.
+        step_biases: what steps and minibatches add to the LLC, nats, likewise; not of ``sgnht``.
         statistics: results of the ``Statistic`` of each name, one a chain.
     """
 

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
+
+from torch import Tensor
 
 from patterning_dist.sampling import rmsprop_sgld, sgld, sgnht
 
@@ -26,6 +29,10 @@ class Sampler:
     def module(self) -> ModuleType:
         """``State``, ``init``, ``step`` and ``step_``."""
         return SAMPLERS[self.kind]
+
+    def preconditioner(self, state: Any, name: str) -> Tensor | None:
+        """G of a piece in steps of variance eps G; None: 1."""
+        return self.module.preconditioner(state, name, **self.options) if self.kind == "rmsprop_sgld" else None
 
     @property
     def needs_curvature(self) -> bool:

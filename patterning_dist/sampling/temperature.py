@@ -17,18 +17,19 @@ for the chains of each sampler:
 Below 1 the chain has not spread over its posterior yet.
 
 The heat of the steps sits in stiff directions, a few of many, and drowns in the scatter of T where d is large. For
-``sgld`` the part of it that the loss sees is known with far less noise, from the same energy balance:
+``sgld`` and ``rmsprop_sgld`` the part of it that the loss sees is known with far less noise, from the same balance of
+energy, with G the preconditioner (1 for ``sgld``):
 
-    b = (eps/8) E[ n_beta grad L_batch . grad U_batch ]   nats
+    b = (eps/8) E[ n_beta grad L_batch . G grad U_batch ]   nats
 
 is what n_beta E[L] is too large by, to first order in eps. On a Gaussian posterior it is exact at every eps without
 minibatch noise, and with it where gamma is small beside n_beta H; elsewhere minibatch noise in flat directions, which
-raises no loss, counts too.
+raises no loss, counts too. That a preconditioner leans to p(w) / G(w) is not in it: T shows that.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -45,14 +46,20 @@ class Heat:
     """Sums of both over the steps after burn-in, in blocks.
 
     Args:
-        sums: [2, block] to go on from: of (w - w*) . grad U and of n_beta grad L . grad U, of this rank.
+        sums: [2, block] to go on from: of (w - w*) . grad U and of n_beta grad L . G grad U, of this rank.
     """
 
     def __init__(self, sums: Tensor | None = None) -> None:
         self.sums = torch.zeros(2, NUM_BLOCKS, dtype=torch.float64) if sums is None else sums.clone()
 
     def update(
-        self, block: int, position: Vector, center: Vector, gradient: Mapping[str, Tensor], posterior: Posterior
+        self,
+        block: int,
+        position: Vector,
+        center: Vector,
+        gradient: Mapping[str, Tensor],
+        posterior: Posterior,
+        preconditioner: Callable[[str], Tensor | None],
     ) -> None:
         """Take in a step before it is taken.
 
@@ -62,11 +69,14 @@ class Heat:
             center: w*.
             gradient: grad L of the step, nats per unit of weight.
             posterior: n_beta and gamma.
+            preconditioner: name of a piece -> G; None: 1.
         """
         virial, heat = torch.zeros((), dtype=torch.float64), torch.zeros((), dtype=torch.float64)
         for name, w in position.items():
             slope = posterior.negative_score(w, center[name], gradient[name])
             virial = ((w - center[name]) * slope).sum(dtype=torch.float64) + virial.to(w.device)
+            if (scale := preconditioner(name)) is not None:
+                slope.mul_(scale)
             heat = (gradient[name] * slope).sum(dtype=torch.float64) + heat.to(w.device)
         self.sums[:, block] += torch.stack([virial, posterior.inverse_temperature * heat]).cpu()
 
