@@ -198,3 +198,55 @@ def test_noise_of_curvatures_is_what_a_control_variate_leaves():
     assert abs(score(plain.temperatures, ((1 + step_size / 4 * noise) * relative).mean())) < 4
     assert trace_mean(controlled.temperatures).standard_error < 0.02 < 0.1 < relative.mean() - 1
     assert trace_mean(plain.temperatures).value > relative.mean() + 0.06
+
+
+# A posterior that is no Gaussian: a tanh unit, by quadrature
+
+INPUTS = 1.5 * torch.randn(30, generator=torch.Generator().manual_seed(4))
+OUTPUTS = 0.8 * torch.tanh(1.2 * INPUTS) + 0.3 * torch.randn(30, generator=torch.Generator().manual_seed(5))
+CENTER = torch.tensor([1.2, 0.8])
+
+
+class Unit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(CENTER.expand(ROWS, 2).clone())
+
+
+def unit_losses(model, batch):
+    return 0.5 * (torch.tanh(batch[0][:, None] * model.w[:, 0]) * model.w[:, 1] - batch[1][:, None]).square().sum(1)
+
+
+def unit_llc(inverse_temperature, localization):
+    """n_beta E[L - L(w*)] of one row."""
+    a, b = np.meshgrid(np.linspace(-2, 6, 600), np.linspace(-2, 4, 400), indexing="ij")
+    pairs = zip(INPUTS.double().numpy(), OUTPUTS.double().numpy(), strict=True)
+    rise = np.mean([(np.tanh(x * a) * b - y) ** 2 - (np.tanh(x * 1.2) * 0.8 - y) ** 2 for x, y in pairs], axis=0) / 2
+    density = np.exp(-inverse_temperature * rise - localization / 2 * ((a - 1.2) ** 2 + (b - 0.8) ** 2))
+    return inverse_temperature * (rise * density).sum() / density.sum()
+
+
+@pytest.mark.parametrize(("gradient", "excess"), [("minibatch", 0.3), ("full", 0.1)])
+def test_the_step_bias_of_a_tanh_unit_is_what_its_llc_is_too_large_by(gradient, excess):
+    """To first order in eps: a fifth of the bias itself is allowed for the second."""
+    data, posterior = TensorDataset(INPUTS, OUTPUTS), Posterior(60.0, 4.0)
+    found = sample_chains(
+        Unit(),
+        unit_losses,
+        data,
+        data,
+        posterior=posterior,
+        step_size=0.02,
+        num_draws=121,
+        steps_between_draws=4,
+        burn_in=200,
+        batch_size=3,
+        gradient=gradient,
+    )
+    measured, bias = llc(found.losses, 60.0), trace_mean(found.step_biases)
+    wanted = measured.value - ROWS * unit_llc(60.0, 4.0)
+    error = np.hypot(measured.standard_error, bias.standard_error)
+    assert wanted > excess * measured.value
+    assert abs(bias.value - wanted) < 0.2 * wanted + 4 * error
+    assert 4 * error < 0.5 * wanted
+    assert trace_mean(found.temperatures).value > 1.05
