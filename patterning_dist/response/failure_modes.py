@@ -222,7 +222,7 @@ def _temperature(numbers: tuple[int, ...], temperatures: Floats, biases: Floats,
     temperature = trace_mean(temperatures)
     low, high = _interval(temperature)
     text = f"virial temperature {temperature.value:.3g} +- {temperature.standard_error:.1g}, 1 for the posterior"
-    evidence = {"temperature": temperature.value, "standard_error": temperature.standard_error}
+    evidence = {"temperature": temperature.value}
     if high < 1 - MAX_EXCESS:
         text = f"the chains have not spread over the posterior yet ({text}); raise sampling.burn_in"
         return [Finding("too_cold", numbers, evidence, text)]
