@@ -31,6 +31,7 @@ _MODULES = {
     "split_rhat": "response.diagnostics",
     "susceptibility": "response.susceptibility",
     "susceptibility_modes": "response.modes",
+    "trace_mean": "response.llc",
 }
 
 __all__ = ["__version__", *_MODULES]

@@ -38,13 +38,18 @@ SAMPLERS = {
     "rmsprop": (Sampler("rmsprop_sgld", {"decay": 0.9, "stability": 0.1}), 2e-4),
     "corrected": (Sampler("rmsprop_sgld", {"decay": 0.9, "stability": 0.1, "correction": True}), 2e-4),
     "sgnht": (Sampler("sgnht", {"diffusion": 0.1}), 1e-3),
+    "controlled": (Sampler(), 1e-3),
+    "full": (Sampler(), 1e-3),
 }
+GRADIENTS = {"controlled": "control_variate", "full": "full"}
 SLICES = "transformer.wte.weight[12,3:5]+transformer.h.*.mlp.c_proj.weight[1:5,:]"
 # (model, component, sampler, micro-batch size). Micro-batches of 1, 2 and 16 split the minibatch of 5 in all ways.
 CASES = {
     "gpt2 everything sgld 16": ("gpt2", "everything", "sgld", 16),
     "gpt2 everything rmsprop 2": ("gpt2", "everything", "rmsprop", 2),
     "gpt2 head corrected 16": ("gpt2", "layer.1.head.1", "corrected", 16),
+    "gpt2 head controlled 2": ("gpt2", "layer.0.head.1", "controlled", 2),
+    "llama everything full 16": ("llama", "everything", "full", 16),
     "gpt2 head sgld 1": ("gpt2", "layer.1.head.1", "sgld", 1),
     "gpt2 slices sgnht 16": ("gpt2", SLICES, "sgnht", 16),
     "neox everything sgnht 2": ("neox", "everything", "sgnht", 2),
@@ -99,8 +104,8 @@ def make_target(model, component, ranks, micro_batch_size, **options):
 
 def make_chain(target, sampler):
     """Three draws with two steps between them; minibatches of five samples."""
-    sampler, step_size = SAMPLERS[sampler]
-    settings = ChainSettings(Posterior(30.0, 20.0), step_size, 5, 2, 3, 2, seed=7, sampler=sampler)
+    gradient, (sampler, step_size) = GRADIENTS.get(sampler, "minibatch"), SAMPLERS[sampler]
+    settings = ChainSettings(Posterior(30.0, 20.0), step_size, 5, 2, 3, 2, 7, sampler, gradient)
     return Chain(target, settings, 1, population=len(TOKENS))
 
 
@@ -134,6 +139,7 @@ def run_case(kind, component, sampler, micro_batch_size, ranks, device, **option
     for name, w in chain.state.position.items():
         equal &= np.array_equal(_kept(w), found[f"position/{name}"])
     found["restarts"] = np.array(equal)
+    found["temperatures"], found["step_biases"] = map(np.array, chain.temperatures())
     return found
 
 

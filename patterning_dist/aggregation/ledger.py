@@ -20,9 +20,11 @@ from patterning_dist.storage.store import Storage
 
 @dataclass
 class ChainRecord:
-    """One chain: how it ended, and how long it took.
+    """One chain: how it ended, how long it took, and how hot it was.
 
     ``seconds`` is the chain's own wall time, of its last attempt; ``reason`` says why an unhealthy chain is left out.
+    ``temperatures`` and ``step_biases`` (nats) are means over consecutive blocks of the steps after burn-in, see
+    ``Chain.temperatures``; empty of chains that failed. ``spectrum``: the numbers of ``SpectrumEnds``, where taken.
     """
 
     chain: int
@@ -31,6 +33,9 @@ class ChainRecord:
     draws: int = 0
     steps: int = 0
     seconds: float = 0.0
+    temperatures: list[float] = field(default_factory=list)
+    step_biases: list[float] = field(default_factory=list)
+    spectrum: list[float] = field(default_factory=list)
 
 
 @dataclass(frozen=True)

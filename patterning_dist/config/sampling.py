@@ -146,6 +146,17 @@ class SamplingConfig(Section):
         SgldConfig(kind="sgld"), discriminator="kind", description="update rule of the chains and its own settings"
     )
     batch_size: int = Field(8, ge=1, description="minibatch of one SGLD step [sequences]")
+    gradient: Literal["minibatch", "control_variate", "full"] = Field(
+        "minibatch",
+        description="of a step: of a minibatch; that less its own at the checkpoint plus the exact one there (two "
+        "minibatches a step, far less noise); or of all training sequences",
+    )
+    lanczos_steps: int = Field(
+        0,
+        ge=0,
+        description="Hessian products on up to 64 training sequences, from which the stiffest and the softest "
+        "direction of the posterior are taken at the start of chain 0; 8 to 20 do, 0 for none [products]",
+    )
     micro_batch_size: int = Field(16, ge=1, description="sequences of one forward pass in a study [sequences]")
     compute_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of forward passes in a study, under autocast; sampled weights stay float32"

@@ -45,6 +45,7 @@ def subject_settings(subjects: Subjects, name: str) -> dict[str, Any]:
         "step_size": resolved.step_size,
         "sampler": sampling.sampler.model_dump(),
         "batch_size": sampling.batch_size,
+        "gradient": sampling.gradient,
         "burn_in": resolved.burn_in,
         "steps_between_draws": resolved.steps_between_draws,
         "seed": subjects.seed,
@@ -109,6 +110,7 @@ def subject_plans(
             ),
             inverse_temperature=resolved.inverse_temperature,
             num_coordinates=select_component(skeleton, subject.component).num_coordinates,
+            step_size=None if sampling.sampler.kind == "rmsprop_sgld" else resolved.step_size,
             after=full if baseline == "full" and name != full else None,
         )
     return plans

@@ -18,6 +18,7 @@ from patterning_dist.progress import Progress
 from patterning_dist.response.reliability import reliability_from_sums
 from patterning_dist.runtime.chains.run import Events, UnitPlan, UnitResult, run_chains
 from patterning_dist.runtime.chains.workers import MakeStudy
+from patterning_dist.sampling.lanczos import SpectrumEnds
 from patterning_dist.storage.files import write_json
 from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 
@@ -33,12 +34,14 @@ class Unit(UnitPlan):
         fingerprint: hash of all that the chains follow from.
         inverse_temperature: n_beta.
         num_coordinates: free coordinates of the component.
+        step_size: eps, where it is the same for all of them.
     """
 
     analysis: Analysis
     fingerprint: str
     inverse_temperature: float
     num_coordinates: int
+    step_size: float | None = None
 
     @property
     def analysis_fingerprint(self) -> str:
@@ -181,11 +184,13 @@ def _write(run: RunDirectory, name: str, unit: Unit, result: UnitResult) -> None
     diagnostics = chain_diagnostics(
         read_traces(folder, first.chains),
         unit.ledger.observables,
-        chains=first.chains,
+        records=[record for record in result.records if record.chain in first.chains],
         excluded=first.excluded,
         reliability=dict(zip(("reliability", "reliability_samples"), reliability, strict=False)),
         inverse_temperature=unit.inverse_temperature,
         num_coordinates=unit.num_coordinates,
+        spectrum=next((SpectrumEnds(*record.spectrum) for record in result.records if record.spectrum), None),
+        step_size=unit.step_size,
     )
     files = [file for part in result.parts for file in part.files]
     content = {"analysis": unit.analysis_fingerprint, "files": files, "diagnostics": diagnostics}

@@ -231,6 +231,8 @@ class Subjects:
             steps_between_draws=resolved.steps_between_draws,
             seed=self.seed if subject.seed is None else subject.seed,
             sampler=Sampler(sampling.sampler.kind, sampling.sampler.model_dump(exclude={"kind"})),
+            gradient=sampling.gradient,
+            lanczos_steps=sampling.lanczos_steps,
         )
 
     def posterior(self, name: str) -> Posterior:
@@ -240,6 +242,8 @@ class Subjects:
 
     def chain(self, name: str, number: int, **changes: Any) -> Chain:
         """Chain ``number`` of a subject, at its first step; ``changes`` replace fields of its settings."""
+        if changes:  # of a trial
+            changes = {"lanczos_steps": 0} | changes
         settings, target = replace(self.settings(name), **changes), self.target(name)
         statistics: dict[str, Statistic] = {}
         if name in self.gradients_of and not changes:

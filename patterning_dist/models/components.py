@@ -32,6 +32,16 @@ _ANATOMIES = {"transformers": "patterning_dist.models.anatomy"}
 _SLICE = re.compile(r"(?:(\d+)|(\d*):(\d*))$")
 
 
+def axpy(scale: float, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Vector:
+    """scale * x + y."""
+    return {name: v.add(x[name], alpha=scale) for name, v in y.items()}
+
+
+def scaled(scale: float, x: Mapping[str, Tensor]) -> Vector:
+    """scale * x."""
+    return {name: scale * v for name, v in x.items()}
+
+
 @dataclass(frozen=True)
 class Piece:
     """A box of one parameter.

@@ -13,7 +13,7 @@ from scipy.stats import t as student
 
 from patterning_dist.response.batch_means import degrees_of_freedom
 from patterning_dist.response.diagnostics import checked_trace, rank_rhat
-from patterning_dist.response.llc import llc
+from patterning_dist.response.llc import TraceMean, llc, trace_mean
 from patterning_dist.response.moments import Floats
 
 MAX_RHAT = 1.05  # where draws are many; see _largest_rhat
@@ -23,6 +23,11 @@ ESCAPE_RATIO = 2.0  # a chain whose loss rises by so many times the others' is e
 MIN_DRIFT = 0.1  # of the mean rise: a smaller drift leaves the LLC as it is, however significant
 MIN_LLC = 0.1  # the data move the log posterior by less than this many nats: the chains sample the localisation
 MIN_RELIABILITY = 0.1
+MAX_EXCESS = 0.1  # of the virial temperature over 1: with it the variance of a coordinate is off by as much on average
+# eps times a precision P: the variance in that direction is 1 / (1 - eps P / 4) times the posterior's.
+MAX_STIFFNESS, GOOD_STIFFNESS = 0.4, 0.2
+_ROUNDING = 1e-4  # of a Hessian product in float32, relative to the largest eigenvalue
+MIN_STEP_BIAS = 0.05  # of the LLC; a bias below its standard error is no finding either
 CHANCE = 1e-3  # how often chance alone may pass for a finding, each kind of it
 
 
@@ -30,7 +35,8 @@ class Finding(NamedTuple):
     """One failure mode.
 
     Attributes:
-        mode: diverged, below_checkpoint, spikes, still_rising, still_falling, chains_disagree or too_little_signal.
+        mode: diverged, below_checkpoint, spikes, still_rising, still_falling, chains_disagree, too_hot, too_cold,
+            too_stiff, negative_curvature or too_little_signal.
         chains: numbers of the chains it was seen in.
         evidence: what was measured, name -> number.
         message: what was seen, and which keys of the configuration to turn.
@@ -51,6 +57,10 @@ def failure_modes(
     rhat: Mapping[str, float] | None = None,
     reliability: Mapping[str, float] | None = None,
     excluded: Mapping[int, str] | None = None,
+    temperatures: ArrayLike = (),
+    step_biases: ArrayLike = (),
+    precisions: tuple[float, float] | None = None,
+    step_size: float | None = None,
 ) -> list[Finding]:
     """What is wrong with a set of chains; an empty list if nothing was found.
 
@@ -62,6 +72,11 @@ def failure_modes(
         rhat: observable -> rank R-hat, of other observables than the loss; NaN counts for nothing.
         reliability: observable -> split-half reliability of its chi; NaN counts for nothing.
         excluded: chain -> reason.
+        temperatures: [chain, block] virial temperatures of blocks of steps after burn-in, of the chains in `losses`;
+            fewer than 4 blocks count for nothing.
+        step_biases: [chain, block] what the steps add to the LLC, nats; likewise.
+        precisions: (smallest, largest) eigenvalue of n_beta H + gamma at w*.
+        step_size: eps, where it is the same for all coordinates.
 
     Raises:
         PatterningError: `losses` are no [chain, draw] of 4 draws or more, or not finite.
@@ -79,7 +94,10 @@ def failure_modes(
     drift, steady = _drift(usual, [numbers[row] for row in kept])
     disagreement = _disagreement(steady, [numbers[row] for row in kept], rhat or {})
     little = [] if below else _too_little_rise(usual, numbers, inverse_temperature, num_coordinates)
-    return [*findings, *below, *spiked, *drift, *disagreement, *little, *_unreliable(numbers, reliability or {})]
+    heat = _temperature(numbers, np.asarray(temperatures), np.asarray(step_biases), llc(trace, inverse_temperature))
+    noise = _unreliable(numbers, reliability or {})
+    ends = [] if precisions is None else _curvature(numbers, *precisions, step_size)
+    return [*findings, *below, *spiked, *drift, *disagreement, *heat, *ends, *little, *noise]
 
 
 def _diverged(excluded: Mapping[int, str]) -> list[Finding]:
@@ -195,6 +213,59 @@ def _largest_rhat(num_chains: int, num_draws: int) -> float:
     degrees = 2 * num_chains - 1
     chance = chi2.isf(CHANCE, degrees) / degrees
     return max(MAX_RHAT, float(np.sqrt(1 + (chance - 1) / (num_draws // 2))))
+
+
+def _temperature(numbers: tuple[int, ...], temperatures: Floats, biases: Floats, found: TraceMean) -> list[Finding]:
+    """Chains hotter than the posterior by their steps and minibatches, or colder, since they have not spread yet."""
+    if temperatures.ndim != 2 or temperatures.shape[1] < 4:
+        return []
+    temperature = trace_mean(temperatures)
+    low, high = _interval(temperature)
+    text = f"virial temperature {temperature.value:.3g} +- {temperature.standard_error:.1g}, 1 for the posterior"
+    evidence = {"temperature": temperature.value}
+    if high < 1 - MAX_EXCESS:
+        text = f"the chains have not spread over the posterior yet ({text}); raise sampling.burn_in"
+        return [Finding("too_cold", numbers, evidence, text)]
+    is_hot, more = low > 1 + MAX_EXCESS, ""
+    if biases.shape == temperatures.shape:
+        bias = trace_mean(biases)
+        smallest = max(MIN_STEP_BIAS * abs(found.value), found.standard_error)
+        if _interval(bias)[0] > 0 and bias.value > smallest:
+            is_hot, more = True, f", which makes the LLC ({found.value:.3g}) too large by up to {bias.value:.2g}"
+            evidence["step_bias"] = bias.value
+    if not is_hot:
+        return []
+    text = (
+        f"steps and minibatches heat the chains ({text}){more}; lower sampling.step_size, raise sampling.batch_size or "
+        "set sampling.gradient: control_variate"
+    )
+    return [Finding("too_hot", numbers, evidence, text)]
+
+
+def _curvature(numbers: tuple[int, ...], smallest: float, largest: float, step_size: float | None) -> list[Finding]:
+    """A direction too stiff for the step size, and one in which the posterior is no Gaussian."""
+    found = []
+    if step_size is not None and step_size * largest > MAX_STIFFNESS:
+        stiffness = step_size * largest
+        excess = f"{1 / (1 - stiffness / 4):.2g} times the posterior's" if stiffness < 4 else "without bound"
+        text = (
+            f"the stiffest direction has a precision of {largest:.3g}, {stiffness:.2g} over sampling.step_size: its "
+            f"variance is {excess}; lower sampling.step_size to {GOOD_STIFFNESS / largest:.2g}"
+        )
+        found.append(Finding("too_stiff", numbers, {"stiffness": stiffness, "precision": largest}, text))
+    if smallest < -_ROUNDING * largest:
+        text = (
+            "the posterior curves downwards at the checkpoint (n_beta H + gamma has an eigenvalue of "
+            f"{smallest:.3g}) and is no Gaussian there; raise sampling.localization by more than {-smallest:.2g}, "
+            "lower sampling.inverse_temperature or train further"
+        )
+        found.append(Finding("negative_curvature", numbers, {"precision": smallest}, text))
+    return found
+
+
+def _interval(mean: TraceMean) -> tuple[float, float]:
+    """That chance misses with CHANCE; like drifts, on 3 degrees of freedom or more."""
+    return mean._replace(degrees_of_freedom=max(mean.degrees_of_freedom, 3.0)).interval(1 - CHANCE)
 
 
 def _too_little_rise(

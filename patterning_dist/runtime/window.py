@@ -13,7 +13,7 @@ import torch
 
 from patterning_dist.config import PredictConfig, SamplingConfig, TrainingConfig
 from patterning_dist.data.sampler import epoch_batch
-from patterning_dist.models.components import Vector
+from patterning_dist.models.components import Vector, axpy
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.groups import chain_workers
@@ -22,7 +22,7 @@ from patterning_dist.runtime.environment import ray_session
 from patterning_dist.runtime.tasks import Task, digest, run_tasks
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.target import Target
-from patterning_dist.sampling.window import Move, Rule, axpy, metric, window_moves
+from patterning_dist.sampling.window import Move, Rule, metric, window_moves
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.task import Task as LearningTask
 

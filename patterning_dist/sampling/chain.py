@@ -10,22 +10,30 @@ import math
 import zlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
-from patterning_dist.data.sampler import minibatch
+from patterning_dist.data.sampler import minibatch, permutation
 from patterning_dist.models.components import Vector
+from patterning_dist.sampling.lanczos import SpectrumEnds, spectrum_ends
 from patterning_dist.sampling.noise import Noise
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.samplers import Sampler
 from patterning_dist.sampling.statistics import Draw, Statistic
 from patterning_dist.sampling.target import Target
+from patterning_dist.sampling.temperature import Heat, block_of
 
 # A chain further from w* than this many prior radii has left the neighbourhood: under the localisation alone
 # gamma |w - w*|^2 is chi-squared with d degrees of freedom, mean d.
 _MAX_PRIOR_RADII_SQUARED = 25.0
+
+# Samples that Hessian products are taken on, and what they are drawn by; streams of chains are small numbers.
+_LANCZOS_SAMPLES, _LANCZOS_STREAM = 64, 0x6C616E637A6F73
+
+Gradient = Literal["minibatch", "control_variate", "full"]
 
 
 @dataclass(frozen=True)
@@ -41,6 +49,15 @@ class ChainSettings:
         steps_between_draws: steps from one draw to the next.
         seed: of the whole run; chains of different components differ all the same.
         sampler: the update rule.
+        gradient: what stands for the gradient of the mean loss L over the training samples in a step:
+
+            - ``minibatch``: g_B(w), that of a minibatch.
+            - ``control_variate``: g_B(w) - g_B(w*) + g(w*) (Baker, Fearnhead, Fox & Nemeth, Statistics and Computing
+              29, 2019), g(w*) the exact gradient at the checkpoint: unbiased, with noise that vanishes at w*, and
+              everywhere if all samples have the same Hessian. A step costs two minibatch gradients, and a chain one
+              pass over the training samples, again when it is resumed.
+            - ``full``: g(w), a pass over all training samples every step; ``batch_size`` bears on nothing.
+        lanczos_steps: Hessian products from which chain 0 takes the ends of the spectrum at w*; 0: none.
     """
 
     posterior: Posterior
@@ -51,6 +68,8 @@ class ChainSettings:
     steps_between_draws: int
     seed: int
     sampler: Sampler = field(default_factory=Sampler)
+    gradient: Gradient = "minibatch"
+    lanczos_steps: int = 0
 
 
 class ChainFailure(Exception):
@@ -66,6 +85,9 @@ class Chain:
         number: of the chain, from 0.
         population: number of training samples.
         statistics: by name; each is handed every draw.
+
+    Attributes:
+        spectrum: ends of the spectrum of n_beta H + gamma at w*, of chain 0 where ``lanczos_steps`` asks for them.
     """
 
     def __init__(
@@ -86,6 +108,15 @@ class Chain:
         self._sampler = settings.sampler.module
         self.state = self._sampler.init(target.live())
         self.num_draws = 0
+        self.heat = Heat()
+        self.spectrum: SpectrumEnds | None = None
+        if settings.lanczos_steps and number == 0:
+            ids = permutation(self.seed, _LANCZOS_STREAM, population)[:_LANCZOS_SAMPLES]
+            samples = target.prepare(target.data, ids)
+            self.spectrum = spectrum_ends(target, settings.posterior, samples, settings.lanczos_steps, self._sign_seed)
+        self._center_gradient: Vector | None = None
+        if settings.gradient == "control_variate":
+            self._center_gradient = target.gradient(np.arange(population))[1]
         self._center = target.measure()
         self.center_losses, self.center_mean_loss = self._center.losses.numpy(), self._center.mean_loss
 
@@ -105,11 +136,26 @@ class Chain:
                 statistic.update(draw, self.target)
             yield draw
 
+    def temperatures(self) -> tuple[list[float], list[float]]:
+        """Virial temperature of blocks of steps, and what the steps add to the LLC, nats; see ``sampling.temperature``.
+
+        The thermostat of ``sgnht`` hides the latter. Every rank calls this, once all draws are made.
+        """
+        steps, settings = self._steps_of_draws, self.settings
+        virial, bias = self.heat.means(steps, self.target.ranks, self.num_coordinates, settings.step_size)
+        return virial, [] if settings.sampler.kind == "sgnht" else bias
+
+    @property
+    def _steps_of_draws(self) -> int:
+        """Steps after burn-in."""
+        return (self.settings.num_draws - 1) * self.settings.steps_between_draws
+
     def state_dict(self) -> dict[str, Any]:
         """All that ``load_state_dict`` needs to go on, bit for bit; of this rank."""
         return {
             "sampler": {name: self._copy(value) for name, value in self.state._asdict().items()},
             "num_draws": self.num_draws,
+            "heat": self.heat.sums.clone(),
             "statistics": {name: statistic.state_dict() for name, statistic in self.statistics.items()},
         }
 
@@ -119,18 +165,24 @@ class Chain:
         for name, w in state["sampler"]["position"].items():
             live[name].copy_(w)
         self.state = self._sampler.State(**{n: self._copy(v) for n, v in state["sampler"].items()} | {"position": live})
-        self.num_draws = state["num_draws"]
+        self.num_draws, self.heat = state["num_draws"], Heat(state["heat"])
         for name, statistic in self.statistics.items():
             statistic.load_state_dict(state["statistics"][name])
 
     def _step(self) -> None:
         settings, step = self.settings, self.state.step
-        ids = minibatch(self.seed, self.number, step, settings.batch_size, self.population)
-        loss, gradient = self.target.gradient(ids)
+        ids = np.arange(self.population)
+        if settings.gradient != "full":
+            ids = minibatch(self.seed, self.number, step, settings.batch_size, self.population)
+        loss, gradient = self._gradient(ids)
         if not math.isfinite(loss):
             raise ChainFailure(
                 f"the loss became {loss} at step {step}; lower sampling.step_size ({settings.step_size:g})"
             )
+        if step >= settings.burn_in:
+            block = block_of(step - settings.burn_in, self._steps_of_draws)
+            scale = partial(settings.sampler.preconditioner, self.state)
+            self.heat.update(block, self.state.position, self.target.center, gradient, settings.posterior, scale)
         options: dict[str, Any] = dict(settings.sampler.options)
         if options.get("correction"):
             options["curvature"] = self._curvature(ids)
@@ -145,6 +197,13 @@ class Chain:
             step_size=settings.step_size,
             **options,
         )
+
+    def _gradient(self, ids: np.ndarray) -> tuple[float, Vector]:
+        """Mean loss of the samples, and what stands for the gradient of L."""
+        if self._center_gradient is None:
+            return self.target.gradient(ids)
+        loss, here, there = self.target.gradient_here_and_at_center(ids)
+        return loss, {name: g.sub_(there[name]).add_(self._center_gradient[name]) for name, g in here.items()}
 
     def _copy(self, value: Any) -> Any:
         """A field of a sampler's state: the tensors of a dict copied, on this chain's device."""

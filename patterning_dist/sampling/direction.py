@@ -17,13 +17,13 @@ always to be read beside the plain estimator on the same probe.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from patterning_dist.models.components import Vector
+from patterning_dist.models.components import Vector, axpy
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.target import Prepared, Target
 
@@ -72,10 +72,10 @@ def conjugate_gradients(
             negative = True
             break
         length = squared / curvature
-        x = _axpy(length, direction, x)
-        residual = _axpy(-length, image, residual)
+        x = axpy(length, direction, x)
+        residual = axpy(-length, image, residual)
         squared, previous = dot(residual, residual), squared
-        direction = _axpy(squared / previous, direction, residual)
+        direction = axpy(squared / previous, direction, residual)
     return Solution(x, iteration, math.sqrt(squared / target) if target else 0.0, negative)
 
 
@@ -130,11 +130,7 @@ def directional_losses(
         return torch.zeros_like(target.losses(samples))
     sides = []
     for sign in (1.0, -1.0):
-        target.place(_axpy(sign * step / norm, direction, position))
+        target.place(axpy(sign * step / norm, direction, position))
         sides.append(target.losses(samples))
     target.place(position)
     return -(sides[0] - sides[1]) * (norm / (2 * step))
-
-
-def _axpy(scale: float, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Vector:
-    return {name: scale * x[name] + y[name] for name in y}

@@ -24,7 +24,7 @@ The stationary law is ``Posterior``, up to a bias of order eps, as far as G does
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -44,6 +44,11 @@ class State(NamedTuple):
 def init(position: Vector) -> State:
     """A chain at ``position``."""
     return State(position, {name: torch.zeros_like(w) for name, w in position.items()}, 0)
+
+
+def preconditioner(state: State, name: str, *, stability: float, **options: Any) -> Tensor:
+    """G of a piece, as far as it is known before the gradient of the step: of the V of the steps so far."""
+    return (state.second_moment[name].sqrt() + stability).reciprocal_()
 
 
 def step_(

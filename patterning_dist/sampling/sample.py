@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import select_component
 from patterning_dist.response.moments import CoMoments
-from patterning_dist.sampling.chain import Chain, ChainFailure, ChainSettings
+from patterning_dist.sampling.chain import Chain, ChainFailure, ChainSettings, Gradient
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.samplers import Sampler
 from patterning_dist.sampling.samples import PerSampleLoss, Samples
@@ -33,6 +33,9 @@ class Sampled:
         observable_names: ``component_loss``, then those that were given.
         center_losses: l_i(w*) [probe column], nats.
         excluded: number of a failed chain -> what happened.
+        temperatures: virial temperature of blocks of steps after burn-in, for ``trace_mean`` [chain, block]; 1 for the
+            posterior, see ``sampling.temperature``.
+        step_biases: what steps and minibatches add to the LLC, nats, likewise; not of ``sgnht``.
         statistics: results of the ``Statistic`` of each name, one a chain.
     """
 
@@ -42,6 +45,8 @@ class Sampled:
     observable_names: list[str]
     center_losses: np.ndarray
     excluded: dict[int, str]
+    temperatures: np.ndarray
+    step_biases: np.ndarray
     statistics: dict[str, list[dict[str, np.ndarray] | None]]
 
 
@@ -63,6 +68,7 @@ def sample_chains(
     num_batches: int = 8,
     micro_batch_size: int = 1024,
     sampler: Sampler | None = None,
+    gradient: Gradient = "minibatch",
     statistics: Mapping[str, Callable[[Target], Statistic]] | None = None,
     seed: int = 0,
 ) -> Sampled:
@@ -85,6 +91,8 @@ def sample_chains(
         num_batches: batch means per chain, for the standard errors; even.
         micro_batch_size: samples of one forward pass at most.
         sampler: the update rule; default: SGLD.
+        gradient: ``minibatch``, ``control_variate`` (twice the work a step, far less noise) or ``full``; see
+            ``ChainSettings``.
         statistics: name -> what makes a ``Statistic`` of a chain's target; see ``Sampled.statistics``.
         seed: all random numbers follow from it, the component's name and the chain's number.
 
@@ -111,9 +119,10 @@ def sample_chains(
         steps_between_draws=steps_between_draws,
         seed=seed,
         sampler=sampler or Sampler(),
+        gradient=gradient,
     )
     names = [COMPONENT_LOSS, *functions]
-    chains, traces, excluded = [], [], {}
+    chains, traces, heat, excluded = [], [], [], {}
     results: dict[str, list[dict[str, np.ndarray] | None]] = {name: [] for name in statistics or {}}
     for number in range(num_chains):
         target.place(target.center)
@@ -130,9 +139,20 @@ def sample_chains(
         else:
             chains.append(moments)
             traces.append(rows)
+            heat.append(chain.temperatures())
             for name, statistic in own.items():
                 results[name].append(statistic.result())
     if not chains:
         raise PatterningError(f"none of {num_chains} chains came through; chain 0: {excluded[0]}")
-    stacked = np.array(traces)
-    return Sampled(chains, stacked[:, :, 0], stacked[:, :, 1:], names, chain.center_losses, excluded, results)
+    stacked, (temperatures, biases) = np.array(traces), (np.array(blocks) for blocks in zip(*heat, strict=True))
+    return Sampled(
+        chains=chains,
+        losses=stacked[:, :, 0],
+        traces=stacked[:, :, 1:],
+        observable_names=names,
+        center_losses=chain.center_losses,
+        excluded=excluded,
+        temperatures=temperatures,
+        step_biases=biases,
+        statistics=results,
+    )

@@ -14,6 +14,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from types import ModuleType
+from typing import Any
+
+from torch import Tensor
 
 from patterning_dist.sampling import rmsprop_sgld, sgld, sgnht
 
@@ -36,3 +39,7 @@ class Sampler:
     def module(self) -> ModuleType:
         """See the docstring of this module."""
         return SAMPLERS[self.kind]
+
+    def preconditioner(self, state: Any, name: str) -> Tensor | None:
+        """G of a piece in steps of variance eps G; None: 1."""
+        return self.module.preconditioner(state, name, **self.options) if self.kind == "rmsprop_sgld" else None

@@ -8,7 +8,7 @@ them. Where the model can be cut below the component, what does not move is comp
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
@@ -50,10 +50,11 @@ class Measurement(NamedTuple):
 class Prepared(NamedTuple):
     """Samples that are evaluated again and again: this rank's batches, with what does not move.
 
-    ``parts``: (batch, state below the component, samples of it that count); ``num_samples`` on all ranks.
+    ``parts``: (batch, state below the component, samples of it that count), an iterator where they are needed once;
+    ``num_samples`` on all ranks.
     """
 
-    parts: list[tuple[Batch, Tensor | None, int]]
+    parts: Iterable[tuple[Batch, Tensor | None, int]]
     num_samples: int
 
 
@@ -142,7 +143,17 @@ class Target:
         With entries that do not count, the sum over the minibatch is divided by the number expected in as many
         samples: a ratio of two random sums would be biased.
         """
-        return self.mean_gradient(self.prepare(self.data, ids), self.mean_counted)
+        return self.mean_gradient(Prepared(self._parts(self.data, ids), len(ids)), self.mean_counted)
+
+    def gradient_here_and_at_center(self, ids: np.ndarray) -> tuple[float, Vector, Vector]:
+        """``gradient``, and the gradient at w* for the same samples; the component is left where it is, to the bit."""
+        samples = self.prepare(self.data, ids)
+        loss, here = self.mean_gradient(samples, self.mean_counted)
+        kept = {name: w.clone() for name, w in self.live().items()}
+        self.place(self.center)
+        there = self.mean_gradient(samples, self.mean_counted)[1]
+        self.place(kept)
+        return loss, here, there
 
     def mean_gradient(self, samples: Prepared, mean_counted: float | None = None) -> tuple[float, Vector]:
         """Mean loss of samples in nats, and its gradient with respect to the free coordinates."""
@@ -216,19 +227,20 @@ class Target:
     def prepare(self, samples: Samples, ids: np.ndarray | None = None) -> Prepared:
         """This rank's part of samples, with the layers below the component computed; all ranks call this."""
         ids = np.arange(len(samples)) if ids is None else ids
-        parts = []
-        for part, counts in micro_batches(ids, self.ranks, self.micro_batch_size):
-            batch = to_device(samples[torch.from_numpy(part)], self.device)
-            with torch.no_grad():
-                state = None if self.layered is None else self.layered.below(batch)
-            parts.append((batch, state, len(part) if counts else 0))
-        return Prepared(parts, len(ids))
+        return Prepared(list(self._parts(samples, ids)), len(ids))
 
     def losses(self, samples: Prepared) -> Tensor:
         """Losses of all samples at the present position, float64 on the CPU, the same on every rank."""
         with torch.no_grad():
             parts = [self._batch_losses(batch, state)[:count] for batch, state, count in samples.parts]
         return self.ranks.gather(torch.cat(parts), samples.num_samples).double().cpu()
+
+    def _parts(self, samples: Samples, ids: np.ndarray) -> Iterator[tuple[Batch, Tensor | None, int]]:
+        for part, counts in micro_batches(ids, self.ranks, self.micro_batch_size):
+            batch = to_device(samples[torch.from_numpy(part)], self.device)
+            with torch.no_grad():
+                state = None if self.layered is None else self.layered.below(batch)
+            yield batch, state, len(part) if counts else 0
 
     def _batch_losses(self, batch: Batch, state: Tensor | None) -> Tensor:
         with self._autocast():

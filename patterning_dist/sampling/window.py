@@ -20,9 +20,9 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
 
-from patterning_dist.models.components import Vector
+from patterning_dist.models.components import Vector, axpy
+from patterning_dist.sampling.lanczos import lanczos, ritz
 
 Product = Callable[[Vector], Vector]
 Dot = Callable[[Vector, Vector], float]
@@ -57,33 +57,6 @@ class Move:
     vector: Vector
     smallest: float
     largest: float
-
-
-def lanczos(product: Product, start: Vector, dot: Dot, num_steps: int) -> tuple[list[Vector], np.ndarray]:
-    """Orthonormal basis of span{start, A start, ...}, and A in it, tridiagonal [step, step].
-
-    Every vector is orthogonalised against all before. Fewer steps are taken where the space is used up.
-
-    Args:
-        product: v -> A v, A symmetric.
-        start: not zero.
-        dot: inner product, over all ranks that share the vectors.
-        num_steps: products at most.
-    """
-    norm = math.sqrt(dot(start, start))
-    basis, diagonal, beside = [_scaled(1 / norm, start)], list[float](), list[float]()
-    while True:
-        image = product(basis[-1])
-        diagonal.append(dot(basis[-1], image))
-        scale = math.sqrt(dot(image, image))
-        for _ in range(2):  # once leaves what rounding has brought in
-            for v in basis:
-                image = axpy(-dot(v, image), v, image)
-        length = math.sqrt(dot(image, image))
-        if len(diagonal) == num_steps or length <= 1e-6 * scale:
-            return basis, np.diag(diagonal) + np.diag(beside, 1) + np.diag(beside, -1)
-        beside.append(length)
-        basis.append(_scaled(1 / length, image))
 
 
 def metric(rules: Mapping[str, Rule], squares: Vector) -> tuple[Vector, Vector]:
@@ -125,8 +98,8 @@ def window_moves(
     norm = math.sqrt(dot(start, start))
     if norm == 0.0:
         return [Move({name: torch.zeros_like(g) for name, g in gradient.items()}, 0.0, 0.0) for _ in taus]
-    basis, tridiagonal = lanczos(scaled_product, start, dot, num_steps)
-    values, vectors = np.linalg.eigh(tridiagonal)
+    basis, alphas, betas = lanczos(scaled_product, start, dot, num_steps)
+    values, vectors = (found.numpy() for found in ritz(alphas, betas))
     moves = []
     for tau in taus:
         coefficients = -norm * vectors @ (window_kernel(values, tau) * vectors[0])
@@ -142,15 +115,6 @@ def window_kernel(values: np.ndarray, tau: float) -> np.ndarray:
     x = np.asarray(values, float) * tau
     small = np.abs(x) < 1e-8
     return tau * np.where(small, 1 - x / 2, -np.expm1(-x) / np.where(small, 1.0, x))
-
-
-def axpy(scale: float, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Vector:
-    """scale * x + y."""
-    return {name: scale * x[name] + y[name] for name in y}
-
-
-def _scaled(scale: float, x: Vector) -> Vector:
-    return {name: scale * part for name, part in x.items()}
 
 
 def _times(x: Vector, y: Vector) -> Vector:

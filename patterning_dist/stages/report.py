@@ -43,7 +43,7 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
     realised = {a.name: compare(a, base, "observables") for a in arms if base and a is not base}
     told = {a.name: {"weights": a.settings.weights, "strength": a.settings.strength} for a in arms}
     predicted = predictions(solution, checked, windows, told)
-    stages = run.manifest["stages"]
+    stages, diagnostics = run.manifest["stages"], _diagnostics(run.path)
     return {
         "name": config.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -62,7 +62,11 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
             if "predicted_response" in entry
         },
         "transition_steps": {arm.name: arm.transitions for arm in arms if arm.transitions is not None},
-        "warnings": find_warnings(_diagnostics(run.path), solution, checked, config) + unpaired,
+        "chains": {
+            subject: {key: entry.get(key) for key in ("llc", "temperature", "step_bias")}
+            for subject, entry in diagnostics["subjects"].items()
+        },
+        "warnings": find_warnings(diagnostics, solution, checked, config) + unpaired,
     }
 
 

@@ -70,6 +70,14 @@ class TestOneChainOnSeveralRanks:
         for name in before:
             np.testing.assert_allclose(after[name], before[name], rtol=0, atol=tolerances[1], err_msg=name)
 
+    def test_temperatures_are_of_all_ranks(self, runs, case, size):
+        for what, atol in (("temperatures", 1e-5), ("step_biases", 1e-4)):
+            one, several = (runs[n, 0][f"{case}|{what}"] for n in (1, size))
+            relative = 0.1 if case == "bfloat16" else 1e-4
+            np.testing.assert_allclose(several, one, rtol=relative, atol=atol * (relative / 1e-4))
+            assert all(np.array_equal(runs[size, rank][f"{case}|{what}"], several) for rank in range(size))
+        assert np.abs(runs[1, 0][f"{case}|temperatures"]).max() > 0.01
+
     def test_all_ranks_report_the_same_draws_and_restart_bit_for_bit(self, runs, case, size):
         for rank in range(size):
             for what in ("losses", "observables"):

@@ -15,6 +15,8 @@ from patterning_dist.experiments.two_rules.stages.report import _warnings
     [
         ("chains_disagree", "rhat_loss", 1.2, 2.2),
         ("too_little_signal", "reliability_training_loss", 0.06, -0.08),
+        ("too_cold", "temperature", 0.8, 0.3),
+        ("too_hot", "temperature", 1.2, 3.1),
         ("still_falling", "rise", -0.004, -0.008),
         ("still_rising", "rise", 0.004, 0.008),
     ],

@@ -131,6 +131,8 @@ def write_posterior(run: Path, blocks: np.ndarray, rng: np.random.Generator) -> 
             else [],
             "num_coordinates": 4096,
             "llc": {"value": 11.0 + i, "standard_error": 0.8, "interval": [9.4 + i, 12.6 + i]},
+            "temperature": {"value": 1.31, "standard_error": 0.02, "interval": [1.27, 1.35]},
+            "step_bias": {"value": 2.4, "standard_error": 0.1, "interval": [2.2, 2.6]},
             "findings": [],
             "observables": {
                 o: {

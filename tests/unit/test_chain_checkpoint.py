@@ -106,6 +106,7 @@ def test_numbers_and_tensors_that_are_hard_to_write_down():
             "step": 2**53 + 1,
         },
         "num_draws": 7,
+        "heat": torch.tensor([[1 / 3, -0.0], [5e-324, 7e300]], dtype=torch.float64),
         "statistics": {"gradients": {"sums": torch.arange(6, dtype=torch.float64).reshape(2, 3) / 3}, "empty": {}},
     }
     found = decode(encode(state | {"note": "Ωé"}))

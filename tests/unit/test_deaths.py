@@ -163,6 +163,7 @@ class Run:
         found = {f"shard-{n}/{name}": value for n, part in enumerate(self.result.parts) for name, value in part.items()}
         found |= {f"traces-{n}": trace for n, trace in enumerate(self.result.traces)}
         found["records"] = np.array([(r.chain, r.healthy, r.draws, r.steps) for r in self.result.records])
+        found["heat"] = np.array([(r.temperatures, r.step_biases) for r in self.result.records])
         files = self.world.files
         for name in files.names(folder := f"sampling/{UNIT}/gradients"):
             found |= {name.partition(".")[0]: value for value in unpack(files.contents[f"{folder}/{name}"]).values()}
@@ -182,7 +183,8 @@ def undisturbed() -> Run:
     run = Run()
     assert not run.events
     assert run.study.num_draws == NUM_CHAINS * NUM_DRAWS
-    assert len(run.numbers()) == 2 * (2 + NUM_CHAINS * 8) + 2 * NUM_CHAINS + 2
+    assert len(run.numbers()) == 2 * (2 + NUM_CHAINS * 8) + 2 * NUM_CHAINS + 3
+    assert run.numbers()["heat"].shape == (NUM_CHAINS, 2, NUM_DRAWS - 1)
     return run
 
 

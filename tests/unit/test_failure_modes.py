@@ -174,6 +174,41 @@ def test_what_is_known_besides_the_traces():
     assert only(found([], excluded={0: "lost"})).mode == "diverged"
 
 
+def test_hot_and_cold_chains():
+    """The LLC of the trace is 30 +- .3; a temperature is told from 1 by a tenth, a bias of the LLC by a twentieth."""
+    rng = np.random.default_rng(5)
+    trace = 1 + 0.2 * noise(rng)
+    scatter = 0.05 * rng.normal(size=(CHAINS, 32))
+    for level in (0.97, 1.0, 1.08):
+        assert found(trace, temperatures=level + scatter, step_biases=1.2 * (1 + scatter)) == []
+    hot = only(found(trace, temperatures=1.2 + scatter, chains=(3, 5, 6, 8)))
+    assert (hot.mode, hot.chains) == ("too_hot", (3, 5, 6, 8))
+    assert hot.message.startswith("steps and minibatches heat the chains (virial temperature 1.2 +- 0.00")
+    advice = "lower sampling.step_size, raise sampling.batch_size or set sampling.gradient: control_variate"
+    assert hot.message.endswith(f", 1 for the posterior); {advice}")
+    assert hot.evidence["temperature"] == pytest.approx(1.2, abs=0.02)
+    stiff = only(found(trace, temperatures=1.01 + scatter, step_biases=5 * (1 + scatter)))
+    assert "which makes the LLC (29.9) too large by up to 5; lower sampling.step_size" in stiff.message
+    assert found(trace, temperatures=1.01 + scatter, step_biases=5 + 400 * scatter) == []  # 5 nats by chance
+    cold = only(found(trace, temperatures=0.6 + scatter))
+    assert cold.mode == "too_cold" and cold.message.endswith("raise sampling.burn_in")
+    assert found(trace, temperatures=np.full((CHAINS, 3), 7.0)) == []
+
+
+def test_directions_that_are_too_stiff_or_curve_downwards():
+    trace = 1 + 0.2 * noise(np.random.default_rng(6))
+    assert found(trace, precisions=(2.0, 3000.0), step_size=1e-4) == []
+    assert found(trace, precisions=(2.0, 30000.0)) == []  # of a sampler whose coordinates have steps of their own
+    stiff = only(found(trace, precisions=(2.0, 8000.0), step_size=1e-4))
+    assert stiff.mode == "too_stiff"
+    assert "its variance is 1.2 times the posterior's; lower sampling.step_size to 2.5e-05" in stiff.message
+    assert "its variance is without bound" in only(found(trace, precisions=(2, 5e4), step_size=1e-4)).message
+    saddle = only(found(trace, precisions=(-180.0, 3000.0), step_size=1e-4))
+    assert (saddle.mode, saddle.evidence) == ("negative_curvature", {"precision": -180.0})
+    assert "(n_beta H + gamma has an eigenvalue of -180) and is no Gaussian there" in saddle.message
+    assert "raise sampling.localization by more than 1.8e+02" in saddle.message
+
+
 def test_few_draws_scatter_and_r_hat_allows_for_it():
     # R-hat of 20 independent draws: n (R^2 - 1) + 1 is F with 2 chains - 1 degrees of freedom, n = 10.
     rng = np.random.default_rng(4)

@@ -203,7 +203,7 @@ def test_chains_do_not_mix_and_traces_are_those_of_the_draws(tmp_path):
             shards.send(chain, number, block(data[chain], start, start + 6))
     assert shards.close(ChainRecord(0, healthy=False, reason="lost")) is Verdict.APPLIED
     for chain in (2, 1):
-        assert shards.close(ChainRecord(chain, steps=100 + chain, seconds=1.5)) is Verdict.APPLIED
+        assert shards.close(ChainRecord(chain, True, "", 0, 100 + chain, 1.5, [1.1, 0.1 + 0.2])) is Verdict.APPLIED
     chains, _ = shards.stored()
     assert [moments.chain for moments in chains] == [1, 2]
     table = pq.read_table(tmp_path / "sampling" / UNIT / "traces.parquet")
@@ -218,7 +218,8 @@ def test_chains_do_not_mix_and_traces_are_those_of_the_draws(tmp_path):
     centers = [ledger.part().center_losses for ledger in shards.ledgers]
     assert [center.tolist() for center in centers] == [[0, 1, 2], [2, 3, 4, 2]]
     records = json.loads((tmp_path / "sampling" / UNIT / "chains.json").read_text())
-    assert records[1] == {"chain": 1, "healthy": True, "reason": "", "draws": 24, "steps": 101, "seconds": 1.5}
+    wanted = {"chain": 1, "healthy": True, "reason": "", "draws": 24, "steps": 101, "seconds": 1.5}
+    assert records[1] == wanted | {"temperatures": [1.1, 0.1 + 0.2], "step_biases": [], "spectrum": []}
 
 
 def test_unhealthy_chains_are_left_out_with_their_reason(tmp_path):

@@ -110,6 +110,58 @@ def test_a_resumed_chain_is_the_undisturbed_one(component, taken, sampler):
     assert resumed.state.step == whole.state.step == 2 + 3 * 3
 
 
+@pytest.mark.parametrize("gradient", ["control_variate", "full"])
+def test_a_chain_with_another_gradient_is_resumed_bit_for_bit(gradient):
+    """What the checkpoint's exact gradient is comes from the center, wherever the chain is."""
+    whole, plain = make_chain("layer.1", gradient=gradient), make_chain("layer.1")
+    undisturbed, first = list(whole.draws()), make_chain("layer.1", gradient=gradient)
+    next(first.draws())
+    resumed = make_chain("layer.1", gradient=gradient)
+    resumed.load_state_dict(first.state_dict())
+    for a, b in zip(resumed.draws(), undisturbed[1:], strict=True):
+        assert_same_draw(a, b)
+    assert resumed.temperatures() == whole.temperatures()
+    assert len(whole.temperatures()[0]) == len(whole.temperatures()[1]) == 3 * 3
+    assert np.abs(next(plain.draws()).losses - undisturbed[0].losses).max() > 1e-5
+
+
+def test_the_control_variate_is_the_difference_of_two_minibatches_and_the_exact_gradient():
+    chain, ids = make_chain("layer.1.head.0", gradient="control_variate"), np.array([3, 17, 3, 30])
+    target, away = chain.target, {}
+    exact = target.mean_gradient(target.prepare(torch.from_numpy(POOL)))[1]
+    at_center = target.gradient(ids)[1]
+    np.testing.assert_equal(
+        {n: g.numpy() for n, g in chain._gradient(ids)[1].items()}, {n: g.numpy() for n, g in exact.items()}
+    )
+    generator = torch.Generator().manual_seed(3)
+    for name, w in target.center.items():
+        away[name] = w + 0.1 * torch.randn(w.shape, generator=generator)
+    target.place(away)
+    loss, plain = target.gradient(ids)
+    controlled_loss, controlled = chain._gradient(ids)
+    assert controlled_loss == loss
+    for name, w in target.live().items():
+        assert torch.equal(w, away[name])
+        torch.testing.assert_close(controlled[name], plain[name] - at_center[name] + exact[name], rtol=0, atol=1e-6)
+        assert (controlled[name] - plain[name]).abs().max() > 1e-3
+
+
+def test_the_first_chain_looks_at_the_spectrum_and_walks_as_if_it_had_not():
+    looking, other = (make_chain("layer.1.head.0", number, lanczos_steps=6) for number in (0, 1))
+    assert other.spectrum is None
+    posterior = looking.settings.posterior
+    ids = torch.from_numpy(POOL)  # fewer than 64: all of them
+    direction = looking.target.mean_gradient(looking.target.prepare(ids))[1]
+    curved = looking.target.hessian_product(looking.target.prepare(ids), direction)
+    quotient = looking.target.dot(direction, curved) / looking.target.dot(direction, direction)
+    precision = posterior.inverse_temperature * quotient + posterior.localization
+    ends = looking.spectrum
+    assert ends.smallest - ends.smallest_error <= precision <= ends.largest + ends.largest_error
+    assert ends.smallest < posterior.localization + 1 and ends.largest > posterior.localization + 1
+    for a, b in zip(looking.draws(), make_chain("layer.1.head.0").draws(), strict=True):
+        assert_same_draw(a, b)
+
+
 def test_a_saved_state_does_not_change_while_the_chain_goes_on():
     chain = make_chain()
     stream = chain.draws()

@@ -84,6 +84,24 @@ def test_value_and_gradient_are_those_of_the_weighted_mean(tmp_path: Path, stren
         torch.testing.assert_close(gradient[name], parameter.grad)
 
 
+def test_the_keys_of_the_sampler_reach_chains_on_weighted_losses(tmp_path: Path) -> None:
+    """The exact gradient at w* and the spectrum are those of the weighted mean; trials do without the spectrum."""
+    found = subjects(tmp_path)
+    found.sampling = SAMPLING.model_copy(update={"gradient": "control_variate", "lanczos_steps": 9})
+    chain, rho = found.chain("x", 0), torch.from_numpy(WEIGHTS / WEIGHTS.mean())
+    inputs = torch.cat([load()[0].tensors[0], torch.ones(30, 1)], dim=1).double()
+    precisions = torch.linalg.eigvalsh(10 * 2 / 30 * (inputs.T * rho) @ inputs + torch.eye(4))
+    assert chain.spectrum is not None
+    assert chain.spectrum.largest == pytest.approx(precisions[-1].item(), rel=1e-4)
+    assert chain.spectrum.smallest == pytest.approx(precisions[0].item(), rel=1e-4)
+    assert chain.settings.gradient == "control_variate"
+    exact = chain.target.gradient(np.arange(30))[1]
+    for name, gradient in chain._gradient(np.array([3, 7, 3]))[1].items():
+        torch.testing.assert_close(gradient, exact[name])
+    assert found.chain("x", 1).spectrum is None
+    assert found.chain("x", 0, burn_in=1).spectrum is None
+
+
 def test_a_table_of_other_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PatterningError, match=r"weights.parquet.*sample_id"):
         subjects(tmp_path, key="sequence_id").target("x")

@@ -96,6 +96,7 @@ class _Attempt:
             self.checkpoints.delete()
         self.checkpoint_at, self.noted = self.started + task.snapshot_seconds, 0.0
         self.is_restored = False
+        self.temperatures: tuple[list[float], list[float]] = [], []
 
     def follow(self) -> None:
         """Do as rank 0 says, to the end."""
@@ -154,8 +155,8 @@ class _Attempt:
             if self.sequence == task.num_pushes:
                 verdict = link.settle(0)
                 if verdict in (Verdict.APPLIED, Verdict.DUPLICATE):
-                    record = self._record()
                     yield _Action.RESULTS, 0
+                    record = self._record()
                     verdict = link.close(self.digest, record)
                     if verdict is Verdict.APPLIED:
                         return Outcome(Ending.CLOSED, record)
@@ -257,8 +258,8 @@ class _Attempt:
             statistic.flush()
 
     def _write_results(self) -> None:
-        """What the chain's statistics have come to, this rank's part."""
-        task = self.task
+        """What the chain's statistics have come to, this rank's part, and its temperatures."""
+        task, self.temperatures = self.task, self._begun().temperatures()
         for name, statistic in self._begun().statistics.items():
             if (result := statistic.result()) is not None:
                 part = rank_part(task.number, self.ranks.rank, self.ranks.size)
@@ -266,7 +267,9 @@ class _Attempt:
 
     def _record(self, healthy: bool = True, reason: str = "") -> ChainRecord:
         steps = 0 if self.chain is None else self.chain.state.step
-        return ChainRecord(self.task.number, healthy, reason, steps=steps, seconds=time.monotonic() - self.started)
+        spectrum = [] if self.chain is None or self.chain.spectrum is None else list(self.chain.spectrum)
+        seconds = time.monotonic() - self.started
+        return ChainRecord(self.task.number, healthy, reason, 0, steps, seconds, *self.temperatures, spectrum)
 
     def _note(self, done: int, loss: float | None, healthy: bool = True) -> None:
         total = self.task.plan.num_draws

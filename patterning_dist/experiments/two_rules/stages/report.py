@@ -97,4 +97,4 @@ def _warnings(folder: Path, arms: dict[str, Any]) -> list[str]:
 def _severity(finding: dict[str, Any]) -> float:
     """Larger is worse among findings of one mode: a signal is too small, everything else too far from nought."""
     values = finding["evidence"].values()
-    return -min(values) if finding["mode"] == "too_little_signal" else max(map(abs, values))
+    return -min(values) if finding["mode"] in ("too_little_signal", "too_cold") else max(map(abs, values))
