@@ -70,18 +70,31 @@ class GroupedProblem:
             rows = self.turn @ (columns - self.group_means[:, labels])
             h = np.clip(score, self.low, self.high)
             response += rows @ h
-            is_free = h == score
-            free, of_free = rows[:, is_free], labels[is_free]
-            curvature += free @ free.T
+            free, of_free = rows[:, h == score], labels[h == score]
             count += np.bincount(of_free, minlength=self.num_groups)
             for k, row in enumerate(free):
                 sums[k] += np.bincount(of_free, row, self.num_groups)
-        curvature -= sums / np.maximum(count, 1) @ sums.T
+        # About the means, not less their squares: groups with one free entry, which are many near the largest strength,
+        # must add nothing at all.
+        sums /= np.maximum(count, 1)
+        for columns, labels, score in pieces(self.shards, self.labels, balanced):
+            is_free = np.clip(score, self.low, self.high) == score
+            of_free = labels[is_free]
+            rows = self.turn @ (columns[:, is_free] - self.group_means[:, of_free])
+            rows -= sums[:, of_free]
+            curvature += rows @ rows.T
         return response / self.num_samples + self.penalty @ dual, curvature / self.num_samples + self.penalty
 
     def support(self, dual: Floats) -> float:
-        """1/n sum_i max(low y_i, high y_i): no h within the bounds has 1/n h.(Q^T nu) above this."""
+        """1/n sum_i max(low y_i, high y_i): no h within the bounds has 1/n h.(Q^T nu) above this.
+
+        That holds for any multipliers. These put the free entry of a group at y = 0, where it adds nothing: most groups
+        have one where the strength is largest, and the bound is then attained at duals of moderate size.
+        """
         score = self.balanced(dual)
+        free = (score > self.low) & (score < self.high)
+        sums, count = (np.bincount(self.labels[free], x, self.num_groups) for x in (score[free], free[free]))
+        score -= (sums / np.maximum(count, 1))[self.labels]
         return float(np.maximum(self.low * score, self.high * score).mean())
 
     def intervention(self, dual: Floats) -> Floats:
@@ -169,5 +182,6 @@ def multipliers(score: Floats, labels: np.ndarray, start: Floats, low: float, hi
         if not going.all():
             kept, renumbered = going[labels], np.cumsum(going) - 1
             score, labels = score[kept], renumbered[labels[kept]]
-            active, down, up, size, reach, before = (a[going] for a in (active, down, up, size, reach, before))
+            active, size = active[going], size[going]
+            down, up, reach, before = down[going], up[going], reach[going], before[going]
     raise AssertionError("brackets halve until they are empty")
