@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import numpy as np
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
+from patterning_dist.data.sequences import SequenceTable
 from patterning_dist.sampling.samples import Batch
 from patterning_dist.tasks.sequences import SequenceTask
 
@@ -13,6 +15,11 @@ class ClassificationTask(SequenceTask):
     """l = -log p(class | sequence)."""
 
     correct = "the right class has the highest score"
+
+    def index(self, samples: SequenceTable, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """sample_id, domain and label."""
+        assert samples.labels is not None
+        return super().index(samples, ids) | {"label": samples.labels[ids]}
 
     def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy, and whether the class is the likeliest."""

@@ -107,7 +107,7 @@ class Task(Protocol):
         ...
 
     def index(self, samples: OwnSamples, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """What is known of samples, columns [sample]: ``key`` first, then ``domain`` where there are some."""
+        """What is known of samples, columns [sample]: ``key`` first, then ``domain`` and ``label`` where there are."""
         ...
 
     def entries(self, samples: OwnSamples, ids: np.ndarray) -> dict[str, np.ndarray]:
