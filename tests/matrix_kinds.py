@@ -84,7 +84,7 @@ def gpt_neox(folder: Path) -> dict[str, Any]:
 
 
 def llama(folder: Path) -> dict[str, Any]:
-    """A Llama with grouped queries that exists already, and tables of tokens with pads."""
+    """A Llama with grouped queries that exists already, tables of tokens with pads, the mass of every token kept."""
     from transformers import LlamaConfig, LlamaForCausalLM
 
     torch.manual_seed(1)
@@ -96,7 +96,11 @@ def llama(folder: Path) -> dict[str, Any]:
         pq.write_table(pa.table({"input_ids": rows}), folder / f"{name}.parquet")
     data = {"kind": "tokens", "train": "train.parquet", "held_out": {"other": "held_out.parquet"}, "context_length": 12}
     model = {"kind": "huggingface", "path": "model"}
-    return loop("llama", "layer.0.kv.0", "domain:other", data=data, model=model, retrain=RETRAIN | {"start": "final"})
+    sections = {
+        "retrain": RETRAIN | {"start": "final"},
+        "solve": SOLVE | {"component": "everything", "keep_mass": "token"},
+    }
+    return loop("llama", "layer.0.kv.0", "domain:other", data=data, model=model, **sections)
 
 
 def reward_model(folder: Path) -> dict[str, Any]:

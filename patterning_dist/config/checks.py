@@ -20,6 +20,12 @@ _DATA = {
     HuggingFaceConfig: (TextConfig, TokensConfig, PairsConfig, LabelledConfig),
     ModuleConfig: (FunctionDataConfig,),
 }
+# Data whose losses have a token, a domain or a label.
+_KNOWN: dict[str, tuple[type, ...]] = {
+    "token": (TextConfig, TokensConfig),
+    "domain": (TextConfig, TokensConfig, PairsConfig, LabelledConfig),
+    "label": (LabelledConfig,),
+}
 
 
 def check(config: Config) -> list[str]:
@@ -276,6 +282,10 @@ def _solve(config: Config) -> Iterator[str]:
         )
     if solve.scores == "regression" and not isinstance(config.data, TextConfig | TokensConfig):
         yield "solve.scores: regression is on features of tokens, and this experiment has none; choose another"
+    if solve.keep_mass is not None and config.data is not None and not isinstance(config.data, _KNOWN[solve.keep_mass]):
+        keys = [key for key, kinds in _KNOWN.items() if isinstance(config.data, kinds)]
+        remedy = f"expected {' or '.join(keys)}" if keys else "remove the key"
+        yield f"solve.keep_mass: data.kind '{config.data.kind}' has no {solve.keep_mass}; {remedy}"
 
 
 def _check(config: Config) -> Iterator[str]:

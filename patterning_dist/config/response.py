@@ -53,6 +53,10 @@ class SolveConfig(Section):
     )
     weight_min: float = Field(0, ge=0, lt=1, description="smallest sample weight rho [1]")
     weight_max: float = Field(4, gt=1, description="largest sample weight rho [1]")
+    keep_mass: Literal["token", "domain", "label"] | None = Field(
+        None,
+        description="losses that share it keep their sum of weights: predicted token, domain or class; default: all",
+    )
 
 
 class PredictConfig(Section):

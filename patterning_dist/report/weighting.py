@@ -48,6 +48,11 @@ def weights(section: Section, run: Run, solution: Mapping[str, Any], texts: Mapp
     solved = solution.get("arms") or {}
     words = "A weight multiplies a loss in training, or the chance that a sample is drawn; 1 leaves it alone. "
     words += f"Estimator: {str(solution.get('estimator', 'not named')).replace('_', ' ')}."
+    if kept := solution.get("kept_mass"):
+        words += f" {' and '.join(kept['arms']).capitalize()} keep the sum of weights of every {kept['of']}, "
+        words += (
+            f"{number(kept['num_groups'], decimals=0)} of them, as it is in the data; other arms keep the total alone."
+        )
     section.blocks.append(Note(words))
     same = bool(_bins(solved, "permuted")) and _bins(solved, "permuted") == _bins(solved, "plus")
     drawn = []

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import numpy as np
 
@@ -26,6 +27,13 @@ CHUNK = 1 << 16
 RESIDUAL = 1e-11  # of the largest entry of beta; Newton on a piecewise linear equation ends at rounding
 MAX_ITERATIONS = 200
 GAP = 1e-7  # relative, of the largest feasible strength
+
+
+class Dual(Protocol):
+    """What the minimisation below asks of a problem: `Problem` here, or `GroupedProblem` of ``response.grouped``."""
+
+    def evaluate(self, dual: Floats) -> tuple[Floats, Floats]: ...
+    def support(self, dual: Floats) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -77,6 +85,11 @@ class Problem:
         parts = [np.clip(self.scores(shard, dual), self.low, self.high) for shard in self.shards]
         return np.concatenate(parts)
 
+    def settled(self, h: Floats) -> Floats:
+        """h with the last rounding of its sum spread over the free entries. [sample]"""
+        free = (h > self.low) & (h < self.high)
+        return np.where(free, np.clip(h - h.sum() / max(np.count_nonzero(free), 1), self.low, self.high), h)
+
 
 def chunks(shards: Sequence[np.ndarray]) -> Iterator[Floats]:
     """Float64 pieces of the column shards."""
@@ -85,7 +98,7 @@ def chunks(shards: Sequence[np.ndarray]) -> Iterator[Floats]:
             yield np.asarray(shard[:, start : start + CHUNK], np.float64)
 
 
-def minimise(problem: Problem, beta: Floats, start: Floats, basis: Floats) -> tuple[Floats, Floats, int]:
+def minimise(problem: Dual, beta: Floats, start: Floats, basis: Floats) -> tuple[Floats, Floats, int]:
     """Minimise f(nu) - beta . nu over start + span(basis columns).
 
     Returns nu, the full gradient there and the number of iterations; the caller judges the gradient.
@@ -119,7 +132,7 @@ def minimise(problem: Problem, beta: Floats, start: Floats, basis: Floats) -> tu
     return dual, gradient, MAX_ITERATIONS
 
 
-def largest_step(problem: Problem, direction: Floats) -> tuple[float, float]:
+def largest_step(problem: Dual, direction: Floats) -> tuple[float, float]:
     """Largest a with 1/n Q h = a direction for some h within the bounds: (a reached, a that no h can exceed).
 
     Following max a - |h|^2 / (2 n t) for growing t: its dual is min f(nu) over nu . direction = t, which is

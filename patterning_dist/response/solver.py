@@ -15,6 +15,7 @@ from scipy.optimize import brentq
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.bounded import Problem, chunks, largest_step, minimise, row_covariance
+from patterning_dist.response.grouped import GroupedProblem, pose_groups
 from patterning_dist.response.intervention import Chi, Inverse, Method, check_inputs
 from patterning_dist.response.moments import Floats
 
@@ -40,11 +41,19 @@ class WeightSolution:
 
 @dataclass(frozen=True)
 class _Posed:
-    problem: Problem
+    problem: Problem | GroupedProblem
     bounds: tuple[float, float]  # of rho; the maximum may be infinite, where problem.high never is
     beta: Floats  # dual: the constraint 1/n Q h = strength * beta
     inverse_temperature: float
     soft: bool
+
+    @property
+    def limits(self) -> str:
+        """What holds a strength back, for messages."""
+        words = f"weights in [{self.bounds[0]:g}, {self.bounds[1]:g}]"
+        if isinstance(self.problem, GroupedProblem):
+            words += f" that keep the mass of {self.problem.num_groups} groups"
+        return words
 
     def largest_strength(self) -> tuple[float, float]:
         return (np.inf, np.inf) if self.soft else largest_step(self.problem, self.beta)
@@ -70,6 +79,7 @@ def solve_weights(
     rank: int | None = None,
     mode: int | None = None,
     observables: Sequence[str] | None = None,
+    groups: ArrayLike | None = None,
 ) -> WeightSolution:
     """min 1/2 |h|^2 s.t. (n_beta/n) chi h = strength * target, sum h = 0, weight_min <= 1 + h <= weight_max.
 
@@ -77,12 +87,14 @@ def solve_weights(
     `truncated` and `mode` ask only for the response along the chosen left singular directions of centred chi.
     `ridge` minimises 1/2 |h|^2 + 1/(2 tau) |chi h - (n / n_beta) strength target|^2 within the bounds:
     without bounds it is the ridge inverse; its response falls short of the target, and no strength is
-    infeasible. Raises PatterningError for a strength out of reach (naming the largest), a target that
-    linearly dependent `observables` contradict, bounds that do not enclose 1, and entries that are not
-    finite.
+    infeasible. `groups`, whole numbers [sample]: sum h = 0 in every group of samples with the same number as
+    well, so that its weights sum to what they do without an intervention (singular directions are then those of
+    chi centred in every group). Raises PatterningError for a strength out of reach (naming the largest), a target
+    that linearly dependent `observables` contradict, bounds that do not enclose 1, entries that are not finite,
+    and groups within which chi does not vary.
     """
     inverse = Inverse(method, ridge, rank, mode)
-    posed = _pose(chi, target, inverse, inverse_temperature, weight_min, weight_max, observables)
+    posed = _pose(chi, target, inverse, inverse_temperature, weight_min, weight_max, observables, groups)
     return _solution(posed, strength, posed.largest_strength())
 
 
@@ -122,15 +134,15 @@ def solve_for_effective_sample_share(chi: Chi, target: ArrayLike, share: float, 
     top = excess(upper)
     if top < 0:
         raise PatterningError(
-            f"effective sample share: {share:g} is below {1 / (1 + (wanted + top) ** 2):.4g}, the smallest "
-            "within the weight bounds; ask for a larger share or widen weight_min and weight_max"
+            f"effective sample share: {share:g} is below {1 / (1 + (wanted + top) ** 2):.4g}, the smallest with "
+            f"{posed.limits}; ask for a larger share or widen weight_min and weight_max"
         )
     strength = brentq(excess, 0.0, upper, xtol=1e-12 * upper, rtol=1e-10)
     return _solution(posed, strength, largest)
 
 
 def _pose_from_options(chi: Chi, target: ArrayLike, options: dict) -> _Posed:
-    options = {"weight_min": 0.0, "weight_max": np.inf, "observables": None, **options}
+    options = {"weight_min": 0.0, "weight_max": np.inf, "observables": None, "groups": None, **options}
     inverse = {name: options.pop(name) for name in ("method", "ridge", "rank", "mode") if name in options}
     return _pose(chi, target, Inverse(**inverse), **options)
 
@@ -143,24 +155,33 @@ def _pose(
     weight_min: float,
     weight_max: float,
     observables: Sequence[str] | None,
+    groups: ArrayLike | None,
 ) -> _Posed:
     shards, target = check_inputs(chi, target, inverse_temperature)
     if not weight_min < 1 < weight_max:
         raise PatterningError(f"weight bounds: got [{weight_min}, {weight_max}], expected weight_min < 1 < weight_max")
     num_samples = sum(shard.shape[1] for shard in shards)
-    mean, covariance = row_covariance(shards)
+    if groups is None:
+        means, covariance = row_covariance(shards)
+    else:
+        labels, means, covariance = pose_groups(shards, groups)
     directions, variances = inverse.directions(covariance, target, observables)
     turn = directions / np.sqrt(variances)[:, None]
-    beta = np.append(turn @ target / inverse_temperature, 0.0)
+    beta = turn @ target / inverse_temperature
     if not beta.any():
         raise PatterningError("target: asks for no response in the directions kept; give one that is not zero")
     penalty = np.zeros((len(beta), len(beta)))
     if inverse.ridge is not None:
-        penalty[:-1, :-1] = inverse.ridge / num_samples * (turn @ turn.T)
+        penalty = inverse.ridge / num_samples * (turn @ turn.T)
     low = weight_min - 1.0
     # With mean 1 no weight can pass this, so an infinite maximum needs no other treatment.
     high = min(weight_max - 1.0, -low * max(num_samples - 1, 1))
-    problem = Problem(shards, mean, turn, penalty, low, high)
+    problem: Problem | GroupedProblem
+    if groups is None:  # one multiplier, for the sum, beside those of the directions
+        beta, penalty = np.append(beta, 0.0), np.pad(penalty, (0, 1))
+        problem = Problem(shards, means, turn, penalty, low, high)
+    else:
+        problem = GroupedProblem(shards, labels, means, turn, penalty, low, high, np.zeros(means.shape[1]))
     return _Posed(problem, (weight_min, weight_max), beta, inverse_temperature, soft=inverse.ridge is not None)
 
 
@@ -175,15 +196,11 @@ def _solution(posed: _Posed, strength: float, largest: tuple[float, float]) -> W
     (low, high), (minimum, maximum) = (posed.problem.low, posed.problem.high), posed.bounds
     if not residual <= SLACK:
         raise PatterningError(
-            f"strength {strength:g} is out of reach with weights in [{minimum:g}, {maximum:g}]: the largest "
-            f"feasible strength is {reached:.6g}; lower the strength or widen weight_min and weight_max"
+            f"strength {strength:g} is out of reach with {posed.limits}: the largest feasible strength is "
+            f"{reached:.6g}; lower the strength or widen weight_min and weight_max"
         )
-    h = posed.problem.intervention(dual)
-    num_samples = len(h)
-    free = (h > low) & (h < high)
-    if free.any():  # the last rounding of Newton's method, so that the mean weight is 1
-        h = np.where(free, np.clip(h - h.sum() / np.count_nonzero(free), low, high), h)
-    response = np.zeros(len(posed.problem.row_mean))
+    h = posed.problem.settled(posed.problem.intervention(dual))  # so that the mean weight is 1 to rounding
+    num_samples, response = len(h), np.zeros(len(posed.problem.shards[0]))
     start = 0
     for chunk in chunks(posed.problem.shards):
         response += chunk @ h[start : start + chunk.shape[1]]

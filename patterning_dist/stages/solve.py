@@ -21,6 +21,7 @@ from patterning_dist.response.prediction import (
 )
 from patterning_dist.response.solver import WeightSolution, solve_for_effective_sample_share, solve_weights
 from patterning_dist.runtime.environment import resolve_device
+from patterning_dist.stages.masses import mass_groups
 from patterning_dist.stages.scores import Pool, Scores, direction_scores, plain_scores, regression_scores
 from patterning_dist.storage.files import write_json, write_parquet
 from patterning_dist.storage.run import RunDirectory
@@ -50,10 +51,14 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
         "num_samples": scores.chi.shape[1],
         "arms": {},
     }
+    groups = None
+    if (keep := config.solve.keep_mass) is not None:
+        groups = mass_groups(pool.subjects.task, pool.index, keep)
+        report["kept_mass"] = {"of": keep, "num_groups": int(groups.max()) + 1, "arms": ["plus", "minus"]}
     outputs = [pool_file]
     solutions: dict[str, np.ndarray] = {}
     for done, (arm, sign) in enumerate((("plus", 1.0), ("minus", -1.0)), start=1):
-        solution, entry = _solve_arm(pool, scores, sign)
+        solution, entry = _solve_arm(pool, scores, groups, sign)
         solutions[arm], report["arms"][arm] = solution.weights, entry
         progress.update(done)
     plus = solutions["plus"]
@@ -97,7 +102,9 @@ def _write_pool(pool: Pool, scores: Scores) -> Path:
     return path
 
 
-def _solve_arm(pool: Pool, scores: Scores, sign: float) -> tuple[WeightSolution, dict[str, Any]]:
+def _solve_arm(
+    pool: Pool, scores: Scores, groups: np.ndarray | None, sign: float
+) -> tuple[WeightSolution, dict[str, Any]]:
     settings = pool.config.solve
     assert settings is not None
     target = sign * np.array([settings.targets.get(name, 0.0) for name in scores.observables])
@@ -113,13 +120,13 @@ def _solve_arm(pool: Pool, scores: Scores, sign: float) -> tuple[WeightSolution,
         "observables": scores.observables,
     }
 
-    def solved(chi: np.ndarray) -> WeightSolution:
+    def solved(chi: np.ndarray, groups: np.ndarray | None) -> WeightSolution:
         if settings.strength is not None:
-            return solve_weights(chi, target, strength=settings.strength, **options)
+            return solve_weights(chi, target, strength=settings.strength, groups=groups, **options)
         assert settings.effective_sample_share is not None  # one of the two is there, checked with the file
-        return solve_for_effective_sample_share(chi, target, settings.effective_sample_share, **options)
+        return solve_for_effective_sample_share(chi, target, settings.effective_sample_share, groups=groups, **options)
 
-    solution = solved(scores.chi)
+    solution = solved(scores.chi, groups)
     in_subset = solution.weights[scores.in_subset]
     predicted = predicted_response_with_error(scores.per_chain, in_subset, temperature)
     # The whole pool gives the value, the part that was scored chain by chain its error.
@@ -128,7 +135,8 @@ def _solve_arm(pool: Pool, scores: Scores, sign: float) -> tuple[WeightSolution,
         value=solution.predicted_response,
         interval=predicted.interval + (solution.predicted_response - predicted.value)[:, None],
     )
-    cross_fitted = cross_fitted_response(scores.per_chain, lambda chi: solved(chi).weights, temperature)
+    of_subset = None if groups is None else groups[scores.in_subset]
+    cross_fitted = cross_fitted_response(scores.per_chain, lambda chi: solved(chi, of_subset).weights, temperature)
     counts, edges = np.histogram(solution.weights, bins=_HISTOGRAM_BINS, range=(0.0, max(settings.weight_max, 1.0)))
     entry = {
         "target": dict(zip(scores.observables, target, strict=True)),

@@ -123,6 +123,11 @@ class ClassificationTask(SequenceTask):
 
     correct = "the right class has the highest score"
 
+    def index(self, samples: SequenceTable, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """sample_id, domain and label."""
+        assert samples.labels is not None
+        return super().index(samples, ids) | {"label": samples.labels[ids]}
+
     def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy, and whether the class is the likeliest."""
         scores = self.scores(model, batch["tokens"], batch["tokens_mask"])

@@ -106,7 +106,7 @@ class Task(Protocol):
         ...
 
     def index(self, samples: OwnSamples, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """What is known of samples, columns [sample]: ``key`` first, ``domain`` and ``document`` where known."""
+        """What is known of samples, columns [sample]: ``key`` first; ``domain``, ``document``, ``label`` if known."""
         ...
 
     def entries(self, samples: OwnSamples, ids: np.ndarray) -> dict[str, np.ndarray]:

@@ -16,7 +16,7 @@ _DRAW_STREAM = 0x64726177  # of the counter-based sampler, apart from those of c
 
 
 class WeightedBatches:
-    """A pure function of the step: sample ids and the weights of their losses.
+    """A pure function of the step: sample ids, the weights of their losses, and what the weighted sum is divided by.
 
     Batches are passes without replacement in an order that depends on the seed alone, so all arms see the same data in
     the same order. With ``weighting: draw`` they are drawn with replacement, sample i in proportion to rho_i, or alike
@@ -28,13 +28,14 @@ class WeightedBatches:
         task: whose training samples they are; losses that do not count weigh 0.
 
     Raises:
-        PatterningError: the table of weights is not for this task, or cannot be drawn by.
+        PatterningError: the table of weights is not for this task, cannot be drawn by, or has nothing above 0.
     """
 
     def __init__(self, job: TrainingJob, training: TrainingConfig, task: Task) -> None:
         self.job, self.training, self.task = job, training, task
         self.num_samples = len(task.train)
         self.weights: np.ndarray | None = None
+        self.mean_weight = 1.0  # of all losses that count
         self.num_missing = self.num_joined = 0
         if job.weights is not None:
             self._join(SampleWeights.load(job.weights, task.key).scaled(job.strength))
@@ -42,17 +43,23 @@ class WeightedBatches:
             self._uniform = np.arange(1, self.num_samples + 1, dtype=np.float64)
             self._cumulative = self._uniform if self.weights is None else np.cumsum(self.weights, dtype=np.float64)
 
-    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """Ids [sample] and weights [sample] or [sample, position] of the global batch of a step."""
+    def __call__(self, step: int) -> tuple[np.ndarray, np.ndarray, float]:
+        """Ids [sample], weights [sample] or [sample, position] and their expected sum, of the global batch of a step.
+
+        The expected sum is the mean weight of the whole table times the number of losses in the batch that count.
+        """
         job, ids = self.job, self._ids(step)
         num_positions = self.task.num_positions
         shape = (len(ids),) if num_positions is None else (len(ids), num_positions)
         if self.weights is not None and job.weighting == "loss" and step < job.weighted_steps:
-            weights = self.weights[ids]
+            weights, mean_weight = self.weights[ids], self.mean_weight
         else:
-            weights = np.ones(shape, np.float32)
+            weights, mean_weight = np.ones(shape, np.float32), 1.0
         counted = self.task.counted(self.task.train, ids)
-        return ids, weights if counted is None else np.where(counted, weights, np.float32(0))
+        if counted is None:
+            return ids, weights, mean_weight * weights.size
+        # A batch in which nothing counts has loss 0.
+        return ids, np.where(counted, weights, np.float32(0)), mean_weight * max(int(counted.sum()), 1)
 
     def _ids(self, step: int) -> np.ndarray:
         job, training = self.job, self.training
@@ -70,6 +77,7 @@ class WeightedBatches:
         if self.job.weighting == "loss":
             counted = task.counted(task.train, np.arange(self.num_samples))
             joined = table.join(self.num_samples, task.num_positions, counted)
+            self.mean_weight = float(joined.weights.mean(dtype=np.float64, where=True if counted is None else counted))
         else:
             if table.position is not None:
                 raise PatterningError(
@@ -77,22 +85,27 @@ class WeightedBatches:
                     f"sample, or set weighting: loss for {self.job.name}"
                 )
             joined = table.join(self.num_samples, None)
-            if not joined.weights.any():
-                raise PatterningError(f"{table.path}: all weights are 0, so nothing can be drawn; raise some")
+        if not joined.weights.any():
+            raise PatterningError(f"{table.path}: all weights are 0, so there is nothing to train on; raise some")
         self.weights, self.num_missing, self.num_joined = joined.weights, joined.num_missing, joined.num_joined
 
 
-def weighted_loss(losses: Tensor, weights: Tensor, global_weight: float, num_ranks: int) -> Tensor:
-    """This rank's share of  sum_i rho_i l_i / sum_i rho_i , both sums over the *global* batch.
+def weighted_loss(losses: Tensor, weights: Tensor, expected_weight: float, num_ranks: int) -> Tensor:
+    """This rank's share of  sum_i rho_i l_i / (rho_mean m) , over the m losses of the *global* batch that count.
+
+    rho_mean is the mean of the whole table, so that over batches the expectation is L_rho = sum_i rho_i l_i / sum_i
+    rho_i, which chains are on and predictions are of. Divided by the sum of rho over the batch instead, a weight that a
+    whole batch shares would cancel: of rho_i that is constant over sequences .5 to .8 would be left at batches of 2 to
+    8 sequences.
 
     Data-parallel engines average gradients over ranks, so the share is scaled by the number of ranks: the average over
-    ranks is then the gradient of the global ratio. A mean of rank means would give every rank the same say, however
-    little weight its samples carry.
+    ranks is then the gradient of the global loss. A mean of rank means would give every rank the same say, however few
+    losses count among its samples.
 
     Args:
         losses: l_i of this rank's tokens [sequence, position], nats.
         weights: rho_i of the same tokens.
-        global_weight: sum of rho over the whole global batch.
+        expected_weight: rho_mean m.
         num_ranks: data-parallel ranks.
     """
-    return (weights * losses).sum() * (num_ranks / global_weight)
+    return (weights * losses).sum() * (num_ranks / expected_weight)

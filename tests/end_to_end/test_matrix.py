@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -68,8 +69,16 @@ def test_pool_scores_solve_and_check(finished):
     assert pool.num_rows == weights.num_rows > 0
     keys = ["sequence_id", "position"] if kind in LANGUAGE_MODELS else ["sample_id"]
     assert weights.select(keys).equals(pool.select(keys))
-    if kind == "llama":  # pads have no weight
+    if kind == "llama":  # pads have no weight, and tokens as much as they have in the data
         assert pool.num_rows < 30 * 11
+        rows = pq.read_table(directory.parent / "train.parquet")["input_ids"].to_pylist()
+        where = zip(weights["sequence_id"].to_pylist(), weights["position"].to_pylist(), strict=True)
+        tokens = np.array([rows[sequence][position] for sequence, position in where])
+        change = weights["weight"].to_numpy().astype(float) - 1
+        assert np.abs(change).max() > 0.1
+        assert np.abs(np.bincount(tokens, change)).max() < 1e-5  # of float32 weights
+        assert solution["kept_mass"] == {"of": "token", "num_groups": len(set(tokens)), "arms": ["plus", "minus"]}
+        assert "Plus and minus keep the sum of weights of every token, " in (directory / "report.html").read_text()
     checked = json.loads((directory / "check" / "response.json").read_text())["strengths"]["+1"]["wanted"]
     assert set(checked) >= {"value", "standard_error", "interval", "predicted"}
 

@@ -187,6 +187,12 @@ def test_a_table_of_tokens_cannot_be_the_probe_of_other_samples(path: Path) -> N
     )
 
 
+def test_samples_of_a_function_have_no_masses_to_keep(path: Path) -> None:
+    path.write_text(yaml.safe_dump(STUDY | OWN))
+    solve = "solve={component: everything, scores: plain, targets: {x: -1}, strength: 1, keep_mass: domain}"
+    assert "solve.keep_mass: data.kind 'function' has no domain; remove the key" in refusal(path, solve)
+
+
 SOLVE = "solve={component: layer.0.head.1, checkpoint: final, scores: plain, targets: {prose: -1}, strength: 1}"
 TRAINING = "training={batch_size: 4, optimizer: adamw}"
 RETRAIN = "retrain={seeds: [0], num_steps: 4}"
@@ -204,6 +210,10 @@ RETRAIN = "retrain={seeds: [0], num_steps: 4}"
             "solve.checkpoint: 'step2' is not sampled; expected one of step1000, final",
         ),
         ((SOLVE, "solve.scores=response_direction"), "response.direction: is missing, and solve.scores"),
+        (
+            (SOLVE, "solve.keep_mass=label"),
+            "solve.keep_mass: data.kind 'tokens' has no label; expected token or domain",
+        ),
         (("check={}",), "check: there are no weights to check; add solve, or remove check"),
         ((SOLVE, "check={strengths: [1, 0]}"), "check.strengths: expected different numbers, none of them 0"),
         ((RETRAIN,), "training: is missing, and retrain takes its optimizer and batch size from it; add it"),

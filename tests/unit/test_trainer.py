@@ -54,7 +54,7 @@ def run(tmp_path):
     run = RunDirectory(tmp_path / "run")
     (run.path / "baseline").mkdir()
     save_file(points_task.initialise(7).state_dict(), run.path / "baseline" / "model.safetensors")
-    weight = np.linspace(0.6, 1.4, points_task.NUM_TRAIN)
+    weight = np.linspace(0.6, 1.6, points_task.NUM_TRAIN)  # whose mean is not 1
     write_sample_weights(tmp_path / "mine.parquet", np.arange(len(weight)), None, weight, {}, key="sample_id")
     return run
 
@@ -82,7 +82,7 @@ def experiment(run, *arms, **training):
 
 
 def by_hand(config, model, rho):
-    """A loop without engine, ranks or task: weighted means of losses, gradients clipped as DeepSpeed does."""
+    """A loop without engine, ranks or task: losses by rho of mean 1, gradients clipped as DeepSpeed does."""
     train, settings = points_task.load()[0], config.training
     matrices, vectors = ([p for p in model.parameters() if (p.dim() > 1) == two] for two in (True, False))
     optimizer = torch.optim.AdamW(
@@ -93,9 +93,9 @@ def by_hand(config, model, rho):
         for group in optimizer.param_groups:
             group["lr"] = settings.learning_rate * min(1, (step + 1) / settings.warmup_steps)
         ids = torch.from_numpy(epoch_batch(1, step, 8, points_task.NUM_TRAIN))
-        weights = rho(step)[ids]
+        weights = (rho(step) / rho(step).mean())[ids]
         optimizer.zero_grad()
-        (weights * points_task.per_sample_loss(model, train[ids])).sum().div(weights.sum()).backward()
+        (weights * points_task.per_sample_loss(model, train[ids])).mean().backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
     return dict(model.named_parameters())
@@ -120,7 +120,7 @@ def test_arms_are_trainings_by_hand(alone, run):
     jobs = arm_jobs(config, run)
     assert [job.name for job in jobs] == [f"{arm} seed 1" for arm in ("base", "mine", "part", "fresh")]
     (run.path.parent / "mine.parquet").unlink()  # the run has a copy
-    h, ones = np.linspace(-0.4, 0.4, points_task.NUM_TRAIN), torch.ones(points_task.NUM_TRAIN)
+    h, ones = np.linspace(-0.4, 0.6, points_task.NUM_TRAIN), torch.ones(points_task.NUM_TRAIN)
     weight, stretched = (torch.from_numpy((1 + s * h).astype(np.float32)) for s in (1, 2))
     start = load_file(run.path / "baseline" / "model.safetensors")
     baseline = points_task.initialise(0)
@@ -150,7 +150,7 @@ def test_micro_batches_change_nothing_but_rounding(alone, run, tmp_path, accumul
     config = experiment(run, {"name": "mine", "weights": table})
     config = config.model_copy(update={"retrain": config.retrain.model_copy(update={"deepspeed": settings})})
     (job,) = arm_jobs(config, run)
-    weight = torch.linspace(0.6, 1.4, points_task.NUM_TRAIN)
+    weight = torch.linspace(0.6, 1.6, points_task.NUM_TRAIN)
     baseline = points_task.initialise(7)
     expected = by_hand(config, baseline, lambda _: weight)
     parameters = dict(trained(config, run, job).engine.module.named_parameters())
@@ -158,14 +158,15 @@ def test_micro_batches_change_nothing_but_rounding(alone, run, tmp_path, accumul
         torch.testing.assert_close(parameters[name], value, rtol=1e-5, atol=1e-6)
 
 
-def test_the_loss_of_a_step_is_the_weighted_mean_of_its_batch(alone, run):
+def test_the_loss_of_a_step_is_that_of_its_batch_over_the_mean_weight_of_the_table(alone, run):
     config = experiment(run, {"name": "mine", "weights": str(run.path.parent / "mine.parquet")})
     (job,) = arm_jobs(config, run)
     trainer = Trainer(config, open_task(config, run.path, "cpu"), job, Ranks(), "cpu")
-    ids, rho = trainer.batches(0)
+    ids, rho, expected_weight = trainer.batches(0)
+    assert expected_weight == pytest.approx(8 * 1.1, rel=1e-6)
     with torch.no_grad():
         losses = points_task.per_sample_loss(points_task.initialise(7), points_task.load()[0][torch.from_numpy(ids)])
-    assert trainer.step(0) == pytest.approx(np.average(losses.numpy(), weights=rho), rel=1e-6)
+    assert trainer.step(0) == pytest.approx(rho @ losses.numpy() / (8 * 1.1), rel=1e-6)
 
 
 def test_metrics_and_observables_are_those_of_the_model_that_is_written(alone, run):

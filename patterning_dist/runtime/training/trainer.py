@@ -45,19 +45,18 @@ class Trainer:
         self.engine.eval()
 
     def step(self, number: int) -> float:
-        """One optimizer step on the global batch, whose weighted mean loss [nats] is returned."""
+        """One optimizer step on the global batch; returns its loss under the weights [nats], see ``weighted_loss``."""
         job, engine = self.job, self.engine
         warmup = self.training.warmup_steps
         set_learning_rate_factor(self.optimizer, learning_rate_factor(number, job.num_steps, warmup, job.anneal_steps))
-        ids, weights = self.batches(number)
-        global_weight = max(float(weights.sum(dtype=np.float64)), 1e-12)
+        ids, weights, expected_weight = self.batches(number)
         mine, micro_batches = slice(*self.ranks.share(len(ids))), engine.gradient_accumulation_steps()
         found = []
         for part, part_weights in zip(
             np.array_split(ids[mine], micro_batches), np.array_split(weights[mine], micro_batches), strict=True
         ):
-            losses = self.losses(part)
-            loss = weighted_loss(losses, torch.from_numpy(part_weights).to(self.device), global_weight, self.ranks.size)
+            losses, rho = self.losses(part), torch.from_numpy(part_weights).to(self.device)
+            loss = weighted_loss(losses, rho, expected_weight, self.ranks.size)
             # The engine divides by the number of micro-batches; the loss is already a share of the whole batch.
             engine.backward(loss * micro_batches)
             engine.step()
