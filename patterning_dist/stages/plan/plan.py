@@ -28,7 +28,7 @@ from patterning_dist.stages.plan.solve import plan_solve
 from patterning_dist.stages.plan.table import Plan, StagePlan
 from patterning_dist.stages.plan.training import probe_trainings
 from patterning_dist.stages.prepare import prepare
-from patterning_dist.stages.sample import open_subjects, subject_name
+from patterning_dist.stages.sample import open_subjects, solved_subject
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.open import open_task
 
@@ -76,8 +76,8 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
             chains = _probe_chains(config, workspace, device, pending)
             statistics = chains.statistics_bytes()
             found |= {"sample": chains.plan_sample()} if "sample" in pending else {}
-            found |= {"solve": plan_solve(chains, _solved(config), workspace.path)} if "solve" in pending else {}
-            found |= {"check": chains.plan_check(_solved(config))} if "check" in pending else {}
+            found |= {"solve": plan_solve(chains, solved_subject(config), workspace.path)} if "solve" in pending else {}
+            found |= {"check": chains.plan_check(solved_subject(config))} if "check" in pending else {}
     if "report" in pending:
         found["report"] = StagePlan("report", "one page", _PAGE, disk_bytes=_PAGE_BYTES)
     ordered = [
@@ -120,12 +120,6 @@ def _fresh_baseline(config: Config, directory: Path) -> None:
     task.describe(folder)
 
 
-def _solved(config: Config) -> str:
-    """The subject whose susceptibilities are inverted."""
-    assert config.solve is not None
-    return subject_name(config.solve.checkpoint or config.checkpoints[0], config.solve.component)
-
-
 def _probe_chains(config: Config, workspace: RunDirectory, device: str, pending: set[str]) -> Chains:
     """Time what stands for all sets of chains, and what pending stages ask of them."""
     opener = open_subjects(config, workspace.place, device)
@@ -133,7 +127,7 @@ def _probe_chains(config: Config, workspace: RunDirectory, device: str, pending:
     counts = count_chains(subjects)
     components = {name: subject.component for name, subject in subjects.by_name.items()}
     standing_for = representatives(subjects.task.skeleton(), components, subjects.gradients_of)
-    wanted = set(standing_for.values()) if "sample" in pending else {standing_for[_solved(config)]}
+    wanted = set(standing_for.values()) if "sample" in pending else {standing_for[solved_subject(config)]}
     direction = config.response.direction if config.solve and config.solve.scores == "response_direction" else None
     probe = probe_chains(
         opener,
@@ -141,7 +135,7 @@ def _probe_chains(config: Config, workspace: RunDirectory, device: str, pending:
         device,
         {name: name in subjects.gradients_of for name in standing_for if name in wanted},
         sum(unit.num_chains for unit in counts.values()),
-        (_solved(config), direction) if direction is not None and "solve" in pending else None,
+        (solved_subject(config), direction) if direction is not None and "solve" in pending else None,
     )
     return Chains(config, subjects, counts, standing_for, probe)
 
