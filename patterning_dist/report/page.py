@@ -40,7 +40,7 @@ def _sections(run: Run, summary: dict[str, Any]) -> list[Section]:
         ("headline", "What was asked, what came out", lambda: headline.headline(run, summary, solution, metrics)),
         ("arms", "The arms, step by step", lambda: arms.arms(run, summary, metrics)),
         ("response", "Predicted and realised response", lambda: arms.response(run, summary, solution, metrics)),
-        ("weights", "The weights", lambda: weighting.weights(run, solution, texts)),
+        ("weights", "The weights", lambda: weighting.weights(run, summary, solution, texts)),
         (
             "susceptibilities",
             "Susceptibilities",

@@ -116,7 +116,7 @@ class Run:
         for path in root.rglob("susceptibility-*.parquet"):
             component = path.name.removeprefix("susceptibility-").removesuffix(".parquet")
             folder = path.parent.relative_to(root)
-            if not component.endswith("-samples") and folder.parts[:1] != ("check",):
+            if not component.endswith("-samples") and folder.parts[:1] not in (("check",), ("retrain",)):
                 found[(folder / component).as_posix()] = path
         return {name: found[name].relative_to(self.directory).as_posix() for name in in_order(found, COMPONENT_ORDER)}
 

@@ -10,7 +10,8 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.training.checkpoints import delete_checkpoints
 from patterning_dist.runtime.training.jobs import run_jobs
-from patterning_dist.stages.rounds import Round, join_rounds, rounds_of, weigh_again
+from patterning_dist.stages.online import join_rounds, weigh_again
+from patterning_dist.stages.rounds import Round, rounds_of
 from patterning_dist.storage.files import atomic_path
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.open import open_task
