@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -24,10 +25,11 @@ from patterning_dist.runtime.probe.chains import probe_chains
 from patterning_dist.runtime.resources import nodes
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.stages.plan.sampling import Chains, count_chains, representatives
-from patterning_dist.stages.plan.solve import plan_solve
+from patterning_dist.stages.plan.solve import plan_rounds, plan_solve
 from patterning_dist.stages.plan.table import Plan, StagePlan
 from patterning_dist.stages.plan.training import probe_trainings
 from patterning_dist.stages.prepare import prepare
+from patterning_dist.stages.rounds import later_rounds
 from patterning_dist.stages.sample import open_subjects, solved_subject
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.open import open_task
@@ -51,6 +53,7 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
     """
     started, device = time.monotonic(), resolve_device(config.device)
     pending = {stage for stage in stages if stage not in done}
+    probed = pending | ({"solve"} if "retrain" in pending and later_rounds(config) else set())
     found = {stage: StagePlan(stage, "", is_done=True) for stage in done}
     with contextlib.ExitStack() as resources:
         workspace = resources.enter_context(_workspace(directory, done))
@@ -60,7 +63,7 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
         if "train" in pending:
             _fresh_baseline(config, workspace.path)
         cluster: dict[str, float] = {}
-        if pending & (_ON_CHAINS | _ON_TRAININGS):
+        if probed & (_ON_CHAINS | _ON_TRAININGS):
             say("plan: starting Ray")
             seconds = _timed(lambda: resources.enter_context(ray_session(config.sampling.threads_per_worker)))
             found = {"start": StagePlan("start", "Ray, once for all stages", Seconds.about(seconds, 0.3))} | found
@@ -71,13 +74,15 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
             found |= {"train": trainings.plan_train()} if "train" in pending else {}
             found |= {"retrain": trainings.plan_retrain()} if "retrain" in pending else {}
         statistics = 0
-        if pending & _ON_CHAINS:
+        if probed & _ON_CHAINS:
             say("plan: timing chains, measurements and scores")
-            chains = _probe_chains(config, workspace, device, pending)
+            chains = _probe_chains(config, workspace, device, probed)
             statistics = chains.statistics_bytes()
             found |= {"sample": chains.plan_sample()} if "sample" in pending else {}
             found |= {"solve": plan_solve(chains, solved_subject(config), workspace.path)} if "solve" in pending else {}
             found |= {"check": chains.plan_check(solved_subject(config))} if "check" in pending else {}
+            if "retrain" in pending and (again := plan_rounds(chains, solved_subject(config), workspace.path)):
+                found["retrain"] = _together(found["retrain"], again)
     if "report" in pending:
         found["report"] = StagePlan("report", "one page", _PAGE, disk_bytes=_PAGE_BYTES)
     ordered = [
@@ -86,6 +91,17 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
     ordered = [found["start"], *ordered] if "start" in found else ordered
     shards = config.sampling.aggregator_shards
     return Plan(config.name, device, ordered, statistics, shards, cluster, time.monotonic() - started)
+
+
+def _together(trainings: StagePlan, chains: StagePlan) -> StagePlan:
+    """Stage retrain with the chains between its rounds."""
+    return replace(
+        trainings,
+        what=f"{trainings.what}; {chains.what}",
+        seconds=trainings.seconds + chains.seconds,
+        process_bytes=max(trainings.process_bytes or 0, chains.process_bytes or 0),
+        disk_bytes=trainings.disk_bytes + chains.disk_bytes,
+    )
 
 
 @contextlib.contextmanager
