@@ -23,7 +23,7 @@ from patterning_dist.config.sampling import (
 from patterning_dist.data.sampler import permutation
 from patterning_dist.errors import PatterningError
 from patterning_dist.functions import load_function
-from patterning_dist.measure.weighted import Weighted, WeightedLayers, weighted_losses
+from patterning_dist.measure.weighted import Plain, Weighted, WeightedLayers, weighted_losses
 from patterning_dist.models.components import model_components, select_component
 from patterning_dist.sampling.chain import Chain, ChainSettings
 from patterning_dist.sampling.posterior import Posterior
@@ -227,9 +227,9 @@ class Subjects:
         is_own = self.probe.source is not self.task.train
         return self._plain(self.probe.samples) if is_own else Part(data, self.probe.ids)
 
-    def _plain(self, samples: Samples) -> Weighted:
-        """Samples beside weighted ones, each of which weighs 1."""
-        return Weighted(samples, np.ones((len(samples), *([] if self.task.num_positions is None else [1]))))
+    def _plain(self, samples: Samples) -> Plain:
+        """Samples beside weighted ones."""
+        return Plain(samples, self.task.num_positions is not None)
 
     def settings(self, name: str) -> ChainSettings:
         """How the chains of a subject walk."""

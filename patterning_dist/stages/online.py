@@ -58,7 +58,9 @@ def weigh_again(config: Config, run: RunDirectory, progress: Progress, number: i
         gradients_of=frozenset(subjects),
         thin=None,
     )
-    progress.say(f"{STAGE}: round {number}: chains around where round {number - 1} has ended, {len(rounds)} in all")
+    most = max(part.arm.rounds for part in rounds)
+    run.event(STAGE, "round", number=number, of=most, jobs=[part.name for part in rounds])
+    progress.say(f"{STAGE}: round {number} of {most}, chains around {len(rounds)} checkpoints of round {number - 1}")
     written = list(measure(run, config.name, STAGE, opener, device, progress).files)
     for part, name in zip(rounds, subjects, strict=True):
         written += _solve(part, Pool(config, run, opener, name, device), progress)
