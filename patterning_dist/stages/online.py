@@ -102,7 +102,8 @@ def join_rounds(config: Config, run: RunDirectory) -> list[Path]:
         folder = run.path / last.arm_folder
         parts = [run.path / replace(last, number=number).folder for number in range(1, last.number + 1)]
         initial, model, metrics, report = (folder / name for name in JOB_FILES)
-        if not report.exists() or report.read_bytes() != (parts[-1] / report.name).read_bytes():
+        is_joined = all(file.exists() for file in (initial, model, metrics, report))
+        if not is_joined or report.read_bytes() != (parts[-1] / report.name).read_bytes():
             _copy(parts[0] / initial.name, initial)
             _copy(parts[-1] / model.name, model)
             write_parquet(metrics, joined_metrics([pq.read_table(part / metrics.name) for part in parts]))

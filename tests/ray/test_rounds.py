@@ -168,9 +168,13 @@ def test_nothing_is_done_twice(finished: tuple[Config, RunDirectory]) -> None:
         "base seed 0", "plus seed 0", "online seed 0, round 1 of 2", "online seed 0, round 2 of 2"
     ]  # fmt: skip
     assert events[-2]["kind"] == "weights_kept"
-    # Weights that were damaged are solved for again, and are the same.
+    # What is missing of the arm's own folder is put together again, and damaged weights are solved for again: the same.
+    model = run.path / FOLDER / "model.safetensors"
+    weights = model.read_bytes()
+    model.unlink()
     table = run.path / SECOND / "weights.parquet"
     content = table.read_bytes()
     table.write_bytes(content[:-9] + bytes([content[-9] ^ 1]) + content[-8:])
     train.retrain(config, run, quiet())
     assert table.read_bytes() == content
+    assert model.read_bytes() == weights
