@@ -29,6 +29,8 @@ SAMPLING = {
 }
 SOLVE = {"targets": {"wanted": -1}, "effective_sample_share": 0.8}
 RETRAIN = {"arms": ["base", "plus", "permuted"], "seeds": [0], "num_steps": 3, "evaluate_every": 2}
+ONLINE = {"name": "online", "weights": "plus", "rounds": 2}
+IN_ROUNDS = RETRAIN | {"arms": [*RETRAIN["arms"], ONLINE], "start": "baseline"}
 TRAINING = {"num_steps": 4, "batch_size": 4, "optimizer": "adamw", "evaluate_every": 3, "evaluation_sequences": 8}
 SIZES = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 24}
 
@@ -77,10 +79,10 @@ def attention_only(folder: Path) -> dict[str, Any]:
 
 
 def gpt_neox(folder: Path) -> dict[str, Any]:
-    """Text, a GPT-NeoX that is trained here, chains on two ranks."""
+    """Text, a GPT-NeoX that is trained here, an arm in rounds."""
     data = SETTINGS["data"] | {"sources": [{"path": str(write_corpus(folder))}]}
     model = {"kind": "huggingface", "architecture": {"model_type": "gpt_neox", **SIZES}}
-    return loop("gpt-neox", "layer.1.head.0", "domain:fables", data=data, model=model)
+    return loop("gpt-neox", "layer.1.head.0", "domain:fables", data=data, model=model, retrain=IN_ROUNDS)
 
 
 def llama(folder: Path) -> dict[str, Any]:
@@ -119,11 +121,11 @@ def reward_model(folder: Path) -> dict[str, Any]:
 
 
 def digits(folder: Path) -> dict[str, Any]:
-    """A module of the user's own, trained here."""
+    """A module of the user's own, trained here; an arm in rounds."""
     functions = {name: f"matrix_kinds:{name}" for name in ("initialise", "per_sample_loss", "evaluate")}
     model = {"kind": "module", **functions}
     data = {"kind": "function", "load": "matrix_kinds:load"}
-    return loop("digits", "0.weight", "domain:test", data=data, model=model)
+    return loop("digits", "0.weight", "domain:test", data=data, model=model, retrain=IN_ROUNDS)
 
 
 def brackets(folder: Path) -> dict[str, Any]:

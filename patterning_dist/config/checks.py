@@ -11,6 +11,7 @@ from patterning_dist.config.data import FunctionDataConfig, LabelledConfig, Pair
 from patterning_dist.config.model import AttentionOnlyConfig, HuggingFaceConfig, ModuleConfig, TaskConfig
 from patterning_dist.config.sampling import SamplingConfig
 from patterning_dist.config.schema import Config
+from patterning_dist.config.training import Arm
 
 # Columns of the trace table that no observable may take the name of.
 RESERVED_OBSERVABLES = ("chain", "draw", "loss")
@@ -327,6 +328,8 @@ def _retrain(config: Config) -> Iterator[str]:
             yield f"retrain.arms: {arm.name} takes the weights of stage solve, and there is no section solve; add it"
         if arm.start not in starts:
             yield f"retrain.start: '{arm.start}' of arm {arm.name} is no checkpoint; expected one of {_list(starts)}"
+        if arm.rounds > 1:
+            yield from (f"retrain.arms: {arm.name} has {arm.rounds} rounds{fault}" for fault in _rounds(config, arm))
         for seed in _repeated(arm.seeds):
             yield f"retrain.seeds: {seed} is listed twice; remove one"
         if any(seed < 0 for seed in arm.seeds):
@@ -335,3 +338,27 @@ def _retrain(config: Config) -> Iterator[str]:
         batch = config.training.batch_size
         yield from _divides("training.batch_size", batch, "retrain.num_workers", retrain.num_workers)
         yield from _zero_stage("retrain.deepspeed", retrain.deepspeed, config.training.optimizer)
+
+
+def _rounds(config: Config, arm: Arm) -> Iterator[str]:
+    """What is wrong with an arm whose weights are solved for again on the way."""
+    retrain, solve = config.retrain, config.solve
+    assert retrain is not None
+    if arm.rounds > retrain.num_steps:
+        yield f", more than retrain.num_steps = {retrain.num_steps}; lower its rounds"
+    if arm.weights not in ("plus", "minus"):
+        yield ", and it is the weights of plus or minus that are solved for again; set its weights to one of them"
+    if arm.weighted_share != 1:
+        yield ", and chains are run on the weighted loss that every round ends on; remove its weighted_share"
+    if solve is None:
+        return
+    if solve.scores != "response_direction":
+        yield (
+            f", and chains on a weighted loss record rho_i l_i, of which scores of kind {solve.scores} cannot be made; "
+            "set solve.scores to response_direction"
+        )
+    if arm.strength * (1 - solve.weight_min) > 1:
+        yield (
+            f", and strength {arm.strength:g} takes weights below 0 where they may be as small as solve.weight_min = "
+            f"{solve.weight_min:g}; expected at most {1 / (1 - solve.weight_min):.3g}"
+        )

@@ -46,6 +46,12 @@ class ArmConfig(Section):
     weighted_share: float = Field(
         1.0, gt=0, le=1, description="first part of the steps that is weighted; plain afterwards [1]"
     )
+    rounds: int = Field(
+        1,
+        ge=1,
+        description="segments of the training; weights of each after the first are measured and solved for at the "
+        "checkpoint where it starts [rounds]",
+    )
     start: str | None = Field(None, description="default: retrain.start")
     seeds: list[int] | None = Field(None, min_length=1, description="default: retrain.seeds")
 

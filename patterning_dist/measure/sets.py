@@ -116,6 +116,11 @@ def sample_units(
     return {key: _stored(run, key)["diagnostics"] for key in units}
 
 
+def inputs_of(run: RunDirectory, name: str) -> str:
+    """Hash of all that the chains of a unit follow from, once they have begun."""
+    return _inputs(run, name)["fingerprint"]
+
+
 def is_current(run: RunDirectory, name: str, unit: Unit, sampling: SamplingConfig) -> bool:
     """Whether what is there of a unit is of these inputs and this layout."""
     return _inputs(run, name) == {"fingerprint": unit.fingerprint, "layout": sampling.layout}

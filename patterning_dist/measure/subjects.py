@@ -23,7 +23,7 @@ from patterning_dist.config.sampling import (
 from patterning_dist.data.sampler import permutation
 from patterning_dist.errors import PatterningError
 from patterning_dist.functions import load_function
-from patterning_dist.measure.weighted import Weighted, WeightedLayers, weighted_losses
+from patterning_dist.measure.weighted import Plain, Weighted, WeightedLayers, weighted_losses
 from patterning_dist.models.components import model_components, select_component
 from patterning_dist.sampling.chain import Chain, ChainSettings
 from patterning_dist.sampling.posterior import Posterior
@@ -154,9 +154,15 @@ class Subjects:
         mean = self.task.mean_counted
         return round(len(self.task.train) * (self.task.num_positions or 1 if mean is None else mean))
 
-    def source(self, which: str) -> Samples:
-        """``pool``: the training samples; ``probe``: those whose losses are recorded."""
-        return self.task.train if which == "pool" else self.probe.samples
+    def source(self, name: str, which: str) -> Samples:
+        """Samples as the target of a subject takes them.
+
+        ``pool``: the training samples, each of which weighs 1; ``probe``: those whose losses are recorded, as they are.
+        """
+        subject = self.by_name[name]
+        if subject.weights is None:
+            return self.task.train if which == "pool" else self.probe.samples
+        return self._plain(self.task.train) if which == "pool" else self._recorded(self._weighted(subject))
 
     def entries_of(self, which: str, ids: np.ndarray, losses: np.ndarray) -> np.ndarray:
         """Losses [row, sample(, position)] of pool or probe samples -> those of the entries that count [row, entry]."""
@@ -189,10 +195,8 @@ class Subjects:
         probe: Samples = self.probe.samples
         held_out: Samples | None = None if self.held_out is None else self.held_out.samples
         if subject.weights is not None:
-            rho = self.task.read_weights(self.directory / subject.weights, subject.strength)
-            data = Weighted(data, rho, self.task.counted(data, np.arange(len(data))))
-            is_own = self.probe.source is not self.task.train  # a table of the user's own has no weights
-            probe = self._plain(probe) if is_own else Part(data, self.probe.ids)
+            data = self._weighted(subject)
+            probe = self._recorded(data)
             held_out = held_out and self._plain(held_out)
             losses, layered = weighted_losses(losses), layered and WeightedLayers(layered)
         self._target = Target(
@@ -214,9 +218,21 @@ class Subjects:
         )
         return self._target
 
-    def _plain(self, samples: Samples) -> Weighted:
-        """Samples beside weighted ones, each of which weighs 1."""
-        return Weighted(samples, np.ones((len(samples), *([] if self.task.num_positions is None else [1]))))
+    def _weighted(self, subject: Subject) -> Weighted:
+        """The training samples with the weights of a subject."""
+        assert subject.weights is not None
+        train = self.task.train
+        rho = self.task.read_weights(self.directory / subject.weights, subject.strength)
+        return Weighted(train, rho, self.task.counted(train, np.arange(len(train))))
+
+    def _recorded(self, data: Weighted) -> Samples:
+        """The probe of weighted training samples; a table of the user's own has no weights."""
+        is_own = self.probe.source is not self.task.train
+        return self._plain(self.probe.samples) if is_own else Part(data, self.probe.ids)
+
+    def _plain(self, samples: Samples) -> Plain:
+        """Samples beside weighted ones."""
+        return Plain(samples, self.task.num_positions is not None)
 
     def settings(self, name: str) -> ChainSettings:
         """How the chains of a subject walk."""

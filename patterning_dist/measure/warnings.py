@@ -14,7 +14,11 @@ MIN_RELIABILITY = 1 / 3
 
 
 def find_warnings(
-    diagnostics: Mapping[str, Any], solution: Mapping[str, Any], checked: Mapping[str, Any], config: Config
+    diagnostics: Mapping[str, Any],
+    solution: Mapping[str, Any],
+    checked: Mapping[str, Any],
+    config: Config,
+    rounds: Iterable[Mapping[str, Any]] = (),
 ) -> list[str]:
     """One line a weakness of the chains, the modes, the response directions, the prediction or the retraining.
 
@@ -23,12 +27,14 @@ def find_warnings(
         solution: content of weights/solution.json; empty where nothing is solved.
         checked: content of check/response.json; empty where nothing is checked.
         config: of the run.
+        rounds: contents of retrain/<arm>/seed-<s>/round-<r>/solution.json.
     """
     found = [line for subject, entry in diagnostics["subjects"].items() for line in _chains(subject, entry)]
     for modes in diagnostics["modes"].values():
         found += _modes(diagnostics["subjects"], modes)
     if config.response.direction is not None:
-        found += _directions(solution.get("conjugate_gradients", []), config.response.direction.tolerance)
+        solves = [solve for entry in (solution, *rounds) for solve in entry.get("conjugate_gradients", [])]
+        found += _directions(solves, config.response.direction.tolerance)
     if checked:
         found += _nonlinear(checked["strengths"], solution["arms"][checked["weights"]]["predicted_response"])
     if config.retrain is not None:

@@ -32,6 +32,24 @@ class Weighted:
         return self.samples[ids], self.weights[ids]
 
 
+class Plain:
+    """Batches (batch, 1): samples beside weighted ones, each of which weighs 1.
+
+    Args:
+        samples: plain.
+        has_positions: whether a sample has several losses.
+    """
+
+    def __init__(self, samples: Samples, has_positions: bool) -> None:
+        self.samples, self._more = samples, [1] * has_positions
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def __getitem__(self, ids: Any) -> tuple[Batch, Tensor]:
+        return self.samples[ids], torch.ones(len(ids), *self._more)
+
+
 class WeightedLayers:
     """A ``Layered`` model over such batches."""
 

@@ -20,8 +20,8 @@ def predictions(
         solution: content of weights/solution.json; may be empty.
         checked: content of check/response.json; may be empty.
         windows: content of predict/response.json; may be empty.
-        arms: name -> ``weights`` and ``strength`` of the arms that are retrained; the solutions themselves are told of
-            in any case.
+        arms: name -> ``weights``, ``strength`` and ``rounds`` of the arms that are retrained; the solutions themselves
+            are told of in any case. Weights that change on the way are none that a prediction is of.
     """
     solved = {arm: entry for arm, entry in solution.get("arms", {}).items() if "predicted_response" in entry}
     given = {arm: {"weights": arm, "strength": 1.0} for arm in solved} | dict(arms)
@@ -30,7 +30,7 @@ def predictions(
     found["window"] = inside
     for arm, entry in given.items():
         weights, strength = entry.get("weights"), entry.get("strength", 1.0)
-        if weights not in solved:
+        if weights not in solved or entry.get("rounds", 1) > 1:
             continue
         for kind, key in (("predicted", "predicted_response"), ("cross_fitted", "cross_fitted_response")):
             linear = solved[weights].get(key) or {}

@@ -118,7 +118,7 @@ class Run:
         for path in root.rglob("susceptibility-*.parquet"):
             component = path.name.removeprefix("susceptibility-").removesuffix(".parquet")
             folder = path.parent.relative_to(root)
-            if not component.endswith("-samples") and folder.parts[:1] != ("check",):
+            if not component.endswith("-samples") and folder.parts[:1] not in (("check",), ("retrain",)):
                 found[(folder / component).as_posix()] = path
         return self._listed(found)
 

@@ -26,7 +26,7 @@ def _bins(solved: Mapping[str, Any], arm: str) -> dict[str, Any] | None:
     return (solved.get(arm) or {}).get("histogram")
 
 
-def _summary_table(solved: Mapping[str, Any]) -> Table:
+def _summary_table(solved: Mapping[str, Any], title: str) -> Table:
     headers = ["arm", "strength", "largest feasible", "effective sample size", "share of all", "weight on the top 1 %"]
     headers += ["at minimum", "at maximum", "residual"]
     rows = []
@@ -37,10 +37,12 @@ def _summary_table(solved: Mapping[str, Any]) -> Table:
         cells += [_share(entry.get(key)) for key in ("effective_sample_share", "top_percent_share")]
         cells += [number(entry.get(key), decimals=0) for key in ("num_at_minimum", "num_at_maximum")]
         rows.append([arm, *cells, number(entry.get("residual"))])
-    return Table(headers, rows, "Solved weights")
+    return Table(headers, rows, title)
 
 
-def weights(section: Section, run: Run, solution: Mapping[str, Any], texts: Mapping[str, TokenText]) -> None:
+def weights(
+    section: Section, run: Run, summary: Mapping[str, Any], solution: Mapping[str, Any], texts: Mapping[str, TokenText]
+) -> None:
     """Histograms, effective sample size, what is weighted most and least, whole blocks."""
     if not solution:
         absent = "The experiment file has no section solve, so there are no weights."
@@ -66,7 +68,10 @@ def weights(section: Section, run: Run, solution: Mapping[str, Any], texts: Mapp
     if same:
         words = "The permuted arm has the plus arm's weights dealt to other losses: same histogram."
         section.blocks.append(Note(words, "small"))
-    section.blocks.append(_summary_table(solved))
+    section.blocks.append(_summary_table(solved, "Solved weights"))
+    if later := summary.get("rounds"):
+        title = "Weights of later rounds, solved for at the checkpoint where the round before has ended"
+        section.blocks.append(_summary_table(later, title))
     text = texts.get("train")
     if text is None:
         section.blocks.append(Note("This run has no text of its own, so samples go by their numbers.", "small"))

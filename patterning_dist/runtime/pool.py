@@ -47,7 +47,7 @@ class Scored(Protocol):
 
     def target(self, name: str) -> Target: ...
     def posterior(self, name: str) -> Posterior: ...
-    def source(self, which: str) -> Samples: ...
+    def source(self, name: str, which: str) -> Samples: ...
     def hessian_ids(self, num_samples: int) -> np.ndarray: ...
     def entries_of(self, which: str, ids: np.ndarray, losses: np.ndarray) -> np.ndarray: ...
 
@@ -59,6 +59,7 @@ class Solved:
     Attributes:
         storage: of the run.
         subject: whose posterior they are taken from.
+        inputs: hash of all that its chains follow from.
         chains: numbers of the healthy ones.
         rows: of the split losses among the gradients.
         settings: section of the experiment.
@@ -66,6 +67,7 @@ class Solved:
 
     storage: Storage
     subject: str
+    inputs: str
     chains: tuple[int, ...]
     rows: tuple[int, ...]
     settings: DirectionConfig
@@ -136,7 +138,7 @@ def score_pool(
     inputs = digest(
         {},
         {
-            "sample": run.manifest["stages"]["sample"]["fingerprint"],  # and so data, checkpoint, posterior
+            "chains": solved.inputs,  # and so data, checkpoint, posterior
             "settings": solved.settings.model_dump(mode="json"),
             "subject": [solved.subject, list(solved.chains), list(solved.rows)],
             "device": device,
@@ -195,7 +197,7 @@ def _solve(worker: Any, solved: Solved, number: int) -> Result:
         target,
         subjects.posterior(solved.subject),
         unflatten(gradients.reshape(-1, gradients.shape[-1])[number], target.center),
-        target.prepare(subjects.source("pool"), subjects.hessian_ids(settings.hessian_sequences)),
+        target.prepare(target.data, subjects.hessian_ids(settings.hessian_sequences)),
         max_iterations=settings.conjugate_gradient_iterations,
         tolerance=settings.tolerance,
     )
@@ -224,7 +226,7 @@ def _score(worker: Any, solved: Solved, which: str, ids: np.ndarray, mean: bool)
     parts = []
     for start in range(0, len(ids), _PREPARED):
         here = ids[start : start + _PREPARED]
-        samples = target.prepare(Part(subjects.source(which), here))
+        samples = target.prepare(Part(subjects.source(solved.subject, which), here))
         scores = [
             directional_losses(target, samples, position, unflatten(c, target.center), step=step).float().numpy()
             for c in along

@@ -24,7 +24,7 @@ from patterning_dist.measure.measure import measure
 from patterning_dist.progress import Progress
 from patterning_dist.response.llc import trace_mean
 from patterning_dist.runtime.environment import resolve_device
-from patterning_dist.stages.sample import open_subjects, subject_name
+from patterning_dist.stages.sample import open_subjects, solved_subject
 from patterning_dist.storage.files import write_json
 from patterning_dist.storage.run import RunDirectory
 
@@ -41,7 +41,7 @@ def check(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     assert config.check is not None and config.solve is not None
     device = resolve_device(config.device)
     opener = open_subjects(config, run.place, device)
-    base = subject_name(config.solve.checkpoint or config.checkpoints[0], config.solve.component)
+    base = solved_subject(config)
     table = f"weights/{config.check.weights}.parquet"
     names = {strength: f"check/{base}@{strength:+g}" for strength in (0.0, *config.check.strengths)}
     subjects = {name: replace(opener.by_name[base], weights=table, strength=s) for s, name in names.items()}

@@ -24,8 +24,9 @@ from patterning_dist.response.contrast import split_contrast
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.runtime.window import DEFAULT_CLIPPING, Window, walk_windows
 from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.stages.rounds import Round
 from patterning_dist.stages.sample import open_subjects
-from patterning_dist.stages.train import arm_weights
+from patterning_dist.stages.train import round_weights
 from patterning_dist.storage.files import FileHashes, write_json
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.optimizers import learning_rate_factor
@@ -52,10 +53,9 @@ def predict(config: Config, run: RunDirectory, progress: Progress) -> list[Path]
     plain = open_subjects(config, run.place, device)
     subjects = {_base(arm): Subject(arm.start, "everything", stream="predict") for arm in walked}
     for arm in walked:
-        table = arm_weights(arm, run)
-        assert table is not None
-        relative = table.relative_to(run.path).as_posix()
-        subjects[_name(arm)] = replace(subjects[_base(arm)], weights=relative, strength=arm.strength)
+        part = Round(arm, arm.seeds[0])
+        round_weights(part, run)  # one of the user's own is copied into the run
+        subjects[_name(arm)] = replace(subjects[_base(arm)], weights=part.weights, strength=arm.strength)
     tables = [subject.weights for subject in subjects.values() if subject.weights is not None]
     files = (*plain.files, *dict.fromkeys(tables))
     opener = replace(plain, by_name=subjects, files=files, gradients_of=frozenset(), thin=None, part="predicted")
@@ -82,6 +82,8 @@ def without_window(config: Config, arm: Arm) -> str | None:
         return "muon's steps are orthogonal matrices, which do not follow the gradient to first order"
     if arm.weighting == "draw":
         return "its samples are drawn by their weights instead of weighing in the loss"
+    if arm.rounds > 1:
+        return "its weights change on the way"
     if arm.weighted_share < 1:
         return "only a part of its steps is weighted"
     return None

@@ -16,8 +16,11 @@ from patterning_dist.progress import Progress
 from patterning_dist.report import build_report
 from patterning_dist.report.predictions import predictions
 from patterning_dist.stages.arms import compare, contrasts, describe_metrics, read_arms
+from patterning_dist.stages.rounds import later_rounds
 from patterning_dist.storage.files import write_json
 from patterning_dist.storage.run import RunDirectory
+
+_LONG = ("histogram", "conjugate_gradients", "fingerprint", "table_sha256")  # of a solution, and not for a summary
 
 
 def report(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
@@ -41,9 +44,11 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
     described = describe_metrics(config, run.path, arms)
     base = next((arm for arm in arms if arm.settings.weights is None), None)
     realised = {a.name: compare(a, base, "observables") for a in arms if base and a is not base}
-    told = {a.name: {"weights": a.settings.weights, "strength": a.settings.strength} for a in arms}
+    keys = ("weights", "strength", "rounds")
+    told = {a.name: {key: getattr(a.settings, key) for key in keys} for a in arms}
+    rounds = _rounds(config, run.path)
     predicted = predictions(solution, checked, windows, told)
-    stages, diagnostics = run.manifest["stages"], _diagnostics(run.path)
+    stages, diagnostics = run.manifest["stages"], _diagnostics(run.path, rounds)
     return {
         "name": config.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -61,21 +66,29 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
             for arm, entry in solution.get("arms", {}).items()
             if "predicted_response" in entry
         },
+        "rounds": {name: {k: v for k, v in entry.items() if k not in _LONG} for name, entry in rounds.items()},
         "transition_steps": {arm.name: arm.transitions for arm in arms if arm.transitions is not None},
         "chains": {
             subject: {key: entry.get(key) for key in ("llc", "temperature", "step_bias")}
             for subject, entry in diagnostics["subjects"].items()
         },
-        "warnings": find_warnings(diagnostics, solution, checked, config) + unpaired,
+        "warnings": find_warnings(diagnostics, solution, checked, config, rounds.values()) + unpaired,
     }
 
 
-def _diagnostics(folder: Path) -> dict[str, Any]:
-    """Of the sampled subjects, and of those of stage check."""
+def _rounds(config: Config, folder: Path) -> dict[str, dict[str, Any]]:
+    """Solutions of the rounds after the first, by round."""
+    return {part.name: _read(folder / part.solution, part) for part in later_rounds(config)}
+
+
+def _diagnostics(folder: Path, rounds: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Of the sampled subjects, of those of stage check, and of those that the rounds were solved for by."""
     found = json.loads((folder / "response" / "diagnostics.json").read_text(encoding="utf-8"))
     sampling = folder / "sampling"
     for file in sorted((sampling / "check").rglob("diagnostics.json")):
         found["subjects"][file.parent.relative_to(sampling).as_posix()] = json.loads(file.read_text())["diagnostics"]
+    for subject in (entry["subject"] for entry in rounds.values()):
+        found["subjects"][subject] = json.loads((sampling / subject / "diagnostics.json").read_text())["diagnostics"]
     return found
 
 

@@ -75,6 +75,12 @@ def open_subjects(config: Config, place: Place, device: str) -> OpenSubjects:
     )
 
 
+def solved_subject(config: Config) -> str:
+    """The subject whose susceptibilities stage solve inverts."""
+    assert config.solve is not None
+    return subject_name(config.solve.checkpoint or config.checkpoints[0], config.solve.component)
+
+
 def subject_name(checkpoint: str, component: str) -> str:
     """What folders and tables call a set of chains: the checkpoint is left out where it is the run's own baseline."""
     return component if checkpoint == BASELINE else f"{checkpoint}/{component}"

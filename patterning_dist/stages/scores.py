@@ -16,6 +16,7 @@ from patterning_dist.data.sampler import permutation
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.measure.results import samples_table_name, table_name
+from patterning_dist.measure.sets import inputs_of
 from patterning_dist.measure.subjects import OpenSubjects, Subjects
 from patterning_dist.progress import Progress
 from patterning_dist.response.extrapolate import Extrapolation, extrapolate
@@ -24,7 +25,6 @@ from patterning_dist.response.reliability import bootstrap_correlation
 from patterning_dist.response.susceptibility import susceptibility
 from patterning_dist.runtime.pool import Solved, score_pool
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.stages.sample import open_subjects, subject_name
 from patterning_dist.storage.files import read_parquet
 from patterning_dist.storage.run import RunDirectory
 
@@ -54,19 +54,19 @@ class Scores:
 
 
 class Pool:
-    """The training pool of an experiment, as the stage sees it.
+    """The training pool of an experiment, as the posterior of a subject sees it.
 
     Args:
         config: of the run.
         run: its directory.
+        opener: opens the subjects in a worker.
+        subject: that has been sampled.
         device: of the workers.
     """
 
-    def __init__(self, config: Config, run: RunDirectory, device: str) -> None:
+    def __init__(self, config: Config, run: RunDirectory, opener: OpenSubjects, subject: str, device: str) -> None:
         self.config, self.run, self.device = config, run, device
-        self.opener: OpenSubjects = open_subjects(config, run.place, device)
-        assert config.solve is not None
-        self.subject = subject_name(config.solve.checkpoint or config.checkpoints[0], config.solve.component)
+        self.opener, self.subject = opener, subject
 
     @cached_property
     def subjects(self) -> Subjects:
@@ -117,6 +117,7 @@ def direction_scores(pool: Pool, observables: list[str], progress: Progress) -> 
     solved = Solved(
         storage=pool.run.storage,
         subject=pool.subject,
+        inputs=inputs_of(pool.run, pool.subject),
         chains=tuple(moments.chain for moments in healthy),
         rows=tuple(subjects.held_out.names.index(name) for name in observables),
         settings=config.response.direction,

@@ -22,12 +22,14 @@ from patterning_dist.response.prediction import (
 from patterning_dist.response.solver import WeightSolution, solve_for_effective_sample_share, solve_weights
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.stages.masses import mass_groups
+from patterning_dist.stages.sample import open_subjects, solved_subject
 from patterning_dist.stages.scores import Pool, Scores, direction_scores, plain_scores, regression_scores
 from patterning_dist.storage.files import write_json, write_parquet
 from patterning_dist.storage.run import RunDirectory
 
 _PERMUTED_STREAM = 0x7065726D
 _HISTOGRAM_BINS = 48
+_SIGNS = {"plus": 1.0, "minus": -1.0}  # of the targets
 _SCORES = {"response_direction": direction_scores, "regression": regression_scores, "plain": plain_scores}
 
 
@@ -38,28 +40,17 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
         PatterningError: an infeasible strength (the largest feasible one is named), or contradicting targets.
     """
     assert config.solve is not None
-    pool = Pool(config, run, resolve_device(config.device))
-    held_out = pool.subjects.held_out
-    observables = list(config.solve.targets) or list(held_out.names if held_out else ())
-    scores = _SCORES[config.solve.scores](pool, observables, progress)
+    device = resolve_device(config.device)
+    pool = Pool(config, run, open_subjects(config, run.place, device), solved_subject(config), device)
+    scores = score(pool, progress)
     pool_file = _write_pool(pool, scores)
 
     progress.start("solving for the weights", 2)
-    report: dict[str, Any] = {
-        **scores.report,
-        "observables": observables,
-        "num_samples": scores.chi.shape[1],
-        "arms": {},
-    }
-    groups = None
-    if (keep := config.solve.keep_mass) is not None:
-        groups = mass_groups(pool.subjects.task, pool.index, keep)
-        report["kept_mass"] = {"of": keep, "num_groups": int(groups.max()) + 1, "arms": ["plus", "minus"]}
+    report: dict[str, Any] = {**described(pool, scores), "arms": {}}
     outputs = [pool_file]
     solutions: dict[str, np.ndarray] = {}
-    for done, (arm, sign) in enumerate((("plus", 1.0), ("minus", -1.0)), start=1):
-        solution, entry = _solve_arm(pool, scores, groups, sign)
-        solutions[arm], report["arms"][arm] = solution.weights, entry
+    for done, arm in enumerate(_SIGNS, start=1):
+        solutions[arm], report["arms"][arm] = solve_arm(pool, scores, arm)
         progress.update(done)
     plus = solutions["plus"]
     solutions["permuted"] = plus[permutation(config.seed, _PERMUTED_STREAM, len(plus))]
@@ -67,14 +58,47 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
         "effective_sample_share": report["arms"]["plus"]["effective_sample_share"],
         "histogram": report["arms"]["plus"]["histogram"],
     }
-    index, key = pool.index, pool.subjects.task.key
     for arm, weights in solutions.items():
-        path = run.path / "weights" / f"{arm}.parquet"
-        metadata = {"arm": arm, "subject": pool.subject}
-        write_sample_weights(path, index[key], index.get("position"), weights, metadata, key)
-        outputs.append(path)
+        outputs.append(run.path / "weights" / f"{arm}.parquet")
+        write_weights(pool, outputs[-1], arm, weights)
     write_json(run.path / "weights" / "solution.json", report)
     return [*outputs, run.path / "weights" / "solution.json"]
+
+
+def score(pool: Pool, progress: Progress) -> Scores:
+    """The targets' susceptibilities to every loss of the pool, by the estimator of section solve.
+
+    Raises:
+        PatterningError: too few chains, or another probe than the estimator needs.
+    """
+    settings, held_out = pool.config.solve, pool.subjects.held_out
+    assert settings is not None
+    observables = list(settings.targets) or list(held_out.names if held_out else ())
+    return _SCORES[settings.scores](pool, observables, progress)
+
+
+def described(pool: Pool, scores: Scores) -> dict[str, Any]:
+    """How the scores were come by and what the weights keep, for solution.json."""
+    found = {**scores.report, "observables": scores.observables, "num_samples": scores.chi.shape[1]}
+    if (groups := _groups(pool)) is None:
+        return found
+    assert pool.config.solve is not None
+    kept = {"of": pool.config.solve.keep_mass, "num_groups": int(groups.max()) + 1, "arms": list(_SIGNS)}
+    return found | {"kept_mass": kept}
+
+
+def _groups(pool: Pool) -> np.ndarray | None:
+    """Of the pool's entries, whose mass is kept; None: none is."""
+    assert pool.config.solve is not None
+    keep = pool.config.solve.keep_mass
+    return None if keep is None else mass_groups(pool.subjects.task, pool.index, keep)
+
+
+def write_weights(pool: Pool, path: Path, arm: str, weights: np.ndarray) -> None:
+    """A table of the weights of the pool's entries [entry]."""
+    index, key = pool.index, pool.subjects.task.key
+    metadata = {"arm": arm, "subject": pool.subject}
+    write_sample_weights(path, index[key], index.get("position"), weights, metadata, key)
 
 
 def _write_pool(pool: Pool, scores: Scores) -> Path:
@@ -102,12 +126,15 @@ def _write_pool(pool: Pool, scores: Scores) -> Path:
     return path
 
 
-def _solve_arm(
-    pool: Pool, scores: Scores, groups: np.ndarray | None, sign: float
-) -> tuple[WeightSolution, dict[str, Any]]:
+def solve_arm(pool: Pool, scores: Scores, arm: str) -> tuple[np.ndarray, dict[str, Any]]:
+    """Weights of plus or minus [entry], and what is predicted of them, for solution.json.
+
+    Raises:
+        PatterningError: an infeasible strength (the largest feasible one is named), or contradicting targets.
+    """
     settings = pool.config.solve
     assert settings is not None
-    target = sign * np.array([settings.targets.get(name, 0.0) for name in scores.observables])
+    target = _SIGNS[arm] * np.array([settings.targets.get(name, 0.0) for name in scores.observables])
     temperature = pool.inverse_temperature
     options: dict[str, Any] = {
         "inverse_temperature": temperature,
@@ -126,6 +153,7 @@ def _solve_arm(
         assert settings.effective_sample_share is not None  # one of the two is there, checked with the file
         return solve_for_effective_sample_share(chi, target, settings.effective_sample_share, groups=groups, **options)
 
+    groups = _groups(pool)
     solution = solved(scores.chi, groups)
     in_subset = solution.weights[scores.in_subset]
     predicted = predicted_response_with_error(scores.per_chain, in_subset, temperature)
@@ -146,7 +174,7 @@ def _solve_arm(
     }
     plain = ("strength", "largest_feasible_strength", "effective_sample_size", "effective_sample_share",
              "top_percent_share", "num_at_minimum", "num_at_maximum", "num_iterations", "residual")  # fmt: skip
-    return solution, entry | {name: getattr(solution, name) for name in plain}
+    return solution.weights, entry | {name: getattr(solution, name) for name in plain}
 
 
 def _by_observable(response: PredictedResponse, observables: list[str]) -> dict[str, Any]:

@@ -5,17 +5,17 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from patterning_dist.config import BASELINE, ArmConfig, Config
+from patterning_dist.config import BASELINE, Config
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.training.checkpoints import delete_checkpoints
 from patterning_dist.runtime.training.jobs import run_jobs
+from patterning_dist.stages.online import join_rounds, weigh_again
+from patterning_dist.stages.rounds import Round, rounds_of
 from patterning_dist.storage.files import atomic_path
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.open import open_task
-from patterning_dist.training.job import TrainingJob
-
-JOB_FILES = ("initial.safetensors", "model.safetensors", "metrics.parquet", "evaluation.json")
+from patterning_dist.training.job import TrainingJob, job_files
 
 
 def train(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
@@ -25,15 +25,21 @@ def train(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
 
 
 def retrain(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
-    """Train every arm with every seed, side by side where CPUs or GPUs allow; returns the files written.
+    """Train every arm with every seed, round by round, side by side where CPUs or GPUs allow; returns files written.
 
     Raises:
-        PatterningError: a table of weights is not there, or what ``run_jobs`` raises.
+        PatterningError: a table of weights is not there, or what ``run_jobs`` and ``weigh_again`` raise.
     """
     run.place.fetch("data", "weights", "retrain", *config.checkpoints)
     assert config.retrain is not None
-    jobs = arm_jobs(config, run)
-    return _run(config, run, progress, "retraining", jobs, config.retrain.concurrent_arms)
+    most, files = max(arm.rounds for arm in config.retrain.arm_list), []
+    for number in range(1, most + 1):
+        label = "retraining" if most == 1 else f"retraining, round {number} of {most}"
+        if number > 1:
+            files += weigh_again(config, run, progress, number)
+        jobs = arm_jobs(config, run, number)
+        files += _run(config, run, progress, label, jobs, config.retrain.concurrent_arms)
+    return [*files, *join_rounds(config, run)]
 
 
 def baseline_job(config: Config, directory: Path) -> TrainingJob:
@@ -53,36 +59,26 @@ def baseline_job(config: Config, directory: Path) -> TrainingJob:
     )
 
 
-def arm_jobs(config: Config, run: RunDirectory) -> list[TrainingJob]:
-    """All arms of the first seed, then those of the next."""
-    assert config.retrain is not None
-    arms = config.retrain.arm_list
-    task = open_task(config, run.path, "cpu")
-    tables = {arm.name: arm_weights(arm, run) for arm in arms}
-    inputs = {arm.start: task.fingerprint(_start(arm)) for arm in arms}
-    seeds = dict.fromkeys(seed for arm in arms for seed in arm.seeds)
-    return [
-        _arm_job(config, run.path, arm, seed, tables[arm.name], inputs[arm.start])
-        for seed in seeds
-        for arm in arms
-        if seed in arm.seeds
-    ]
+def arm_jobs(config: Config, run: RunDirectory, number: int = 1) -> list[TrainingJob]:
+    """Round ``number`` of every arm that has so many: all arms of the first seed, then those of the next."""
+    rounds, task = rounds_of(config, number), open_task(config, run.path, "cpu")
+    tables = {part.weights: round_weights(part, run) for part in rounds}
+    inputs = {start: task.fingerprint(start) for start in {part.start for part in rounds}}
+    return [_arm_job(config, run.path, part, tables[part.weights], inputs[part.start]) for part in rounds]
 
 
-def _arm_job(
-    config: Config, directory: Path, arm: ArmConfig, seed: int, weights: Path | None, inputs: object
-) -> TrainingJob:
-    settings = config.retrain
+def _arm_job(config: Config, directory: Path, part: Round, weights: Path | None, inputs: object) -> TrainingJob:
+    settings, arm = config.retrain, part.arm
     assert settings is not None
     splits = [(o.name, o.split) for o in config.sampling.observables if o.kind == "split_loss"]
     return TrainingJob(
-        name=f"{arm.name} seed {seed}",
-        folder=directory / "retrain" / arm.name / f"seed-{seed}",
+        name=part.name,
+        folder=directory / part.folder,
         inputs=inputs,
-        seed=seed,
-        num_steps=settings.num_steps,
+        seed=part.data_seed,
+        num_steps=part.num_steps(settings.num_steps),
         evaluate_every=settings.evaluate_every,
-        start=_start(arm),
+        start=part.start,
         weights=weights,
         strength=arm.strength,
         weighting=arm.weighting,
@@ -93,22 +89,18 @@ def _arm_job(
     )
 
 
-def _start(arm: ArmConfig) -> str | None:
-    return None if arm.start == "initialisation" else arm.start
-
-
-def arm_weights(arm: ArmConfig, run: RunDirectory) -> Path | None:
+def round_weights(part: Round, run: RunDirectory) -> Path | None:
     """The arm's table; one of the user's own is copied into the run, which every node sees and which replays itself."""
-    if arm.weights is None or isinstance(arm.weights, str):
-        return None if arm.weights is None else run.path / "weights" / f"{arm.weights}.parquet"
-    copy = run.path / "retrain" / arm.name / "weights.parquet"
-    if arm.weights.exists():
-        with atomic_path(copy) as temporary:
+    if part.weights is None:
+        return None
+    arm, table = part.arm, run.path / part.weights
+    if isinstance(arm.weights, Path) and arm.weights.exists():
+        with atomic_path(table) as temporary:
             shutil.copyfile(arm.weights, temporary)
-        run.publish(copy)
-    elif not copy.exists():
+        run.publish(table)
+    elif isinstance(arm.weights, Path) and not table.exists():
         raise PatterningError(f"retrain.arms: {arm.weights}, the weights of {arm.name}, is not there; correct the path")
-    return copy
+    return table
 
 
 def _run(
@@ -122,10 +114,4 @@ def _run(
             delete_checkpoints(run.storage, run.path, job)  # of a worker that died between finishing and doing so
     if unfinished:
         run_jobs(config, run, unfinished, label, progress, concurrent)
-    return [job.folder / name for job in jobs for name in _files(job)]
-
-
-def _files(job: TrainingJob) -> list[str]:
-    """Of a job that is done, and what makes it a checkpoint for others (config.json)."""
-    described = [file.name for file in sorted(job.folder.glob("*.json")) if file.name not in JOB_FILES]
-    return [*JOB_FILES, *described]
+    return [file for job in jobs for file in job_files(job.folder)]

@@ -93,7 +93,7 @@ class ModuleTask(PlainTask):
         if self.model.build is not None and checkpoint in self.model.checkpoints:
             built = load_function(self.model.build, "model.build")(checkpoint)
         else:
-            built = self.build(0)
+            built = self.skeleton()
             load_model(built, self.folder / checkpoint / "model.safetensors")
         return shard_model(built, ranks, self.device, compute_dtype=self.compute_dtype).eval()
 

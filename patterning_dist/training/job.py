@@ -13,8 +13,20 @@ from patterning_dist.config import Config
 from patterning_dist.storage.files import file_sha256
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
+JOB_FILES = ("initial.safetensors", "model.safetensors", "metrics.parquet", "evaluation.json")
 # Where files lie, and how often the state is saved: the result does not depend on it.
 _NO_INPUTS = ("folder", "weights", "deepspeed", "checkpoint_seconds")
+
+
+def job_files(folder: Path) -> list[Path]:
+    """Of a job that is done, and what makes it a checkpoint for others (config.json)."""
+    described = [file for file in sorted(folder.glob("*.json")) if file.name not in JOB_FILES]
+    return [*(folder / name for name in JOB_FILES), *described]
+
+
+def checkpoint_files(name: str) -> list[str]:
+    """What loads a checkpoint of the run, relative to the run directory; some tasks need no config.json."""
+    return [f"{name}/{file}" for file in ("model.safetensors", "config.json")]
 
 
 @dataclass(frozen=True)
@@ -85,7 +97,7 @@ class TrainingJob:
     def needs(self, directory: Path) -> list[str]:
         """What it reads of the run directory, as names in there, its own folder included: nodes may have a copy."""
         mine = [path for path in (self.weights, self.folder) if path and path.is_relative_to(directory)]
-        start = [f"{self.start}/{file}" for file in ("model.safetensors", "config.json") if self.start is not None]
+        start = [] if self.start is None else checkpoint_files(self.start)
         return ["data", *(path.relative_to(directory).as_posix() for path in mine), *start]
 
     def is_finished(self, config: Config) -> bool:

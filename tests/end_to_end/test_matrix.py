@@ -16,6 +16,7 @@ from patterning_dist.cli import app
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 LANGUAGE_MODELS = ("attention_only", "gpt_neox", "llama")
+IN_ROUNDS = ("gpt_neox", "digits")
 REFUSED = {("brackets", "plan"), ("brackets", "calibrate")}
 
 
@@ -89,10 +90,14 @@ def test_retrain_and_report(finished):
     assert (directory / "report.html").stat().st_size > 5_000
     if kind != "brackets":
         arms = [path.parent.parent.name for path in directory.glob("retrain/*/seed-0/evaluation.json")]
-        assert sorted(arms) == ["base", "permuted", "plus"]
+        assert sorted(arms) == sorted(["base", "permuted", "plus", *(["online"] if kind in IN_ROUNDS else [])])
         assert set(summary["arms"]) == set(arms)
         observables = json.loads((directory / "retrain/plus/seed-0/evaluation.json").read_text())["observables"]
         assert set(observables) == {"wanted"}
+    if kind in IN_ROUNDS:
+        steps = pq.read_table(directory / "retrain/online/seed-0/metrics.parquet")["step"].to_pylist()
+        assert steps == [0, 1, 3]  # one step, then two
+        assert "online" in summary["contrasts"] and list(summary["rounds"]) == ["online seed 0, round 2 of 2"]
 
 
 @pytest.mark.parametrize("name", ["plan", "calibrate"])

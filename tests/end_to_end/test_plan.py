@@ -91,7 +91,7 @@ def test_the_whole_loop_of_a_language_model_that_exists(local_ray: None, tmp_pat
         "check.strengths=[-1, 0.5, 1]",
         "training={batch_size: 4, optimizer: adamw, evaluation_sequences: 4}",
         "retrain={seeds: [0, 1], num_steps: 4, evaluate_every: 2, start: final}",
-        "retrain.arms=[base, {name: long, seeds: [0]}]",
+        "retrain.arms=[base, {name: long, seeds: [0]}, {name: online, weights: plus, rounds: 2}]",
     )
     options = [argument for override in overrides for argument in ("--set", override)]
     found = plan(str(file), "--run-dir", str(tmp_path / "run"), *options)
@@ -104,7 +104,10 @@ def test_the_whole_loop_of_a_language_model_that_exists(local_ray: None, tmp_pat
     assert (check["num_chains"], check["num_steps"]) == (9, 9 * 34)
     assert check["num_draws"] * sample["num_chains"] == sample["num_draws"] * check["num_chains"]
     assert stages["solve"]["what"] == "280 weights"  # 40 sequences of 7 predicted tokens
-    assert stages["retrain"]["what"].startswith("3 trainings of 4 steps")
+    # Two seeds in two rounds; between these the chains of one of the subjects, for each.
+    assert stages["retrain"]["what"].startswith("5 trainings of 4 steps, in 7 rounds")
+    assert stages["retrain"]["what"].endswith("6 chains between the rounds")
+    assert stages["retrain"]["details"]["num_steps"] == 5 * 4
     assert not (tmp_path / "run").exists()
 
 

@@ -44,7 +44,7 @@ def test_response_directions_agree(studies):
     for study in studies.values():
         target = study.target("everything")
         gradient = target.split_gradients()[0]
-        batch = target.prepare(study.source("pool"), study.hessian_ids(8))
+        batch = target.prepare(study.source("everything", "pool"), study.hessian_ids(8))
         solution = response_direction(
             target, study.posterior("everything"), gradient, batch, max_iterations=8, tolerance=1e-4
         )

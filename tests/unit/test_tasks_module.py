@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_model
 from torch import Tensor, nn
 
 from patterning_dist.config import FunctionDataConfig, ModuleConfig
@@ -127,3 +128,20 @@ def test_a_module_task_over_items_and_dicts(tmp_path: Path, monkeypatch: pytest.
     found = task.evaluate(module, Ranks())
     ids = torch.from_numpy(held_out_ids(task, 0, 100, "realised")["same"])
     assert found["same_loss"] == pytest.approx(loss(module, Batches()[ids]).mean().item())
+
+
+def test_what_the_run_trained_is_loaded_into_a_module_that_is_only_built(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "own_task", sys.modules[__name__])
+    model = ModuleConfig(kind="module", build="own_task:build", per_sample_loss="own_task:loss")
+    data = FunctionDataConfig(kind="function", load="own_task:load")
+    task = ModuleTask(model, data, folder=tmp_path, device="cpu")
+    trained = task.load("final", Ranks())
+    with torch.no_grad():
+        trained.second.bias += 1
+    (tmp_path / "round-1").mkdir()
+    save_model(trained, str(tmp_path / "round-1" / "model.safetensors"))
+    loaded = task.load("round-1", Ranks())
+    assert loaded is not trained
+    assert torch.equal(loaded.second.bias, trained.second.bias)

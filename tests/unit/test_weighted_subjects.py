@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -11,13 +12,18 @@ import torch
 from torch import nn
 from torch.utils.data import TensorDataset
 
+from patterning_dist.aggregation.files import rank_part
 from patterning_dist.config import SamplingConfig
 from patterning_dist.config.data import FunctionDataConfig
 from patterning_dist.config.model import ModuleConfig
+from patterning_dist.config.response import DirectionConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.measure.subjects import Subject, Subjects
 from patterning_dist.measure.weighted import Weighted
+from patterning_dist.runtime.pool import Solved, _score, _solve
 from patterning_dist.storage.files import write_parquet
+from patterning_dist.storage.snapshots import Snapshots, pack
+from patterning_dist.storage.store import LocalStorage
 from patterning_dist.tasks.held_out import held_out_ids
 from patterning_dist.tasks.module import ModuleTask
 
@@ -113,3 +119,33 @@ def test_losses_that_do_not_count_bear_on_no_mean() -> None:
     weights, counted = np.array([[1.0, 0.0], [3.0, 0.0]]), np.array([[True, False], [True, False]])
     samples = Weighted(torch.zeros(2, 2), weights, counted)
     assert samples[torch.arange(2)][1].tolist() == [[0.5, 0.0], [1.5, 0.0]]
+
+
+def test_scores_under_weights_are_of_plain_losses_by_the_curvature_of_the_weighted_one(tmp_path: Path) -> None:
+    """-grad l_i(w_bar) . (n_beta H_rho + gamma I)^-1 E[grad phi], against numpy; the probe as recorded, rho_i l_i."""
+    storage = LocalStorage(tmp_path)
+    rng = np.random.default_rng(0)
+    position, gradient = rng.normal(size=(2, 4))  # of weight [1, 3] and bias [1]; E[grad phi] could be anything
+    means = np.stack([position, gradient])
+    Snapshots(storage, "sampling/x/gradients", rank_part(0, 0, 1)).write(1, pack({"means": means}))
+    # All samples in the Hessian; the loss is quadratic, so that a wide central difference is exact.
+    settings = DirectionConfig(component="everything", hessian_sequences=30, tolerance=1e-6, step=0.1)
+    solved = Solved(storage, "x", "inputs", chains=(0,), rows=(0,), settings=settings)
+    worker, ids = SimpleNamespace(study=subjects(tmp_path)), np.arange(30)
+    assert not _solve(worker, solved, 0)["negative_curvature"]
+    pool, probe = (_score(worker, solved, which, ids, False)["scores"][0] for which in ("pool", "probe"))
+
+    inputs, labels = (tensor.double().numpy() for tensor in load()[0].tensors)
+    inputs = np.c_[inputs, np.ones(30)]
+    rho = WEIGHTS / WEIGHTS.mean()
+    residuals = inputs @ position - labels
+
+    def expected(weights: np.ndarray) -> np.ndarray:
+        hessian = 2 * (weights[:, None] * inputs).T @ inputs / 30
+        direction = np.linalg.solve(10 * hessian + np.eye(4), gradient)
+        return -2 * residuals * (inputs @ direction)
+
+    scale = np.abs(pool).max()
+    np.testing.assert_allclose(pool, expected(rho), atol=1e-4 * scale)  # float32 losses, twice, over a step of .1
+    np.testing.assert_allclose(probe, rho * pool, atol=1e-4 * scale)
+    assert np.abs(pool - expected(np.ones(30))).max() > 0.02 * scale  # the curvature of L is another

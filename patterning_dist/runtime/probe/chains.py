@@ -208,8 +208,8 @@ def _time_solve(rank: Any, subject: str, settings: DirectionConfig) -> dict[str,
     subjects = rank.subjects
     found: dict[str, Any] = {}
     opening = _seconds(rank, lambda: found.update(target=subjects.target(subject)))
-    target, pool = found["target"], subjects.source("pool")
-    batch = target.prepare(pool, subjects.hessian_ids(settings.hessian_sequences))
+    target, pool = found["target"], subjects.source(subject, "pool")
+    batch = target.prepare(target.data, subjects.hessian_ids(settings.hessian_sequences))
     gradient = target.split_gradients()[0]
 
     def solve() -> None:

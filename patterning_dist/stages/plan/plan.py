@@ -10,6 +10,7 @@ import os
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from rich.console import Console
@@ -24,11 +25,12 @@ from patterning_dist.runtime.probe.chains import probe_chains
 from patterning_dist.runtime.resources import nodes
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.stages.plan.sampling import Chains, count_chains, representatives
-from patterning_dist.stages.plan.solve import plan_solve
+from patterning_dist.stages.plan.solve import plan_rounds, plan_solve
 from patterning_dist.stages.plan.table import Plan, StagePlan
 from patterning_dist.stages.plan.training import probe_trainings
 from patterning_dist.stages.prepare import prepare
-from patterning_dist.stages.sample import open_subjects, subject_name
+from patterning_dist.stages.rounds import later_rounds
+from patterning_dist.stages.sample import open_subjects, solved_subject
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.open import open_task
 
@@ -51,6 +53,7 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
     """
     started, device = time.monotonic(), resolve_device(config.device)
     pending = {stage for stage in stages if stage not in done}
+    probed = pending | ({"solve"} if "retrain" in pending and later_rounds(config) else set())
     found = {stage: StagePlan(stage, "", is_done=True) for stage in done}
     with contextlib.ExitStack() as resources:
         workspace = resources.enter_context(_workspace(directory, done))
@@ -60,7 +63,7 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
         if "train" in pending:
             _fresh_baseline(config, workspace.path)
         cluster: dict[str, float] = {}
-        if pending & (_ON_CHAINS | _ON_TRAININGS):
+        if probed & (_ON_CHAINS | _ON_TRAININGS):
             say("plan: starting Ray")
             seconds = _timed(lambda: resources.enter_context(ray_session(config.sampling.threads_per_worker)))
             found = {"start": StagePlan("start", "Ray, once for all stages", Seconds.about(seconds, 0.3))} | found
@@ -71,19 +74,32 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
             found |= {"train": trainings.plan_train()} if "train" in pending else {}
             found |= {"retrain": trainings.plan_retrain()} if "retrain" in pending else {}
         statistics = 0
-        if pending & _ON_CHAINS:
+        if probed & _ON_CHAINS:
             say("plan: timing chains, measurements and scores")
-            chains = _probe_chains(config, workspace, device, pending)
+            chains = _probe_chains(config, workspace, device, probed)
             statistics = chains.statistics_bytes()
             found |= {"sample": chains.plan_sample()} if "sample" in pending else {}
-            found |= {"solve": plan_solve(chains, _solved(config), workspace.path)} if "solve" in pending else {}
-            found |= {"check": chains.plan_check(_solved(config))} if "check" in pending else {}
+            found |= {"solve": plan_solve(chains, solved_subject(config), workspace.path)} if "solve" in pending else {}
+            found |= {"check": chains.plan_check(solved_subject(config))} if "check" in pending else {}
+            if "retrain" in pending and (again := plan_rounds(chains, solved_subject(config), workspace.path)):
+                found["retrain"] = _together(found["retrain"], again)
     if "report" in pending:
         found["report"] = StagePlan("report", "one page", _PAGE, disk_bytes=_PAGE_BYTES)
     ordered = [found.get(stage) or StagePlan(stage, "not measured") for stage in stages]
     ordered = [found["start"], *ordered] if "start" in found else ordered
     shards = config.sampling.aggregator_shards
     return Plan(config.name, device, ordered, statistics, shards, cluster, time.monotonic() - started)
+
+
+def _together(trainings: StagePlan, chains: StagePlan) -> StagePlan:
+    """Stage retrain with the chains between its rounds."""
+    return replace(
+        trainings,
+        what=f"{trainings.what}; {chains.what}",
+        seconds=trainings.seconds + chains.seconds,
+        process_bytes=max(trainings.process_bytes or 0, chains.process_bytes or 0),
+        disk_bytes=trainings.disk_bytes + chains.disk_bytes,
+    )
 
 
 @contextlib.contextmanager
@@ -118,12 +134,6 @@ def _fresh_baseline(config: Config, directory: Path) -> None:
     task.describe(folder)
 
 
-def _solved(config: Config) -> str:
-    """The subject whose susceptibilities are inverted."""
-    assert config.solve is not None
-    return subject_name(config.solve.checkpoint or config.checkpoints[0], config.solve.component)
-
-
 def _probe_chains(config: Config, workspace: RunDirectory, device: str, pending: set[str]) -> Chains:
     """Time what stands for all sets of chains, and what pending stages ask of them."""
     opener = open_subjects(config, workspace.place, device)
@@ -131,7 +141,7 @@ def _probe_chains(config: Config, workspace: RunDirectory, device: str, pending:
     counts = count_chains(subjects)
     components = {name: subject.component for name, subject in subjects.by_name.items()}
     standing_for = representatives(subjects.task.skeleton(), components, subjects.gradients_of)
-    wanted = set(standing_for.values()) if "sample" in pending else {standing_for[_solved(config)]}
+    wanted = set(standing_for.values()) if "sample" in pending else {standing_for[solved_subject(config)]}
     direction = config.response.direction if config.solve and config.solve.scores == "response_direction" else None
     probe = probe_chains(
         opener,
@@ -139,7 +149,7 @@ def _probe_chains(config: Config, workspace: RunDirectory, device: str, pending:
         device,
         {name: name in subjects.gradients_of for name in standing_for if name in wanted},
         sum(unit.num_chains for unit in counts.values()),
-        (_solved(config), direction) if direction is not None and "solve" in pending else None,
+        (solved_subject(config), direction) if direction is not None and "solve" in pending else None,
     )
     return Chains(config, subjects, counts, standing_for, probe)
 

@@ -48,15 +48,19 @@ class Chains:
     def plan_check(self, subject: str) -> StagePlan:
         """Stage check: for every strength the chains of a subject again, under weights."""
         assert self.config.check is not None
-        names = [f"{subject}@{strength:+g}" for strength in self.config.check.strengths]
-        weighted = Chains(
+        return self.plan_again("check", subject, len(self.config.check.strengths))
+
+    def plan_again(self, stage: str, subject: str, times: int) -> StagePlan:
+        """The chains of a subject so many times more, side by side: for stage check, or between rounds of retrain."""
+        names = [f"{subject} {number}" for number in range(times)]
+        again = Chains(
             self.config,
             self.subjects,
             dict.fromkeys(names, self.counts[subject]),
             dict.fromkeys(names, self.standing_for[subject]),
             self.probe,
         )
-        return weighted._plan("check", weighted.counts, frozenset())
+        return again._plan(stage, again.counts, frozenset(names) if stage == "retrain" else frozenset())
 
     def statistics_bytes(self) -> int:
         """Memory of the aggregator when all chains are under way or through."""

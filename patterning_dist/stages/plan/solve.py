@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import time
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +19,7 @@ from patterning_dist.response.solver import solve_for_effective_sample_share
 from patterning_dist.runtime.pool import SHARD_SAMPLES, SUBSET_TASKS
 from patterning_dist.stages.plan.sampling import Chains
 from patterning_dist.stages.plan.table import StagePlan
+from patterning_dist.stages.rounds import later_rounds
 from patterning_dist.stages.scores import SAMPLES_BY_CHAIN
 from patterning_dist.storage.files import write_parquet
 
@@ -37,13 +40,28 @@ def plan_solve(chains: Chains, subject: str, folder: Path) -> StagePlan:
     return StagePlan(
         "solve",
         f"{num_entries:,} weights",
-        scores[settings.scores](chains, subject) + _weights_seconds(chains, folder),
+        scores[settings.scores](chains, subject) + _weights_seconds(chains, folder, _ARMS, _TABLES),
         chains.probe.num_workers * chains.config.sampling.ranks_per_chain if on_workers else 1,
         chains.config.sampling.threads_per_worker,
         on_device=on_workers,
         process_bytes=chains.probe.process_bytes,
         # chi of the pool with errors of a part of it, and three tables of weights, compressed
         disk_bytes=round(num_entries * (4 * num_observables * (1 + by_chain) + 1 + 3 * 4)),
+    )
+
+
+def plan_rounds(chains: Chains, subject: str, folder: Path) -> StagePlan | None:
+    """What arms in rounds add to stage retrain: chains, scores and weights between the rounds; None: there are none."""
+    later = later_rounds(chains.config)
+    if not later:
+        return None
+    by_round = [chains.plan_again("retrain", subject, number) for number in Counter(r.number for r in later).values()]
+    each = _direction_seconds(chains, subject) + _weights_seconds(chains, folder, num_arms=1, num_tables=1)
+    return replace(
+        by_round[0],
+        what=f"{sum(plan.details['num_chains'] for plan in by_round):,} chains between the rounds",
+        seconds=sum((plan.seconds for plan in by_round), each * len(later)),
+        disk_bytes=sum(plan.disk_bytes for plan in by_round) + 4 * chains.subjects.num_training_losses * len(later),
     )
 
 
@@ -112,7 +130,7 @@ def _plain_seconds(chains: Chains, subject: str) -> Seconds:
     return chains.reduction_seconds()
 
 
-def _weights_seconds(chains: Chains, folder: Path) -> Seconds:
+def _weights_seconds(chains: Chains, folder: Path, num_arms: int, num_tables: int) -> Seconds:
     """Time of the solver on made-up scores of a part of the pool, carried to all of it and to the cross-fits."""
     settings, subjects = chains.config.solve, chains.subjects
     assert settings is not None
@@ -136,5 +154,5 @@ def _weights_seconds(chains: Chains, folder: Path) -> Seconds:
     writing = time.perf_counter() - started
     # Each half of the chains is solved for on the part of the pool that is scored chain by chain. Real scores have
     # heavier tails than these: the search for the strength may take more rounds, or fewer.
-    solver = Seconds.about(solving * _ARMS * (1 + 2 * _by_chain(chains)) * total / number, 0.4)
-    return solver + Seconds.about(writing * _TABLES * total / number, 0.3)
+    solver = Seconds.about(solving * num_arms * (1 + 2 * _by_chain(chains)) * total / number, 0.4)
+    return solver + Seconds.about(writing * num_tables * total / number, 0.3)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,11 @@ from rich.console import Console
 
 from patterning_dist.config import Config
 from patterning_dist.progress import Progress
-from patterning_dist.response.cost import Seconds
+from patterning_dist.response.cost import NOTHING, Seconds
 from patterning_dist.runtime.probe.training import JobTimes, StepTimes, probe_job, probe_steps
 from patterning_dist.runtime.training.jobs import run_jobs
 from patterning_dist.stages.plan.table import StagePlan
+from patterning_dist.stages.rounds import Round, later_rounds, rounds_of
 from patterning_dist.stages.train import baseline_job
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.training.job import TrainingJob
@@ -45,19 +47,34 @@ class Trainings:
         )
 
     def plan_retrain(self) -> StagePlan:
-        """Stage retrain: jobs one after another in every lane."""
-        settings, job, number = self.config.retrain, self.job, num_retrainings(self.config)
+        """Stage retrain without the chains of rounds: jobs one after another in every lane, round by round."""
+        settings, number, later = self.config.retrain, num_retrainings(self.config), later_rounds(self.config)
         assert settings is not None
-        rows = math.ceil(settings.num_steps / settings.evaluate_every)
-        one = job.opening + self.steps.step * settings.num_steps + self.steps.evaluation * rows + job.closing
+        most = max(arm.rounds for arm in settings.arm_list)
+        seconds = NOTHING
+        for n in range(1, most + 1):
+            seconds += self.job.starting + self._lanes(rounds_of(self.config, n)) + self.job.stopping
+        again = f", in {number + len(later)} rounds" if later else ""
+        joined = sum(part.number == part.arm.rounds for part in later)
         return self._plan(
             "retrain",
-            f"{number} trainings of {settings.num_steps:,} steps, {self.steps.num_lanes} at once",
-            job.starting + one * math.ceil(number / self.steps.num_lanes) + job.stopping,
+            f"{number} trainings of {settings.num_steps:,} steps{again}, {self.steps.num_lanes} at once",
+            seconds,
             processes=self.steps.num_lanes * settings.num_workers,
-            disk_bytes=number * 2 * self.steps.weight_bytes,  # initial and final weights
+            disk_bytes=(number + len(later) + joined) * 2 * self.steps.weight_bytes,  # initial and final weights
             num_steps=number * settings.num_steps,
         )
+
+    def _lanes(self, rounds: Sequence[Round]) -> Seconds:
+        """Wall time of trainings: of the lane that takes longest, each of which takes every so many-th."""
+        settings, job, lanes = self.config.retrain, self.job, self.steps.num_lanes
+        assert settings is not None
+        found = []
+        for part in rounds:
+            num_steps = part.num_steps(settings.num_steps)
+            rows = math.ceil(num_steps / settings.evaluate_every)
+            found.append(job.opening + self.steps.step * num_steps + self.steps.evaluation * rows + job.closing)
+        return max((sum(found[n::lanes], NOTHING) for n in range(lanes)), key=lambda seconds: seconds.value)
 
     def _plan(self, stage: str, what: str, seconds: Seconds, *, num_steps: int, **sizes: Any) -> StagePlan:
         assert self.config.training is not None

@@ -1,0 +1,119 @@
+"""Online rounds of an arm: sampled where a round has led to, and trained on under the weights found there.
+
+Round r + 1 starts from the checkpoint of round r. The chains around it are on L_rho, the loss of round r: that is what
+the checkpoint is a minimum of, and not of L. Its scores are those of the plain losses l_i, so that the weights are
+again rho = 1 + h with (n_beta / n) chi h as wanted, chi being that of the posterior there; they replace those before.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+
+import pyarrow.parquet as pq
+
+from patterning_dist.config import Config
+from patterning_dist.measure.measure import measure
+from patterning_dist.measure.sets import inputs_of
+from patterning_dist.measure.subjects import Subject
+from patterning_dist.progress import Progress
+from patterning_dist.runtime.environment import resolve_device
+from patterning_dist.stages.rounds import Round, joined_metrics, rounds_of
+from patterning_dist.stages.sample import open_subjects, subject_name
+from patterning_dist.stages.scores import Pool
+from patterning_dist.stages.solve import described, score, solve_arm, write_weights
+from patterning_dist.storage.files import atomic_path, file_sha256, write_json, write_parquet
+from patterning_dist.storage.run import RunDirectory, stage_fingerprint
+from patterning_dist.tasks.open import open_task
+from patterning_dist.training.job import JOB_FILES, checkpoint_files, job_files
+
+STAGE = "retrain"
+
+
+def weigh_again(config: Config, run: RunDirectory, progress: Progress, number: int) -> list[Path]:
+    """Chains around where the rounds before have ended, and the weights of round ``number``; returns the files written.
+
+    Chains that are done, scores and weights are kept, as in the stages that these are of.
+
+    Raises:
+        PatterningError: too few healthy chains, or an infeasible strength.
+    """
+    assert config.solve is not None
+    device, rounds = resolve_device(config.device), rounds_of(config, number)
+    subjects, files = {}, []
+    for part in rounds:
+        checkpoint, table = part.before.folder, part.before.weights
+        assert table is not None  # checked with the file
+        name = subject_name(checkpoint, config.solve.component)
+        subjects[name] = Subject(checkpoint, config.solve.component, name, table, part.arm.strength)
+        files += [*checkpoint_files(checkpoint), table]
+    run.place.fetch(*files, *(part.folder for part in rounds))
+    opener = open_subjects(config, run.place, device)
+    opener = replace(
+        opener,
+        files=(*opener.files, *files),
+        by_name=subjects,
+        gradients_of=frozenset(subjects),
+        thin=None,
+    )
+    most = max(part.arm.rounds for part in rounds)
+    run.event(STAGE, "round", number=number, of=most, jobs=[part.name for part in rounds])
+    progress.say(f"{STAGE}: round {number} of {most}, chains around {len(rounds)} checkpoints of round {number - 1}")
+    written = list(measure(run, config.name, STAGE, opener, device, progress).files)
+    for part, name in zip(rounds, subjects, strict=True):
+        written += _solve(part, Pool(config, run, opener, name, device), progress)
+    return written
+
+
+def _solve(part: Round, pool: Pool, progress: Progress) -> list[Path]:
+    """The weights of a round in its folder, with what is predicted of them; kept where they are of these inputs."""
+    config, run = pool.config, pool.run
+    assert config.solve is not None and config.response.direction is not None and part.weights is not None
+    table, solution = run.path / part.weights, run.path / part.solution
+    sections = {"solve": config.solve.model_dump(), "direction": config.response.direction.model_dump()}
+    fingerprint = stage_fingerprint(
+        "round", sections | {"chains": inputs_of(run, pool.subject), "weights": part.arm.weights}
+    )
+    stored = json.loads(solution.read_text(encoding="utf-8")) if solution.exists() and table.exists() else {}
+    if stored.get("fingerprint") == fingerprint and stored["table_sha256"] == file_sha256(table):
+        run.event(STAGE, "weights_kept", job=part.name)
+        return [table, solution]
+    scores = score(pool, progress)
+    progress.start(f"solving for the weights of {part.name}", None)
+    weights, entry = solve_arm(pool, scores, str(part.arm.weights))
+    write_weights(pool, table, part.arm.name, weights)
+    report = {"subject": pool.subject, **described(pool, scores), **entry}
+    write_json(solution, report | {"fingerprint": fingerprint, "table_sha256": file_sha256(table)})
+    run.publish(table, solution)
+    run.event(STAGE, "weights_solved", job=part.name, effective_sample_share=entry["effective_sample_share"])
+    return [table, solution]
+
+
+def join_rounds(config: Config, run: RunDirectory) -> list[Path]:
+    """What every arm has, for those in rounds: last weights and report, and the metrics of all rounds as one table.
+
+    Returns the files of these arms' own folders.
+    """
+    written: list[Path] = []
+    for last in (replace(part, number=part.arm.rounds) for part in rounds_of(config, 2)):
+        run.place.fetch(last.arm_folder)
+        folder = run.path / last.arm_folder
+        parts = [run.path / replace(last, number=number).folder for number in range(1, last.number + 1)]
+        initial, model, metrics, report = (folder / name for name in JOB_FILES)
+        is_joined = all(file.exists() for file in (initial, model, metrics, report))
+        if not is_joined or report.read_bytes() != (parts[-1] / report.name).read_bytes():
+            _copy(parts[0] / initial.name, initial)
+            _copy(parts[-1] / model.name, model)
+            write_parquet(metrics, joined_metrics([pq.read_table(part / metrics.name) for part in parts]))
+            open_task(config, run.path, "cpu").describe(folder)
+            _copy(parts[-1] / report.name, report)  # the last, for it says that the others are there
+            run.publish(folder)
+        written += job_files(folder)
+    return written
+
+
+def _copy(source: Path, target: Path) -> None:
+    with atomic_path(target) as temporary:
+        shutil.copyfile(source, temporary)
