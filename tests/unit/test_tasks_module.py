@@ -136,7 +136,7 @@ def test_what_the_run_trained_is_loaded_into_a_module_that_is_only_built(
     monkeypatch.setitem(sys.modules, "own_task", sys.modules[__name__])
     model = ModuleConfig(kind="module", build="own_task:build", per_sample_loss="own_task:loss")
     data = FunctionDataConfig(kind="function", load="own_task:load")
-    task = ModuleTask(model, data, folder=tmp_path, device="cpu")
+    task = ModuleTask(model, data, folder=tmp_path, device="cpu", seed=0)
     trained = task.load("final", Ranks())
     with torch.no_grad():
         trained.second.bias += 1
