@@ -72,6 +72,7 @@ class RetrainConfig(Section):
     seeds: list[int] = Field(min_length=1, description="one retraining of every arm for each seed")
     num_steps: int = Field(ge=1, description="length of one retraining [optimizer steps]")
     evaluate_every: int = Field(100, ge=1, description="distance between metrics rows [optimizer steps]")
+    rate_factor: float = Field(1.0, gt=0, description="learning rates over those of training [1]")
     start: str = Field(
         "initialisation",
         description="weights that a retraining starts from: initialisation, or the name of a checkpoint (baseline)",

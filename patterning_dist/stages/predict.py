@@ -22,7 +22,7 @@ from patterning_dist.measure.subjects import Subject, Subjects
 from patterning_dist.progress import Progress
 from patterning_dist.response.contrast import split_contrast
 from patterning_dist.runtime.environment import resolve_device
-from patterning_dist.runtime.window import DEFAULT_CLIPPING, Window, walk_windows
+from patterning_dist.runtime.window import DEFAULT_CLIPPING, LARGEST_GROWTH, Window, walk_windows
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.stages.rounds import Round
 from patterning_dist.stages.sample import open_subjects
@@ -32,8 +32,6 @@ from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.optimizers import learning_rate_factor
 
 RESULT = "predict/response.json"
-# Beyond it the flow along the most negative curvature has grown e^1.5 times, and no first order holds.
-LARGEST_GROWTH = 1.5
 # Of a prediction, besides what sampling and halving say: gradients and curvature are of a part of the training samples.
 # In 30 windows on two optimizers realised over predicted had an rms logarithm of .07.
 _MODEL_ERROR = 0.1
@@ -100,7 +98,7 @@ def _name(arm: Arm) -> str:
 def _tau(config: Config) -> float:
     assert config.training is not None and config.retrain is not None
     steps, warmup = config.retrain.num_steps, config.training.warmup_steps
-    return sum(learning_rate_factor(step, steps, warmup, 0) for step in range(steps))
+    return config.retrain.rate_factor * sum(learning_rate_factor(step, steps, warmup, 0) for step in range(steps))
 
 
 def _clipping(config: Config) -> float:
@@ -132,7 +130,7 @@ def _prediction(subjects: Subjects, window: Window, arm: Mapping[str, Any], base
     """What one arm comes to against equal weights, or why that cannot be said."""
     held_out = subjects.held_out
     assert held_out is not None
-    growth = -window.tau * min(float(walk["smallest"].min()) for walk in (arm, base))
+    growth = max(float(walk["growth"]) for walk in (arm, base))
     entry: dict[str, Any] = {"outside": None, "tau": window.tau, "growth": growth}
     if growth > LARGEST_GROWTH:
         words = f"along its most negative curvature the window grows by e^{growth:.2g}, beyond e^{LARGEST_GROWTH:g}"

@@ -39,6 +39,7 @@ class TrainingJob:
         inputs: JSON of hashes of data, code and start, ``Task.fingerprint(start)``.
         seed: initialisation and data order; arms that share it differ in nothing but the weights.
         num_steps: optimizer steps at the full learning rate (after the warm-up).
+        rate_factor: learning rates over those of the experiment's section.
         anneal_steps: further steps in which the rate falls to zero.
         evaluate_every: optimizer steps between two rows of metrics.
         start: name of the checkpoint to start from; None: a fresh initialisation from ``seed``.
@@ -59,6 +60,7 @@ class TrainingJob:
     seed: int
     num_steps: int
     anneal_steps: int = 0
+    rate_factor: float = 1.0
     evaluate_every: int = 100
     start: str | None = None
     weights: Path | None = None

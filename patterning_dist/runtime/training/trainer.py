@@ -48,7 +48,8 @@ class Trainer:
         """One optimizer step on the global batch; returns its loss under the weights [nats], see ``weighted_loss``."""
         job, engine = self.job, self.engine
         warmup = self.training.warmup_steps
-        set_learning_rate_factor(self.optimizer, learning_rate_factor(number, job.num_steps, warmup, job.anneal_steps))
+        factor = learning_rate_factor(number, job.num_steps, warmup, job.anneal_steps)
+        set_learning_rate_factor(self.optimizer, job.rate_factor * factor)
         ids, weights, expected_weight = self.batches(number)
         mine, micro_batches = slice(*self.ranks.share(len(ids))), engine.gradient_accumulation_steps()
         found = []

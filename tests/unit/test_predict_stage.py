@@ -1,0 +1,70 @@
+"""Which arms have a window, and what is said where there is none."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from patterning_dist.config import TrainingConfig
+from patterning_dist.config.training import Arm
+from patterning_dist.response.contrast import split_contrast
+from patterning_dist.stages.predict import _prediction, without_window
+
+NUM = 200
+RNG = np.random.default_rng(0)
+
+
+def arm(**changes: Any) -> Arm:
+    return Arm(**({"name": "mine", "weights": "plus", "start": "baseline", "seeds": [0]} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "optimizer", "reason"),
+    [
+        ({}, "adamw", None),
+        ({"strength": 0.5}, "sgd", None),
+        ({"start": "initialisation"}, "adamw", "from scratch"),
+        ({}, "muon", "muon"),
+        ({"weighting": "draw"}, "adamw", "drawn"),
+        ({"weighted_share": 0.5}, "adamw", "part of its steps"),
+        ({"rounds": 2}, "adamw", "change on the way"),
+    ],
+)
+def test_an_arm_without_a_window_has_a_reason(changes: dict[str, Any], optimizer: str, reason: str | None) -> None:
+    config = SimpleNamespace(training=TrainingConfig(batch_size=8, optimizer=optimizer))
+    found = without_window(config, arm(**changes))  # type: ignore[arg-type]
+    assert found is None if reason is None else reason in str(found)
+
+
+def prediction(growth: float, shift: float, bend: float = 0.0) -> dict[str, Any]:
+    """Of an arm whose samples all move by ``shift``, and by ``bend`` more where the window is walked in one step."""
+    coefficients = np.full((1, NUM), 1 / NUM)
+    held_out = SimpleNamespace(names=("all",), coefficients=torch.from_numpy(coefficients), groups=np.arange(NUM))
+    base = RNG.normal(3, 1, (2, 1, NUM, 1)) * coefficients[None, :, :, None] * [1, 0]
+    moved = base + np.array([shift + bend, shift])[:, None, None, None] * coefficients[None, :, :, None] * [1, 0]
+    walks = [{"growth": np.array(growth), "parts": parts} for parts in (moved, base)]
+    subjects, window = SimpleNamespace(held_out=held_out), SimpleNamespace(tau=10.0)
+    return _prediction(subjects, window, *walks)  # type: ignore[arg-type]
+
+
+def test_beyond_the_window_there_is_no_number() -> None:
+    found = prediction(1.6, -0.1)
+    assert "observables" not in found and "e^1.6, beyond e^1.5" in found["outside"]
+
+
+def test_the_interval_knows_how_far_one_step_and_two_are_apart() -> None:
+    straight, bent = (prediction(0.3, -0.1, bend)["observables"]["all"] for bend in (0.0, 0.04))
+    assert straight["value"] == bent["value"] == pytest.approx(-0.1)
+    # Samples that all move alike have no sampling error; what is left is a tenth of the value, and the bend.
+    assert straight["standard_error"] == pytest.approx(0.01, rel=1e-6)
+    assert bent["standard_error"] == pytest.approx(np.hypot(0.01, 0.04), rel=1e-6)
+    assert straight["interval"] == pytest.approx([-0.1 - 1.96 * 0.01, -0.1 + 1.96 * 0.01], rel=1e-4)
+
+
+def test_the_contrast_of_nothing_is_nothing() -> None:
+    shares = np.full((1, NUM, 2), [1 / NUM, 0.0])
+    assert split_contrast(np.zeros((1, NUM, 2)), shares, np.arange(NUM)).standard_error[0] == 0
