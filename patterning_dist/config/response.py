@@ -63,7 +63,7 @@ class PredictConfig(Section):
     """What every arm that goes on from a checkpoint will come to, before it is trained."""
 
     gradient_sequences: int = Field(1024, ge=1, description="training samples of a mean gradient [sequences]")
-    curvature_sequences: int = Field(128, ge=1, description="training samples of a Hessian product [sequences]")
+    curvature_sequences: int = Field(256, ge=1, description="of them, those of a Hessian product [sequences]")
     lanczos_steps: int = Field(6, ge=1, description="Hessian products that apply the window's kernel [products]")
 
 

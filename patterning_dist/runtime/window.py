@@ -40,7 +40,6 @@ class Windowed(Protocol):
     seed: int
 
     def target(self, name: str) -> Target: ...
-    def hessian_ids(self, num_samples: int) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -155,16 +154,18 @@ def _rules(subjects: Windowed, target: Target, training: TrainingConfig) -> dict
 def _moves(
     subjects: Windowed, target: Target, rules: Mapping[str, Rule], window: Window, taus: list[float]
 ) -> list[Move]:
-    """From where the target is: gradient and second moment from the same minibatches, then the products.
+    """From where the target is: gradient and second moment from the same minibatches, then products on a part of them.
 
-    Minibatch gradients are clipped as the training clips them; curvature then counts for the mean factor.
+    On samples that the second moment has not seen, weights of rare tokens would have curvature and hardly a moment, so
+    that their rate, and with it the growth, has no bound. Minibatch gradients are clipped as the training clips them;
+    curvature then counts for the mean factor.
     """
     settings, batch_size, population = window.settings, window.training.batch_size, len(subjects.task.train)
     num_batches = max(_FEWEST_BATCHES, -(-settings.gradient_sequences // batch_size))
     mean = {key: torch.zeros_like(w) for key, w in target.live().items()}
     squares, kept = {key: torch.zeros_like(w) for key, w in mean.items()}, 0.0
-    for number in range(num_batches):
-        ids = epoch_batch(subjects.seed + _BATCH_STREAM, number, batch_size, population)
+    batches = [epoch_batch(subjects.seed + _BATCH_STREAM, n, batch_size, population) for n in range(num_batches)]
+    for ids in batches:
         _, gradient = target.gradient(ids)
         norm = target.dot(gradient, gradient) ** 0.5
         factor = min(1.0, window.clipping / norm) if window.clipping and norm else 1.0
@@ -173,7 +174,8 @@ def _moves(
             mean[key] += factor * g / num_batches
             squares[key] += (factor * g) ** 2 / num_batches
     rates, decays = metric(rules, squares)
-    samples = target.prepare(target.data, subjects.hessian_ids(settings.curvature_sequences))
+    seen = np.concatenate(batches)
+    samples = target.prepare(target.data, seen[:: max(1, len(seen) // settings.curvature_sequences)])
 
     def product(vector: Vector) -> Vector:
         curved = target.hessian_product(samples, vector)
