@@ -145,7 +145,7 @@ class SamplingConfig(Section):
     sampler: SamplerConfig = Field(
         SgldConfig(kind="sgld"), discriminator="kind", description="update rule of the chains and its own settings"
     )
-    batch_size: int = Field(8, ge=1, description="minibatch of one SGLD step [sequences]")
+    batch_size: int = Field(8, ge=1, description="minibatch of one SGLD step, without replacement [sequences]")
     gradient: Literal["minibatch", "control_variate", "full"] = Field(
         "minibatch",
         description="of a step: of a minibatch; that less its own at the checkpoint plus the exact one there (two "

@@ -32,6 +32,24 @@ def minibatch(seed: int, stream: int, step: int, batch_size: int, population: in
     return np.minimum((unit * population).astype(np.int64), population - 1)
 
 
+def distinct_minibatch(seed: int, stream: int, step: int, batch_size: int, population: int) -> np.ndarray:
+    """`batch_size` different ids (int64), all choices equally likely; every id in order if there are no more.
+
+    The ids of `minibatch` without those that have come already, and as many more as are then missing. The mean over
+    such a batch has (population - batch_size) / (population - 1) of the variance that draws with replacement have: none
+    for a batch of everything.
+    """
+    if batch_size >= population > 0:
+        return np.arange(population)
+    num = batch_size
+    while True:
+        ids = minibatch(seed, stream, step, num, population)  # begins with the ids of a smaller one
+        first = np.unique(ids, return_index=True)[1]
+        if len(first) >= batch_size:
+            return ids[np.sort(first)[:batch_size]]
+        num *= 2
+
+
 def permutation(seed: int, stream: int, num: int) -> np.ndarray:
     """A uniform permutation of range(num) (int64): the order of `num` random words."""
     return np.argsort(_raw(seed, stream, 0, _PERMUTATION, num), kind="stable").astype(np.int64)

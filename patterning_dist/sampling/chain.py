@@ -16,7 +16,7 @@ from typing import Any, Literal
 import numpy as np
 import torch
 
-from patterning_dist.data.sampler import minibatch, permutation
+from patterning_dist.data.sampler import distinct_minibatch, permutation
 from patterning_dist.models.components import Vector
 from patterning_dist.sampling.lanczos import SpectrumEnds, spectrum_ends
 from patterning_dist.sampling.noise import Noise
@@ -43,7 +43,7 @@ class ChainSettings:
     Attributes:
         posterior: n_beta and gamma.
         step_size: eps, (unit of weight)^2.
-        batch_size: samples a minibatch.
+        batch_size: samples a minibatch, drawn without replacement: all of them give the exact gradient.
         burn_in: steps before the first draw.
         num_draws: draws recorded.
         steps_between_draws: steps from one draw to the next.
@@ -173,7 +173,7 @@ class Chain:
         settings, step = self.settings, self.state.step
         ids = np.arange(self.population)
         if settings.gradient != "full":
-            ids = minibatch(self.seed, self.number, step, settings.batch_size, self.population)
+            ids = distinct_minibatch(self.seed, self.number, step, settings.batch_size, self.population)
         loss, gradient = self._gradient(ids)
         if not math.isfinite(loss):
             raise ChainFailure(

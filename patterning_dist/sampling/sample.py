@@ -87,7 +87,7 @@ def sample_chains(
         num_chains: independent chains, numbered from 0.
         burn_in: steps before the first draw.
         steps_between_draws: steps from one draw to the next.
-        batch_size: samples of a minibatch.
+        batch_size: samples of a minibatch, drawn without replacement.
         num_batches: batch means per chain, for the standard errors; even.
         micro_batch_size: samples of one forward pass at most.
         sampler: the update rule; default: SGLD.

@@ -1,7 +1,8 @@
 """Virial temperature and step bias of real chains on a Gaussian posterior, against their closed forms.
 
 Sample i has the loss sum over r, k of h_k/2 (w_rk - a_irk)^2: rows r are independent problems that share the step. With
-P = n_beta h + gamma and v the variance of n_beta grad L_batch, a step of sgld leaves
+P = n_beta h + gamma and v the variance of n_beta grad L_batch, (n - B) / (n - 1) / B times that of one sample without
+replacement, a step of sgld leaves
 
     var = (1 + eps v / 4) / (P (1 - eps P / 4)) ,   T = mean of P var ,   b = eps/8 sum ( (P - gamma) P var + v ) .
 """
@@ -23,7 +24,7 @@ from patterning_dist.sampling.samplers import Sampler
 torch.set_num_threads(1)
 
 ROWS, SAMPLES, BATCH = 40, 24, 3
-NOISE_SHARE = 1 / BATCH
+NOISE_SHARE = (SAMPLES - BATCH) / (SAMPLES - 1) / BATCH
 INVERSE_TEMPERATURE, LOCALIZATION = 7.0, 3.0
 CURVATURES = torch.tensor([0.4, 1.5, 6.0])
 PRECISIONS = INVERSE_TEMPERATURE * CURVATURES.double().numpy() + LOCALIZATION
@@ -190,7 +191,7 @@ def test_noise_of_curvatures_is_what_a_control_variate_leaves():
         sample_chains(Point(), scaled_losses, data, data, gradient=g, **options)
         for g in ("control_variate", "minibatch")
     )
-    share = INVERSE_TEMPERATURE**2 / 2
+    share = INVERSE_TEMPERATURE**2 * (SAMPLES - 2) / (SAMPLES - 1) / 2
     curved = (CURVATURES.double().numpy() ** 2) * SCALES.double().var(unbiased=False).item() * share
     noise = SLOPES.double().var(dim=0, unbiased=False).numpy() * share
     relative = PRECISIONS / (PRECISIONS - step_size / 4 * (PRECISIONS**2 + curved))
@@ -198,6 +199,14 @@ def test_noise_of_curvatures_is_what_a_control_variate_leaves():
     assert abs(score(plain.temperatures, ((1 + step_size / 4 * noise) * relative).mean())) < 4
     assert trace_mean(controlled.temperatures).standard_error < 0.02 < 0.1 < relative.mean() - 1
     assert trace_mean(plain.temperatures).value > relative.mean() + 0.06
+
+
+def test_a_minibatch_of_all_samples_is_the_full_gradient():
+    """The same chain to the bit: with replacement there was noise even then."""
+    options = {"stiffness": 0.6, "num_chains": 2, "num_draws": 21, "seed": 6}
+    full, everything = sampled(gradient="full", **options), sampled(batch_size=SAMPLES, **options)
+    np.testing.assert_array_equal(everything.losses, full.losses)
+    np.testing.assert_array_equal(everything.temperatures, full.temperatures)
 
 
 # A posterior that is no Gaussian: a tanh unit, by quadrature

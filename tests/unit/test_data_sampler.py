@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import chisquare
 
-from patterning_dist.data.sampler import epoch_batch, minibatch, permutation
+from patterning_dist.data.sampler import distinct_minibatch, epoch_batch, minibatch, permutation
 
 
 def test_minibatch_is_stable_across_machines_and_releases() -> None:
@@ -40,6 +40,27 @@ def test_minibatches_are_uniform() -> None:
     assert chisquare(np.bincount(pairs, minlength=37 * 37)).pvalue > 0.01
 
 
+def test_distinct_minibatches_are_the_first_ids_that_differ() -> None:
+    assert distinct_minibatch(7, 3, 5, 6, 1000).tolist() == PINNED
+    for step in range(200):
+        ids, stream = distinct_minibatch(1, 2, step, 6, 9), minibatch(1, 2, step, 400, 9)
+        assert ids.dtype == np.int64
+        assert ids.tolist() == list(dict.fromkeys(stream.tolist()))[:6]
+
+
+def test_all_choices_of_distinct_ids_are_equally_likely() -> None:
+    sets = ["".join(map(str, sorted(distinct_minibatch(0, 1, step, 3, 6)))) for step in range(8000)]
+    counts = np.unique(sets, return_counts=True)[1]
+    assert len(counts) == 20
+    assert chisquare(counts).pvalue > 0.01
+
+
+@pytest.mark.parametrize("batch_size", [5, 8])
+def test_a_batch_of_everything_is_everything(batch_size: int) -> None:
+    assert distinct_minibatch(3, 1, 4, batch_size, 5).tolist() == [0, 1, 2, 3, 4]
+    assert sorted(distinct_minibatch(3, 1, 4, 4, 5)) != [0, 1, 2, 3, 4]
+
+
 @pytest.mark.parametrize(("batch_size", "population"), [(4, 12), (5, 12), (30, 12)])
 def test_every_epoch_covers_everything_once(batch_size: int, population: int) -> None:
     stream = np.concatenate([epoch_batch(9, step, batch_size, population) for step in range(60)])
@@ -58,7 +79,7 @@ def test_permutations_are_uniform() -> None:
     assert chisquare(counts).pvalue > 0.01
 
 
-@pytest.mark.parametrize("draw", [lambda: minibatch(0, 0, 0, 4, 0), lambda: epoch_batch(0, 0, 4, 0)])
+@pytest.mark.parametrize("draw", [minibatch, distinct_minibatch, lambda *a: epoch_batch(0, *a[2:])])
 def test_empty_population_is_refused(draw) -> None:
     with pytest.raises(ValueError, match="population is 0; expected at least 1"):
-        draw()
+        draw(0, 0, 0, 4, 0)

@@ -13,7 +13,7 @@ import transformers
 from torch import Tensor, nn
 
 from patterning_dist.config import Config, load_config
-from patterning_dist.data.sampler import minibatch
+from patterning_dist.data.sampler import distinct_minibatch
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import select_component
 from patterning_dist.models.losses import token_losses
@@ -126,7 +126,7 @@ def test_the_mean_of_minibatches_is_that_of_the_table(tmp_path: Path) -> None:
     with torch.no_grad():
         losses = task.losses(model, task.train[np.arange(len(TEXTS))]).double().numpy()
     mean = losses.sum() / sum(len(text) - 1 for text in TEXTS)
-    ids = [minibatch(3, 1, step, 4, len(TEXTS)) for step in range(20_000)]
+    ids = [distinct_minibatch(3, 1, step, 4, len(TEXTS)) for step in range(20_000)]
     estimates = losses.sum(axis=1)[np.stack(ids)].sum(axis=1) / (4 * task.mean_counted)
     error = estimates.std() / len(estimates) ** 0.5
     assert abs(estimates.mean() - mean) < 4 * error
