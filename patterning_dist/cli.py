@@ -24,7 +24,7 @@ HELP = {
     "sample": "Run the posterior chains of every checkpoint and component.",
     "solve": "Turn the susceptibilities into sample weights that reach the targets.",
     "check": "Measure the response under the weights by coupled chains.",
-    "predict": "Foresee what every arm will come to, before it is trained.",
+    "predict": "Predict what every arm will come to, before it is trained.",
     "retrain": "Train again on the weighted data, every arm with every seed.",
     "report": "Write report.html and summary.json.",
 }

@@ -40,6 +40,7 @@ SECONDS = {
     "tests/end_to_end/test_outside_experiment.py": 105,
     "tests/end_to_end/test_plan.py": 90,
     "tests/end_to_end/test_calibrate.py": 45,
+    "tests/ray/test_predict.py": 110,
     "tests/ray/test_rounds.py": 90,
     "tests/ray/test_doctor.py": 30,
     "tests/ray/test_actors.py": 85,

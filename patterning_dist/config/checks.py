@@ -310,7 +310,7 @@ def _predict(config: Config) -> Iterator[str]:
     if config.predict is None:
         return
     if config.retrain is None:
-        yield "predict: there are no trainings to foresee; add retrain, or remove predict"
+        yield "predict: there are no trainings to predict; add retrain, or remove predict"
     if not any(observable.kind == "split_loss" for observable in config.sampling.observables):
         yield "predict: is about split losses, and sampling.observables has none; add one, or remove predict"
 

@@ -131,7 +131,7 @@ def response(
         words += " Checked is what chains under the weights do, against coupled chains without them."
     if windows:
         words += (
-            " Window is what the training itself was foreseen to do before it was run, on held-out samples that "
+            " Window is what was predicted of the training itself before it was run, on held-out samples that "
             "neither the weights nor the result were taken on."
         )
     section.blocks.append(Note(words))

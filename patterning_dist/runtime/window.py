@@ -44,7 +44,7 @@ class Windowed(Protocol):
 
 @dataclass(frozen=True)
 class Window:
-    """How long arms are trained, by what, and how it is foreseen.
+    """How long arms are trained, by what, and how that is predicted.
 
     Attributes:
         training: section of the experiment.

@@ -72,7 +72,7 @@ def predict(config: Config, run: RunDirectory, progress: Progress) -> list[Path]
 
 
 def without_window(config: Config, arm: Arm) -> str | None:
-    """Why nothing can be foreseen of an arm; None: it has a window."""
+    """Why nothing is predicted of an arm; None: it has a window."""
     assert config.training is not None
     if arm.start == "initialisation":
         return "it starts from initialisation, and no first order holds for a training from scratch"

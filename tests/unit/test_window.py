@@ -74,7 +74,7 @@ def test_few_products_are_enough_and_more_are_better():
     assert errors == sorted(errors, reverse=True) and errors[-1] < 0.01
 
 
-def test_gradient_descent_goes_where_it_is_foretold():
+def test_gradient_descent_goes_where_it_is_predicted():
     """Steps of a small rate follow the flow to first order in the rate."""
     hessian, gradient = symmetric(np.linspace(-0.2, 3, D)), torch.randn(D, generator=GENERATOR, dtype=torch.float64)
     errors = []
@@ -88,7 +88,7 @@ def test_gradient_descent_goes_where_it_is_foretold():
     assert errors[0] < 0.03 and errors[1] / errors[0] == pytest.approx(0.5, abs=0.05)
 
 
-def test_adamw_with_noisy_gradients_goes_where_it_is_foretold():
+def test_adamw_with_noisy_gradients_goes_where_it_is_predicted():
     """torch's own AdamW; the noise is of the size that makes its second moment, and averages out over many steps."""
     torch.manual_seed(0)
     scales = torch.logspace(-1, 1, D, dtype=torch.float64)
