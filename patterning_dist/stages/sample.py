@@ -21,6 +21,7 @@ from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.open import open_task
 
 STAGE = "sample"
+_NAME_WIDTH = 32  # characters that the name of a subject is given, where it has so many
 _SHOWN = 6  # findings in full at the end; the others are in a file
 
 
@@ -87,7 +88,10 @@ def subject_name(checkpoint: str, component: str) -> str:
 
 
 def _summary(responses: list[SubjectResponse]) -> Table:
-    table = Table(Column("subject", overflow="fold"), "chains", "LLC", "worst R-hat", "least ESS", "findings", box=None)
+    # Findings are wrapped before names are.
+    width = max((len(response.name) for response in responses), default=0)
+    subject = Column("subject", overflow="fold", min_width=min(width, _NAME_WIDTH))
+    table = Table(subject, "chains", "LLC", "worst R-hat", "least ESS", "findings", box=None)
     for response in responses:
         found = response.diagnostics
         chains = f"{found['num_chains']}"

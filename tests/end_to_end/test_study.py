@@ -125,12 +125,12 @@ def test_split_losses_are_means_over_the_domains(file: Path) -> None:
     study = open_here(study_config(file))
     target = study.target(UNITS[0])
     _, up, everything, _ = target.measure().observables.tolist()
-    assert study.held_out is not None and len(study.held_out.samples) == 14
+    assert study.held_out is not None and len(study.held_out.samples) == 6  # a third of nine sequences of each
     losses = {
         domain: study.task.losses(study.model("early"), study.task.held_out[domain][np.arange(9)]).detach()
         for domain in ("up", "down")
     }
-    assert {len(part) for part in study.held_out.samples.parts} == {7}
+    assert {len(part) for part in study.held_out.samples.parts} == {3}
     means = {
         domain: losses[domain][part.ids].double().mean().item()
         for domain, part in zip(("up", "down"), study.held_out.samples.parts, strict=True)
@@ -396,5 +396,5 @@ def test_two_ranks_a_chain_give_the_chains_of_one(finished: Path, file: Path, tm
         assert np.abs(a.total().mean_loss - b.total().mean_loss).max() < 1e-3 * spread.max()
         np.testing.assert_allclose(a.total().comoment, b.total().comoment, atol=1e-3 * np.abs(a.total().comoment).max())
     with xr.open_zarr(trace_store(finished, unit)) as a, xr.open_zarr(trace_store(tmp_path / "run", unit)) as b:
-        np.testing.assert_allclose(a["losses"].values, b["losses"].values, atol=1e-4)
+        np.testing.assert_allclose(a["losses"].values, b["losses"].values, atol=1e-3 * float(a["losses"].std()))
         assert float(np.abs(a["losses"]).max()) > 0.1

@@ -284,9 +284,6 @@ def test_no_cluster_is_one_line(folder: Path, monkeypatch: pytest.MonkeyPatch) -
         assert (refused.exit_code, refused.stdout) == (2, "")
         return refused.stderr
 
-    # In a process of its own submit turns token authentication on where there is a token; here, also for the drivers of
-    # tests to come, whose actors would be cancelled by a cluster that cannot ask them anything.
-    monkeypatch.setenv("RAY_AUTH_MODE", "disabled")
     monkeypatch.chdir(folder)
     elsewhere = ("--run-dir", str(folder / "elsewhere"))
     nobody = f"http://127.0.0.1:{free_port()}"

@@ -25,6 +25,7 @@ def test_every_field_counts_but_places_and_the_time_between_checkpoints(job, tin
     config = tiny_config(tiny_run)
     changed = {
         "name": "minus", "inputs": ["data", "another start"], "seed": 2, "num_steps": 6, "anneal_steps": 1,
+        "rate_factor": 0.5,
         "evaluate_every": 7, "start": None, "weights": job.weights.with_name("other"), "strength": 2.0,
         "weighting": "draw", "weighted_share": 0.5, "splits": (("all", "overall"),),
         "deepspeed": job.weights.with_name("other"), "num_workers": 2,
