@@ -95,8 +95,7 @@ def weighted_loss(losses: Tensor, weights: Tensor, expected_weight: float, num_r
 
     rho_mean is the mean of the whole table, so that over batches the expectation is L_rho = sum_i rho_i l_i / sum_i
     rho_i, which chains are on and predictions are of. Divided by the sum of rho over the batch instead, a weight that a
-    whole batch shares would cancel: of rho_i that is constant over sequences .5 to .8 would be left at batches of 2 to
-    8 sequences.
+    whole batch shares would cancel, the more the smaller the batch.
 
     Data-parallel engines average gradients over ranks, so the share is scaled by the number of ranks: the average over
     ranks is then the gradient of the global loss. A mean of rank means would give every rank the same say, however few

@@ -56,6 +56,11 @@ def test_beyond_the_window_there_is_no_number() -> None:
     assert "observables" not in found and "e^1.6, beyond e^1.5" in found["outside"]
 
 
+def test_losses_that_are_not_finite_are_no_prediction() -> None:
+    found = prediction(0.3, float("nan"))
+    assert "observables" not in found and "not finite" in found["outside"]
+
+
 def test_the_interval_knows_how_far_one_step_and_two_are_apart() -> None:
     straight, bent = (prediction(0.3, -0.1, bend)["observables"]["all"] for bend in (0.0, 0.04))
     assert straight["value"] == bent["value"] == pytest.approx(-0.1)
