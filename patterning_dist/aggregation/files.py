@@ -23,7 +23,8 @@ from patterning_dist.storage.files import read_parquet, write_json, write_parque
 from patterning_dist.storage.snapshots import Snapshots, unpack
 from patterning_dist.storage.store import LocalStorage, Storage
 
-GRADIENTS = "gradients"  # folder of the means of positions and gradients
+# Folders of what statistics of a chain come to: means of positions and gradients, and positions of some draws.
+GRADIENTS, POSITIONS = "gradients", "positions"
 
 
 def rank_part(chain: int, rank: int, size: int) -> str:
@@ -91,9 +92,26 @@ def read_gradients(storage: Storage, subject: str, chains: Sequence[int], rank: 
     Raises:
         PatterningError: a file is missing or damaged.
     """
-    folder = f"sampling/{subject}/{GRADIENTS}"
+    return np.stack([found["means"] for found in _results(storage, subject, GRADIENTS, chains, rank, size)])
+
+
+def read_positions(storage: Storage, subject: str, chains: Sequence[int], rank: int = 0, size: int = 1) -> np.ndarray:
+    """Positions of the draws that were kept of chains [chain, kept draw, coordinate].
+
+    Of a chain group every rank has a file of its own coordinates.
+
+    Raises:
+        PatterningError: a file is missing or damaged.
+    """
+    return np.stack([found["positions"] for found in _results(storage, subject, POSITIONS, chains, rank, size)])
+
+
+def _results(
+    storage: Storage, subject: str, statistic: str, chains: Sequence[int], rank: int, size: int
+) -> list[dict[str, np.ndarray]]:
+    folder = f"sampling/{subject}/{statistic}"
     parts = (rank_part(chain, rank, size) for chain in chains)
-    return np.stack([_newest(Snapshots(storage, folder, part), f"{folder}/{part}")["means"] for part in parts])
+    return [_newest(Snapshots(storage, folder, part), f"{folder}/{part}") for part in parts]
 
 
 def _shards(folder: Path, chain: int) -> list[CoMoments]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,7 +12,7 @@ from patterning_dist.config.data import FunctionDataConfig, LabelledConfig, Pair
 from patterning_dist.config.model import AttentionOnlyConfig, HuggingFaceConfig, ModuleConfig, TaskConfig
 from patterning_dist.config.sampling import SamplingConfig
 from patterning_dist.config.schema import Config
-from patterning_dist.config.training import Arm
+from patterning_dist.config.training import SOLVED, Arm
 
 # Columns of the trace table that no observable may take the name of.
 RESERVED_OBSERVABLES = ("chain", "draw", "loss")
@@ -21,6 +22,7 @@ _DATA = {
     HuggingFaceConfig: (TextConfig, TokensConfig, PairsConfig, LabelledConfig),
     ModuleConfig: (FunctionDataConfig,),
 }
+_SPLITS = ("induction", "rest", "induction_minus_rest")  # of the losses of text
 # Data whose losses have a token, a domain or a label.
 _KNOWN: dict[str, tuple[type, ...]] = {
     "token": (TextConfig, TokensConfig),
@@ -68,6 +70,9 @@ def _components(config: Config) -> Iterator[str]:
         ("response.direction.component", None if direction is None else direction.component),
         ("solve.component", None if solve is None else solve.component),
     ):
+        patterned = solve is not None and solve.scores == "first_moment" and key == "solve.component"
+        if patterned and any(fnmatch.fnmatchcase(name, str(wanted)) for name in names):
+            continue
         if wanted is not None and wanted not in names and not any(map(_is_pattern, names)):
             yield f"{key}: '{wanted}' is not sampled; add it to sampling.components or use {_list(names)}"
     if config.response.baseline == "full" and "everything" not in names:
@@ -243,17 +248,25 @@ def _token_table(probe: Path | None, context_length: int) -> Iterator[str]:
 
 def _solve(config: Config) -> Iterator[str]:
     solve, names = config.solve, config.sampling.observable_names
-    if solve is not None and solve.scores == "plain":
-        names = [*names, *(quantity.name for quantity in config.sampling.posterior_quantities)]
     if solve is None:
         return
+    quantities = config.sampling.posterior_quantities
+    energies = [quantity.name for quantity in quantities if quantity.kind == "free_energy"]
+    if solve.scores == "plain":
+        names = [*names, *(quantity.name for quantity in quantities)]
+    if solve.scores == "first_moment":
+        names = energies
+        if len(solve.targets) != 1:
+            yield "solve.targets: scores first_moment are of one observable of kind free_energy; name it alone"
     if len(config.checkpoints) > 1 and solve.checkpoint is None:
         yield f"solve.checkpoint: several checkpoints are sampled; name one of {_list(config.checkpoints)}"
     elif solve.checkpoint not in (None, *config.checkpoints):
         yield f"solve.checkpoint: '{solve.checkpoint}' is not sampled; expected one of {_list(config.checkpoints)}"
     for name in solve.targets:
         if name not in names:
-            yield f"solve.targets.{name}: no such observable; sampling.observables has {_list(names)}"
+            kind = " of kind free_energy" if solve.scores == "first_moment" else ""
+            there = _list(names) or "none"
+            yield f"solve.targets.{name}: no such observable{kind}; sampling.observables has {there}"
     splits = [o.name for o in config.sampling.observables if o.kind == "split_loss"]
     if solve.scores == "response_direction":
         for name in solve.targets:
@@ -283,6 +296,14 @@ def _solve(config: Config) -> Iterator[str]:
         )
     if solve.scores == "regression" and not isinstance(config.data, TextConfig | TokensConfig):
         yield "solve.scores: regression is on features of tokens, and this experiment has none; choose another"
+    controls = [control.name for control in solve.controls]
+    for repeated in _repeated([*SOLVED, *controls]):
+        yield f"solve.controls: '{repeated}' is the name of other weights too; rename it"
+    for split in (control.split for control in solve.controls if control.kind == "split"):
+        if isinstance(config.data, TextConfig) and split not in _SPLITS and not split.startswith("domain:"):
+            yield f"solve.controls: there is no split '{split}'; expected domain:NAME or one of {_list(_SPLITS)}"
+    if solve.scores != "first_moment" and any(control.kind == "ablation" for control in solve.controls):
+        yield "solve.controls: an ablation is compared with solve.scores: first_moment; choose them, or remove it"
     if solve.keep_mass is not None and config.data is not None and not isinstance(config.data, _KNOWN[solve.keep_mass]):
         keys = [key for key, kinds in _KNOWN.items() if isinstance(config.data, kinds)]
         remedy = f"expected {' or '.join(keys)}" if keys else "remove the key"
@@ -324,8 +345,8 @@ def _retrain(config: Config) -> Iterator[str]:
         yield f"retrain.arms: {name} is listed twice; remove one"
     starts = ["initialisation", *config.checkpoints]
     for arm in arms:
-        if isinstance(arm.weights, str) and config.solve is None:
-            yield f"retrain.arms: {arm.name} takes the weights of stage solve, and there is no section solve; add it"
+        if isinstance(arm.weights, str):
+            yield from _arm_weights(config, arm)
         if arm.start not in starts:
             yield f"retrain.start: '{arm.start}' of arm {arm.name} is no checkpoint; expected one of {_list(starts)}"
         if arm.rounds > 1:
@@ -338,6 +359,19 @@ def _retrain(config: Config) -> Iterator[str]:
         batch = config.training.batch_size
         yield from _divides("training.batch_size", batch, "retrain.num_workers", retrain.num_workers)
         yield from _zero_stage("retrain.deepspeed", retrain.deepspeed, config.training.optimizer)
+
+
+def _arm_weights(config: Config, arm: Arm) -> Iterator[str]:
+    """Whether stage solve writes the weights that an arm names."""
+    if config.solve is None:
+        yield f"retrain.arms: {arm.name} takes the weights of stage solve, and there is no section solve; add it"
+        return
+    names = [*SOLVED, *(control.name for control in config.solve.controls)]
+    if arm.weights not in names:
+        yield (
+            f"retrain.arms: stage solve writes no weights '{arm.weights}' for {arm.name}; expected one of "
+            f"{_list(names)}, or the path of a table, with a dot or a slash in it"
+        )
 
 
 def _rounds(config: Config, arm: Arm) -> Iterator[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Annotated, Literal
 
 from pydantic import Field
 
@@ -29,12 +29,51 @@ class ResponseConfig(Section):
     num_modes: int = Field(4, ge=1, description="singular modes that are kept [modes]")
 
 
+WeightsName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]  # of a table that stage solve writes
+
+
+class AblationControlConfig(Section):
+    kind: Literal["ablation"] = Field(description="rise of every loss where solve.component is set to 0")
+    name: WeightsName = Field(description="of the weights, for retrain.arms")
+
+
+class SplitControlConfig(Section):
+    kind: Literal["split"] = Field(description="the losses that a split names, without any posterior (an oracle)")
+    name: WeightsName = Field(description="of the weights, for retrain.arms")
+    split: str = Field(description="of the task: of language models induction, rest, induction_minus_rest")
+
+
+ControlConfig = Annotated[AblationControlConfig | SplitControlConfig, Field(discriminator="kind")]
+
+
 class SolveConfig(Section):
-    scores: Literal["response_direction", "regression", "plain"] = Field(
+    scores: Literal["response_direction", "regression", "plain", "first_moment"] = Field(
         "response_direction",
-        description="how susceptibilities reach every loss of the pool; plain: the probe is the whole pool",
+        description="how susceptibilities reach every loss of the pool; plain: the probe is the whole pool; "
+        "first_moment: of a free energy, over draws around the checkpoint",
     )
-    component: str = Field(description="component whose susceptibilities are inverted")
+    component: str = Field(
+        description="component whose susceptibilities are inverted; with scores first_moment also a pattern "
+        "(layer.1.head.*), of which the one is taken whose disturbance raises the mean loss most"
+    )
+    draws: Literal["antithetic", "chains"] = Field(
+        "antithetic",
+        description="of scores first_moment: pairs of Gaussian ones around the checkpoint, of variance "
+        "1 / localization, or draws of the component's chains",
+    )
+    num_draws: int = Field(
+        8, ge=2, description="of scores first_moment, over which the pool is evaluated [pairs, or draws of every chain]"
+    )
+    min_reliability: float = Field(
+        0.1,
+        ge=-1,
+        lt=1,
+        description="split-half correlation of a target's scores below which no weights are made of them, "
+        "-1 for any [1]",
+    )
+    controls: list[ControlConfig] = Field(
+        [], description="weights of the effective share of plus from other scores, to compare with"
+    )
     checkpoint: str | None = Field(None, description="checkpoint that they are of; default: the only one")
     targets: dict[str, float] = Field(
         {}, description="wanted change of each observable, up to the strength [units of the observable]"

@@ -7,6 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
+from patterning_dist.config.response import WeightsName
 from patterning_dist.config.section import Section
 
 MAX_FAILURES = 3  # restarts in a row, where the experiment names none
@@ -36,8 +37,11 @@ class ArmConfig(Section):
     """One retraining, with every seed."""
 
     name: ArmName = Field(description="of the arm, and of its folder")
-    weights: Path | Literal["plus", "minus", "permuted"] | None = Field(
-        None, description="plus, minus, permuted (of stage solve), or a table of sample weights; default: all weigh 1"
+    weights: WeightsName | Path | None = Field(
+        None,
+        union_mode="left_to_right",
+        description="plus, minus, permuted or a name of solve.controls (of stage solve), or the path of a table of "
+        "sample weights, with a dot or a slash in it; default: all weigh 1",
     )
     strength: float = Field(1.0, gt=0, description="factor of h in rho = 1 + h; weights below 0 are refused [1]")
     weighting: Literal["loss", "draw"] = Field(

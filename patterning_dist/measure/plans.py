@@ -78,6 +78,7 @@ def subject_plans(
             "stream": [subject.stream, subject.seed],
             "weights": [weights, subject.strength],
             "gradients": name in subjects.gradients_of,
+            "positions": subjects.positions_of.get(name, 0),
         }
         plans[name] = Unit(
             fingerprint=stage_fingerprint(name, shared | own),

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import numpy as np
+
 from patterning_dist.config import (
     Config,
     FunctionConfig,
@@ -70,4 +72,8 @@ def preflight(config: Config, directory: Path) -> list[str]:
                 samples.check_vocabulary(task.vocabulary_size)
             remarks += filter(None, [samples.exclusions])
     _ = subjects.held_out
+    for control in config.solve.controls if config.solve is not None else []:
+        split = control.split if control.kind == "split" else "domain:"
+        if not split.startswith("domain:") and task.split(split, task.train, np.arange(1)) is None:
+            raise PatterningError(f"solve.controls: this task has no split {split!r}; choose another")
     return remarks

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from patterning_dist.aggregation.files import read_traces, write_unit
+from patterning_dist.aggregation.files import GRADIENTS, POSITIONS, read_traces, write_unit
 from patterning_dist.config import SamplingConfig
 from patterning_dist.measure.analysis import Analysis
 from patterning_dist.measure.diagnostics import chain_diagnostics
@@ -131,10 +131,15 @@ def unit_outputs(run: RunDirectory, units: Mapping[str, Unit], sampling: Samplin
     found = []
     for name in units:
         folder = f"sampling/{name}"
-        for part in ("", "/gradients", *(f"/shard-{shard}" for shard in range(sampling.aggregator_shards))):
+        for part in ("", *_statistics(sampling), *(f"/shard-{shard}" for shard in range(sampling.aggregator_shards))):
             found += [f"{folder}{part}/{file}" for file in run.storage.names(folder + part)]
         found += _stored(run, name)["files"]
     return [run.path / file for file in found]
+
+
+def _statistics(sampling: SamplingConfig) -> list[str]:
+    """Folders of a unit that statistics of its chains may have."""
+    return [f"/{name}" for name in (GRADIENTS, POSITIONS, *(statistic.name for statistic in sampling.statistics))]
 
 
 def _stored(run: RunDirectory, name: str) -> dict[str, Any]:
@@ -173,7 +178,8 @@ def _begin(run: RunDirectory, name: str, unit: Unit, sampling: SamplingConfig) -
     while shard < num_shards or run.storage.names(f"{folder}/shard-{shard}"):
         run.storage.clear(f"{folder}/shard-{shard}")
         shard += 1
-    run.storage.clear(f"{folder}/gradients")
+    for statistic in _statistics(sampling):
+        run.storage.clear(folder + statistic)
     run.storage.clear(f"{folder}/checkpoints")
     write_json(run.path / folder / _INPUTS, {"fingerprint": unit.fingerprint, "layout": sampling.layout})
     run.publish(run.path / folder / _INPUTS)

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
 from torch import nn
 
-from patterning_dist.aggregation.files import GRADIENTS
+from patterning_dist.aggregation.files import GRADIENTS, POSITIONS
 from patterning_dist.config.sampling import (
     ComponentConfig,
     ComponentLossConfig,
@@ -30,7 +31,7 @@ from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samplers import Sampler
 from patterning_dist.sampling.samples import Part, PerSampleLoss, Samples
-from patterning_dist.sampling.statistics import PositionMeans, Statistic
+from patterning_dist.sampling.statistics import PositionMeans, Positions, Statistic
 from patterning_dist.sampling.target import Target
 from patterning_dist.sampling.traces import TraceRecorder, trace_store
 from patterning_dist.storage.mirror import Place
@@ -90,6 +91,7 @@ class Subjects:
         directory: of the run: weights are read there, and traces written.
         by_name: the subjects.
         gradients_of: subjects whose chains also average positions and gradients of the split losses.
+        positions_of: subject -> draws of each of its chains whose positions are kept.
         thin: every ``thin``-th draw of the probe losses is kept; None: none is.
         part: of the held-out samples, on which split losses are taken.
         device: torch device of models and batches.
@@ -105,6 +107,7 @@ class Subjects:
         by_name: Mapping[str, Subject],
         *,
         gradients_of: frozenset[str] = frozenset(),
+        positions_of: Mapping[str, int] = MappingProxyType({}),
         thin: int | None = None,
         part: HeldOutPart = "observed",
         device: str = "cpu",
@@ -112,6 +115,7 @@ class Subjects:
     ) -> None:
         self.task, self.sampling, self.seed, self.directory = task, sampling, seed, Path(directory)
         self.by_name, self.gradients_of, self.thin, self.part = dict(by_name), gradients_of, thin, part
+        self.positions_of = positions_of
         self.device, self.ranks = device, ranks or Ranks()
         self._checkpoint: tuple[str, nn.Module] | None = None
         self._target: Target | None = None
@@ -264,6 +268,8 @@ class Subjects:
         statistics: dict[str, Statistic] = {}
         if name in self.gradients_of and not changes:
             statistics[GRADIENTS] = PositionMeans(target)
+        if name in self.positions_of and not changes:
+            statistics[POSITIONS] = Positions(target, settings.num_draws, self.positions_of[name])
         if self.thin is not None and self.ranks.rank == 0 and not changes:
             store = trace_store(self.directory, name)
             statistics["traces"] = TraceRecorder(store, number, self.thin, settings.num_draws)
@@ -280,7 +286,7 @@ class OpenSubjects:
         open_task: (run directory, device) -> task.
         place: of the run.
         files: names there that tasks and chains read.
-        sampling, seed, by_name, gradients_of, thin, part: see ``Subjects``.
+        sampling, seed, by_name, gradients_of, positions_of, thin, part: see ``Subjects``.
     """
 
     open_task: Callable[[Path, str], Task]
@@ -290,6 +296,7 @@ class OpenSubjects:
     seed: int
     by_name: dict[str, Subject]
     gradients_of: frozenset[str] = frozenset()
+    positions_of: dict[str, int] = field(default_factory=dict)
     thin: int | None = None
     part: HeldOutPart = "observed"
 
@@ -303,6 +310,7 @@ class OpenSubjects:
             directory,
             self.by_name,
             gradients_of=self.gradients_of,
+            positions_of=self.positions_of,
             thin=self.thin,
             part=self.part,
             device=device,

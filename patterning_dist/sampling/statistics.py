@@ -86,6 +86,42 @@ class PositionMeans:
         return {"means": self.sums.numpy() / self.num_draws}
 
 
+class Positions:
+    """Positions of some draws of a chain, as many at equal distances as are asked for, for first moments.
+
+    Args:
+        target: that the chain walks on.
+        num_draws: of the chain.
+        num_kept: of them, at most.
+    """
+
+    def __init__(self, target: Target, num_draws: int, num_kept: int) -> None:
+        # The last draws of equal parts of the chain.
+        ends = torch.arange(1, min(num_kept, num_draws) + 1) * num_draws // min(num_kept, num_draws) - 1
+        self.numbers = ends.tolist()
+        self.kept = torch.zeros(len(self.numbers), flatten(target.center).numel())
+
+    def update(self, draw: Draw, target: Target) -> None:
+        """A copy of the weights, where this draw is one of them."""
+        if draw.number in self.numbers:
+            self.kept[self.numbers.index(draw.number)] = flatten(target.live()).float()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What is kept so far."""
+        return {"kept": self.kept.clone()}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Go on from there."""
+        self.kept = state["kept"].clone()
+
+    def flush(self) -> None:
+        """Nothing is written on the way."""
+
+    def result(self) -> dict[str, np.ndarray]:
+        """``positions`` [kept draw, coordinate of this rank], float32."""
+        return {"positions": self.kept.numpy()}
+
+
 def flatten(vector: Vector) -> Tensor:
     """All coordinates of this rank in one row, float64 on the CPU."""
     return torch.cat([t.double().cpu().flatten() for t in vector.values()])

@@ -24,7 +24,7 @@ from patterning_dist.measure.measure import measure
 from patterning_dist.progress import Progress
 from patterning_dist.response.llc import trace_mean
 from patterning_dist.runtime.environment import resolve_device
-from patterning_dist.stages.sample import open_subjects, solved_subject
+from patterning_dist.stages.sample import open_subjects
 from patterning_dist.storage.files import write_json
 from patterning_dist.storage.run import RunDirectory
 
@@ -41,7 +41,8 @@ def check(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     assert config.check is not None and config.solve is not None
     device = resolve_device(config.device)
     opener = open_subjects(config, run.place, device)
-    base = solved_subject(config)
+    solution = json.loads((run.path / "weights" / "solution.json").read_text())
+    base = solution["subject"]
     table = f"weights/{config.check.weights}.parquet"
     names = {strength: f"check/{base}@{strength:+g}" for strength in (0.0, *config.check.strengths)}
     subjects = {name: replace(opener.by_name[base], weights=table, strength=s) for s, name in names.items()}
@@ -54,7 +55,6 @@ def check(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
         part="predicted",  # the weights were solved for others
     )
     measured = measure(run, config.name, STAGE, weighted, device, progress)
-    solution = json.loads((run.path / "weights" / "solution.json").read_text())
     linear = solution["arms"][config.check.weights]["predicted_response"]
     found = {
         f"{strength:+g}": _differences(run, names[0.0], names[strength], strength, linear)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import fnmatch
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 
@@ -64,6 +66,8 @@ def open_subjects(config: Config, place: Place, device: str) -> OpenSubjects:
             subjects[name] = Subject(checkpoint, component, stream=name)
     files = ["data"] if isinstance(config.data, TextConfig) else []
     files += [] if config.model.given_checkpoints else [BASELINE]
+    solve = config.solve
+    kept = solve.num_draws if solve is not None and solve.scores == "first_moment" and solve.draws == "chains" else 0
     return OpenSubjects(
         partial(open_task, config),
         place,
@@ -72,14 +76,18 @@ def open_subjects(config: Config, place: Place, device: str) -> OpenSubjects:
         config.seed,
         subjects,
         gradients_of=frozenset(name for name, s in subjects.items() if s.component == direction),
+        positions_of=dict.fromkeys(solved_subjects(config, subjects), kept) if kept else {},
         thin=None if config.traces is None else config.traces.thin,
     )
 
 
-def solved_subject(config: Config) -> str:
-    """The subject whose susceptibilities stage solve inverts."""
+def solved_subjects(config: Config, by_name: Mapping[str, Subject]) -> list[str]:
+    """The subjects that section solve names: several only where its component is a pattern."""
     assert config.solve is not None
-    return subject_name(config.solve.checkpoint or config.checkpoints[0], config.solve.component)
+    checkpoint, wanted = config.solve.checkpoint or config.checkpoints[0], config.solve.component
+    there = {name: s.component for name, s in by_name.items() if s.checkpoint == checkpoint}
+    exact = [name for name, component in there.items() if component == wanted]
+    return exact or [name for name, component in there.items() if fnmatch.fnmatchcase(component, wanted)]
 
 
 def subject_name(checkpoint: str, component: str) -> str:

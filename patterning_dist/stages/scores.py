@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -23,7 +24,8 @@ from patterning_dist.response.extrapolate import Extrapolation, extrapolate
 from patterning_dist.response.llc import free_energy_response, llc_response
 from patterning_dist.response.reliability import bootstrap_correlation
 from patterning_dist.response.susceptibility import susceptibility
-from patterning_dist.runtime.pool import Solved, score_pool
+from patterning_dist.runtime.directions import Solved, score_along_directions
+from patterning_dist.runtime.pool import RunCalls, pool_shards, pool_tasks
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.storage.files import read_parquet
 from patterning_dist.storage.run import RunDirectory
@@ -39,11 +41,13 @@ class Scores:
     """chi of the pool, and how it was come by.
 
     Attributes:
-        chi: [observable, entry], nats squared, mean over chains; every row has mean zero.
-        in_subset: which entries are of samples that were also scored chain by chain, bool [entry].
-        per_chain: chi of those from each chain alone [chain, observable, entry of the subset], rows with mean 0.
+        chi: [observable, entry], mean over replicates; every row has mean zero.
+        in_subset: which entries are of samples that were also scored replicate by replicate, bool [entry].
+        per_chain: chi of those from each replicate alone [chain, observable, entry of the subset], rows with mean 0.
         observables: names of the rows.
         report: how well it went, for solution.json.
+        units: of chi.
+        replicates: what is independent of each other: chains, or pairs of draws.
     """
 
     chi: np.ndarray
@@ -51,6 +55,8 @@ class Scores:
     per_chain: np.ndarray
     observables: list[str]
     report: dict[str, Any]
+    units: str = "nats squared"
+    replicates: str = "chains"
 
 
 class Pool:
@@ -99,6 +105,15 @@ class Pool:
         """Which entries are of those samples."""
         return np.isin(self.index[self.subjects.task.key], self.subset)
 
+    def tasks(self, progress: Progress) -> AbstractContextManager[RunCalls]:
+        """Runs passes over the pool on chain workers; see ``runtime.pool``."""
+
+        def inputs(subject: str) -> str:
+            return inputs_of(self.run, subject)
+
+        num_shards, sampling = len(pool_shards(self.num_samples)), self.subjects.sampling
+        return pool_tasks(self.opener, sampling, self.device, self.run, inputs, num_shards, progress)
+
     @property
     def inverse_temperature(self) -> float:
         """n_beta of the chains whose susceptibilities are inverted."""
@@ -117,19 +132,19 @@ def direction_scores(pool: Pool, observables: list[str], progress: Progress) -> 
     solved = Solved(
         storage=pool.run.storage,
         subject=pool.subject,
-        inputs=inputs_of(pool.run, pool.subject),
         chains=tuple(moments.chain for moments in healthy),
         rows=tuple(subjects.held_out.names.index(name) for name in observables),
         settings=config.response.direction,
     )
-    sizes = (pool.num_samples, len(subjects.probe.ids))
-    found = score_pool(pool.opener, subjects.sampling, pool.device, pool.run, solved, sizes, pool.subset, progress)
+    with pool.tasks(progress) as run_calls:
+        sizes = (pool.num_samples, len(subjects.probe.ids))
+        found = score_along_directions(run_calls, solved, sizes, pool.subset)
     report = {
         "estimator": "response_direction",
         "conjugate_gradients": found.solves,
         "estimator_agreement": _agreement(pool, found.probe.mean(axis=0), observables),
     }
-    return Scores(_centred(found.pool), pool.in_subset, _centred(found.subset), observables, report)
+    return Scores(centred(found.pool), pool.in_subset, centred(found.subset), observables, report)
 
 
 def regression_scores(pool: Pool, observables: list[str], progress: Progress) -> Scores:
@@ -178,7 +193,7 @@ def regression_scores(pool: Pool, observables: list[str], progress: Progress) ->
             per_chain[c, k] = reach(measured.chi_per_chain[c, row, :num_entries], in_subset).predictions
         progress.update(k + 1)
     report = {"estimator": "regression", "held_out_correlation": correlations}
-    return Scores(_centred(np.array(chi, np.float32)), pool.in_subset, _centred(per_chain), observables, report)
+    return Scores(centred(np.array(chi, np.float32)), pool.in_subset, centred(per_chain), observables, report)
 
 
 def plain_scores(pool: Pool, observables: list[str], progress: Progress) -> Scores:
@@ -209,11 +224,11 @@ def plain_scores(pool: Pool, observables: list[str], progress: Progress) -> Scor
             found = free_energy_response(healthy, centers, **common)
         rows[quantity.name] = found.chi_per_chain[:, 0]
     per_chain = np.stack([rows[name][:, :num_entries] for name in observables], axis=1)
-    chi, report = _centred(per_chain.mean(axis=0)), {"estimator": "plain"}
-    return Scores(chi, pool.in_subset, _centred(per_chain[:, :, pool.in_subset]), observables, report)
+    chi, report = centred(per_chain.mean(axis=0)), {"estimator": "plain"}
+    return Scores(chi, pool.in_subset, centred(per_chain[:, :, pool.in_subset]), observables, report)
 
 
-def _centred(chi: np.ndarray) -> np.ndarray:
+def centred(chi: np.ndarray) -> np.ndarray:
     """l_i - L instead of l_i: L is the mean over the pool, so every row has mean zero."""
     return (chi - chi.mean(axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,9 +10,10 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from patterning_dist.config import Config
+from patterning_dist.config import Config, SolveConfig
 from patterning_dist.data.sampler import permutation
 from patterning_dist.data.weights import write_sample_weights
+from patterning_dist.errors import PatterningError
 from patterning_dist.measure.analysis import SIGN
 from patterning_dist.progress import Progress
 from patterning_dist.response.prediction import (
@@ -19,10 +21,13 @@ from patterning_dist.response.prediction import (
     cross_fitted_response,
     predicted_response_with_error,
 )
+from patterning_dist.response.reliability import split_half_reliability
 from patterning_dist.response.solver import WeightSolution, solve_for_effective_sample_share, solve_weights
 from patterning_dist.runtime.environment import resolve_device
+from patterning_dist.stages.controls import control_weights
 from patterning_dist.stages.masses import mass_groups
-from patterning_dist.stages.sample import open_subjects, solved_subject
+from patterning_dist.stages.moments import choose_subject, first_moment_scores
+from patterning_dist.stages.sample import open_subjects
 from patterning_dist.stages.scores import Pool, Scores, direction_scores, plain_scores, regression_scores
 from patterning_dist.storage.files import write_json, write_parquet
 from patterning_dist.storage.run import RunDirectory
@@ -30,7 +35,12 @@ from patterning_dist.storage.run import RunDirectory
 _PERMUTED_STREAM = 0x7065726D
 _HISTOGRAM_BINS = 48
 _SIGNS = {"plus": 1.0, "minus": -1.0}  # of the targets
-_SCORES = {"response_direction": direction_scores, "regression": regression_scores, "plain": plain_scores}
+_SCORES = {
+    "response_direction": direction_scores,
+    "regression": regression_scores,
+    "plain": plain_scores,
+    "first_moment": first_moment_scores,
+}
 
 
 def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
@@ -41,13 +51,15 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     """
     assert config.solve is not None
     device = resolve_device(config.device)
-    pool = Pool(config, run, open_subjects(config, run.place, device), solved_subject(config), device)
+    opener = open_subjects(config, run.place, device)
+    subject, rises = choose_subject(config, run, opener, device, progress)
+    pool = Pool(config, run, opener, subject, device)
     scores = score(pool, progress)
-    pool_file = _write_pool(pool, scores)
+    outputs = [_write_pool(pool, scores)]
+    report: dict[str, Any] = {"subject": subject, "mean_rises": rises, **described(pool, scores), "arms": {}}
+    _refuse_noise(report["reliability"], config.solve)
 
     progress.start("solving for the weights", 2)
-    report: dict[str, Any] = {**described(pool, scores), "arms": {}}
-    outputs = [pool_file]
     solutions: dict[str, np.ndarray] = {}
     for done, arm in enumerate(_SIGNS, start=1):
         solutions[arm], report["arms"][arm] = solve_arm(pool, scores, arm)
@@ -58,6 +70,11 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
         "effective_sample_share": report["arms"]["plus"]["effective_sample_share"],
         "histogram": report["arms"]["plus"]["histogram"],
     }
+    for control in config.solve.controls:
+        share = report["arms"]["plus"]["effective_sample_share"]
+        solution = control_weights(pool, control, share, progress)
+        solutions[control.name] = solution.weights
+        report["arms"][control.name] = _weights_entry(solution, config.solve.weight_max)
     for arm, weights in solutions.items():
         outputs.append(run.path / "weights" / f"{arm}.parquet")
         write_weights(pool, outputs[-1], arm, weights)
@@ -79,7 +96,14 @@ def score(pool: Pool, progress: Progress) -> Scores:
 
 def described(pool: Pool, scores: Scores) -> dict[str, Any]:
     """How the scores were come by and what the weights keep, for solution.json."""
-    found = {**scores.report, "observables": scores.observables, "num_samples": scores.chi.shape[1]}
+    reliability = split_half_reliability(scores.per_chain)
+    found = {
+        **scores.report,
+        "observables": scores.observables,
+        "num_samples": scores.chi.shape[1],
+        "reliability": dict(zip(scores.observables, reliability.tolist(), strict=True)),
+        "replicates": {"of": scores.replicates, "number": len(scores.per_chain)},
+    }
     if (groups := _groups(pool)) is None:
         return found
     assert pool.config.solve is not None
@@ -115,8 +139,8 @@ def _write_pool(pool: Pool, scores: Scores) -> Path:
         "subject": pool.subject,
         "estimator": scores.report["estimator"],
         "sign": SIGN,
-        "units": "chi and se: nats squared",
-        "standard_error": f"spread between chains; measured on {len(pool.subset)} samples, null elsewhere",
+        "units": f"chi and se: {scores.units}",
+        "standard_error": f"spread between {scores.replicates}; measured on {len(pool.subset)} samples, null elsewhere",
         "inverse_temperature": posterior.inverse_temperature,
         "localization": posterior.localization,
         "num_training_losses": len(measured),
@@ -165,16 +189,34 @@ def solve_arm(pool: Pool, scores: Scores, arm: str) -> tuple[np.ndarray, dict[st
     )
     of_subset = None if groups is None else groups[scores.in_subset]
     cross_fitted = cross_fitted_response(scores.per_chain, lambda chi: solved(chi, of_subset).weights, temperature)
-    counts, edges = np.histogram(solution.weights, bins=_HISTOGRAM_BINS, range=(0.0, max(settings.weight_max, 1.0)))
     entry = {
         "target": dict(zip(scores.observables, target, strict=True)),
         "predicted_response": _by_observable(predicted, scores.observables),
         "cross_fitted_response": _by_observable(cross_fitted, scores.observables),
-        "histogram": {"edges": edges, "counts": counts},
     }
+    return solution.weights, entry | _weights_entry(solution, settings.weight_max)
+
+
+def _refuse_noise(reliability: Mapping[str, float], settings: SolveConfig) -> None:
+    """Weights made of noise look like any others, and retraining with them costs hours.
+
+    Raises:
+        PatterningError: a target whose scores hardly repeat from one half of the replicates to the other.
+    """
+    for name, value in reliability.items():
+        if settings.targets.get(name) and value < settings.min_reliability:  # NaN, with one replicate, is not
+            raise PatterningError(
+                f"solve.targets.{name}: its scores have a split-half reliability of {value:.2f}, so weights of them "
+                f"would be noise; expected at least solve.min_reliability = {settings.min_reliability:g}: take more "
+                "draws or chains, pool over samples, or choose other solve.scores"
+            )
+
+
+def _weights_entry(solution: WeightSolution, weight_max: float) -> dict[str, Any]:
+    counts, edges = np.histogram(solution.weights, bins=_HISTOGRAM_BINS, range=(0.0, max(weight_max, 1.0)))
     plain = ("strength", "largest_feasible_strength", "effective_sample_size", "effective_sample_share",
              "top_percent_share", "num_at_minimum", "num_at_maximum", "num_iterations", "residual")  # fmt: skip
-    return solution.weights, entry | {name: getattr(solution, name) for name in plain}
+    return {"histogram": {"edges": edges, "counts": counts}} | {name: getattr(solution, name) for name in plain}
 
 
 def _by_observable(response: PredictedResponse, observables: list[str]) -> dict[str, Any]:

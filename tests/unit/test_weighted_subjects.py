@@ -20,7 +20,7 @@ from patterning_dist.config.response import DirectionConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.measure.subjects import Subject, Subjects
 from patterning_dist.measure.weighted import Weighted
-from patterning_dist.runtime.pool import Solved, _score, _solve
+from patterning_dist.runtime.directions import Solved, _score, _solve
 from patterning_dist.storage.files import write_parquet
 from patterning_dist.storage.snapshots import Snapshots, pack
 from patterning_dist.storage.store import LocalStorage
@@ -130,7 +130,7 @@ def test_scores_under_weights_are_of_plain_losses_by_the_curvature_of_the_weight
     Snapshots(storage, "sampling/x/gradients", rank_part(0, 0, 1)).write(1, pack({"means": means}))
     # All samples in the Hessian; the loss is quadratic, so that a wide central difference is exact.
     settings = DirectionConfig(component="everything", hessian_sequences=30, tolerance=1e-6, step=0.1)
-    solved = Solved(storage, "x", "inputs", chains=(0,), rows=(0,), settings=settings)
+    solved = Solved(storage, "x", chains=(0,), rows=(0,), settings=settings)
     worker, ids = SimpleNamespace(study=subjects(tmp_path)), np.arange(30)
     assert not _solve(worker, solved, 0)["negative_curvature"]
     pool, probe = (_score(worker, solved, which, ids, False)["scores"][0] for which in ("pool", "probe"))

@@ -30,7 +30,7 @@ from patterning_dist.stages.plan.table import Plan, StagePlan
 from patterning_dist.stages.plan.training import probe_trainings
 from patterning_dist.stages.prepare import prepare
 from patterning_dist.stages.rounds import later_rounds
-from patterning_dist.stages.sample import open_subjects, solved_subject
+from patterning_dist.stages.sample import open_subjects, solved_subjects
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.open import open_task
 
@@ -78,10 +78,11 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
             say("plan: timing chains, measurements and scores")
             chains = _probe_chains(config, workspace, device, probed)
             statistics = chains.statistics_bytes()
+            solved = solved_subjects(config, chains.subjects.by_name) if config.solve else []
             found |= {"sample": chains.plan_sample()} if "sample" in pending else {}
-            found |= {"solve": plan_solve(chains, solved_subject(config), workspace.path)} if "solve" in pending else {}
-            found |= {"check": chains.plan_check(solved_subject(config))} if "check" in pending else {}
-            if "retrain" in pending and (again := plan_rounds(chains, solved_subject(config), workspace.path)):
+            found |= {"solve": plan_solve(chains, solved, workspace.path)} if "solve" in pending else {}
+            found |= {"check": chains.plan_check(solved[0])} if "check" in pending else {}
+            if "retrain" in pending and (again := plan_rounds(chains, solved[0], workspace.path)):
                 found["retrain"] = _together(found["retrain"], again)
     if "report" in pending:
         found["report"] = StagePlan("report", "one page", _PAGE, disk_bytes=_PAGE_BYTES)
@@ -141,7 +142,8 @@ def _probe_chains(config: Config, workspace: RunDirectory, device: str, pending:
     counts = count_chains(subjects)
     components = {name: subject.component for name, subject in subjects.by_name.items()}
     standing_for = representatives(subjects.task.skeleton(), components, subjects.gradients_of)
-    wanted = set(standing_for.values()) if "sample" in pending else {standing_for[solved_subject(config)]}
+    solved = solved_subjects(config, subjects.by_name)[0] if config.solve else ""
+    wanted = set(standing_for.values()) if "sample" in pending else {standing_for[solved]}
     direction = config.response.direction if config.solve and config.solve.scores == "response_direction" else None
     probe = probe_chains(
         opener,
@@ -149,7 +151,7 @@ def _probe_chains(config: Config, workspace: RunDirectory, device: str, pending:
         device,
         {name: name in subjects.gradients_of for name in standing_for if name in wanted},
         sum(unit.num_chains for unit in counts.values()),
-        (solved_subject(config), direction) if direction is not None and "solve" in pending else None,
+        (solved, direction) if direction is not None and "solve" in pending else None,
     )
     return Chains(config, subjects, counts, standing_for, probe)
 

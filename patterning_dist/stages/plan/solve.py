@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -29,24 +30,30 @@ _ARMS = 2  # of which weights are solved for: plus and minus
 _TABLES = 4  # of a row an entry that the stage writes: three arms and chi of the pool, about as long each
 
 
-def plan_solve(chains: Chains, subject: str, folder: Path) -> StagePlan:
-    """Stage solve on the chains of a subject; ``folder`` is written to."""
+def plan_solve(chains: Chains, solved: Sequence[str], folder: Path) -> StagePlan:
+    """Stage solve on the chains of one of the subjects; ``folder`` is written to."""
     settings = chains.config.solve
     assert settings is not None
     by_chain = _by_chain(chains)
     num_observables, num_entries = len(_observables(chains)), chains.subjects.num_training_losses
-    scores = {"response_direction": _direction_seconds, "regression": _regression_seconds, "plain": _plain_seconds}
-    on_workers = settings.scores == "response_direction"
+    scoring = {
+        "response_direction": lambda: _direction_seconds(chains, solved[0]),
+        "regression": lambda: _regression_seconds(chains, solved[0]),
+        "plain": chains.reduction_seconds,
+        "first_moment": lambda: _moment_seconds(chains, solved),
+    }
+    on_workers = settings.scores in ("response_direction", "first_moment")
+    tables = _TABLES + len(settings.controls)
     return StagePlan(
         "solve",
         f"{num_entries:,} weights",
-        scores[settings.scores](chains, subject) + _weights_seconds(chains, folder, _ARMS, _TABLES),
+        scoring[settings.scores]() + _weights_seconds(chains, folder, _ARMS + len(settings.controls), tables),
         chains.probe.num_workers * chains.config.sampling.ranks_per_chain if on_workers else 1,
         chains.config.sampling.threads_per_worker,
         on_device=on_workers,
         process_bytes=chains.probe.process_bytes,
-        # chi of the pool with errors of a part of it, and three tables of weights, compressed
-        disk_bytes=round(num_entries * (4 * num_observables * (1 + by_chain) + 1 + 3 * 4)),
+        # chi of the pool with errors of a part of it, and the tables of weights, compressed
+        disk_bytes=round(num_entries * (4 * num_observables * (1 + by_chain) + 1 + (tables - 1) * 4)),
     )
 
 
@@ -125,9 +132,26 @@ def _regression_seconds(chains: Chains, subject: str) -> Seconds:
     return Seconds.about(reading * len(pool) / len(tokens) + fitting * fits, 0.5)
 
 
-def _plain_seconds(chains: Chains, subject: str) -> Seconds:
-    """Time of the covariances themselves."""
-    return chains.reduction_seconds()
+def _moment_seconds(chains: Chains, solved: Sequence[str]) -> Seconds:
+    """Time of the antithetic passes over pool and probe; a pass costs what measuring a draw does, sample by sample."""
+    settings, subjects, held_out = chains.config.solve, chains.subjects, chains.subjects.held_out
+    assert settings is not None
+    times = chains.probe.chains[chains.standing_for[solved[0]]]
+    num_probe, num_samples = len(subjects.probe.ids), len(subjects.task.train)
+    sample = times.draw * (1 / (num_probe + (0 if held_out is None else len(held_out.samples))))
+    replicates = 2 if settings.draws == "antithetic" else chains.counts[solved[0]].num_chains
+    passes = replicates * settings.num_draws + 2  # the centre, and what lies below the component
+
+    def scored(number: float, passes: int) -> Seconds:
+        return times.opening + sample * (number * passes)
+
+    sizes = [min(SHARD_SAMPLES, num_samples - start) for start in range(0, num_samples, SHARD_SAMPLES)]
+    tasks = [scored(num_probe, passes)] * (len(solved) if len(solved) > 1 else 0)
+    tasks += [scored(_by_chain(chains) * num_samples / SUBSET_TASKS, passes)] * SUBSET_TASKS
+    tasks += [scored(size, passes) for size in sizes]
+    ablations = sum(control.kind == "ablation" for control in settings.controls)
+    tasks += [scored(size, 3) for size in sizes] * ablations
+    return chains.probe.starting + makespan(tasks, chains.probe.num_workers)
 
 
 def _weights_seconds(chains: Chains, folder: Path, num_arms: int, num_tables: int) -> Seconds:
@@ -142,7 +166,7 @@ def _weights_seconds(chains: Chains, folder: Path, num_arms: int, num_tables: in
         chi - chi.mean(axis=1, keepdims=True),
         np.array([settings.targets.get(name, 1.0) for name in names]),
         settings.effective_sample_share or 0.5,
-        inverse_temperature=subjects.sampling.resolve(settings.component).inverse_temperature,
+        inverse_temperature=subjects.sampling.inverse_temperature,
         weight_min=settings.weight_min,
         weight_max=settings.weight_max,
         observables=names,
