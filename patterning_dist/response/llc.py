@@ -12,9 +12,9 @@ from numpy.typing import ArrayLike
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.batch_means import (
+    batch_mean,
     covariance_of_means,
     degrees_of_freedom,
-    mean_and_variance,
     product_mean,
     student_interval,
 )
@@ -113,8 +113,8 @@ def llc_response(
             covariance = product_mean(part, total.mean_phi, total.mean_loss)
             return contrast(part.mean_loss[None] - inverse_temperature * covariance, weights)
 
-        mean, variance = mean_and_variance(row, statistic)
-        parts.append((mean - inverse_temperature * contrast(covariance_of_means(row), weights), variance))
+        found = batch_mean(row, statistic)
+        parts.append((found.mean - inverse_temperature * contrast(covariance_of_means(row), weights), found))
     return combine_chains(chains, parts, excluded=excluded)
 
 
@@ -156,7 +156,8 @@ def free_energy_response(
     def statistic(part: Moments) -> Floats:
         return contrast(part.mean_loss[None] + at_center, weights)
 
-    return combine_chains(chains, [mean_and_variance(moments, statistic) for moments in chains], excluded=excluded)
+    spreads = [batch_mean(moments, statistic) for moments in chains]
+    return combine_chains(chains, [(spread.mean, spread) for spread in spreads], excluded=excluded)
 
 
 def _row(moments: CoMoments, observable: int) -> CoMoments:

@@ -11,12 +11,13 @@ from numpy.typing import ArrayLike, NDArray
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.batch_means import (
+    BatchMean,
+    batch_mean,
     covariance_of_means,
     degrees_of_freedom,
-    mean_and_variance,
     paired,
     product_mean,
-    student_interval,
+    skewed_interval,
 )
 from patterning_dist.response.moments import CoMoments, Floats, Moments, merge_moments
 
@@ -32,19 +33,24 @@ class Susceptibility:
     standard_error_batch: Floats  # observable probe: batch means inside chains
     standard_error_between: Floats  # observable probe: spread between chains, NaN with one chain
     degrees_of_freedom: Floats  # observable probe: of the standard error
+    skewness: Floats  # observable probe: of the batch means about those of their chains
+    num_batches: int  # of all chains
     chi_per_chain: Floats  # chain observable probe
     chains: tuple[int, ...]
     baseline: str
     excluded: Mapping[int, str] = field(default_factory=dict)  # chain -> reason
 
     def interval(self, level: float = 0.95) -> tuple[Floats, Floats]:
-        """chi -+ t * standard error with Student's t, for each entry alone. [observable probe], twice
+        """chi -+ t * standard error, wider where the draws are skewed (``skewed_interval``), for each entry alone.
 
-        Few chains know their own spread badly, so the interval is wider than chi +- 1.96 standard errors. In
-        simulations with 2 to 8 chains a 95 % interval covers 93-98 % if each has 20 autocorrelation times or more,
-        and 86-91 % if it has 7; one chain of 20 covers 94 % with 8 batches and 89 % with 16.
+        [observable probe], twice. Few chains know their own spread badly, so Student's t is taken instead of 1.96. In
+        simulations of 2 to 8 chains with 16 to 400 independent draws a 95 % interval covers 97-98 % where draws are
+        normal, 94-98 % where they are squares of normal ones and 87-95 % where they are log-normal; of 7
+        autocorrelation times a chain, 86-91 %.
         """
-        return student_interval(self.chi, self.standard_error, self.degrees_of_freedom, level)
+        return skewed_interval(
+            self.chi, self.standard_error, self.degrees_of_freedom, self.skewness, self.num_batches, level
+        )
 
 
 def susceptibility(
@@ -97,10 +103,8 @@ def susceptibility(
     center = mean_phi if same else np.zeros_like(mean_phi)
     parts = []
     for moments in chains:
-        mean, variance = mean_and_variance(
-            moments, lambda part: contrast(product_mean(part, center, pooled_mean), weights)
-        )
-        parts.append((-mean, variance))
+        found = batch_mean(moments, lambda part: contrast(product_mean(part, center, pooled_mean), weights)).negated()
+        parts.append((found.mean, found))
     return combine_chains(
         chains,
         parts,
@@ -111,18 +115,18 @@ def susceptibility(
     )
 
 
-def _restricted(moments: CoMoments, weights: Floats) -> tuple[Floats, Floats]:
-    """chi of one chain against its own mean loss, and its variance."""
+def _restricted(moments: CoMoments, weights: Floats) -> tuple[Floats, BatchMean]:
+    """chi of one chain against its own mean loss, and how its batches spread."""
     total = moments.total()
-    mean, variance = mean_and_variance(
+    found = batch_mean(
         moments, lambda part: contrast(product_mean(part, total.mean_phi, total.mean_loss), weights)
-    )
-    return -(mean + contrast(covariance_of_means(moments), weights)), variance
+    ).negated()
+    return found.mean - contrast(covariance_of_means(moments), weights), found
 
 
 def combine_chains(
     chains: Sequence[CoMoments],
-    parts: Sequence[tuple[Floats, Floats]],
+    parts: Sequence[tuple[Floats, BatchMean]],
     *,
     shares: Floats | None = None,
     baseline: str = "restricted",
@@ -131,13 +135,16 @@ def combine_chains(
 ) -> Susceptibility:
     """The mean over chains with its errors, chi = sum_c s_c chi_c.
 
-    parts: (chi_c, variance of chi_c from inside the chain) of every chain, each [observable probe]. `shares` [chain]
+    parts: (chi_c, spread of the batches inside the chain) of every chain, each [observable probe]. `shares` [chain]
     are normalised to sum 1 (default: all alike); `baseline_variance` is added to the variances of chi.
     """
     shares = np.ones(len(chains)) if shares is None else shares
     shares = shares / shares.sum()
     chi_per_chain = np.stack([chi for chi, _ in parts])
-    batch = sum(s**2 * v for s, (_, v) in zip(shares, parts, strict=True)) + baseline_variance
+    spreads = [spread for _, spread in parts]
+    batch = sum(s**2 * spread.variance for s, spread in zip(shares, spreads, strict=True)) + baseline_variance
+    num_batches = sum(spread.num_batches for spread in spreads)
+    squares, cubes = sum(spread.squares for spread in spreads), sum(spread.cubes for spread in spreads)
     between = np.full_like(batch, np.nan)
     if len(chains) > 1:
         between = chi_per_chain.var(axis=0, ddof=1) / len(chains) + baseline_variance
@@ -148,6 +155,9 @@ def combine_chains(
         standard_error_batch=np.sqrt(batch),
         standard_error_between=np.sqrt(between),
         degrees_of_freedom=degrees_of_freedom(batch, between, num_inside, len(chains)),
+        skewness=np.where(squares > 0, cubes / num_batches, 0.0)
+        / np.where(squares > 0, squares / num_batches, 1.0) ** 1.5,
+        num_batches=num_batches,
         chi_per_chain=chi_per_chain,
         chains=tuple(moments.chain for moments in chains),
         baseline=baseline,

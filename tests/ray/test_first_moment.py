@@ -91,7 +91,7 @@ def test_every_loss_of_the_pool_has_its_first_moment(solved):
 
 
 def test_controls_have_the_share_of_plus_and_their_own_scores(solved):
-    config, subjects, run = solved
+    _, subjects, run = solved
     solution = json.loads((run.path / "weights" / "solution.json").read_text())
     weights = {
         arm: pq.read_table(run.path / "weights" / f"{arm}.parquet")["weight"].to_numpy() for arm in solution["arms"]
