@@ -138,15 +138,18 @@ def _agreement(
         given = agreement.get(name) or {}
         level = "samples" if "correlation_samples" in given else "entries"
         note = f"Means over the shared entries of {plain.size} samples, subject {subject}. "
-        note += f"Over single entries r = {_correlation(given, 'entries')}."
-        title = f"{name}: the estimators agree with r = {_correlation(given, level)} over {level}"
+        note += f"Over single entries r = {_estimate(given, 'correlation_', 'entries')}. The slope of the plain "
+        note += f"covariance on the response direction is {_estimate(given, 'slope_', level)}: 1 where that leaves "
+        note += "nothing out."
+        title = f"{name}: the estimators agree with r = {_estimate(given, 'correlation_', level)} over {level}"
         axes = ("plain covariance (χ)", "response direction (χ)")
         drawn += figure(title, scatter(plain, direction, *axes, f"Agreement of estimators for {name}"), note)
     return drawn
 
 
-def _correlation(given: Mapping[str, Any], kind: str) -> str:
-    value, interval = given.get(f"correlation_{kind}"), given.get(f"interval_{kind}")
+def _estimate(given: Mapping[str, Any], what: str, level: str) -> str:
+    prefix = what.replace("correlation_", "")
+    value, interval = given.get(f"{what}{level}"), given.get(f"{prefix}interval_{level}")
     ends = f" [{number(interval[0], decimals=2)}, {number(interval[1], decimals=2)}]" if interval else ""
     return f"{number(value, decimals=2)}{ends}" if value is not None else "not computed"
 

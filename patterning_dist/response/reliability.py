@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import combinations
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -80,6 +81,26 @@ def bootstrap_correlation(
     a, b, groups: [sample]. Groups are sequence ids: tokens of one sequence are not independent, so an
     interval that counts each token is too narrow. NaN limits with fewer than 2 groups.
     """
+    return _bootstrap(a, b, groups, seed, num_resamples, lambda aa, bb, ab: ab / np.sqrt(aa * bb))
+
+
+def bootstrap_slope(a: ArrayLike, b: ArrayLike, groups: ArrayLike, seed: int, num_resamples: int = 1000) -> Correlation:
+    """Slope of a on b through their means, Cov(a, b) / Var(b), with an interval as of ``bootstrap_correlation``.
+
+    Where a is noisy and unbiased and b is not noisy, the slope is what b is to be multiplied with.
+    """
+    return _bootstrap(a, b, groups, seed, num_resamples, lambda aa, bb, ab: ab / bb)
+
+
+def _bootstrap(
+    a: ArrayLike,
+    b: ArrayLike,
+    groups: ArrayLike,
+    seed: int,
+    num_resamples: int,
+    statistic: Callable[[Any, Any, Any], Any],
+) -> Correlation:
+    """statistic(Var a, Var b, Cov(a, b)) of the samples, and its quantiles over resampled groups."""
     first, second, group = np.asarray(a, np.float64), np.asarray(b, np.float64), np.asarray(groups)
     if first.ndim != 1 or first.shape != second.shape or len(first) < 2:
         raise PatterningError(
@@ -89,7 +110,7 @@ def bootstrap_correlation(
         raise PatterningError(f"correlation: {group.shape} groups for {first.shape} samples, expected one for each")
     x, y = first - first.mean(), second - second.mean()
     with np.errstate(invalid="ignore", divide="ignore"):
-        value = float((x * y).sum() / np.sqrt((x * x).sum() * (y * y).sum()))
+        value = float(statistic((x * x).sum(), (y * y).sum(), (x * y).sum()))
     labels = np.unique(group, return_inverse=True)[1]
     num_groups = int(labels.max()) + 1
     if num_groups < 2 or not np.isfinite(value):
@@ -104,7 +125,6 @@ def bootstrap_correlation(
     count, mean_a, mean_b, aa, bb, ab = resampled.T
     mean_a, mean_b = mean_a / count, mean_b / count
     with np.errstate(invalid="ignore", divide="ignore"):
-        variances = (aa / count - mean_a**2) * (bb / count - mean_b**2)
-        values = (ab / count - mean_a * mean_b) / np.sqrt(variances)
+        values = statistic(aa / count - mean_a**2, bb / count - mean_b**2, ab / count - mean_a * mean_b)
     low, high = np.nanquantile(values, [0.025, 0.975])
     return Correlation(value, float(low), float(high))

@@ -22,7 +22,7 @@ from patterning_dist.measure.subjects import OpenSubjects, Subjects
 from patterning_dist.progress import Progress
 from patterning_dist.response.extrapolate import Extrapolation, extrapolate
 from patterning_dist.response.llc import free_energy_response, llc_response
-from patterning_dist.response.reliability import bootstrap_correlation
+from patterning_dist.response.reliability import bootstrap_correlation, bootstrap_slope
 from patterning_dist.response.susceptibility import susceptibility
 from patterning_dist.runtime.directions import Solved, score_along_directions
 from patterning_dist.runtime.pool import RunCalls, pool_shards, pool_tasks
@@ -234,7 +234,10 @@ def centred(chi: np.ndarray) -> np.ndarray:
 
 
 def _agreement(pool: Pool, probe: np.ndarray, observables: list[str]) -> dict[str, Any]:
-    """Correlation of the two estimators on the probe, over entries and over sample means, intervals by sample.
+    """The plain covariance against the direction's scores on the probe, intervals by sample.
+
+    Correlation over entries and over sample means, and the slope of the plain one, which is noisy and knows no
+    Gaussian: 1 where the direction leaves nothing out.
 
     Args:
         probe: scores of the probe's entries [observable, entry].
@@ -244,12 +247,15 @@ def _agreement(pool: Pool, probe: np.ndarray, observables: list[str]) -> dict[st
     groups = entries[key].to_numpy()
     _, inverse = np.unique(groups, return_inverse=True)
     samples = pq.read_table(folder / samples_table_name(pool.subject)) if "position" in entries.column_names else None
-    result = {}
+    result: dict[str, dict[str, Any]] = {}
     for k, name in enumerate(observables):
-        found = bootstrap_correlation(entries[f"chi_{name}"].to_numpy(), probe[k], groups, 0)
-        result[name] = {"correlation_entries": found.value, "interval_entries": [found.low, found.high]}
+        pairs = {"entries": (entries[f"chi_{name}"].to_numpy(), probe[k], groups)}
         if samples is not None:
             means = np.bincount(inverse, probe[k]) / np.bincount(inverse)
-            found = bootstrap_correlation(samples[f"chi_{name}"].to_numpy(), means, samples[key].to_numpy(), 0)
-            result[name] |= {"correlation_samples": found.value, "interval_samples": [found.low, found.high]}
+            pairs["samples"] = (samples[f"chi_{name}"].to_numpy(), means, samples[key].to_numpy())
+        result[name] = {}
+        for level, pair in pairs.items():
+            for what, found in (("", bootstrap_correlation(*pair, 0)), ("slope_", bootstrap_slope(*pair, 0))):
+                value = f"{what or 'correlation_'}{level}"
+                result[name] |= {value: found.value, f"{what}interval_{level}": [found.low, found.high]}
     return result

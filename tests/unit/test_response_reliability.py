@@ -11,6 +11,7 @@ from scipy.stats import pearsonr
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.reliability import (
     bootstrap_correlation,
+    bootstrap_slope,
     reliability_from_sums,
     split_half_reliability,
     split_half_sums,
@@ -93,6 +94,16 @@ def test_bootstrap_resample_is_a_correlation_of_the_resampled_rows():
     rows = np.concatenate([np.flatnonzero(groups == group) for group in chosen])
     got = bootstrap_correlation(a, b, groups, seed=0, num_resamples=1)
     assert got.low == pytest.approx(np.corrcoef(a[rows], b[rows])[0, 1], rel=1e-9)
+
+
+def test_the_slope_finds_the_factor_of_what_is_not_noisy():
+    rng = np.random.default_rng(6)
+    b, groups = rng.normal(size=4000) + 50, np.arange(4000) // 20
+    found = [bootstrap_slope(1.4 * b + 3 * rng.normal(size=4000), b, groups, seed=0) for _ in range(30)]
+    error = 3 / 4000**0.5
+    assert np.mean([slope.value for slope in found]) == pytest.approx(1.4, abs=4 * error / 30**0.5)
+    assert np.median([slope.high - slope.low for slope in found]) == pytest.approx(2 * 1.96 * error, rel=0.15)
+    assert sum(slope.low <= 1.4 <= slope.high for slope in found) >= 25  # of 28.5: below it in 1 of 100
 
 
 def test_unusable_input_is_named_or_undefined():

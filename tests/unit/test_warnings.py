@@ -57,6 +57,19 @@ def test_excluded_chain(tiny_run: Path) -> None:
     assert lines == [f"layer.0.head.{h}: chain 2 was left out: the loss became nan" for h in (0, 1)]
 
 
+def test_a_direction_of_another_size_than_the_plain_covariance(tiny_run: Path) -> None:
+    config = tiny_config(tiny_run, "retrain.seeds=[0,1,2]")
+
+    def lines(*interval: float) -> list[str]:
+        entry = {"slope_samples": 1.4, "slope_interval_samples": list(interval), "slope_entries": 1.0}
+        solution = {"conjugate_gradients": [], "estimator_agreement": {"induction": entry}}
+        return find_warnings(diagnostics(), solution, {}, config)
+
+    assert lines(0.9, 1.9) == []
+    [line] = lines(1.2, 1.6)
+    assert line.startswith("induction: the plain covariance is 1.40 [1.20, 1.60] times the response direction")
+
+
 def test_modes_of_noise(tiny_run: Path) -> None:
     (line,) = found(tiny_run, diagnostics(reliability=0.05))
     assert "0.05 at best" in line and "noise" in line
