@@ -40,6 +40,21 @@ def _summary_table(solved: Mapping[str, Any], title: str) -> Table:
     return Table(headers, rows, title)
 
 
+def _choice(solution: Mapping[str, Any]) -> str:
+    """How the component was chosen, and how well its scores repeat."""
+    words, rises = "", solution.get("mean_rises") or {}
+    if rises:
+        each = ", ".join(f"{name} {number(rise)}" for name, rise in sorted(rises.items(), key=lambda item: -item[1]))
+        words = f" {solution['subject']} was chosen since disturbing it raises the mean loss most (nats: {each})."
+    for name, value in (solution.get("reliability") or {}).items():
+        made_of = solution["replicates"]
+        words += (
+            f" The scores of {name} from {made_of['number']} {made_of['of']} repeat from half to half of them with "
+        )
+        words += f"r = {number(value, decimals=2)}." if value is not None else "an r that one alone does not tell."
+    return words
+
+
 def weights(
     section: Section, run: Run, summary: Mapping[str, Any], solution: Mapping[str, Any], texts: Mapping[str, TokenText]
 ) -> None:
@@ -49,7 +64,7 @@ def weights(
         return run.excuse(section, "No weights have been solved yet.", absent, "solve")
     solved = solution.get("arms") or {}
     words = "A weight multiplies a loss in training, or the chance that a sample is drawn; 1 leaves it alone. "
-    words += f"Estimator: {str(solution.get('estimator', 'not named')).replace('_', ' ')}."
+    words += f"Estimator: {str(solution.get('estimator', 'not named')).replace('_', ' ')}.{_choice(solution)}"
     if kept := solution.get("kept_mass"):
         words += f" {' and '.join(kept['arms']).capitalize()} keep the sum of weights of every {kept['of']}, "
         words += (
