@@ -19,39 +19,34 @@ _SOURCES = {
 }
 
 
-def headline_table(rows: Sequence[Mapping[str, Any]], metrics: Metrics) -> Table:
-    """A row for every arm and target, with what was asked and came out; for the page and the terminal."""
-    cells = []
+def headline_table(rows: Sequence[Mapping[str, Any]], metrics: Metrics) -> tuple[Table, list[str]]:
+    """A row for every arm and target, with what was asked and came out, and why something is not there.
+
+    The page and the terminal show both.
+    """
+    cells, reasons = [], dict[str, int]()
+
+    def told(value: Mapping[str, Any]) -> str:
+        if "missing" not in value:
+            return estimate(value, sign=True)
+        head, colon, _ = value["missing"].partition(": ")
+        return f"{head if colon else '–'} ({reasons.setdefault(value['missing'], len(reasons) + 1)})"
+
     for row in rows:
-        parts = [f"{name.partition(':')[2]} {_latest(found)}" for name, found in row["parts"].items() if found]
+        name, asked, share = metrics.in_sentence(row["target"]), row["asked"], row["solved"].get("share")
+        parts = [f"{part.partition(':')[2]} {_latest(found)}" for part, found in row["parts"].items() if found]
         cells.append(
             [
                 row["arm"],
-                f"{metrics.in_sentence(row['target'])} {_DIRECTIONS[row['asked']['direction']]}"
-                if row["asked"]
-                else f"nothing of {metrics.in_sentence(row['target'])}",
-                _told(row["solved"])
-                + (f" at share {number(share, 2)}" if (share := row["solved"].get("share")) else ""),
-                *(_told(row[kind]) for kind in ("predicted", "checked", "realised")),
+                f"{name} {_DIRECTIONS[asked['direction']]}" if asked else f"nothing of {name}",
+                told(row["solved"]) + (f" at share {number(share, 2)}" if share else ""),
+                *(told(row[kind]) for kind in ("predicted", "checked", "realised")),
                 ", ".join(parts) or "–",
                 _latest(row["cost"]),
             ]
         )
-    headers = [
-        "arm",
-        "asked",
-        "solved for",
-        "predicted",
-        "checked",
-        "realised",
-        "of which",
-        "at the cost of overall loss",
-    ]
-    return Table(headers, cells)
-
-
-def _told(value: Mapping[str, Any]) -> str:
-    return value.get("missing") or estimate(value, sign=True)
+    headers = ["arm", "asked", "solved for", "predicted", "checked", "realised", "of which", "cost: overall loss"]
+    return Table(headers, cells), [f"({number}) {reason}." for reason, number in reasons.items()]
 
 
 def _latest(found: Mapping[str, Any]) -> str:
@@ -126,7 +121,8 @@ def headline(
         missing = "No weights have been solved and no arms compared."
         return run.excuse(section, missing, absent, "solve", "retrain")
     if rows:
-        section.blocks += [headline_table(rows, metrics), Note(covered(rows), "small")]
+        table, reasons = headline_table(rows, metrics)
+        section.blocks += [table, Note(" ".join([*reasons, _covered(rows)]), "small")]
     if verdict := _verdict(contrasts, solution, summary, metrics):
         section.blocks.append(Note(verdict, "lead"))
     if contrasts:
@@ -137,7 +133,7 @@ def headline(
         section.blocks.append(Note("The comparison of the arms has not been run yet.", "small"))
 
 
-def covered(rows: Sequence[Mapping[str, Any]]) -> str:
+def _covered(rows: Sequence[Mapping[str, Any]]) -> str:
     """What the 95 % intervals of every column cover, as the estimates themselves say."""
     found = {
         kind: list(dict.fromkeys(name for row in rows for name in row[kind].get("covers") or ()))

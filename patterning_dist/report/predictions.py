@@ -47,7 +47,7 @@ def predictions(
             found[kind][arm] = {name: _scaled(value, strength) for name, value in linear.items()}
         measured = (checked.get("strengths") or {}).get(f"{strength:+g}")
         if measured and checked.get("weights") == weights:
-            found["checked"][arm] = dict(measured)
+            found["checked"][arm] = {name: value for name, value in measured.items() if name != "loss"}  # of the probe
     return {
         kind: {
             arm: {name: {**value, "covers": COVERS[kind]} for name, value in of.items()} for arm, of in by_arm.items()

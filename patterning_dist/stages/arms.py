@@ -47,11 +47,6 @@ class Arm:
         return self.settings.name
 
     @property
-    def is_weighted(self) -> bool:
-        """Neither plain nor the control."""
-        return self.settings.weights not in (None, "permuted")
-
-    @property
     def seeds(self) -> list[int]:
         return self.settings.seeds or []
 
@@ -112,14 +107,17 @@ def describe_metrics(config: Config, directory: Path, arms: list[Arm]) -> dict[s
 
 
 def contrasts(arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
-    """Arm -> the plain arm and the control -> differences, and warnings of pairs without a common seed."""
-    base = next((arm for arm in arms if arm.settings.weights is None), None)
-    control = next((arm for arm in arms if arm.settings.weights == "permuted"), None)
+    """Arm -> the plain arm and the control -> differences, and warnings of what is not compared."""
     found: dict[str, Any] = {}
     unpaired = []
     for arm in arms:
+        plain = arm.settings.weights is None
+        base, control = (None if plain else counterpart(arm, arms, weights) for weights in (None, "permuted"))
+        if base is None and not plain:
+            start = arm.settings.start
+            unpaired.append(f"{arm.name}: no plain arm starts from {start} as well, and so it is not compared; add one")
         for other in (base, control):
-            if other is None or arm in (other, base):
+            if other is None or arm is other:
                 continue
             # Of an observable that is a metric as well, the interval that covers more counts.
             metrics = compare(arm, other, "metrics") | compare(arm, other, "observables")
@@ -130,6 +128,12 @@ def contrasts(arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
                     f"{arm.name} and {other.name} have no seed in common and are not compared; give them the same seeds"
                 )
     return found, unpaired
+
+
+def counterpart(arm: Arm, arms: list[Arm], weights: str | None) -> Arm | None:
+    """The arm with these weights that starts where ``arm`` does: the difference is that of the weights alone."""
+    start = arm.settings.start
+    return next((one for one in arms if one.settings.weights == weights and one.settings.start == start), None)
 
 
 def compare(arm: Arm, other: Arm, kind: Literal["metrics", "observables"]) -> dict[str, Any]:

@@ -81,5 +81,5 @@ def _absent(
         "solved": changing or "no response of its weights was asked for",
         "predicted": no_loss or outside or untrained or "stage predict was not asked for",
         "checked": changing or ("stage check was not asked for" if config.check is None else unchecked),
-        "realised": no_loss or untrained or "it has no seed in common with the plain arm, or there is none",
+        "realised": no_loss or untrained or "there is no plain arm from the same start with a seed in common",
     }

@@ -20,7 +20,7 @@ from patterning_dist.report import build_report
 from patterning_dist.report.headline import headline_table
 from patterning_dist.report.predictions import predictions
 from patterning_dist.report.words import Metrics
-from patterning_dist.stages.arms import compare, contrasts, describe_metrics, read_arms
+from patterning_dist.stages.arms import compare, contrasts, counterpart, describe_metrics, read_arms
 from patterning_dist.stages.headline import headline
 from patterning_dist.stages.rounds import later_rounds
 from patterning_dist.storage.files import write_json
@@ -40,11 +40,11 @@ def report(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
 
 def _print_headline(summary: dict[str, Any], progress: Progress) -> None:
     if summary["headline"]:
-        found = headline_table(summary["headline"], Metrics(summary["metrics"]))
+        found, reasons = headline_table(summary["headline"], Metrics(summary["metrics"]))
         table = Table(*found.headers, box=None)
         for row in found.rows:
             table.add_row(*(Text(cell) for cell in row))
-        progress.console.print(table)
+        progress.console.print(table, *reasons, sep="\n", highlight=False)
 
 
 def _read(path: Path, asked_for: object) -> dict[str, Any]:
@@ -59,12 +59,12 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
     arms = read_arms(config, run.path)
     compared, unpaired = contrasts(arms)
     described = describe_metrics(config, run.path, arms)
-    base = next((arm for arm in arms if arm.settings.weights is None), None)
     keys = ("weights", "strength", "rounds")
     told = {a.name: {key: getattr(a.settings, key) for key in keys} for a in arms}
     rounds = _rounds(config, run.path)
     found = predictions(solution, checked, windows, told)
-    realised = {a.name: compare(a, base, "observables") for a in arms if base and a is not base}
+    plain = {arm.name: counterpart(arm, arms, None) for arm in arms if arm.settings.weights is not None}
+    realised = {arm.name: compare(arm, base, "observables") for arm in arms if (base := plain.get(arm.name))}
     found["realised"] = {name: entries for name, entries in realised.items() if entries}
     stages, diagnostics = run.manifest["stages"], _diagnostics(run.path, rounds)
     return {

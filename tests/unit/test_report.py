@@ -360,7 +360,8 @@ def test_the_headline_is_one_row_an_arm_and_target(run):
     row = re.findall("<td>(.*?)</td>", re.search(r"<tbody>\s*<tr>(.*?)</tr>", body)[1])
     assert row[:2] == ["plus", "the induction gap down"]
     assert row[2] == "−0.050 [−0.066, −0.034] at share 0.5"
-    assert row[3] == "outside the window, no prediction: it starts from initialisation"
+    assert row[3] == "outside the window, no prediction (1)"
+    assert "(1) outside the window, no prediction: it starts from initialisation." in body
     assert row[4] == "−0.040 [−0.052, −0.028]"
     assert row[6:] == ["induction −0.160 [−0.199, −0.121], rest +0.570 [0.531, 0.609]", "+0.450 [0.411, 0.489]"]
     assert "solved chains; checked chains; realised seeds and held-out samples." in body

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -93,14 +94,25 @@ def test_what_a_training_measured_is_a_metric_and_a_head_is_not(arms: list[Any])
     assert (half.transitions, permuted.transitions, plain.transitions) == ([5, 5], [0, 0], [None, None])
     assert other.transitions is None
     assert compare(half, other, "metrics") == {}
-    assert [arm.is_weighted for arm in arms] == [False, True, False, True]
+
+
+def test_an_arm_is_not_held_against_one_that_starts_elsewhere(arms: list[Any]) -> None:
+    plain, half, *others = arms
+    later = replace(half, settings=half.settings.model_copy(update={"start": "baseline"}))
+    found, unpaired = contrasts([plain, later, *others])
+    assert set(found) == {"permuted"}
+    assert "half-way: no plain arm starts from baseline as well, and so it is not compared; add one" in unpaired
 
 
 def test_an_arm_at_another_strength_has_its_own_prediction_and_check() -> None:
     estimate = {"value": -0.2, "standard_error": 0.02, "interval": [-0.24, -0.16]}
     solved = {"predicted_response": {"induction": estimate}, "cross_fitted_response": {"induction": estimate}}
     solution = {"arms": {"plus": solved, "permuted": {"effective_sample_share": 0.5}}}
-    measured = {"induction": {"value": -0.09, "predicted": -0.1}, "loss": {"value": 1.0}}
+    measured = {
+        "induction": {"value": -0.09, "predicted": -0.1},
+        "induction:rest": {"value": 1.0},
+        "loss": {"value": 2.0},
+    }
     checked = {"weights": "plus", "strengths": {"+0.5": measured}}
     windows = {"arms": {"half": {"observables": {"induction": estimate}}, "own": {"outside": "too far"}}}
     arms = {"half": {"weights": "plus", "strength": 0.5}, "own": {"weights": "mine.parquet", "strength": 1.0}}
@@ -108,7 +120,10 @@ def test_an_arm_at_another_strength_has_its_own_prediction_and_check() -> None:
     assert found["solved"]["plus"]["induction"]["value"] == -0.2
     half = found["solved"]["half"]["induction"]
     assert (half["value"], half["standard_error"], *half["interval"]) == pytest.approx((-0.1, 0.01, -0.12, -0.08))
-    assert {name: entry["value"] for name, entry in found["checked"]["half"].items()} == {"induction": -0.09, "loss": 1}
+    assert {name: entry["value"] for name, entry in found["checked"]["half"].items()} == {
+        "induction": -0.09,
+        "induction:rest": 1,
+    }
     assert found["predicted"] == {"half": {"induction": estimate | {"covers": ["sequences", "halving", "model"]}}}
     assert half["covers"] == found["checked"]["half"]["induction"]["covers"] == ["chains"]
     assert set(found["cross_fitted"]) == {"plus", "half"}
