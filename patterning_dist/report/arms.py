@@ -113,7 +113,7 @@ def response(
             values = {kind: (found[kind].get(arm) or {}).get(name) for kind in kinds}
             there = {kind: v for kind, v in values.items() if v and v.get("value") is not None}
             labels = [kind.replace("_", "-") for kind in there]
-            labels[:1] = [f"{name.rpartition(':')[2]}: {label}" for label in labels[:1]]
+            labels[:1] = [f"{metrics.term(name)}: {label}" for label in labels[:1]]
             by_unit.setdefault(metrics.unit(name), []).extend(
                 (label, arm_style(arm), _MARKS[kind], there[kind]) for label, kind in zip(labels, there, strict=True)
             )
@@ -160,7 +160,7 @@ def _check_table(checked: Mapping[str, Any]) -> Table:
 def _agreement(arm: str, names: Iterable[str], found: Mapping[str, Any], metrics: Metrics) -> str:
     """Which way every observable went, and whether that was predicted."""
     with_words: dict[str, list[str]] = {}
-    for name in names:
+    for name in (name for name in names if ":" not in name):
         kinds = {kind: ((found.get(kind) or {}).get(arm) or {}).get(name) for kind in (*COVERS, "realised")}
         predicted = kinds["predicted"] or kinds["cross_fitted"] or kinds["solved"]
         realised = kinds["realised"]

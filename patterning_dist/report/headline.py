@@ -9,6 +9,7 @@ from patterning_dist.report.blocks import Figures, Note, Section, Table
 from patterning_dist.report.figures import arm_style, figure, intervals
 from patterning_dist.report.reading import ARM_ORDER, Run, in_order, interval_of
 from patterning_dist.report.words import Metrics, clear, estimate, listed, number
+from patterning_dist.response.contrast import parts_of
 
 Contrasts = Mapping[str, Mapping[str, Mapping[str, Any]]]  # arm -> other -> metric -> estimate
 _DIRECTIONS = {"up": "up", "down": "down", "hold": "unmoved"}
@@ -34,7 +35,7 @@ def headline_table(rows: Sequence[Mapping[str, Any]], metrics: Metrics) -> tuple
 
     for row in rows:
         name, asked, share = metrics.in_sentence(row["target"]), row["asked"], row["solved"].get("share")
-        parts = [f"{part.partition(':')[2]} {_latest(found)}" for part, found in row["parts"].items() if found]
+        parts = [f"{metrics.term(part)} {_latest(found)}" for part, found in row["parts"].items() if found]
         cells.append(
             [
                 row["arm"],
@@ -76,6 +77,10 @@ def _verdict(contrasts: Contrasts, solution: Mapping[str, Any], summary: Mapping
             continue
         metric = max(aimed, key=lambda name: abs(aimed[name]))
         change = f"With the {arm} weights training {_change(metric, values[metric], metrics)} compared with {other}"
+        if terms := parts_of(metric, values):
+            change += (
+                f", of which {listed([f'{metrics.term(name)} {estimate(values[name], sign=True)}' for name in terms])}"
+            )
         against = {name: values[metric] for name, values in controls if metric in values}
         sentences.append(", ".join([change, *_judged(aimed[metric], values[metric], against)]) + ".")
         moved = [name for name, value in target.items() if value == 0 and name in values and clear(values[name])]

@@ -41,6 +41,10 @@ class Metrics:
         """Its name in the middle of a sentence."""
         return f"the {self._in_words(name)}"
 
+    def term(self, name: str) -> str:
+        """What a term of an observable is called beside it; see ``response.contrast.part_names``."""
+        return name.rpartition(":")[2].replace("_", " ")
+
     def effect(self, name: str, value: dict[str, Any]) -> str:
         """What happened to it, claimed no further than its interval goes."""
         amount = f"{estimate(value, sign=True)} {self.unit(name)}".strip()

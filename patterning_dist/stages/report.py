@@ -10,9 +10,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from rich.table import Table
-from rich.text import Text
-
 from patterning_dist.config import Config
 from patterning_dist.measure.warnings import find_warnings
 from patterning_dist.progress import Progress
@@ -39,12 +36,12 @@ def report(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
 
 
 def _print_headline(summary: dict[str, Any], progress: Progress) -> None:
-    if summary["headline"]:
-        found, reasons = headline_table(summary["headline"], Metrics(summary["metrics"]))
-        table = Table(*found.headers, box=None)
-        for row in found.rows:
-            table.add_row(*(Text(cell) for cell in row))
-        progress.console.print(table, *reasons, sep="\n", highlight=False)
+    table, reasons = headline_table(summary["headline"], Metrics(summary["metrics"]))
+    for arm, *cells in table.rows:
+        words = (f"{header} {cell}" for header, cell in zip(table.headers[1:], cells, strict=True) if cell != "–")
+        progress.say(f"{arm}: {'; '.join(words)}")
+    for reason in reasons:
+        progress.say(reason)
 
 
 def _read(path: Path, asked_for: object) -> dict[str, Any]:
