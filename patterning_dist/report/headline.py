@@ -29,7 +29,7 @@ def headline_table(rows: Sequence[Mapping[str, Any]], metrics: Metrics) -> tuple
 
     def told(value: Mapping[str, Any]) -> str:
         if "missing" not in value:
-            return estimate(value, sign=True)
+            return _in_words(value)
         head, colon, _ = value["missing"].partition(": ")
         return f"{head if colon else '–'} ({reasons.setdefault(value['missing'], len(reasons) + 1)})"
 
@@ -46,16 +46,20 @@ def headline_table(rows: Sequence[Mapping[str, Any]], metrics: Metrics) -> tuple
                 _latest(row["cost"]),
             ]
         )
-    headers = ["arm", "asked", "solved for", "predicted", "checked", "realised", "of which", "cost: overall loss"]
+    headers = ["arm", "asked", "solved for", "predicted", "checked", "realised", "of which", "cost in overall loss"]
     return Table(headers, cells), [f"({number}) {reason}." for reason, number in reasons.items()]
 
 
 def _latest(found: Mapping[str, Any]) -> str:
     """What was realised; else what was checked or predicted, and that it is no more."""
     if "realised" in found:
-        return estimate(found["realised"], sign=True)
+        return _in_words(found["realised"])
     kind = next((kind for kind in ("checked", "predicted") if kind in found), None)
-    return f"{estimate(found[kind], sign=True)} ({kind})" if kind else "–"
+    return f"{_in_words(found[kind])} ({kind})" if kind else "–"
+
+
+def _in_words(value: Mapping[str, Any]) -> str:
+    return estimate(value, sign=True) + ("" if interval_of(value) else " (no interval)")
 
 
 def _pairs(contrasts: Contrasts) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -177,6 +181,4 @@ def _differences(contrasts: Contrasts, metrics: Metrics) -> list[Any]:
 def _cell(value: dict[str, Any] | None) -> str:
     if not value:
         return "–"
-    if interval_of(value) is None:
-        return f"{estimate(value, sign=True)} (no interval)"
-    return f"{'' if clear(value) else '≈ '}{estimate(value, sign=True)}"
+    return f"{'≈ ' if interval_of(value) and not clear(value) else ''}{_in_words(value)}"

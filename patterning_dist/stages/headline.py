@@ -9,6 +9,7 @@ from patterning_dist.config import Config
 from patterning_dist.response.contrast import OVERALL, parts_of
 
 Found = Mapping[str, Mapping[str, Mapping[str, Any]]]  # kind -> arm -> observable -> estimate
+VALIDATION = "validation_loss"  # the metric that says what is paid where nothing is observed on held-out samples
 _SHOWN = ("predicted", "checked", "realised")  # of parts and of the cost
 
 
@@ -29,7 +30,8 @@ def headline(
     given = {name: {"weights": name, **own} for name, entry in solved.items() if entry.get("target")} | dict(arms)
     targets = {name: _asked(solved.get(arm["weights"], {})) for name, arm in given.items()}
     aims = dict.fromkeys(name for target in targets.values() for name, value in target.items() if value)
-    cost = next((o.name for o in config.sampling.observables if o.kind == "split_loss" and o.split == OVERALL), OVERALL)
+    splits = {o.split: o.name for o in config.sampling.observables if o.kind == "split_loss"}
+    cost = splits.get(OVERALL, OVERALL if splits else VALIDATION)
     rows = []
     for arm, entry in given.items():
         if entry["weights"] is None:

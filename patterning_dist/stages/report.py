@@ -17,8 +17,8 @@ from patterning_dist.report import build_report
 from patterning_dist.report.headline import headline_table
 from patterning_dist.report.predictions import predictions
 from patterning_dist.report.words import Metrics
-from patterning_dist.stages.arms import compare, contrasts, counterpart, describe_metrics, read_arms
-from patterning_dist.stages.headline import headline
+from patterning_dist.stages.arms import Arm, compare, contrasts, counterpart, describe_metrics, read_arms
+from patterning_dist.stages.headline import VALIDATION, headline
 from patterning_dist.stages.rounds import later_rounds
 from patterning_dist.storage.files import write_json
 from patterning_dist.storage.run import RunDirectory
@@ -61,7 +61,7 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
     rounds = _rounds(config, run.path)
     found = predictions(solution, checked, windows, told)
     plain = {arm.name: counterpart(arm, arms, None) for arm in arms if arm.settings.weights is not None}
-    realised = {arm.name: compare(arm, base, "observables") for arm in arms if (base := plain.get(arm.name))}
+    realised = {arm.name: _realised(arm, base) for arm in arms if (base := plain.get(arm.name))}
     found["realised"] = {name: entries for name, entries in realised.items() if entries}
     stages, diagnostics = run.manifest["stages"], _diagnostics(run.path, rounds)
     return {
@@ -88,6 +88,11 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
         },
         "warnings": find_warnings(diagnostics, solution, checked, config, rounds.values()) + unpaired,
     }
+
+
+def _realised(arm: Arm, base: Arm) -> dict[str, Any]:
+    cost = {name: entry for name, entry in compare(arm, base, "metrics").items() if name == VALIDATION}
+    return compare(arm, base, "observables") or cost
 
 
 def _rounds(config: Config, folder: Path) -> dict[str, dict[str, Any]]:

@@ -58,7 +58,7 @@ def test_groups_are_the_documents_of_the_chosen_samples():
 
 @pytest.mark.parametrize("part", HELD_OUT_PARTS)
 def test_differences_are_laid_out_in_their_terms_and_the_cost_beside_them(part):
-    """On all parts but the one that chains define phi on; the difference is that of its terms, each a mean of losses."""
+    """On all parts but that of the chains; a difference is that of its terms, which are means of losses."""
     few_tokens = task(4)  # bigrams come back
     ids = held_out_ids(few_tokens, 0, NUM, part)
     splits = {"gap": "induction_minus_rest", "books": "domain:books"}

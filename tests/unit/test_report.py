@@ -365,3 +365,9 @@ def test_the_headline_is_one_row_an_arm_and_target(run):
     assert row[4] == "−0.040 [−0.052, −0.028]"
     assert row[6:] == ["induction −0.160 [−0.199, −0.121], rest +0.570 [0.531, 0.609]", "+0.450 [0.411, 0.489]"]
     assert "solved chains; checked chains; realised seeds and held-out samples." in body
+    summary = json.loads((run / "summary.json").read_text())
+    summary["contrasts"]["plus"]["base"] |= {"induction_gap:rest": {"value": 0.57, "interval": [0.5, 0.64]}}
+    summary["headline"][0]["realised"]["interval"] = None  # of one seed
+    (run / "summary.json").write_text(json.dumps(summary))
+    body = section_of(page(run), "headline")
+    assert "compared with base, of which rest +0.57 [0.50, 0.64]" in body and "(no interval)</td>" in body

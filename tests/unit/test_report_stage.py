@@ -176,6 +176,17 @@ def test_the_headline_has_one_row_an_arm_and_target(tiny_run: Path) -> None:
     assert rows["half", "held"]["realised"] == {"missing": "it is no split loss"}
 
 
+def test_where_nothing_is_observed_on_held_out_samples_the_cost_is_the_validation_loss(tiny_run: Path) -> None:
+    norm = {"kind": "function", "names": ["gap"], "path": "tiny_run:nan_above_a_threshold"}
+    overrides = (f"sampling.observables={json.dumps([norm])}", "solve.targets={gap: -1}", "solve.scores=regression")
+    config = tiny_config(tiny_run, *overrides, "response.direction=null")
+    realised = {"plus": {"validation_loss": {"value": 0.2, "interval": [0.1, 0.3]}}}
+    solution = {"arms": {"plus": {"target": {"gap": -1.0}}}}
+    arms = {"plus": {"weights": "plus", "strength": 1.0, "rounds": 1}}
+    (row,) = headline(config, solution, {}, arms, {"solved": {}, "predicted": {}, "checked": {}, "realised": realised})
+    assert row["cost"] == {"observable": "validation_loss", "realised": realised["plus"]["validation_loss"]}
+
+
 def test_importing_the_stage_imports_no_torch() -> None:
     code = "import sys, patterning_dist.stages.report; sys.exit('torch' in sys.modules or 'ray' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
