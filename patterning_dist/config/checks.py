@@ -106,6 +106,12 @@ def _observables(config: Config) -> Iterator[str]:
                 f"sampling.observables: '{quantity.name}' of kind {quantity.kind} follows from the loss on the probe; "
                 "add {kind: component_loss, name: component}"
             )
+    splits = {o.name: o.split for o in sampling.observables if o.kind == "split_loss"}
+    if "overall" in sampling.observable_names and splits.get("overall") != "overall":
+        yield (
+            "sampling.observables: 'overall' is what the mean loss of all held-out samples is called; rename it, or "
+            "give it the split overall"
+        )
     domains = _domains(config)
     for index, observable in enumerate(sampling.observables):
         split = observable.split if observable.kind == "split_loss" else ""

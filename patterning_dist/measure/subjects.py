@@ -144,13 +144,11 @@ class Subjects:
     @property
     def observable_names(self) -> list[str]:
         """Names in the order in which a chain reports them: component losses, splits, functions."""
-        return [
-            name
-            for kind in (ComponentLossConfig, SplitLossConfig, FunctionConfig)
-            for observable in self.sampling.observables
-            if isinstance(observable, kind)
-            for name in observable.observable_names
-        ]
+        losses, functions = (
+            [name for o in self.sampling.observables if isinstance(o, kind) for name in o.observable_names]
+            for kind in (ComponentLossConfig, FunctionConfig)
+        )
+        return [*losses, *(self.held_out.names if self.held_out else ()), *functions]
 
     @property
     def num_training_losses(self) -> int:

@@ -1,21 +1,21 @@
-"""What the arms did: their curves, and predicted, checked and realised response."""
+"""What the arms did: their curves, and predicted, checked and realised responses side by side."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import pyarrow as pa
 
 from patterning_dist.report.blocks import Figures, Note, Section, Table
 from patterning_dist.report.figures import arm_style, curves, figure, intervals
-from patterning_dist.report.predictions import KINDS, predictions
+from patterning_dist.report.predictions import COVERS, predictions
 from patterning_dist.report.reading import ARM_ORDER, Run, column, in_order
 from patterning_dist.report.words import Metrics, clear, estimate, listed, number
 
 SCORE, THRESHOLD = "prefix_matching", 0.1  # a score above it counts as a formed induction head
 _NO_METRICS = ("step", "seconds")
-_MARKS = {"predicted": "open", "cross_fitted": "diamond", "checked": "ring", "window": "ring", "realised": "dot"}
+_MARKS = {"solved": "open", "cross_fitted": "open", "predicted": "diamond", "checked": "ring", "realised": "dot"}
 _ABSENT = {
     "retrain": "The experiment file has no section retrain, so no model is trained on weighted data.",
     "solve": "The experiment file has no section solve, so no weights are asked for and no response is predicted.",
@@ -97,49 +97,48 @@ def _ends(groups: Mapping[str, Sequence[pa.Table]], metric: str, metrics: Metric
 def response(
     section: Section, run: Run, summary: Mapping[str, Any], solution: Mapping[str, Any], metrics: Metrics
 ) -> None:
-    """Predicted, cross-fitted, checked and realised response of every observable."""
-    if not solution:
-        return run.excuse(section, "No weights have been solved yet.", _ABSENT["solve"], "solve")
+    """Solved for, predicted, checked and realised side by side: a figure an arm, and a table."""
     checked = run.json("check/response.json") or {}
     windows = run.json("predict/response.json") or {}
+    if not solution and not windows:
+        return run.excuse(section, "No weights have been solved yet.", _ABSENT["solve"], "solve")
     # Before there is a summary, the solutions stand for the arms.
-    found = summary if "predicted" in summary else predictions(solution, checked, windows, {})
-    unasked = {kind for kind, content in (("checked", checked), ("window", windows)) if not content}
-    kinds = [kind for kind in (*KINDS, "realised") if kind not in unasked]
-    shown = in_order({arm for kind in kinds for arm in found.get(kind) or {}}, ARM_ORDER)
+    found = summary if "solved" in summary else predictions(solution, checked, windows, {})
+    kinds = [kind for kind in (*COVERS, "realised") if found.get(kind)]
     drawn, rows = [], []
-    for name in solution.get("observables") or []:
-        lines = []
-        for arm in shown:
-            values = {kind: ((found.get(kind) or {}).get(arm) or {}).get(name) for kind in kinds}
-            lines += [
-                (f"{arm}, {kind.replace('_', '-')}", arm_style(arm), _MARKS[kind], value)
-                for kind, value in values.items()
-                if value and value.get("value") is not None
-            ]
-            rows.append([name, arm, *(estimate(value, sign=True) for value in values.values())])
-        if lines:
-            svg = intervals(lines, f"change ({metrics.unit(name) or 'its unit'})", f"Responses of {name}")
-            drawn += figure(_agreement(name, shown, found, metrics), svg)
+    for arm in in_order({arm for kind in kinds for arm in found[kind]}, ARM_ORDER):
+        by_unit: dict[str, list[tuple[str, str, str, dict[str, Any]]]] = {}
+        names = dict.fromkeys(name for kind in kinds for name in found[kind].get(arm) or ())
+        for name in names:
+            values = {kind: (found[kind].get(arm) or {}).get(name) for kind in kinds}
+            there = {kind: v for kind, v in values.items() if v and v.get("value") is not None}
+            labels = [kind.replace("_", "-") for kind in there]
+            labels[:1] = [f"{metrics.term(name)}: {label}" for label in labels[:1]]
+            by_unit.setdefault(metrics.unit(name), []).extend(
+                (label, arm_style(arm), _MARKS[kind], there[kind]) for label, kind in zip(labels, there, strict=True)
+            )
+            rows.append([arm, name, *(estimate(value, sign=True) for value in values.values())])
+        for unit, lines in by_unit.items():
+            svg = (
+                intervals(lines, f"change ({unit or 'its unit'})", f"Responses of {arm}", row_height=22)
+                if lines
+                else None
+            )
+            drawn += figure(_agreement(arm, names, found, metrics), svg)
     words = (
-        "The prediction is the linear response of the localised posterior at the checkpoint; what was realised is the "
-        "difference from the plain arm after retraining. The signs should agree; the sizes need not. The plain "
-        "prediction uses the same draws as the solution and is optimistic; the cross-fitted one solves on half of the "
-        "chains and predicts with the other half."
+        "Solved for is the linear response of the localised posterior at the checkpoint, on the held-out samples that "
+        "the observables are made of and on the draws that were solved on, which makes it optimistic; cross-fitted "
+        "solves on half of the chains and takes the other half. Predicted is what the window of the training comes to, "
+        "checked what chains under the weights do against coupled chains without them, both on other held-out samples; "
+        "realised is the difference from the plain arm after retraining, on a third set. Where an observable is a "
+        "difference, its terms follow it."
     )
-    if checked:
-        words += " Checked is what chains under the weights do, against coupled chains without them."
-    if windows:
-        words += (
-            " Window is what was predicted of the training itself before it was run, on held-out samples that "
-            "neither the weights nor the result were taken on."
-        )
     section.blocks.append(Note(words))
     for arm, entry in (windows.get("arms") or {}).items():
         if entry.get("outside"):
             section.blocks.append(Note(f"{arm}: outside the window, no prediction: {entry['outside']}.", "small"))
     section.blocks += [Figures(drawn)] if drawn else []
-    headers = ["observable", "arm", *(kind.replace("_", "-") for kind in kinds)]
+    headers = ["arm", "observable", *(kind.replace("_", "-") for kind in kinds)]
     section.blocks.append(Table(headers, rows, "With 95 % intervals"))
     if checked:
         section.blocks.append(_check_table(checked))
@@ -158,11 +157,13 @@ def _check_table(checked: Mapping[str, Any]) -> Table:
     return Table(["strength", "observable", "predicted", "checked"], rows, title)
 
 
-def _agreement(name: str, shown: Sequence[str], found: Mapping[str, Any], metrics: Metrics) -> str:
-    arms_with: dict[str, list[str]] = {}
-    for arm in shown:
-        kinds = {kind: ((found.get(kind) or {}).get(arm) or {}).get(name) for kind in (*KINDS, "realised")}
-        predicted, realised = kinds["cross_fitted"] or kinds["predicted"], kinds["realised"]
+def _agreement(arm: str, names: Iterable[str], found: Mapping[str, Any], metrics: Metrics) -> str:
+    """Which way every observable went, and whether that was predicted."""
+    with_words: dict[str, list[str]] = {}
+    for name in (name for name in names if ":" not in name):
+        kinds = {kind: ((found.get(kind) or {}).get(arm) or {}).get(name) for kind in (*COVERS, "realised")}
+        predicted = kinds["predicted"] or kinds["cross_fitted"] or kinds["solved"]
+        realised = kinds["realised"]
         if not predicted or not realised:
             continue
         side = "rose" if clear(realised) > 0 else "fell"
@@ -172,6 +173,6 @@ def _agreement(name: str, shown: Sequence[str], found: Mapping[str, Any], metric
             words = f"{side} though no clear change was predicted"
         else:
             words = f"{side} as predicted" if clear(predicted) == clear(realised) else f"{side} against the prediction"
-        arms_with.setdefault(words, []).append(arm)
-    words = ", ".join(f"{listed(arms)} {words}" for words, arms in arms_with.items())
-    return f"{metrics.label(name)}: {words}" if words else metrics.label(name)
+        with_words.setdefault(words, []).append(metrics.in_sentence(name))
+    words = ", ".join(f"{listed(names)} {words}" for words, names in with_words.items())
+    return f"{arm.capitalize()}: {words}" if words else arm.capitalize()

@@ -48,14 +48,6 @@ class Note:
 
 
 @dataclass
-class Points:
-    """Short statements, each led by the colour of an arm."""
-
-    items: list[tuple[str, str]]  # (arm, sentence)
-    kind: Literal["points"] = "points"
-
-
-@dataclass
 class Cards:
     """A few numbers to remember."""
 
@@ -109,7 +101,7 @@ class Passage:
     kind: Literal["passage"] = "passage"
 
 
-Block = Figures | Table | Note | Points | Cards | Lines | Passage
+Block = Figures | Table | Note | Cards | Lines | Passage
 FLAG = "⚑ "
 
 

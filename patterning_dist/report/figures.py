@@ -23,17 +23,19 @@ def arm_style(arm: str) -> str:
     return f"arm-{arm}" if arm in KNOWN_ARMS else "arm-other"
 
 
-def intervals(rows: Sequence[tuple[str, str, str, dict[str, Any]]], x_label: str, description: str) -> Markup:
+def intervals(
+    rows: Sequence[tuple[str, str, str, dict[str, Any]]], x_label: str, description: str, row_height: int = 34
+) -> Markup:
     """A forest plot with a rule at zero; rows are (label, style, mark, estimate: value, interval, per_seed).
 
     mark is `dot` for what was measured, `ring` for what chains measured, `diamond` for what was predicted, `open` for a
-    prediction that is optimistic by construction.
+    linear response on the samples that were solved on.
     """
     values = [0.0]
     for _, _, _, value in rows:
         values += [value["value"], *(interval_of(value) or ()), *(value.get("per_seed") or ())]
     x_range = padded(np.array([np.nan if v is None else v for v in values], dtype=np.float64))
-    plot = Plot.of_rows([row[0] for row in rows], x_range, 34, x_label=x_label)
+    plot = Plot.of_rows([row[0] for row in rows], x_range, row_height, x_label=x_label)
     plot.rule(x=0.0, style="zero")
     for index, (name, style, mark, value) in enumerate(rows):
         middle = index + 0.5

@@ -1,31 +1,65 @@
-"""What was asked and what came out: one honest sentence and the differences between the arms."""
+"""What was asked and what came out: a row an arm and target, one sentence, and the differences between the arms."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from patterning_dist.report.blocks import Cards, Figures, Note, Points, Section, Table
+from patterning_dist.report.blocks import Figures, Note, Section, Table
 from patterning_dist.report.figures import arm_style, figure, intervals
 from patterning_dist.report.reading import ARM_ORDER, Run, in_order, interval_of
 from patterning_dist.report.words import Metrics, clear, estimate, listed, number
+from patterning_dist.response.contrast import parts_of
 
 Contrasts = Mapping[str, Mapping[str, Mapping[str, Any]]]  # arm -> other -> metric -> estimate
+_DIRECTIONS = {"up": "up", "down": "down", "hold": "unmoved"}
+_SOURCES = {
+    "halving": "the window in two steps of one",
+    "model": "what the window leaves out",
+    "sequences": "held-out samples",
+}
 
 
-def _asked(solution: Mapping[str, Any], metrics: Metrics) -> list[tuple[str, str]]:
-    rows = []
-    for arm, entry in (solution.get("arms") or {}).items():
-        wanted = [
-            f"{metrics.in_sentence(name)} {'up' if value > 0 else 'down'} by {number(abs(value))} {metrics.unit(name)}"
-            if value
-            else f"{metrics.in_sentence(name)} unmoved"
-            for name, value in (entry.get("target") or {}).items()
-        ]
-        if wanted:
-            wanted = [words.strip() for words in wanted]
-            rows.append((arm, f"{arm.capitalize()} weights were solved for {listed(wanted)} (to first order)."))
-    return rows
+def headline_table(rows: Sequence[Mapping[str, Any]], metrics: Metrics) -> tuple[Table, list[str]]:
+    """A row for every arm and target, with what was asked and came out, and why something is not there.
+
+    The page and the terminal show both.
+    """
+    cells, reasons = [], dict[str, int]()
+
+    def told(value: Mapping[str, Any]) -> str:
+        if "missing" not in value:
+            return _in_words(value)
+        head, colon, _ = value["missing"].partition(": ")
+        return f"{head if colon else '–'} ({reasons.setdefault(value['missing'], len(reasons) + 1)})"
+
+    for row in rows:
+        name, asked, share = metrics.in_sentence(row["target"]), row["asked"], row["solved"].get("share")
+        parts = [f"{metrics.term(part)} {_latest(found)}" for part, found in row["parts"].items() if found]
+        cells.append(
+            [
+                row["arm"],
+                f"{name} {_DIRECTIONS[asked['direction']]}" if asked else f"nothing of {name}",
+                told(row["solved"]) + (f" at share {number(share, 2)}" if share else ""),
+                *(told(row[kind]) for kind in ("predicted", "checked", "realised")),
+                ", ".join(parts) or "–",
+                _latest(row["cost"]),
+            ]
+        )
+    headers = ["arm", "asked", "solved for", "predicted", "checked", "realised", "of which", "cost in overall loss"]
+    return Table(headers, cells), [f"({number}) {reason}." for reason, number in reasons.items()]
+
+
+def _latest(found: Mapping[str, Any]) -> str:
+    """What was realised; else what was checked or predicted, and that it is no more."""
+    if "realised" in found:
+        return _in_words(found["realised"])
+    kind = next((kind for kind in ("checked", "predicted") if kind in found), None)
+    return f"{_in_words(found[kind])} ({kind})" if kind else "–"
+
+
+def _in_words(value: Mapping[str, Any]) -> str:
+    return estimate(value, sign=True) + ("" if interval_of(value) else " (no interval)")
 
 
 def _pairs(contrasts: Contrasts) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
@@ -47,6 +81,10 @@ def _verdict(contrasts: Contrasts, solution: Mapping[str, Any], summary: Mapping
             continue
         metric = max(aimed, key=lambda name: abs(aimed[name]))
         change = f"With the {arm} weights training {_change(metric, values[metric], metrics)} compared with {other}"
+        if terms := parts_of(metric, values):
+            change += (
+                f", of which {listed([f'{metrics.term(name)} {estimate(values[name], sign=True)}' for name in terms])}"
+            )
         against = {name: values[metric] for name, values in controls if metric in values}
         sentences.append(", ".join([change, *_judged(aimed[metric], values[metric], against)]) + ".")
         moved = [name for name, value in target.items() if value == 0 and name in values and clear(values[name])]
@@ -85,21 +123,17 @@ def _forest_title(metric: str, contrasts: Contrasts, metrics: Metrics) -> str:
 def headline(
     section: Section, run: Run, summary: Mapping[str, Any], solution: Mapping[str, Any], metrics: Metrics
 ) -> None:
-    """Targets, contrasts as forest plots, one sentence."""
-    asked, contrasts = _asked(solution, metrics), summary.get("contrasts") or {}
-    if not asked and not contrasts:
+    """One row an arm and target, one sentence, contrasts as forest plots."""
+    rows, contrasts = summary.get("headline") or [], summary.get("contrasts") or {}
+    if not rows and not contrasts:
         absent = "This experiment measures; it asks for no weights and trains no arms."
         missing = "No weights have been solved and no arms compared."
         return run.excuse(section, missing, absent, "solve", "retrain")
+    if rows:
+        table, reasons = headline_table(rows, metrics)
+        section.blocks += [table, Note(" ".join([*reasons, _covered(rows)]), "small")]
     if verdict := _verdict(contrasts, solution, summary, metrics):
         section.blocks.append(Note(verdict, "lead"))
-    cards = [
-        (entry["name"], estimate(entry).split("\u00a0[")[0], _card_detail(entry), entry.get("what") or "")
-        for entry in summary.get("headline") or []
-        if entry.get("featured", True)
-    ]
-    section.blocks += [Cards(cards)] if cards else []
-    section.blocks += [Points(asked)] if asked else []
     if contrasts:
         section.blocks += _differences(contrasts, metrics)
     elif run.leaves_out("retrain"):
@@ -108,33 +142,43 @@ def headline(
         section.blocks.append(Note("The comparison of the arms has not been run yet.", "small"))
 
 
+def _covered(rows: Sequence[Mapping[str, Any]]) -> str:
+    """What the 95 % intervals of every column cover, as the estimates themselves say."""
+    found = {
+        kind: list(dict.fromkeys(name for row in rows for name in row[kind].get("covers") or ()))
+        for kind in ("solved", "predicted", "checked", "realised")
+    }
+    words = [f"{kind} {listed([_SOURCES.get(name, name) for name in names])}" for kind, names in found.items() if names]
+    return (
+        f"95 % intervals cover: {'; '.join(words) or 'nothing'}. Solved for is the linear response at the checkpoint, "
+        "on the held-out samples that the observables are made of; predicted and checked are on other ones, realised "
+        "and the cost on a third set."
+    )
+
+
 def _differences(contrasts: Contrasts, metrics: Metrics) -> list[Any]:
     pairs = list(_pairs(contrasts))
     there = dict.fromkeys(name for _, _, values in pairs for name in values)
     names = sorted(there, key=lambda name: list(metrics.described).index(name) if name in metrics.described else 999)
     drawn = []
     for metric in names:
+        if ":" in metric:
+            continue  # terms of observables are drawn beside what was predicted of them
         rows = [(f"{a} − {b}", arm_style(a), "dot", values[metric]) for a, b, values in pairs if metric in values]
         label = f"difference ({metrics.unit(metric)})" if metrics.unit(metric) else "difference"
         plot = intervals(rows, label, f"Differences between arms in {metrics.label(metric)}")
         drawn += figure(_forest_title(metric, contrasts, metrics), plot, metrics.meaning(metric))
-    cells = [[f"{a} − {b}", *(_cell(values.get(metric)) for metric in names)] for a, b, values in pairs]
+    cells = [[metrics.label(metric), *(_cell(values.get(metric)) for _, _, values in pairs)] for metric in names]
     words = (
-        "Large points are differences of means over seeds with their 95 % intervals; small points are single seeds. "
+        "Large points are differences of means over seeds with their 95 % intervals, which cover seeds, and held-out "
+        "samples too where the quantity is an observable; small points are single seeds. "
         "“≈” means that the interval holds zero: no clear effect."
     )
-    headers = ["arms", *(metrics.label(metric) for metric in names)]
+    headers = ["", *(f"{a} − {b}" for a, b, _ in pairs)]
     return [Figures(drawn), Note(words, "small"), Table(headers, cells, "Differences between arms")]
 
 
 def _cell(value: dict[str, Any] | None) -> str:
     if not value:
         return "–"
-    if interval_of(value) is None:
-        return f"{estimate(value, sign=True)} (no interval)"
-    return f"{'' if clear(value) else '≈ '}{estimate(value, sign=True)}"
-
-
-def _card_detail(entry: dict[str, Any]) -> str:
-    _, bracket, ends = estimate(entry).partition("[")
-    return f"{bracket}{ends} {entry.get('unit') or ''}".strip()
+    return f"{'≈ ' if interval_of(value) and not clear(value) else ''}{_in_words(value)}"

@@ -36,7 +36,7 @@ def _sections(run: Run, summary: dict[str, Any]) -> list[Section]:
     builders: list[tuple[str, str, Callable[..., None], tuple[Any, ...]]] = [
         ("headline", "What was asked, what came out", headline.headline, (summary, solution, metrics)),
         ("arms", "The arms, step by step", arms.arms, (summary, metrics)),
-        ("response", "Predicted and realised response", arms.response, (summary, solution, metrics)),
+        ("response", "Predicted, checked and realised, side by side", arms.response, (summary, solution, metrics)),
         ("weights", "The weights", weighting.weights, (summary, solution, texts)),
         ("susceptibilities", "Susceptibilities", susceptibilities.susceptibilities, (diagnostics, solution, texts)),
         ("chains", "Chains", chains.chains, (diagnostics, metrics)),

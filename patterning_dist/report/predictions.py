@@ -5,7 +5,13 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-KINDS = ("predicted", "cross_fitted", "checked", "window")
+# Kind -> what its intervals cover. Halving: the window in two steps of one; model: what else the window leaves out.
+COVERS = {
+    "solved": ["chains"],
+    "cross_fitted": ["chains"],
+    "predicted": ["sequences", "halving", "model"],
+    "checked": ["chains"],
+}
 
 
 def predictions(
@@ -14,7 +20,10 @@ def predictions(
     windows: Mapping[str, Any],
     arms: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, dict[str, dict[str, Any]]]:
-    """Kind -> arm -> observable -> estimate, of every arm that something is said of.
+    """Kind -> arm -> observable -> estimate and what its interval ``covers``, of every arm that something is said of.
+
+    ``solved`` is the linear response that weights were solved for, ``cross_fitted`` the same on chains that were not
+    solved on, ``predicted`` what the window of the training comes to, ``checked`` what chains under the weights do.
 
     Args:
         solution: content of weights/solution.json; may be empty.
@@ -25,20 +34,26 @@ def predictions(
     """
     solved = {arm: entry for arm, entry in solution.get("arms", {}).items() if "predicted_response" in entry}
     given = {arm: {"weights": arm, "strength": 1.0} for arm in solved} | dict(arms)
-    found: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in KINDS}
-    inside = {arm: entry["observables"] for arm, entry in windows.get("arms", {}).items() if "observables" in entry}
-    found["window"] = inside
+    found: dict[str, dict[str, dict[str, Any]]] = {kind: {} for kind in COVERS}
+    for arm, entry in windows.get("arms", {}).items():
+        if "observables" in entry:
+            found["predicted"][arm] = dict(entry["observables"])
     for arm, entry in given.items():
         weights, strength = entry.get("weights"), entry.get("strength", 1.0)
         if weights not in solved or entry.get("rounds", 1) > 1:
             continue
-        for kind, key in (("predicted", "predicted_response"), ("cross_fitted", "cross_fitted_response")):
+        for kind, key in (("solved", "predicted_response"), ("cross_fitted", "cross_fitted_response")):
             linear = solved[weights].get(key) or {}
             found[kind][arm] = {name: _scaled(value, strength) for name, value in linear.items()}
         measured = (checked.get("strengths") or {}).get(f"{strength:+g}")
         if measured and checked.get("weights") == weights:
-            found["checked"][arm] = {name: value for name, value in measured.items() if "predicted" in value}
-    return found
+            found["checked"][arm] = {name: value for name, value in measured.items() if name != "loss"}  # of the probe
+    return {
+        kind: {
+            arm: {name: {**value, "covers": COVERS[kind]} for name, value in of.items()} for arm, of in by_arm.items()
+        }
+        for kind, by_arm in found.items()
+    }
 
 
 def _scaled(estimate: Mapping[str, Any], strength: float) -> dict[str, Any]:

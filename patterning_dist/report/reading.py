@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -154,7 +155,7 @@ class Run:
         return {arm: dict(sorted(arms[arm].items())) for arm in in_order(arms, ARM_ORDER)}
 
 
-def interval_of(estimate: dict[str, Any] | None) -> tuple[float, float] | None:
+def interval_of(estimate: Mapping[str, Any] | None) -> tuple[float, float] | None:
     """The interval of an estimate, or None when there is none (one seed) or it is not finite."""
     interval = (estimate or {}).get("interval")
     if not interval or any(end is None or not math.isfinite(end) for end in interval):

@@ -41,6 +41,10 @@ class Metrics:
         """Its name in the middle of a sentence."""
         return f"the {self._in_words(name)}"
 
+    def term(self, name: str) -> str:
+        """What a term of an observable is called beside it; see ``response.contrast.part_names``."""
+        return name.rpartition(":")[2].replace("_", " ")
+
     def effect(self, name: str, value: dict[str, Any]) -> str:
         """What happened to it, claimed no further than its interval goes."""
         amount = f"{estimate(value, sign=True)} {self.unit(name)}".strip()
@@ -73,7 +77,7 @@ def number(value: Any, digits: int = 3, decimals: int | None = None, sign: bool 
     return text.replace("-", "−")
 
 
-def estimate(value: dict[str, Any] | None, sign: bool = False) -> str:
+def estimate(value: Mapping[str, Any] | None, sign: bool = False) -> str:
     """Value and interval on one line, with as many decimals as the interval can bear."""
     if not value or value.get("value") is None:
         return "–"
@@ -86,7 +90,7 @@ def estimate(value: dict[str, Any] | None, sign: bool = False) -> str:
     return f"{number(value['value'], decimals=decimals, sign=sign)}\u00a0[{ends}]"
 
 
-def clear(value: dict[str, Any] | None) -> int:
+def clear(value: Mapping[str, Any] | None) -> int:
     """+1 or -1 when the interval lies on one side of zero, else 0 (also when there is no interval)."""
     interval = interval_of(value)
     if interval is None:

@@ -24,6 +24,7 @@ from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.target import Target
 from patterning_dist.sampling.window import Move, Rule, metric, window_moves
 from patterning_dist.storage.run import RunDirectory
+from patterning_dist.tasks.held_out import signed_sums
 from patterning_dist.tasks.task import Task as LearningTask
 
 _BATCH_STREAM = 0x77696E64  # added to the seed: batches that are no arm's own
@@ -188,6 +189,4 @@ def _moves(
 def _parts(target: Target) -> np.ndarray:
     """What every held-out sample adds to every observable [observable, sample, sign]."""
     assert target.held_out is not None and target.coefficients is not None
-    losses, coefficients = target.losses(target.held_out), target.coefficients.double()
-    signed = [c * losses for c in (coefficients.clamp(min=0), coefficients.clamp(max=0))]
-    return torch.stack([s.flatten(2).sum(dim=2) if s.dim() > 2 else s for s in signed], dim=-1).numpy()
+    return signed_sums(target.coefficients.double(), target.losses(target.held_out))

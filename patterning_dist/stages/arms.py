@@ -13,7 +13,10 @@ from scipy.stats import t as student_t
 
 from patterning_dist.config import ArmConfig, Config, SplitLossConfig
 from patterning_dist.report.arms import first_passing
+from patterning_dist.report.reading import column
 from patterning_dist.report.record import HEAD_COLUMN
+from patterning_dist.response.contrast import GROUP, OVERALL, crossed_contrast, part_names
+from patterning_dist.training.job import HELD_OUT_TABLE
 
 # Columns of a training's table that are no metrics.
 _NO_METRICS = ("step", "train_loss", "seconds")
@@ -26,23 +29,22 @@ class Arm:
     Attributes:
         settings: of the experiment, start and seeds filled in.
         metrics: at the last step [seed].
-        observables: split losses of ``sampling`` at the last step [seed].
+        observables: split losses of ``sampling``, and their parts, at the last step [seed].
+        influences: of held-out samples on them [seed, sample].
+        groups: documents of these samples [sample].
         transitions: first steps with an induction head, one a seed; None where heads are not scored.
     """
 
     settings: ArmConfig
     metrics: dict[str, np.ndarray]
     observables: dict[str, np.ndarray]
+    influences: dict[str, np.ndarray]
+    groups: np.ndarray
     transitions: list[int | None] | None
 
     @property
     def name(self) -> str:
         return self.settings.name
-
-    @property
-    def is_weighted(self) -> bool:
-        """Neither plain nor the control."""
-        return self.settings.weights not in (None, "permuted")
 
     @property
     def seeds(self) -> list[int]:
@@ -67,10 +69,14 @@ def _read_arm(settings: ArmConfig, folder: Path) -> Arm:
     tables = [pq.read_table(f / "metrics.parquet") for f in folders]
     names = [c for c in tables[0].column_names if c not in _NO_METRICS and not HEAD_COLUMN.fullmatch(c)]
     scored = "prefix_matching" in names
+    losses = {name: np.array([r["observables"][name] for r in reports]) for name in reports[0]["observables"]}
+    influences = [pq.read_table(f / HELD_OUT_TABLE) for f in folders]
     return Arm(
         settings,
         {name: np.array([report[name] for report in reports]) for name in names},
-        {name: np.array([r["observables"][name] for r in reports]) for name in reports[0]["observables"]},
+        losses,
+        {name: np.stack([column(table, name) for table in influences]) for name in losses},
+        column(influences[0], GROUP) if losses else np.zeros(0),
         [first_passing(table) for table in tables] if scored else None,
     )
 
@@ -90,24 +96,31 @@ def describe_metrics(config: Config, directory: Path, arms: list[Arm]) -> dict[s
             what = {"label": name.replace("_", " "), "unit": "", "meaning": ""}
             if isinstance(observable, SplitLossConfig):
                 what |= {"unit": "nats", "meaning": f"split loss {observable.split} of held-out samples"}
+                for term in part_names(observable.split):
+                    words = f"{what['label']}: {term.replace('_', ' ')}"
+                    found[f"{name}:{term}"] = {"label": words, "unit": "nats", "meaning": f"a term of {name}"}
             elif observable.kind == "component_loss":
                 what |= {"unit": "nats", "meaning": "mean loss on the probe, as the component moves it"}
             found.setdefault(name, what)
-    return found
+    overall = {"label": "overall loss", "unit": "nats", "meaning": "mean loss on all held-out samples"}
+    return found | {OVERALL: found.get(OVERALL, overall)}
 
 
 def contrasts(arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
-    """Arm -> the plain arm and the control -> differences, and warnings of pairs without a common seed."""
-    base = next((arm for arm in arms if arm.settings.weights is None), None)
-    control = next((arm for arm in arms if arm.settings.weights == "permuted"), None)
+    """Arm -> the plain arm and the control -> differences, and warnings of what is not compared."""
     found: dict[str, Any] = {}
     unpaired = []
     for arm in arms:
+        plain = arm.settings.weights is None
+        base, control = (None if plain else counterpart(arm, arms, weights) for weights in (None, "permuted"))
+        if base is None and not plain:
+            start = arm.settings.start
+            unpaired.append(f"{arm.name}: no plain arm starts from {start} as well, and so it is not compared; add one")
         for other in (base, control):
-            if other is None or arm in (other, base):
+            if other is None or arm is other:
                 continue
-            # A target that is no metric of training is compared all the same.
-            metrics = compare(arm, other, "observables") | compare(arm, other, "metrics")
+            # Of an observable that is a metric as well, the interval that covers more counts.
+            metrics = compare(arm, other, "metrics") | compare(arm, other, "observables")
             if metrics:
                 found.setdefault(arm.name, {})[other.name] = metrics
             else:
@@ -117,17 +130,39 @@ def contrasts(arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
     return found, unpaired
 
 
+def counterpart(arm: Arm, arms: list[Arm], weights: str | None) -> Arm | None:
+    """The arm with these weights that starts where ``arm`` does: the difference is that of the weights alone."""
+    start = arm.settings.start
+    return next((one for one in arms if one.settings.weights == weights and one.settings.start == start), None)
+
+
 def compare(arm: Arm, other: Arm, kind: Literal["metrics", "observables"]) -> dict[str, Any]:
     """Differences between two arms, seed by seed; empty where they share none."""
     seeds = [seed for seed in arm.seeds if seed in other.seeds]
     first, second = ([a.seeds.index(seed) for seed in seeds] for a in (arm, other))
     ours, theirs = getattr(arm, kind), getattr(other, kind)
-    return {name: entry(ours[name][first] - theirs[name][second]) for name in ours if seeds and name in theirs}
+    changes = {name: ours[name][first] - theirs[name][second] for name in ours if seeds and name in theirs}
+    if kind == "metrics":
+        return {name: entry(values) for name, values in changes.items()}
+    moved = {name: arm.influences[name][first] - other.influences[name][second] for name in changes}
+    return {name: _crossed_entry(values, moved[name], arm.groups) for name, values in changes.items()}
+
+
+def _crossed_entry(values: np.ndarray, influences: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
+    """Mean over seeds, with an interval that covers seeds and held-out samples where both can be told."""
+    found = crossed_contrast(values, influences, groups)
+    errors = {"seeds": found.over_seeds, "sequences": found.over_sequences}
+    if found.half_width is None:
+        return entry(values) | {"errors": errors}
+    ends = [found.value - found.half_width, found.value + found.half_width]
+    both = {"interval": ends, "standard_error": found.standard_error, "covers": list(errors)}
+    return entry(values) | both | {"errors": errors}
 
 
 def entry(values: np.ndarray) -> dict[str, Any]:
     """Mean over seeds with its interval [seed]."""
-    return {"value": values.mean(), "interval": interval(values), "per_seed": values}
+    covers = ["seeds"] if len(values) > 1 else []
+    return {"value": values.mean(), "interval": interval(values), "covers": covers, "per_seed": values}
 
 
 def interval(values: np.ndarray) -> list[float] | None:

@@ -101,11 +101,12 @@ def join_rounds(config: Config, run: RunDirectory) -> list[Path]:
         run.place.fetch(last.arm_folder)
         folder = run.path / last.arm_folder
         parts = [run.path / replace(last, number=number).folder for number in range(1, last.number + 1)]
-        initial, model, metrics, report = (folder / name for name in JOB_FILES)
-        is_joined = all(file.exists() for file in (initial, model, metrics, report))
+        initial, model, metrics, held_out, report = files = [folder / name for name in JOB_FILES]
+        is_joined = all(file.exists() for file in files)
         if not is_joined or report.read_bytes() != (parts[-1] / report.name).read_bytes():
             _copy(parts[0] / initial.name, initial)
             _copy(parts[-1] / model.name, model)
+            _copy(parts[-1] / held_out.name, held_out)
             write_parquet(metrics, joined_metrics([pq.read_table(part / metrics.name) for part in parts]))
             open_task(config, run.path, "cpu").describe(folder)
             _copy(parts[-1] / report.name, report)  # the last, for it says that the others are there

@@ -14,8 +14,11 @@ from patterning_dist.config import Config
 from patterning_dist.measure.warnings import find_warnings
 from patterning_dist.progress import Progress
 from patterning_dist.report import build_report
+from patterning_dist.report.headline import headline_table
 from patterning_dist.report.predictions import predictions
-from patterning_dist.stages.arms import compare, contrasts, describe_metrics, read_arms
+from patterning_dist.report.words import Metrics
+from patterning_dist.stages.arms import Arm, compare, contrasts, counterpart, describe_metrics, read_arms
+from patterning_dist.stages.headline import VALIDATION, headline
 from patterning_dist.stages.rounds import later_rounds
 from patterning_dist.storage.files import write_json
 from patterning_dist.storage.run import RunDirectory
@@ -26,8 +29,19 @@ _LONG = ("histogram", "conjugate_gradients", "fingerprint", "table_sha256")  # o
 def report(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     """Write summary.json and report.html; returns both."""
     progress.start("writing the report", None)
-    write_json(run.path / "summary.json", _summarise(config, run))
+    summary = _summarise(config, run)
+    write_json(run.path / "summary.json", summary)
+    _print_headline(summary, progress)
     return [run.path / "summary.json", build_report(run.path)]
+
+
+def _print_headline(summary: dict[str, Any], progress: Progress) -> None:
+    table, reasons = headline_table(summary["headline"], Metrics(summary["metrics"]))
+    for arm, *cells in table.rows:
+        words = (f"{header} {cell}" for header, cell in zip(table.headers[1:], cells, strict=True) if cell != "–")
+        progress.say(f"{arm}: {'; '.join(words)}")
+    for reason in reasons:
+        progress.say(reason)
 
 
 def _read(path: Path, asked_for: object) -> dict[str, Any]:
@@ -42,12 +56,13 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
     arms = read_arms(config, run.path)
     compared, unpaired = contrasts(arms)
     described = describe_metrics(config, run.path, arms)
-    base = next((arm for arm in arms if arm.settings.weights is None), None)
-    realised = {a.name: compare(a, base, "observables") for a in arms if base and a is not base}
     keys = ("weights", "strength", "rounds")
     told = {a.name: {key: getattr(a.settings, key) for key in keys} for a in arms}
     rounds = _rounds(config, run.path)
-    predicted = predictions(solution, checked, windows, told)
+    found = predictions(solution, checked, windows, told)
+    plain = {arm.name: counterpart(arm, arms, None) for arm in arms if arm.settings.weights is not None}
+    realised = {arm.name: _realised(arm, base) for arm in arms if (base := plain.get(arm.name))}
+    found["realised"] = {name: entries for name, entries in realised.items() if entries}
     stages, diagnostics = run.manifest["stages"], _diagnostics(run.path, rounds)
     return {
         "name": config.name,
@@ -56,11 +71,10 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
             stage: entry["seconds"] for stage, entry in stages.items() if stage != "report" and "seconds" in entry
         },
         "metrics": described,
-        "headline": _headline(compared, predicted, solution, described, [a.name for a in arms if a.is_weighted]),
+        "headline": headline(config, solution, windows, told, found),
         "arms": {arm.name: told[arm.name] | arm.summary() for arm in arms},
         "contrasts": compared,
-        **predicted,
-        "realised": {name: entries for name, entries in realised.items() if entries},
+        **found,
         "weights": {
             arm: {k: entry[k] for k in ("strength", "effective_sample_share")}
             for arm, entry in solution.get("arms", {}).items()
@@ -74,6 +88,11 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
         },
         "warnings": find_warnings(diagnostics, solution, checked, config, rounds.values()) + unpaired,
     }
+
+
+def _realised(arm: Arm, base: Arm) -> dict[str, Any]:
+    cost = {name: entry for name, entry in compare(arm, base, "metrics").items() if name == VALIDATION}
+    return compare(arm, base, "observables") or cost
 
 
 def _rounds(config: Config, folder: Path) -> dict[str, dict[str, Any]]:
@@ -90,50 +109,3 @@ def _diagnostics(folder: Path, rounds: dict[str, dict[str, Any]]) -> dict[str, A
     for subject in (entry["subject"] for entry in rounds.values()):
         found["subjects"][subject] = json.loads((sampling / subject / "diagnostics.json").read_text())["diagnostics"]
     return found
-
-
-def _headline(
-    compared: dict[str, Any],
-    predicted: dict[str, Any],
-    solution: dict[str, Any],
-    described: dict[str, dict[str, str]],
-    weighted: list[str],
-) -> list[dict[str, Any]]:
-    """Rows of name, value and interval; featured is what a reader looks for first, the targeted observables."""
-    rows: list[dict[str, Any]] = []
-
-    def add(name: str, entry: dict[str, Any], unit: str, what: str, featured: bool) -> None:
-        row = {"name": name, "value": entry["value"], "interval": entry["interval"], "unit": unit, "what": what}
-        rows.append(row | {"featured": featured})
-
-    targets = (entry.get("target", {}) for entry in solution.get("arms", {}).values())
-    targeted = {name for target in targets for name, value in target.items() if value}
-
-    def unit(name: str) -> str:
-        return described.get(name, {}).get("unit", "")
-
-    for arm, against in compared.items():
-        for other, entries in against.items():
-            what = (
-                f"{arm} against {other} at the last step; mean and interval over seeds, paired; held-out samples fixed"
-            )
-            for metric, entry in entries.items():
-                add(f"{arm}-{other} {metric}", entry, unit(metric), what, metric in targeted and arm in weighted)
-    sources = {
-        "predicted": "linear response at the checkpoint, error over chains",
-        "cross_fitted": "linear response at the checkpoint on the chains that were not solved on",
-        "checked": "chains under the weights minus coupled chains without, error over draws and chains",
-        "window": "the training's window walked under the weights and under equal ones, on other held-out samples",
-    }
-    for kind, what in sources.items():
-        for arm, entries in predicted[kind].items():
-            for name, entry in entries.items():
-                featured = kind != "predicted" and name in targeted
-                add(f"{arm} {kind.replace('_', '-')} {name}", entry, unit(name), what, featured)
-    for name, agreement in solution.get("estimator_agreement", {}).items():
-        what = "plain covariance against response direction on the probe"
-        for level in ("entries", "samples"):
-            if f"correlation_{level}" in agreement:
-                entry = {"value": agreement[f"correlation_{level}"], "interval": agreement[f"interval_{level}"]}
-                add(f"estimator agreement {name} {level}", entry, "correlation", what, False)
-    return rows

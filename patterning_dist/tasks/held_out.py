@@ -3,6 +3,8 @@
 Any number of them costs one evaluation of the held-out samples. Every held-out set is divided into three disjoint
 parts, by document where documents are known: weights that are solved for on some samples fit those samples, so that
 chains observe phi on one part, responses are predicted and checked on another, and trainings are measured on the third.
+Where responses are predicted, checked and measured, a split that is a signed difference is observed in its two terms
+as well, and so is the loss over all held-out samples, which is what a response costs.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ from torch import Tensor
 
 from patterning_dist.data.sampler import permutation
 from patterning_dist.errors import PatterningError
+from patterning_dist.response.contrast import OVERALL, part_names
 from patterning_dist.sampling.samples import Joined, Part, Samples
 from patterning_dist.tasks.task import Task
 
@@ -42,6 +45,11 @@ class HeldOut:
     samples: Joined
     coefficients: Tensor
     groups: np.ndarray
+
+    @property
+    def shares(self) -> np.ndarray:
+        """Sums of coefficients above and below 0 of every sample [observable, sample, sign]."""
+        return signed_sums(self.coefficients, torch.ones_like(self.coefficients[0]))
 
 
 def held_out_ids(task: Task, seed: int, num_samples: int, part: HeldOutPart) -> dict[str, np.ndarray]:
@@ -86,6 +94,9 @@ def held_out_splits(
 ) -> HeldOut | None:
     """Lay named splits out as coefficients over held-out samples; None where there are no splits.
 
+    On other parts than ``observed``, NAME:A and NAME:B are the terms of a split A_minus_B called NAME, and ``overall``
+    is over all samples.
+
     Args:
         task: has the held-out sets, and may have splits of its own.
         ids: set -> samples of it, see ``held_out_ids``.
@@ -99,20 +110,36 @@ def held_out_splits(
         return None
     if not task.held_out:
         raise PatterningError("sampling.observables: a split_loss needs held-out data, and there is none; add some")
+    if part != "observed" and OVERALL not in splits.values():
+        splits = {**splits, OVERALL: OVERALL}
     parts: list[Samples] = [Part(task.held_out[name], ids[name]) for name in ids]
     number = 1 + HELD_OUT_PARTS.index(part)
     own = {split: found for split in splits.values() if (found := task.own_split(split, number)) is not None}
-    rows = []
+    rows: dict[str, np.ndarray] = {}
     for name, split in splits.items():
         if split in own:
             shared = [np.zeros(_shape(task, len(part))) for part in parts]
         else:
             shared = _over_sets(task, ids, name, split)
-        rows.append(
-            np.concatenate([*shared, *(c if key == split else np.zeros_like(c) for key, (_, c) in own.items())])
-        )
+        row = np.concatenate([*shared, *(c if key == split else np.zeros_like(c) for key, (_, c) in own.items())])
+        rows[name] = row
+        if part != "observed" and row.min() < 0 < row.max():
+            terms = zip(part_names(split), (row, -row), strict=True)
+            rows |= {f"{name}:{term}": signed.clip(0) for term, signed in terms}
     joined = Joined([*parts, *(samples for samples, _ in own.values())])
-    return HeldOut(tuple(splits), joined, torch.from_numpy(np.stack(rows)), _groups(task, ids, len(joined)))
+    coefficients = torch.from_numpy(np.stack(list(rows.values())))
+    return HeldOut(tuple(rows), joined, coefficients, _groups(task, ids, len(joined)))
+
+
+def signed_sums(coefficients: Tensor, losses: Tensor) -> np.ndarray:
+    """What every sample adds, with coefficients above and below 0 apart [observable, sample, sign].
+
+    Args:
+        coefficients: [observable, sample] or [observable, sample, position].
+        losses: of the samples [sample] or [sample, position].
+    """
+    signed = [c * losses for c in (coefficients.clamp(min=0), coefficients.clamp(max=0))]
+    return torch.stack([s.flatten(2).sum(dim=2) if s.dim() > 2 else s for s in signed], dim=-1).numpy()
 
 
 def _groups(task: Task, ids: Mapping[str, np.ndarray], num_samples: int) -> np.ndarray:
@@ -135,9 +162,9 @@ def _over_sets(task: Task, ids: Mapping[str, np.ndarray], name: str, split: str)
     for key, chosen in ids.items():
         samples = task.held_out[key]
         domains = task.index(samples, chosen).get("domain", np.full(len(chosen), key, object))
-        if split == "overall" or split.startswith("domain:"):
+        if split == OVERALL or split.startswith("domain:"):
             wanted = split.removeprefix("domain:")
-            here = np.full(len(chosen), split == "overall" or key == wanted) | (domains == wanted)
+            here = np.full(len(chosen), split == OVERALL or key == wanted) | (domains == wanted)
             counted = task.counted(samples, chosen)
             everywhere = np.ones(_shape(task, len(chosen)), bool) if counted is None else counted
             masks.append([(1.0, everywhere & here.reshape(-1, *[1] * (everywhere.ndim - 1)))])

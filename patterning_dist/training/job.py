@@ -13,7 +13,8 @@ from patterning_dist.config import Config
 from patterning_dist.storage.files import file_sha256
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
-JOB_FILES = ("initial.safetensors", "model.safetensors", "metrics.parquet", "evaluation.json")
+HELD_OUT_TABLE = "held_out.parquet"  # what every held-out sample adds to the errors of the observables
+JOB_FILES = ("initial.safetensors", "model.safetensors", "metrics.parquet", HELD_OUT_TABLE, "evaluation.json")
 # Where files lie, and how often the state is saved: the result does not depend on it.
 _NO_INPUTS = ("folder", "weights", "deepspeed", "checkpoint_seconds")
 
@@ -35,7 +36,7 @@ class TrainingJob:
 
     Attributes:
         name: shown in the progress display, e.g. ``plus seed 1``.
-        folder: receives metrics.parquet, evaluation.json, model.safetensors and what makes it a checkpoint.
+        folder: receives ``JOB_FILES`` and what makes it a checkpoint.
         inputs: JSON of hashes of data, code and start, ``Task.fingerprint(start)``.
         seed: initialisation and data order; arms that share it differ in nothing but the weights.
         num_steps: optimizer steps at the full learning rate (after the warm-up).
@@ -105,4 +106,7 @@ class TrainingJob:
     def is_finished(self, config: Config) -> bool:
         """Whether the folder holds the result of this very job."""
         report = self.folder / "evaluation.json"
-        return report.exists() and json.loads(report.read_text()).get("fingerprint") == self.fingerprint(config)
+        files = (report, self.folder / HELD_OUT_TABLE)  # earlier versions wrote no such table
+        return all(file.exists() for file in files) and json.loads(report.read_text()).get(
+            "fingerprint"
+        ) == self.fingerprint(config)

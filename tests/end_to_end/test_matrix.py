@@ -93,7 +93,8 @@ def test_retrain_and_report(finished):
         assert sorted(arms) == sorted(["base", "permuted", "plus", *(["online"] if kind in IN_ROUNDS else [])])
         assert set(summary["arms"]) == set(arms)
         observables = json.loads((directory / "retrain/plus/seed-0/evaluation.json").read_text())["observables"]
-        assert set(observables) == {"wanted"}
+        terms = {name for name in observables if name.startswith("wanted:")}
+        assert set(observables) == {"wanted", "overall", *terms} and len(terms) == 2 * (kind == "attention_only")
     if kind in IN_ROUNDS:
         steps = pq.read_table(directory / "retrain/online/seed-0/metrics.parquet")["step"].to_pylist()
         assert steps == [0, 1, 3]  # one step, then two

@@ -26,7 +26,7 @@ def test_summary_has_every_arm_with_intervals(finished: Path) -> None:
     assert low < contrast["value"] < high
     assert np.mean(contrast["per_seed"]) == pytest.approx(contrast["value"])
     assert set(summary["seconds"]) == {"prepare", "train", "sample", "solve", "retrain"}
-    assert summary["predicted"]["plus"]["induction"]["value"] < 0 < summary["predicted"]["minus"]["induction"]["value"]
+    assert summary["solved"]["plus"]["induction"]["value"] < 0 < summary["solved"]["minus"]["induction"]["value"]
     assert "induction" in summary["realised"]["plus"]
 
 

@@ -154,7 +154,7 @@ def test_the_arm_has_what_every_arm_has(finished: tuple[Config, RunDirectory]) -
     assert summary["arms"]["online"]["rounds"] == 2
     assert set(summary["contrasts"]["online"]["base"]) >= {"induction", "validation_loss"}
     assert list(summary["rounds"]) == ["online seed 0, round 2 of 2"]
-    assert "online" not in summary["predicted"]  # its weights are not those that were predicted for
+    assert "online" not in summary["solved"]  # its weights are not those that were predicted for
     assert "online seed 0, round 2 of 2" in (run.path / "report.html").read_text()
 
 

@@ -150,8 +150,16 @@ def test_what_a_training_of_a_language_model_leaves_is_a_checkpoint_of_transform
             losses = task.losses(model, held_out.samples[torch.arange(len(held_out.samples))]).double()
         values = (held_out.coefficients * losses).sum(dim=(1, 2))
         report = json.loads((folder / "evaluation.json").read_text())["observables"]
-        assert list(report) == ["induction", "fables"]
+        assert list(report) == ["induction", "induction:induction", "induction:rest", "fables", "overall"]
         assert list(report.values()) == pytest.approx(values.tolist(), abs=1e-6)
+        # And so are what the samples add to their errors, less what a sample of the mean loss would: nothing in sum.
+        table = pq.read_table(folder / "held_out.parquet")
+        assert table.column_names == ["group", *report] and (table["group"].to_numpy() == held_out.groups).all()
+        overall = table["overall"].to_numpy()
+        of_sample = (losses - values[-1]).sum(dim=1) / losses.numel()
+        assert overall == pytest.approx(of_sample.numpy(), abs=1e-6)
+        gap, *terms = (table[name].to_numpy() for name in list(report)[:3])
+        assert gap == pytest.approx(np.nan_to_num(terms[0]) - np.nan_to_num(terms[1]), abs=1e-6)
 
 
 @pytest.fixture(scope="module")

@@ -115,6 +115,7 @@ def test_override(path: Path, override: str, read: object) -> None:
         ("response.baseline=full", "response.baseline: full needs a component 'everything'"),
         ("sampling.observables.1.name=induction", "sampling.observables: 'induction' is named twice"),
         ("sampling.observables.1.name=loss", "'loss' is the name of a column of the traces; rename it"),
+        ("sampling.observables.1.split=rest", "'overall' is what the mean loss of all held-out samples is called"),
         (
             "solve.targets={indction: 1}",
             "solve.targets.indction: no such observable; sampling.observables has",
@@ -255,7 +256,7 @@ def test_probe_must_fit_the_context(path: Path, tmp_path: Path) -> None:
 
 
 def test_domain_split_names_a_source(path: Path) -> None:
-    split = "sampling.observables.1.split=domain:law"
+    split = "sampling.observables.0.split=domain:law"
     assert load_config(path, [split])  # the source's domain follows from its path: not known yet
     assert "the domains are code" in refusal(path, split, "data.sources.0.domain=code")
     assert load_config(path, [split, "data.sources.0.domain=law"])

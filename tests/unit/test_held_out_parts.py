@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 from language_targets import Sequences, language_task
 
-from patterning_dist.tasks.held_out import HELD_OUT_PARTS, held_out_ids, held_out_splits
+from patterning_dist.tasks.held_out import HELD_OUT_PARTS, held_out_ids, held_out_splits, signed_sums
 
 NUM = 90
 RNG = np.random.default_rng(0)
@@ -15,8 +16,8 @@ DOMAINS = np.array(["books", "code", "few"], object)[np.sort(RNG.choice(3, NUM, 
 DOCUMENTS = np.where(DOMAINS == "few", 1000 + np.arange(NUM) % 2, RNG.integers(0, 14, NUM) + 100 * (DOMAINS == "code"))
 
 
-def task():
-    found = language_task(RNG.integers(0, 31, (4, 8)), RNG.integers(0, 31, (NUM, 8)), domains=DOMAINS)
+def task(num_tokens=31):
+    found = language_task(RNG.integers(0, 31, (4, 8)), RNG.integers(0, num_tokens, (NUM, 8)), domains=DOMAINS)
     found.held_out["held_out"].documents = DOCUMENTS
     return found
 
@@ -53,6 +54,27 @@ def test_groups_are_the_documents_of_the_chosen_samples():
     assert len(set(zip(first, DOCUMENTS[ids], strict=True))) == len(set(DOCUMENTS[ids])) == len(set(first))
     assert len(set(found.groups[len(ids) :])) == len(found.groups) - len(ids)
     assert not set(first) & set(found.groups[len(ids) :])
+
+
+@pytest.mark.parametrize("part", HELD_OUT_PARTS)
+def test_differences_are_laid_out_in_their_terms_and_the_cost_beside_them(part):
+    """On all parts but that of the chains; a difference is that of its terms, which are means of losses."""
+    few_tokens = task(4)  # bigrams come back
+    ids = held_out_ids(few_tokens, 0, NUM, part)
+    splits = {"gap": "induction_minus_rest", "books": "domain:books"}
+    found = held_out_splits(few_tokens, ids, splits, part)
+    assert found.shares.sum(axis=(1, 2))[:2] == pytest.approx([0, 1])
+    if part == "observed":
+        assert found.names == ("gap", "books")
+        return
+    assert found.names == ("gap", "gap:induction", "gap:rest", "books", "overall")
+    gap, induction, rest, _, overall = found.coefficients
+    assert (gap == induction - rest).all() and (found.coefficients[1:] >= 0).all()
+    own = held_out_splits(few_tokens, ids, {"a": "induction", "b": "rest", "c": "overall"}, part)
+    assert own.names == ("a", "b", "c")  # the last is the cost
+    assert (own.coefficients == found.coefficients[[1, 2, 4]]).all()
+    sums = signed_sums(found.coefficients, torch.arange(overall.numel()).reshape(overall.shape))
+    assert sums[0, :, 0] == pytest.approx(sums[1, :, 0]) and sums[0, :, 1] == pytest.approx(-sums[2, :, 0])
 
 
 def test_samples_of_the_tasks_own_differ_between_the_parts():

@@ -325,11 +325,49 @@ def test_samples_without_tokens_go_by_their_numbers(run):
     assert "two attention heads or more" in html
 
 
+def section_of(html: str, name: str) -> str:
+    return re.search(rf'<section id="{name}">(.*?)</section>', html, re.S)[1].replace("\u00a0", " ")
+
+
 def test_the_check_stands_between_prediction_and_outcome(run):
-    body = re.search(r'<section id="response">(.*?)</section>', page(run), re.S)[1].replace("\u00a0", " ")
-    row = re.search(r"<td>induction_gap</td><td>plus</td>(.*?)</tr>", body)[1]
-    assert "−0.050 [−0.066, −0.034]" in row and "−0.040 [−0.052, −0.028]" in row
-    assert "plus, checked" in body and "Chains of everything under plus weights" in body
-    assert "minus, checked" not in body
-    shutil.rmtree(run / "check")
-    assert "plus, checked" not in page(run)
+    body = section_of(page(run), "response")
+    row = re.search(r"<td>plus</td><td>induction_gap</td>(.*?)</tr>", body)[1]
+    assert row.index("−0.050 [−0.066, −0.034]") < row.index("−0.040 [−0.052, −0.028]")
+    assert "checked: " in body and "Chains of everything under plus weights" in body
+    (run / "check/response.json").unlink()
+    summary = json.loads((run / "summary.json").read_text())
+    (run / "summary.json").write_text(json.dumps(summary | {"checked": {}}))
+    assert "checked: " not in section_of(page(run), "response")
+
+
+def test_terms_of_a_difference_stand_beside_it(run):
+    body = section_of(page(run), "response")
+    row = re.search(r"<td>plus</td><td>induction_gap:rest</td>(.*?)</tr>", body)[1]
+    headers = re.search(r"<th>arm</th><th>observable</th>(.*?)</tr>", body)[1]
+    assert re.findall("<th>(.*?)</th>", headers) == ["solved", "cross-fitted", "predicted", "checked", "realised"]
+    assert re.findall("<td>(.*?)</td>", row) == ["–", "–", "+0.57 [0.47, 0.67]", "–", "+0.570 [0.531, 0.609]"]
+    assert "rest: predicted: +0.57" in body  # what the pointer tells
+    for kind in ("solved", "cross_fitted", "predicted", "checked"):  # any of them may be missing
+        summary = json.loads((run / "summary.json").read_text())
+        (run / "summary.json").write_text(json.dumps(summary | {kind: {}}))
+        shown = re.search(r"<th>arm</th><th>observable</th>(.*?)</tr>", section_of(page(run), "response"))[1]
+        assert f"<th>{kind.replace('_', '-')}</th>" not in shown and shown.endswith("<th>realised</th>")
+
+
+def test_the_headline_is_one_row_an_arm_and_target(run):
+    body = section_of(page(run), "headline")
+    assert body.index("<table>") < body.index('class="lead"') < body.index("<figure>")
+    row = re.findall("<td>(.*?)</td>", re.search(r"<tbody>\s*<tr>(.*?)</tr>", body)[1])
+    assert row[:2] == ["plus", "the induction gap down"]
+    assert row[2] == "−0.050 [−0.066, −0.034] at share 0.5"
+    assert row[3] == "outside the window, no prediction (1)"
+    assert "(1) outside the window, no prediction: it starts from initialisation." in body
+    assert row[4] == "−0.040 [−0.052, −0.028]"
+    assert row[6:] == ["induction −0.160 [−0.199, −0.121], rest +0.570 [0.531, 0.609]", "+0.450 [0.411, 0.489]"]
+    assert "solved chains; checked chains; realised seeds and held-out samples." in body
+    summary = json.loads((run / "summary.json").read_text())
+    summary["contrasts"]["plus"]["base"] |= {"induction_gap:rest": {"value": 0.57, "interval": [0.5, 0.64]}}
+    summary["headline"][0]["realised"]["interval"] = None  # of one seed
+    (run / "summary.json").write_text(json.dumps(summary))
+    body = section_of(page(run), "headline")
+    assert "compared with base, of which rest +0.57 [0.50, 0.64]" in body and "(no interval)</td>" in body

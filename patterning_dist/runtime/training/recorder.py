@@ -15,6 +15,7 @@ from patterning_dist.runtime.training.trainer import Trainer
 from patterning_dist.runtime.training.weights import load_shares, own_share, save_weights
 from patterning_dist.storage.files import write_json, write_parquet
 from patterning_dist.storage.mirror import Place
+from patterning_dist.training.job import HELD_OUT_TABLE
 
 _NOTE_EVERY = 0.5
 
@@ -74,9 +75,10 @@ class Recorder:
             num_averaged = job.anneal_steps - job.anneal_steps // 2
             load_shares(trainer.engine, {name: w / num_averaged for name, w in self.average.items()})
         self.save("model")
+        observables, influences = trainer.observables()
         report = {
             **trainer.evaluate(),
-            "observables": trainer.observables(),
+            "observables": observables,
             "num_missing_weights": trainer.batches.num_missing,
             "num_joined_weights": trainer.batches.num_joined,
             "seconds": time.monotonic() - self.started,
@@ -84,6 +86,7 @@ class Recorder:
         }
         if self.writes:
             write_parquet(job.folder / "metrics.parquet", pa.Table.from_pylist(self.rows))
+            write_parquet(job.folder / HELD_OUT_TABLE, pa.table(influences))
             trainer.task.describe(job.folder)
             self.place.publish(job.folder)
             write_json(job.folder / "evaluation.json", report)

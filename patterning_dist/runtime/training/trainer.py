@@ -8,10 +8,11 @@ import numpy as np
 import torch
 
 from patterning_dist.config import Config
+from patterning_dist.response.contrast import GROUP, influence
 from patterning_dist.runtime.training.engine import deepspeed_config, initialize, model_in_pieces
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import all_losses, to_device
-from patterning_dist.tasks.held_out import held_out_ids, held_out_splits
+from patterning_dist.tasks.held_out import held_out_ids, held_out_splits, signed_sums
 from patterning_dist.tasks.optimizers import learning_rate_factor, set_learning_rate_factor
 from patterning_dist.tasks.task import Task
 from patterning_dist.training.batches import WeightedBatches, weighted_loss
@@ -73,14 +74,19 @@ class Trainer:
         """The task's metrics, every rank its share."""
         return self.task.evaluate(self.engine, self.ranks)
 
-    def observables(self) -> dict[str, float]:
-        """The split losses of the job [nats], on held-out samples that no chain has seen."""
+    def observables(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """The split losses of the job [nats], on held-out samples that no chain has seen, and columns [sample] of them.
+
+        ``group`` is the document, every other column the influence of a sample on the observable of its name.
+        """
         sampling, splits = self.config.sampling, dict(self.job.splits)
         ids = held_out_ids(self.task, self.config.seed, sampling.evaluation_sequences, "realised")
         held_out = held_out_splits(self.task, ids, splits, "realised")
         if held_out is None:
-            return {}
+            return {}, {}
         losses = partial(self.task.losses, self.engine)
         found = all_losses(losses, held_out.samples, self.ranks, sampling.micro_batch_size, self.device)
-        values = (held_out.coefficients * found).flatten(1).sum(dim=1)
-        return dict(zip(held_out.names, values.tolist(), strict=True))
+        sums = signed_sums(held_out.coefficients, found)
+        columns = dict(zip(held_out.names, influence(sums, held_out.shares), strict=True))
+        values = dict(zip(held_out.names, sums.sum(axis=(1, 2)).tolist(), strict=True))
+        return values, {GROUP: held_out.groups} | columns
