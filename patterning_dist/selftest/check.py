@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 SIGMAS = 4.0  # of the standard error: chance alone passes it once in 16,000 checks
-LOOSEST = 0.3  # of the expected value: a check with a wider tolerance could not fail, and counts as failed
+LOOSEST = 0.25  # of the expected value: a check with a wider tolerance could not fail, and counts as failed
 
 
 @dataclass(frozen=True)

@@ -98,9 +98,8 @@ def sample_copies(
     copies = TensorDataset(torch.arange(number))
     sampled = sample_chains(
         nn.ParameterDict({"w": start.float().expand(number, -1).clone()}),
-        lambda model, batch: (
-            number * loss(next(model.parameters()))[batch[0]]
-        ),  # the mean over samples is the sum over copies
+        # Losses whose mean over the samples is the sum over the copies.
+        lambda model, batch: number * loss(next(model.parameters()))[batch[0]],
         copies,
         copies,
         posterior=posterior,

@@ -28,7 +28,8 @@ GROUPS: tuple[Group, ...] = (
 def print_checks(groups: Sequence[Group] = GROUPS) -> int:
     """The checks as lines on the terminal; the exit code of the command, 1 if anything is off."""
     console, threads, begin = Console(), torch.get_num_threads(), time.monotonic()
-    console.print(f"{'':8}{'':54}{'expected':>12}{'found':>12}  error: {SIGMAS:g} standard errors + bias allowed for")
+    head = f"{'':62}{'expected':>12}{'found':>12}  {SIGMAS:g} errors + allowance"
+    console.print(head, soft_wrap=True, highlight=False)
     lines: list[bool] = []
 
     def show(ok: bool, text: str) -> None:

@@ -16,9 +16,9 @@ from patterning_dist.sampling.target import Target
 from patterning_dist.sampling.window import Rule, metric, window_moves
 from patterning_dist.selftest.check import Check
 
-_CLAIM = 0.2  # realised within so much of predicted
+_LEFT_OUT = 0.1  # of the prediction: the noise of minibatches, and how the metric changes along the way
 _NUM_POINTS, _NUM_HELD_OUT, _BATCH, _STEPS, _SEEDS = 512, 6000, 128, 96, 16
-_RULES = {"SGD": Rule(0.05, 0.01), "AdamW": Rule(0.0005, 0.1, 1e-8)}
+_RULES = {"SGD": Rule(0.02, 0.01), "AdamW": Rule(0.0005, 0.1, 1e-8)}
 
 
 def windows() -> Iterator[Check]:
@@ -42,7 +42,7 @@ def windows() -> Iterator[Check]:
         differences = np.subtract(realised["up"], realised["base"])
         expected, error = predicted["up"] - predicted["base"], differences.std(ddof=1) / math.sqrt(_SEEDS)
         text = f"loss after a window of {name} under weights, as predicted"
-        yield Check(text, expected, float(differences.mean()), float(error), _CLAIM * abs(expected))
+        yield Check(text, expected, float(differences.mean()), float(error), _LEFT_OUT * abs(expected))
 
 
 def _points(number: int, seed: int) -> tuple[Tensor, Tensor]:
