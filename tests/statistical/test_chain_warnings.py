@@ -1,7 +1,7 @@
 """The functions of Python warn of chains that have not mixed, and seldom of chains that have.
 
-phi = w and l_i = a_i w + noise with w normal, autocorrelated with coefficient r from draw to draw: chi_i is -a_i less its
-mean, and a chain of T draws has T (1 - r) / (1 + r) effective ones.
+phi = w and l_i = a_i w + noise with w normal, autocorrelated with coefficient r from draw to draw: chi_i is -a_i less
+its mean, and a chain of T draws has T (1 - r) / (1 + r) effective ones.
 """
 
 from __future__ import annotations
