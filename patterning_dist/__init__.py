@@ -10,6 +10,7 @@ from typing import Any
 
 # name -> where it is
 _MODULES = {
+    "ChainWarning": "response.judged",
     "CoMoments": "response.moments",
     "Config": "config",
     "PatterningError": "errors",
@@ -17,19 +18,19 @@ _MODULES = {
     "Susceptibility": "response.susceptibility",
     "WeightSolution": "response.solver",
     "cross_fitted_response": "response.prediction",
-    "free_energy_response": "response.llc",
+    "free_energy_response": "response.judged",
     "largest_feasible_strength": "response.solver",
-    "llc": "response.llc",
-    "llc_response": "response.llc",
+    "llc": "response.judged",
+    "llc_response": "response.judged",
     "load_config": "config",
     "predicted_response_with_error": "response.prediction",
     "run_stages": "driver",
     "sample_chains": "sampling.sample",
-    "solve_for_effective_sample_share": "response.solver",
-    "solve_weights": "response.solver",
+    "solve_for_effective_sample_share": "response.judged",
+    "solve_weights": "response.judged",
     "split_half_reliability": "response.reliability",
     "split_rhat": "response.diagnostics",
-    "susceptibility": "response.susceptibility",
+    "susceptibility": "response.judged",
     "susceptibility_modes": "response.modes",
     "trace_mean": "response.llc",
 }

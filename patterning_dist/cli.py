@@ -192,6 +192,14 @@ def doctor(
         raise typer.Exit(print_findings(run_dir, address))
 
 
+@app.command(help="Find published numbers again on this machine, without Ray: a line a number, ok or FAILED.")
+def selftest() -> None:
+    with _reported():
+        from patterning_dist.selftest import print_checks
+
+        raise typer.Exit(print_checks())
+
+
 @app.command(help="List the components of a model, which `sampling.components` can name, and their sizes.")
 def components(
     model: Annotated[

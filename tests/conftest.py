@@ -55,6 +55,7 @@ SECONDS = {
     "tests/statistical/test_llc_models.py": 15,
     "tests/statistical/test_llc_response.py": 15,
     "tests/statistical/test_rmsprop_sgld_gaussian.py": 15,
+    "tests/statistical/test_selftest.py": 45,
     "tests/statistical/test_sgnht_gaussian.py": 15,
     "tests/statistical/test_sign_trap.py": 15,
 }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 from arviz_stats.base import array_stats
@@ -51,20 +52,20 @@ def _lag_one(trace: NDArray[np.float64]) -> float:
     return float(autocovariance[1] / autocovariance[0]) if autocovariance[0] > 0 else np.nan
 
 
-def split_rhat(chains: Sequence[CoMoments]) -> NDArray[np.float64]:
+def split_rhat(chains: Sequence[CoMoments], of: Literal["loss", "phi"] = "loss") -> NDArray[np.float64]:
     """Classic split R-hat of each probe loss, sqrt((B / W + n - 1) / n), Gelman et al. (2013), from half
     chains. [probe]
 
     n draws in a half chain, B = n Var(means of the halves), W = mean variance inside the halves. Not
     rank-normalised: ranks would need the draws. NaN for a loss that does not vary. Odd chains: n is the mean
-    length.
+    length. With `of="phi"` that of each observable. [observable]
     """
     halves = [half for moments in chains for half in moments.halves()]
     if min(half.count for half in halves) < 2:
         raise PatterningError("split R-hat: a half chain has fewer than 2 draws, expected at least 4 draws a chain")
     count = np.mean([half.count for half in halves])
-    within = np.mean([half.m2_loss / (half.count - 1) for half in halves], axis=0)
-    between = count * np.var([half.mean_loss for half in halves], axis=0, ddof=1)
+    within = np.mean([getattr(half, f"m2_{of}") / (half.count - 1) for half in halves], axis=0)
+    between = count * np.var([getattr(half, f"mean_{of}") for half in halves], axis=0, ddof=1)
     with np.errstate(invalid="ignore", divide="ignore"):
         return np.sqrt((between / within + count - 1) / count)
 

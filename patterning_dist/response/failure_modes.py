@@ -16,7 +16,7 @@ from patterning_dist.response.diagnostics import checked_trace, rank_rhat
 from patterning_dist.response.llc import TraceMean, llc, trace_mean
 from patterning_dist.response.moments import Floats
 
-MAX_RHAT = 1.05  # where draws are many; see _largest_rhat
+MAX_RHAT = 1.05  # where draws are many; see largest_rhat
 # A healthy loss is a Gamma variable at its most skewed: with shape 1/2, one draw in a million is 13 scales (below) up.
 SPIKE_SCALES = 15.0
 ESCAPE_RATIO = 2.0  # a chain whose loss rises by so many times the others' is elsewhere
@@ -196,7 +196,7 @@ def _disagreement(trace: Floats, numbers: Sequence[int], rhat: Mapping[str, floa
     found = dict(rhat)
     if len(trace) > 1 and np.ptp(trace) > 0:
         found["loss"] = rank_rhat(trace)
-    limit = _largest_rhat(*trace.shape)
+    limit = largest_rhat(*trace.shape)
     high = {name: value for name, value in found.items() if value > limit}
     if not high:
         return []
@@ -208,7 +208,7 @@ def _disagreement(trace: Floats, numbers: Sequence[int], rhat: Mapping[str, floa
     return [Finding("chains_disagree", tuple(numbers), {f"rhat_{name}": value for name, value in high.items()}, text)]
 
 
-def _largest_rhat(num_chains: int, num_draws: int) -> float:
+def largest_rhat(num_chains: int, num_draws: int) -> float:
     """MAX_RHAT, or what independent draws exceed by chance: n (R^2 - 1) + 1 is F with (2 chains - 1, many) degrees."""
     degrees = 2 * num_chains - 1
     chance = chi2.isf(CHANCE, degrees) / degrees

@@ -23,7 +23,7 @@ LEVELS = (
     ("config", "data", "aggregation", "report"),
     ("models",),
     ("sampling",),
-    ("tasks",),
+    ("tasks", "selftest"),
     ("training",),
     ("runtime",),
     ("measure",),
