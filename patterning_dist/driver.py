@@ -121,7 +121,8 @@ def plan_experiment(config: Root, directory: Path | str, as_json: bool) -> None:
     from patterning_dist.stages.plan.plan import plan_run
 
     experiment, say = experiment_of(config), Progress(Console(stderr=True)).say
-    experiment.preflight(config, Place.at(directory).path)
+    for remark in experiment.preflight(config, Place.at(directory).path):
+        say(remark)
     manifest, done = read_manifest(directory), []
     if manifest:
         fingerprints = _fingerprints(experiment, config, experiment.inputs(config, manifest))

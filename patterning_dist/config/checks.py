@@ -13,6 +13,7 @@ from patterning_dist.config.model import AttentionOnlyConfig, HuggingFaceConfig,
 from patterning_dist.config.sampling import SamplingConfig
 from patterning_dist.config.schema import Config
 from patterning_dist.config.training import SOLVED, Arm
+from patterning_dist.config.window import WINDOW, without_localization, without_window
 
 # Columns of the trace table that no observable may take the name of.
 RESERVED_OBSERVABLES = ("chain", "draw", "loss")
@@ -33,7 +34,19 @@ _KNOWN: dict[str, tuple[type, ...]] = {
 
 def check(config: Config) -> list[str]:
     """Every broken rule, one line each; an empty list if the experiment can be run."""
-    rules = (_model, _components, _observables, _training, _sampling, _calibration, _solve, _check, _predict, _retrain)
+    rules = (
+        _model,
+        _components,
+        _observables,
+        _training,
+        _sampling,
+        _calibration,
+        _solve,
+        _cost,
+        _check,
+        _predict,
+        _retrain,
+    )
     # A value that several components inherit is one fault.
     return list(dict.fromkeys(line for rule in rules for line in rule(config)))
 
@@ -216,6 +229,9 @@ def _calibration(config: Config) -> Iterator[str]:
 
 def _sampling(config: Config) -> Iterator[str]:
     sampling, data = config.sampling, config.data
+    if faults := list(_localization(config)):
+        yield from faults
+        return
     yield from chains(sampling)
     if isinstance(config.model, AttentionOnlyConfig) and sampling.ranks_per_chain > 1:
         yield "sampling.ranks_per_chain: the attention-only transformer is small and takes one process; remove the key"
@@ -229,6 +245,14 @@ def _sampling(config: Config) -> Iterator[str]:
                 f"sampling.probe_sequences: {sampling.probe_sequences} is more than data.max_train_sequences = "
                 f"{limit}; lower it"
             )
+
+
+def _localization(config: Config) -> Iterator[str]:
+    """What is left of `window` once numbers are in its place has a reason."""
+    named = {f"sampling.components.{i}": c.localization for i, c in enumerate(config.sampling.components)}
+    for key, localization in ({"sampling": config.sampling.localization} | named).items():
+        if localization == WINDOW:
+            yield f"{key}.localization: {without_localization(config)}"
 
 
 def _token_table(probe: Path | None, context_length: int) -> Iterator[str]:
@@ -314,6 +338,27 @@ def _solve(config: Config) -> Iterator[str]:
         keys = [key for key, kinds in _KNOWN.items() if isinstance(config.data, kinds)]
         remedy = f"expected {' or '.join(keys)}" if keys else "remove the key"
         yield f"solve.keep_mass: data.kind '{config.data.kind}' has no {solve.keep_mass}; {remedy}"
+
+
+def _cost(config: Config) -> Iterator[str]:
+    """What a cost that is to be held by the prediction of a window lacks."""
+    solve, retrain = config.solve, config.retrain
+    if solve is None or solve.max_cost is None:
+        return
+    if config.predict is None or retrain is None or config.training is None:
+        yield "solve.max_cost: is held by what is predicted of the retrainings; add predict and retrain, or remove it"
+        return
+    if not any(o.kind == "split_loss" and o.split == "overall" for o in config.sampling.observables):
+        yield (
+            "solve.max_cost: is in nats of the overall loss; add {kind: split_loss, name: overall, split: overall} to "
+            "sampling.observables"
+        )
+    solved = [arm for arm in retrain.arm_list if isinstance(arm.weights, str)]
+    for arm in solved:
+        if (reason := without_window(config, arm)) is not None:
+            yield f"solve.max_cost: arm {arm.name} has no window, for {reason}; remove the key or change the arm"
+    if len({arm.start for arm in solved}) != 1:
+        yield "solve.max_cost: expected arms with solved weights that all start from one checkpoint; give them one"
 
 
 def _check(config: Config) -> Iterator[str]:

@@ -90,6 +90,11 @@ class SolveConfig(Section):
     effective_sample_share: float | None = Field(
         None, gt=0, lt=1, description="(sum rho)^2 / (n sum rho^2) that sets the strength instead [1]"
     )
+    max_cost: float | None = Field(
+        None,
+        gt=0,
+        description="weights are scaled down until predict says that they raise the overall loss by no more [nats]",
+    )
     weight_min: float = Field(0, ge=0, lt=1, description="smallest sample weight rho [1]")
     weight_max: float = Field(4, gt=1, description="largest sample weight rho [1]")
     keep_mass: Literal["token", "domain", "label"] | None = Field(
@@ -101,9 +106,14 @@ class SolveConfig(Section):
 class PredictConfig(Section):
     """What every arm that goes on from a checkpoint will come to, before it is trained."""
 
-    gradient_sequences: int = Field(1024, ge=1, description="training samples of a mean gradient [sequences]")
+    gradient_sequences: int = Field(1024, ge=1, description="training samples of a segment's mean gradient [sequences]")
     curvature_sequences: int = Field(256, ge=1, description="of them, those of a Hessian product [sequences]")
     lanczos_steps: int = Field(6, ge=1, description="Hessian products that apply the window's kernel [products]")
+    segments: int = Field(
+        4,
+        ge=2,
+        description="parts of the window with gradient and curvature of their own; half as many give the error [1]",
+    )
 
 
 class CheckConfig(Section):

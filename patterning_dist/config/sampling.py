@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Field, WithJsonSchema, WrapValidator
 
 from patterning_dist.config.model import FunctionPath
 from patterning_dist.config.section import Section
@@ -21,6 +21,13 @@ LAYOUT_KEYS = (
     "snapshot_seconds",
     "max_chain_failures",
 )
+# A number once the file has been read: `window` is of the retrainings, another section (config/window.py).
+Localization = Annotated[
+    float,
+    Field(gt=0),
+    WrapValidator(lambda value, check: value if value == "window" else check(value)),
+    WithJsonSchema({"anyOf": [{"type": "number", "exclusiveMinimum": 0}, {"const": "window"}]}),
+]
 ObservableName = Annotated[str, Field(pattern=r"^[A-Za-z][A-Za-z0-9_.\-]*$")]
 
 
@@ -107,7 +114,7 @@ class ComponentConfig(Section):
     burn_in: int | None = Field(None, ge=0, description="SGLD steps; default: sampling.burn_in")
     steps_between_draws: int | None = Field(None, ge=1, description="SGLD steps; default: of sampling")
     inverse_temperature: float | None = Field(None, gt=0, description="n_beta; default: of sampling")
-    localization: float | None = Field(None, gt=0, description="gamma [1/weight^2]; default: of sampling")
+    localization: Localization | None = Field(None, description="gamma [1/weight^2], or window; default: of sampling")
     step_size: float | None = Field(None, gt=0, description="eps [weight^2]; default: of sampling")
 
 
@@ -140,7 +147,10 @@ class SamplingConfig(Section):
     burn_in: int = Field(ge=0, description="steps left out at the start of a chain [SGLD steps]")
     steps_between_draws: int = Field(1, ge=1, description="distance between draws [SGLD steps]")
     inverse_temperature: float = Field(gt=0, description="n_beta, the weight of the mean loss [1/nats]")
-    localization: float = Field(gt=0, description="gamma, the pull towards the checkpoint [1/weight^2]")
+    localization: Localization = Field(
+        description="gamma, the pull towards the checkpoint [1/weight^2]; or window: n_beta / tau, the posterior that "
+        "answers to weights as the retrainings do, with sgd over tau = rate x steps"
+    )
     step_size: float = Field(gt=0, description="eps, the variance of the noise of one step [weight^2]")
     sampler: SamplerConfig = Field(
         SgldConfig(kind="sgld"), discriminator="kind", description="update rule of the chains and its own settings"

@@ -8,6 +8,7 @@ from typing import Any
 from patterning_dist.config import Config, HuggingFaceConfig, TableConfig, TextConfig
 from patterning_dist.config.checks import check
 from patterning_dist.config.load import find_local, find_path
+from patterning_dist.config.window import window_remarks, with_localizations
 from patterning_dist.errors import PatterningError
 from patterning_dist.experiments.experiment import Stage
 from patterning_dist.storage.files import file_sha256
@@ -42,7 +43,7 @@ class Loop:
                 for arm in config.retrain.arms
             ]
             update["retrain"] = update["retrain"].model_copy(update={"arms": arms})
-        return config.model_copy(update=update)
+        return with_localizations(config.model_copy(update=update))
 
     def check(self, config: Config) -> list[str]:
         """See ``Experiment``."""
@@ -59,7 +60,8 @@ class Loop:
             f"{room}.sample:sample", ("seed", "device", "data", "model", "sampling", "response", "traces")
         )
         if config.solve is not None:
-            found["solve"] = Stage(f"{room}.solve:solve", ("response", "solve"))
+            windows = ("training", "predict", "retrain") if config.solve.max_cost is not None else ()
+            found["solve"] = Stage(f"{room}.solve:solve", ("response", "solve", *windows))
         if config.check is not None:
             found["check"] = Stage(f"{room}.check:check", ("check",))
         if config.predict is not None:
@@ -93,7 +95,7 @@ class Loop:
         """See ``Experiment``."""
         from patterning_dist.measure.preflight import preflight
 
-        return preflight(config, directory)
+        return [*window_remarks(config), *preflight(config, directory)]
 
 
 def _corpus(data: TextConfig, stored: dict[str, Any] | None) -> dict[str, Any]:

@@ -12,7 +12,7 @@ from patterning_dist.report.blocks import Figures, Note, Section, Table
 from patterning_dist.report.figures import arm_style, figure, histogram
 from patterning_dist.report.reading import ARM_ORDER, Run, column, in_order
 from patterning_dist.report.text import INDEX, Shading, TokenText, entries, passage, strongest, varied
-from patterning_dist.report.words import number
+from patterning_dist.report.words import estimate, number
 
 CONTEXT_LINES = 12
 CANDIDATES = 600  # from which the lines are chosen, so that one frequent token does not fill them
@@ -70,6 +70,13 @@ def weights(
         words += (
             f"{number(kept['num_groups'], decimals=0)} of them, as it is in the data; other arms keep the total alone."
         )
+    for arm in in_order(solved, ARM_ORDER):
+        if cost := solved[arm].get("cost"):
+            words += (
+                f" {arm.capitalize()} is scaled to {number(cost['scale'])} of what was solved for, where the window "
+            )
+            words += f"is predicted to raise the overall loss by {estimate(cost['overall'], sign=True)} nats, at most "
+            words += f"{number(cost['max_cost'])} wanted; {len(cost['tried'])} strengths were tried."
     section.blocks.append(Note(words))
     same = bool(_bins(solved, "permuted")) and _bins(solved, "permuted") == _bins(solved, "plus")
     drawn = []

@@ -15,7 +15,7 @@ minibatches, whose effect on the mean is of second order in it, and the change o
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -76,17 +76,15 @@ def metric(rules: Mapping[str, Rule], squares: Vector) -> tuple[Vector, Vector]:
     )
 
 
-def window_moves(
-    product: Product, gradient: Vector, rates: Vector, dot: Dot, *, taus: Sequence[float], num_steps: int
-) -> list[Move]:
-    """- D^1/2 F_tau(A) D^1/2 g for every tau, from one set of products; see the module.
+def window_move(product: Product, gradient: Vector, rates: Vector, dot: Dot, *, tau: float, num_steps: int) -> Move:
+    """- D^1/2 F_tau(A) D^1/2 g; see the module.
 
     Args:
         product: v -> H v; of the loss with its decay.
         gradient: g at the place where the window begins, likewise.
         rates: D, positive.
         dot: inner product over all ranks.
-        taus: lengths of windows.
+        tau: length of the window.
         num_steps: Hessian products.
     """
     root = {name: rate.sqrt() for name, rate in rates.items()}
@@ -96,18 +94,15 @@ def window_moves(
 
     start = _times(root, gradient)
     norm = math.sqrt(dot(start, start))
+    moved = {name: torch.zeros_like(g) for name, g in gradient.items()}
     if norm == 0.0:
-        return [Move({name: torch.zeros_like(g) for name, g in gradient.items()}, 0.0, 0.0) for _ in taus]
+        return Move(moved, 0.0, 0.0)
     basis, alphas, betas = lanczos(scaled_product, start, dot, num_steps)
     values, vectors = (found.numpy() for found in ritz(alphas, betas))
-    moves = []
-    for tau in taus:
-        coefficients = -norm * vectors @ (window_kernel(values, tau) * vectors[0])
-        moved = {name: torch.zeros_like(g) for name, g in gradient.items()}
-        for coefficient, vector in zip(coefficients.tolist(), basis, strict=True):
-            moved = axpy(coefficient, vector, moved)
-        moves.append(Move(_times(root, moved), float(values[0]), float(values[-1])))
-    return moves
+    coefficients = -norm * vectors @ (window_kernel(values, tau) * vectors[0])
+    for coefficient, vector in zip(coefficients.tolist(), basis, strict=True):
+        moved = axpy(coefficient, vector, moved)
+    return Move(_times(root, moved), float(values[0]), float(values[-1]))
 
 
 def window_kernel(values: np.ndarray, tau: float) -> np.ndarray:

@@ -13,7 +13,7 @@ from torch.utils.data import TensorDataset
 
 from patterning_dist.models.components import axpy, select_component
 from patterning_dist.sampling.target import Target
-from patterning_dist.sampling.window import Rule, metric, window_moves
+from patterning_dist.sampling.window import Rule, metric, window_move
 from patterning_dist.selftest.check import Check
 
 _LEFT_OUT = 0.1  # of the prediction: the noise of minibatches, and how the metric changes along the way
@@ -79,16 +79,16 @@ def _predicted(model: nn.Module, data: TensorDataset, rule: Rule) -> float:
     squares = {name: torch.stack([g[name].square() for g in gradients]).mean(dim=0) for name in target.center}
     rates, decays = metric(dict.fromkeys(target.center, rule), squares)
     pull = {name: decays[name] * w for name, w in target.center.items()}
-    move = window_moves(
+    move = window_move(
         lambda v: {
             name: curved + decays[name] * v[name] for name, curved in target.hessian_product(target.probe, v).items()
         },
         axpy(1.0, target.mean_gradient(target.probe)[1], pull),
         rates,
         target.dot,
-        taus=[_STEPS],
+        tau=_STEPS,
         num_steps=8,
-    )[0]
+    )
     target.place(axpy(1.0, move.vector, target.center))
     return _held_out_loss(model)
 

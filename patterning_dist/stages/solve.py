@@ -25,6 +25,7 @@ from patterning_dist.response.reliability import split_half_reliability
 from patterning_dist.response.solver import WeightSolution, solve_for_effective_sample_share, solve_weights
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.stages.controls import control_weights
+from patterning_dist.stages.cost import hold_cost, scale_arm
 from patterning_dist.stages.masses import mass_groups
 from patterning_dist.stages.moments import choose_subject, first_moment_scores
 from patterning_dist.stages.sample import open_subjects
@@ -64,6 +65,8 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     for done, arm in enumerate(_SIGNS, start=1):
         solutions[arm], report["arms"][arm] = solve_arm(pool, scores, arm)
         progress.update(done)
+    if config.solve.max_cost is not None:
+        _hold_cost(pool, solutions, report["arms"], progress)
     plus = solutions["plus"]
     solutions["permuted"] = plus[permutation(config.seed, _PERMUTED_STREAM, len(plus))]
     report["arms"]["permuted"] = {
@@ -80,6 +83,15 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
         write_weights(pool, outputs[-1], arm, weights)
     write_json(run.path / "weights" / "solution.json", report)
     return [*outputs, run.path / "weights" / "solution.json"]
+
+
+def _hold_cost(pool: Pool, solutions: dict[str, np.ndarray], entries: dict[str, Any], progress: Progress) -> None:
+    tables = {arm: f"weights/unscaled/{arm}.parquet" for arm in solutions}
+    for arm, table in tables.items():
+        write_weights(pool, pool.run.path / table, arm, solutions[arm])
+    pool.run.publish(*(pool.run.path / table for table in tables.values()))
+    for arm, cost in hold_cost(pool.config, pool.run, tables, progress).items():
+        solutions[arm] = scale_arm(solutions[arm], entries[arm], cost)
 
 
 def score(pool: Pool, progress: Progress) -> Scores:

@@ -90,13 +90,14 @@ def test_the_whole_loop_of_a_language_model_that_exists(local_ray: None, tmp_pat
         f"solve={solve % 'response_direction'}",
         "check.strengths=[-1, 0.5, 1]",
         "training={batch_size: 4, optimizer: adamw, evaluation_sequences: 4}",
+        "predict={gradient_sequences: 248, segments: 3}",
         "retrain={seeds: [0, 1], num_steps: 4, evaluate_every: 2, start: final}",
-        "retrain.arms=[base, {name: long, seeds: [0]}, {name: online, weights: plus, rounds: 2}]",
+        "retrain.arms=[base, {name: long, weights: plus, seeds: [0]}, {name: online, weights: plus, rounds: 2}]",
     )
     options = [argument for override in overrides for argument in ("--set", override)]
     found = plan(str(file), "--run-dir", str(tmp_path / "run"), *options)
     stages = {stage["name"]: stage for stage in found["stages"]}
-    assert list(stages) == ["start", "sample", "solve", "check", "retrain", "report"]
+    assert list(stages) == ["start", "sample", "solve", "check", "predict", "retrain", "report"]
     for stage in stages.values():
         assert 0 < stage["seconds"]["low"] <= stage["seconds"]["value"] <= stage["seconds"]["high"], stage["name"]
     check, sample = stages["check"]["details"], stages["sample"]["details"]
@@ -104,6 +105,8 @@ def test_the_whole_loop_of_a_language_model_that_exists(local_ray: None, tmp_pat
     assert (check["num_chains"], check["num_steps"]) == (9, 9 * 34)
     assert check["num_draws"] * sample["num_chains"] == sample["num_draws"] * check["num_chains"]
     assert stages["solve"]["what"] == "280 weights"  # 40 sequences of 7 predicted tokens
+    # One arm goes on under the same weights to its end: its walk and that of equal ones, in 1 and 3 segments.
+    assert stages["predict"]["what"] == "2 walks of 248 gradients and 24 curvature products"
     # Two seeds in two rounds; between these the chains of one of the subjects, for each.
     assert stages["retrain"]["what"].startswith("5 trainings of 4 steps, in 7 rounds")
     assert stages["retrain"]["what"].endswith("6 chains between the rounds")

@@ -16,15 +16,26 @@ import window_task
 import yaml
 
 from patterning_dist.config import load_config
-from patterning_dist.data.weights import write_sample_weights
+from patterning_dist.data.weights import SampleWeights, write_sample_weights
 from patterning_dist.driver import run_stages
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow, pytest.mark.timeout(600)]
 
+ARMS = ("plus", "minus", "permuted")
 TRAININGS = {
     "sgd": {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.01},
     "adamw": {"optimizer": "adamw", "learning_rate": 0.002, "weight_decay": 0.1},
 }
+
+
+def realised_metric(run: Path, arm: str, name: str) -> float:
+    """Of an arm less that of base at the end, mean over seeds."""
+
+    def of(arm: str) -> list[float]:
+        reports = sorted((run / "retrain" / arm).glob("seed-*/evaluation.json"))
+        return [json.loads(report.read_text())[name] for report in reports]
+
+    return float(np.mean(of(arm)) - np.mean(of("base")))
 
 
 def experiment(folder: Path, training: dict[str, Any]) -> Path:
@@ -95,6 +106,10 @@ def test_what_is_predicted_is_realised(tmp_path: Path, optimizer: str) -> None:
             assert low < came < high, (arm, name, entry, realised[arm][name])
             if name == "second":  # the other one moves by little more than its sampling error
                 assert came / entry["value"] == pytest.approx(1, abs=0.2), (arm, name, entry, came)
+        # The task's own metrics are predicted too, of the very samples that trainings report them of.
+        metric = found[arm]["metrics"]["second_loss"]
+        came = realised_metric(run, arm, "second_loss")
+        assert abs(came - metric["value"]) < 0.25 * abs(metric["value"]) + metric["halving_error"], (arm, metric, came)
     assert (
         found["up"]["observables"]["second"]["value"] < -0.005 < 0.005 < found["down"]["observables"]["second"]["value"]
     )
@@ -103,3 +118,34 @@ def test_what_is_predicted_is_realised(tmp_path: Path, optimizer: str) -> None:
     assert len(before) == 4
     run_stages(load_config(experiment(tmp_path, TRAININGS[optimizer])), None, run)
     assert {file: file.stat().st_mtime_ns for file in (run / "predict").rglob("*.npz")} == before
+
+
+def test_solved_weights_are_held_to_a_cost(tmp_path: Path) -> None:
+    largest = 0.001
+    sections = {
+        "response": {"direction": {"component": "everything", "conjugate_gradient_iterations": 5}},
+        "solve": {"component": "everything", "targets": {"second": -0.05}, "effective_sample_share": 0.8},
+        "predict": {"curvature_sequences": 128, "segments": 2},
+    }
+    path, tables = experiment(tmp_path, TRAININGS["sgd"]), {}
+    settings = yaml.safe_load(path.read_text()) | sections
+    settings["retrain"]["arms"] = ["base", "plus", "minus"]
+    for name, cost in (("free", {}), ("held", {"max_cost": largest})):
+        path.write_text(yaml.safe_dump(settings | {"solve": sections["solve"] | cost}))
+        run_stages(load_config(path), ["train", "sample", "solve"], tmp_path / "run")
+        tables[name] = {arm: SampleWeights.load(tmp_path / f"run/weights/{arm}.parquet", "sample_id") for arm in ARMS}
+    solution = json.loads((tmp_path / "run/weights/solution.json").read_text())["arms"]
+    for arm in ("plus", "minus"):
+        cost = solution[arm]["cost"]
+        assert cost["overall"]["value"] <= largest == cost["max_cost"]
+        free, held = (tables[name][arm].weight for name in ("free", "held"))
+        np.testing.assert_allclose(held - 1, cost["scale"] * (free - 1), atol=1e-6)
+        share = held.sum() ** 2 / (held @ held) / len(held)
+        assert solution[arm]["effective_sample_share"] == pytest.approx(share, rel=1e-6)
+        # The next larger one that was tried costs too much; and what was found is near it.
+        if cost["scale"] < 1:
+            above = min((s, c) for s, c in cost["tried"] if s > cost["scale"])
+            assert above[1] is None or above[1] > largest
+            assert cost["overall"]["value"] > 0.5 * largest
+    assert min(solution[arm]["cost"]["scale"] for arm in ("plus", "minus")) < 1
+    np.testing.assert_allclose(np.sort(tables["held"]["permuted"].weight), np.sort(tables["held"]["plus"].weight))

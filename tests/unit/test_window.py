@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from patterning_dist.sampling.window import Rule, metric, window_kernel, window_moves
+from patterning_dist.sampling.window import Rule, metric, window_kernel, window_move
 
 D = 12
 GENERATOR = torch.Generator().manual_seed(0)
@@ -30,10 +30,6 @@ def joined(pieces):
 
 def dot(x, y):
     return float(sum((x[name] * y[name]).sum() for name in x))
-
-
-def window_move(*arguments, tau, num_steps):
-    return window_moves(*arguments, taus=[tau], num_steps=num_steps)[0]
 
 
 def product_of(matrix):
@@ -124,3 +120,12 @@ def test_no_gradient_moves_nothing():
         product_of(hessian), nothing, split(torch.ones(D, dtype=torch.float64)), dot, tau=1.0, num_steps=4
     )
     assert not joined(still.vector).any()
+
+
+def test_the_posterior_of_the_window_moves_as_far_to_within_a_factor():
+    """gamma = n_beta / tau: the posterior's kernel is 1 / (x + 1 / tau), F_tau no smaller and at most 1.2985 of it."""
+    tau = 3.7
+    x = np.concatenate([[0.0], np.geomspace(1e-4, 1e4, 4001)]) / tau
+    ratio = window_kernel(x, tau) * (x + 1 / tau)
+    assert ratio.min() >= 1 - 1e-9 and ratio.max() == pytest.approx(1.2985, abs=2e-4)
+    assert x[ratio.argmax()] * tau == pytest.approx(1.79, abs=0.01)

@@ -23,6 +23,7 @@ from patterning_dist.runtime.resources import sampling_resources
 from patterning_dist.sampling.chain import ChainFailure
 from patterning_dist.sampling.direction import directional_losses, response_direction
 from patterning_dist.sampling.target import Target
+from patterning_dist.training.walk import Window
 
 # Seconds: how long the steps of one component are timed, and how long a process may take for anything at all.
 _STEPS_BUDGET = 2.5
@@ -74,6 +75,22 @@ class SolveTimes:
 
 
 @dataclass(frozen=True)
+class WindowTimes:
+    """Of the walk of a window.
+
+    Attributes:
+        opening: from the open subjects to a target.
+        gradient, product: of one minibatch; one Hessian-vector product.
+        evaluation: of the split losses and the task's metrics where a walk ends.
+    """
+
+    opening: Seconds
+    gradient: Seconds
+    product: Seconds
+    evaluation: Seconds
+
+
+@dataclass(frozen=True)
 class ChainProbe:
     """All that was measured on the chain workers; ``process_bytes`` is the largest memory of any of them."""
 
@@ -81,6 +98,7 @@ class ChainProbe:
     starting: Seconds
     chains: dict[str, ChainTimes]
     solve: SolveTimes | None
+    window: WindowTimes | None
     process_bytes: int
 
 
@@ -91,6 +109,7 @@ def probe_chains(
     subjects: dict[str, bool],
     num_tasks: int,
     solve: tuple[str, DirectionConfig] | None = None,
+    window: tuple[Any, Window] | None = None,
 ) -> ChainProbe:
     """Time the pieces of chains, and of solving, on all workers at once.
 
@@ -101,6 +120,7 @@ def probe_chains(
         subjects: sets of chains to be timed, and whether gradients are taken at every draw of them.
         num_tasks: chains of the whole run.
         solve: subject whose response directions are solved for, and how; None: they are not.
+        window: subject whose window is walked, and how; None: none is.
 
     Raises:
         PatterningError: the cluster cannot hold one chain, or the subjects cannot be opened.
@@ -118,8 +138,10 @@ def probe_chains(
             for subject, gradients in subjects.items()
         }
         solving = None if solve is None else _joined_solve(run_together(groups, _time_solve, *solve))
+        walking = None if window is None else _measured(run_together(groups, _time_window, *window))
         memory = run_together(groups, process_bytes)
-    return ChainProbe(number, Seconds.about(starting, 0.25), measured, solving, max(memory))
+    windows = None if walking is None else WindowTimes(**walking)
+    return ChainProbe(number, Seconds.about(starting, 0.25), measured, solving, windows, max(memory))
 
 
 def run_together(groups: list[ProbeGroup], function: Callable[..., Any], *arguments: Any) -> list[Any]:
@@ -239,8 +261,32 @@ def _time_solve(rank: Any, subject: str, settings: DirectionConfig) -> dict[str,
 
 
 def _joined_solve(results: list[dict[str, Any]]) -> SolveTimes:
-    times = {name: Seconds.measured([r[name] for r in results]) for name in results[0] if name != "num_products"}
-    return SolveTimes(num_products=results[0]["num_products"], **times)
+    return SolveTimes(num_products=results[0]["num_products"], **_measured(results))
+
+
+def _measured(results: list[dict[str, Any]]) -> dict[str, Seconds]:
+    return {name: Seconds.measured([r[name] for r in results]) for name in results[0] if name != "num_products"}
+
+
+def _time_window(rank: Any, subject: Any, window: Window) -> dict[str, float]:
+    subjects, settings = rank.subjects, window.settings
+    subjects.by_name["window"] = subject
+    found: dict[str, Any] = {}
+    opening = _seconds(rank, lambda: found.update(target=subjects.target("window")))
+    target, ids = found["target"], np.arange(window.training.batch_size) % len(subjects.task.train)
+    gradient = min(_seconds(rank, lambda: target.gradient(ids)) for _ in range(3))
+    samples = target.prepare(target.data, np.arange(min(settings.curvature_sequences, len(subjects.task.train))))
+
+    def evaluate() -> None:
+        target.losses(target.held_out)
+        subjects.task.evaluate(target.model, rank.ranks)
+
+    return {
+        "opening": opening,
+        "gradient": gradient,
+        "product": _seconds(rank, lambda: target.hessian_product(samples, target.center)),
+        "evaluation": _seconds(rank, evaluate),
+    }
 
 
 def _agreed(value: float) -> float:

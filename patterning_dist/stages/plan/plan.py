@@ -17,13 +17,15 @@ from rich.console import Console
 from safetensors.torch import save_model
 
 from patterning_dist.config import BASELINE, Config, TextConfig
-from patterning_dist.measure.subjects import Subjects
+from patterning_dist.config.window import without_window
+from patterning_dist.measure.subjects import Subject, Subjects
 from patterning_dist.progress import Progress
 from patterning_dist.response.cost import Seconds
 from patterning_dist.runtime.environment import ray_session, resolve_device
 from patterning_dist.runtime.probe.chains import probe_chains
 from patterning_dist.runtime.resources import nodes
 from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.stages.plan.predict import plan_predict
 from patterning_dist.stages.plan.sampling import Chains, count_chains, representatives
 from patterning_dist.stages.plan.solve import plan_rounds, plan_solve
 from patterning_dist.stages.plan.table import Plan, StagePlan
@@ -31,10 +33,12 @@ from patterning_dist.stages.plan.training import probe_trainings
 from patterning_dist.stages.prepare import prepare
 from patterning_dist.stages.rounds import later_rounds
 from patterning_dist.stages.sample import open_subjects, solved_subjects
+from patterning_dist.stages.windows import plain_subject, window_of
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.open import open_task
+from patterning_dist.training.walk import Window
 
-_ON_CHAINS, _ON_TRAININGS = {"sample", "solve", "check"}, {"train", "retrain"}
+_ON_CHAINS, _ON_TRAININGS = {"sample", "solve", "check", "predict"}, {"train", "retrain"}
 _PAGE, _PAGE_BYTES = Seconds(1.5, 1.0, 3.0), 2_000_000  # of the report
 
 
@@ -82,6 +86,7 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
             found |= {"sample": chains.plan_sample()} if "sample" in pending else {}
             found |= {"solve": plan_solve(chains, solved, workspace.path)} if "solve" in pending else {}
             found |= {"check": chains.plan_check(solved[0])} if "check" in pending else {}
+            found |= {"predict": plan_predict(chains)} if "predict" in pending else {}
             if "retrain" in pending and (again := plan_rounds(chains, solved[0], workspace.path)):
                 found["retrain"] = _together(found["retrain"], again)
     if "report" in pending:
@@ -143,7 +148,10 @@ def _probe_chains(config: Config, workspace: RunDirectory, device: str, pending:
     components = {name: subject.component for name, subject in subjects.by_name.items()}
     standing_for = representatives(subjects.task.skeleton(), components, subjects.gradients_of)
     solved = solved_subjects(config, subjects.by_name)[0] if config.solve else ""
-    wanted = set(standing_for.values()) if "sample" in pending else {standing_for[solved]}
+    if "sample" in pending:
+        wanted = set(standing_for.values())
+    else:
+        wanted = {standing_for[solved]} if pending & {"solve", "check"} else set[str]()
     direction = config.response.direction if config.solve and config.solve.scores == "response_direction" else None
     probe = probe_chains(
         opener,
@@ -152,8 +160,16 @@ def _probe_chains(config: Config, workspace: RunDirectory, device: str, pending:
         {name: name in subjects.gradients_of for name in standing_for if name in wanted},
         sum(unit.num_chains for unit in counts.values()),
         (solved, direction) if direction is not None and "solve" in pending else None,
+        _walked(config) if pending & {"solve", "predict"} else None,
     )
     return Chains(config, subjects, counts, standing_for, probe)
+
+
+def _walked(config: Config) -> tuple[Subject, Window] | None:
+    """A subject whose window is walked, by stage predict or for ``solve.max_cost``; None: no arm has one."""
+    arms = config.retrain.arm_list if config.retrain is not None and config.predict is not None else []
+    start = next((a.start for a in arms if a.weights is not None and without_window(config, a) is None), None)
+    return None if start is None else (plain_subject(start)[1], window_of(config))
 
 
 def _cluster() -> dict[str, float]:

@@ -14,10 +14,12 @@ import pyarrow as pa
 
 from patterning_dist.data.induction import token_features
 from patterning_dist.data.tokens import TokenDataset
-from patterning_dist.response.cost import Seconds, makespan
+from patterning_dist.response.cost import NOTHING, Seconds, makespan
 from patterning_dist.response.extrapolate import extrapolate
 from patterning_dist.response.solver import solve_for_effective_sample_share
 from patterning_dist.runtime.pool import SHARD_SAMPLES, SUBSET_TASKS
+from patterning_dist.stages.cost import MAX_WALKS
+from patterning_dist.stages.plan.predict import walk_seconds
 from patterning_dist.stages.plan.sampling import Chains
 from patterning_dist.stages.plan.table import StagePlan
 from patterning_dist.stages.rounds import later_rounds
@@ -47,7 +49,9 @@ def plan_solve(chains: Chains, solved: Sequence[str], folder: Path) -> StagePlan
     return StagePlan(
         "solve",
         f"{num_entries:,} weights",
-        scoring[settings.scores]() + _weights_seconds(chains, folder, _ARMS + len(settings.controls), tables),
+        scoring[settings.scores]()
+        + _weights_seconds(chains, folder, _ARMS + len(settings.controls), tables)
+        + (NOTHING if settings.max_cost is None else walk_seconds(chains, _ARMS) * MAX_WALKS),
         chains.probe.num_workers * chains.config.sampling.ranks_per_chain if on_workers else 1,
         chains.config.sampling.threads_per_worker,
         on_device=on_workers,

@@ -1,0 +1,41 @@
+"""What stage predict takes: walks of windows, from gradients, Hessian products and evaluations that were timed."""
+
+from __future__ import annotations
+
+from patterning_dist.config.window import without_window
+from patterning_dist.response.cost import NOTHING, Seconds, makespan
+from patterning_dist.stages.plan.sampling import Chains
+from patterning_dist.stages.plan.table import StagePlan
+from patterning_dist.stages.windows import window_of
+
+
+def plan_predict(chains: Chains) -> StagePlan:
+    """Stage predict: a walk for every weighted arm with a window, and one for every checkpoint that they start from."""
+    config, probe = chains.config, chains.probe
+    assert config.retrain is not None
+    arms = [a for a in config.retrain.arm_list if a.weights is not None and without_window(config, a) is None]
+    number = len(arms) + len({arm.start for arm in arms})
+    window, settings = window_of(config), config.predict
+    assert settings is not None
+    products = window.num_segments * settings.lanczos_steps
+    return StagePlan(
+        "predict",
+        f"{number} walks of {window.num_segments * window.num_batches:,} gradients and {products:,} curvature products",
+        walk_seconds(chains, number),
+        min(number, probe.num_workers) * config.sampling.ranks_per_chain,
+        config.sampling.threads_per_worker,
+        on_device=True,
+        process_bytes=probe.process_bytes if number else None,
+    )
+
+
+def walk_seconds(chains: Chains, number: int) -> Seconds:
+    """Wall time of so many walks on the workers of chains."""
+    times, config = chains.probe.window, chains.config
+    if times is None or not number:
+        return NOTHING
+    window, settings = window_of(config), config.predict
+    assert settings is not None
+    segment = times.gradient * window.num_batches + times.product * settings.lanczos_steps
+    walk = times.opening + segment * window.num_segments + times.evaluation * 2
+    return chains.probe.starting + makespan([walk] * number, chains.probe.num_workers)

@@ -1,0 +1,141 @@
+"""Windows of an experiment's retrainings, walked on held-out samples that no weights were solved for.
+
+The window of a subject (see ``training.walk``) is walked under its weights and under equal ones; the prediction is the
+difference of each split loss, and of each metric of the task, where the two walks end.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from scipy.stats import norm
+
+from patterning_dist.config import Config
+from patterning_dist.config.window import window_length
+from patterning_dist.measure.subjects import Subject, Subjects
+from patterning_dist.progress import Progress
+from patterning_dist.response.contrast import split_contrast
+from patterning_dist.runtime.environment import resolve_device
+from patterning_dist.runtime.window import walk_windows
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.stages.sample import open_subjects
+from patterning_dist.storage.files import FileHashes
+from patterning_dist.storage.run import RunDirectory
+from patterning_dist.training.walk import DEFAULT_CLIPPING, LARGEST_GROWTH, Window
+
+Walk = Mapping[str, Any]
+# Of a prediction, besides what sampling and halving say; what halving shows is one draw of an error, which is small by
+# chance as often as not. Both from benchmarks/windows.py.
+_MODEL_ERROR, _HALVING = 0.1, 2.0
+
+
+def plain_subject(start: str) -> tuple[str, Subject]:
+    """The walk under equal weights from a checkpoint, and its name."""
+    return f"predict/from/{start}", Subject(start, "everything", stream="predict")
+
+
+def window_of(config: Config) -> Window:
+    """The window of the retrainings."""
+    assert config.retrain is not None and config.training is not None and config.predict is not None
+    path = config.retrain.deepspeed
+    settings = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
+    clipping = float(settings.get("gradient_clipping", DEFAULT_CLIPPING))
+    return Window(config.training, window_length(config), clipping, config.predict)
+
+
+def walk_subjects(
+    config: Config, run: RunDirectory, subjects: Mapping[str, Subject], progress: Progress
+) -> tuple[Subjects, Mapping[str, Walk]]:
+    """Walk the window from every subject; a walk that is stored is not walked again.
+
+    Returns:
+        The subjects opened in this process, and name -> its walk.
+    """
+    device = resolve_device(config.device)
+    plain = open_subjects(config, run.place, device)
+    tables = [subject.weights for subject in subjects.values() if subject.weights is not None]
+    files = (*plain.files, *dict.fromkeys(tables))
+    settings = {"gradients_of": frozenset[str](), "thin": None, "part": "predicted"}
+    opener = replace(plain, by_name=dict(subjects), files=files, **settings)  # type: ignore[arg-type]
+    here = opener("cpu", Ranks())
+    inputs = _inputs(run, here)
+    return here, walk_windows(opener, here.sampling, device, run, window_of(config), inputs, progress)
+
+
+def _inputs(run: RunDirectory, subjects: Subjects) -> dict[str, Any]:
+    """What the walk of every subject follows from besides its settings."""
+    hashes = FileHashes(run.manifest.get("hashes", {}))
+    sampling = subjects.sampling
+    shared = [
+        subjects.seed,
+        [o.model_dump() for o in sampling.observables if o.kind == "split_loss"],
+        [sampling.evaluation_sequences, sampling.compute_dtype, sampling.ranks_per_chain],
+    ]
+    found = {}
+    for name, subject in subjects.by_name.items():
+        weights = None if subject.weights is None else hashes(run.path / subject.weights)
+        found[name] = [shared, subjects.task.fingerprint(subject.checkpoint, hashes), weights, subject.strength]
+    run.update_manifest(hashes=hashes.known)
+    return found
+
+
+def num_trained(config: Config, num_seeds: int) -> int:
+    """Training samples, counted as often as they come, of so many retrainings."""
+    assert config.retrain is not None and config.training is not None
+    return config.retrain.num_steps * config.training.batch_size * num_seeds
+
+
+def predicted_change(subjects: Subjects, window: Window, arm: Walk, base: Walk, num_seen: int) -> dict[str, Any]:
+    """What one arm comes to against equal weights, or why that cannot be said.
+
+    The walks differ by v (1 / n_coarse + 1 / n) in variance for the choice of minibatches, with n samples in the finer
+    and n / 2 in the coarser one; trainings and prediction by v (1 / n_seen + 1 / n), which counts where it is more.
+
+    Args:
+        subjects: with the held-out samples of both walks.
+        window: that was walked.
+        arm: the walk under the arm's weights.
+        base: under equal weights.
+        num_seen: n_seen, of the trainings that the result is a mean of.
+    """
+    held_out = subjects.held_out
+    assert held_out is not None
+    growth = max(float(walk["growth"].max()) for walk in (arm, base))
+    entry: dict[str, Any] = {"outside": None, "tau": window.tau, "growth": growth}
+    if growth > LARGEST_GROWTH:
+        words = f"along its most negative curvature a segment grows by e^{growth:.2g}, beyond e^{LARGEST_GROWTH:g}"
+        return entry | {"outside": f"{words}; fewer steps, a lower rate or more predict.segments would stay inside"}
+    if not all(np.isfinite(walk["parts"]).all() for walk in (arm, base)):
+        return entry | {"outside": "the losses where the window leads are not finite; take fewer steps or a lower rate"}
+    coefficients = held_out.coefficients.numpy()
+    signed = np.stack([coefficients.clip(0), coefficients.clip(max=0)], axis=-1)
+    shares = signed.reshape(*signed.shape[:2], -1, 2).sum(axis=2)
+    coarse, fine = (split_contrast(arm["parts"][k] - base["parts"][k], shares, held_out.groups) for k in range(2))
+    halving = _HALVING * max(1.0, (1 + window.num_samples / num_seen) / 3) ** 0.5 * (fine.value - coarse.value)
+    # The samples of the result are others: their sampling error is as large again.
+    errors = (2**0.5 * fine.standard_error, halving, _MODEL_ERROR * fine.value)
+    total = np.sqrt(sum(error**2 for error in errors))
+    if not np.isfinite(total).all():
+        return entry | {"outside": "there are too few held-out samples for an error; give two or more of every split"}
+    width = norm.ppf(0.975) * total
+    entry["observables"] = {
+        name: {
+            "value": fine.value[k],
+            "standard_error": total[k],
+            "interval": [fine.value[k] - width[k], fine.value[k] + width[k]],
+            "in_half_the_segments": coarse.value[k],
+            "sampling_error": fine.standard_error[k],
+        }
+        for k, name in enumerate(held_out.names)
+    }
+    changes = arm["metrics"] - base["metrics"]
+    # Of the very samples that trainings report metrics of, so that no choice of samples is in between.
+    entry["metrics"] = {
+        name: {"value": changes[1, k], "halving_error": abs(changes[1, k] - changes[0, k])}
+        for k, name in enumerate(arm["names"])
+    }
+    return entry

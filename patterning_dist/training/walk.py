@@ -1,0 +1,157 @@
+"""A window walked: where a training leads from its checkpoint, segment by segment, and what is observed there.
+
+Every segment begins with a gradient, a second moment and curvature of its own, of minibatches that no other has, and is
+walked in closed form (see ``sampling.window``). The window is walked twice, in half of ``segments`` and in all of them:
+what the two ends differ by is what the closed form leaves out, and what other minibatches would have said.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from patterning_dist.config import PredictConfig, TrainingConfig
+from patterning_dist.data.sampler import epoch_batch
+from patterning_dist.models.components import Vector, axpy
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.target import Target
+from patterning_dist.sampling.window import Move, Rule, metric, window_move
+from patterning_dist.tasks.held_out import signed_sums
+from patterning_dist.tasks.task import Task
+
+_BATCH_STREAM = 0x77696E64  # added to the seed: batches that are no arm's own
+# Beyond it the flow of a segment has grown e^1.5 times along its most negative curvature, and no first order holds. A
+# segment, not the window: see benchmarks/README.md, windows.py.
+LARGEST_GROWTH = 1.5
+DEFAULT_CLIPPING = 1.0  # of DeepSpeed
+_FEWEST_BATCHES = 60  # of a second moment
+
+
+class Windowed(Protocol):
+    """What is needed of the subjects of an experiment."""
+
+    task: Task
+    seed: int
+    ranks: Ranks
+
+    def target(self, name: str) -> Target: ...
+
+
+@dataclass(frozen=True)
+class Window:
+    """How long arms are trained, by what, and how that is predicted.
+
+    Attributes:
+        training: section of the experiment.
+        tau: sum of the schedule's factors over the steps.
+        clipping: norm that gradients are clipped to; 0: they are not.
+        settings: section of the experiment.
+    """
+
+    training: TrainingConfig
+    tau: float
+    clipping: float
+    settings: PredictConfig
+
+    @property
+    def num_batches(self) -> int:
+        """Minibatches of the gradient of one segment."""
+        return max(_FEWEST_BATCHES, -(-self.settings.gradient_sequences // self.training.batch_size))
+
+    @property
+    def num_samples(self) -> int:
+        """Training samples, counted as often as they come, of the finer walk."""
+        return self.settings.segments * self.num_batches * self.training.batch_size
+
+    @property
+    def num_segments(self) -> int:
+        """Segments of both walks."""
+        return self.settings.segments // 2 + self.settings.segments
+
+
+def walk(subjects: Windowed, name: str, window: Window) -> dict[str, Any]:
+    """Walk the window of a subject in half of the segments and in all of them; every rank of a chain group calls this.
+
+    Returns:
+        ``parts`` float64 [walk, observable, sample, sign], what each held-out sample adds to an observable with
+        coefficients above and below 0; ``metrics`` [walk, metric], those of the task, and their ``names``; ``growth``
+        [segment], the exponent of what the flow grows by in it along the most negative curvature met. Where one is
+        beyond ``LARGEST_GROWTH``, parts and metrics are empty.
+    """
+    target, segments = subjects.target(name), window.settings.segments
+    rules = _rules(subjects, target, window.training)
+    begin = {key: w.clone() for key, w in target.live().items()}
+    growth, parts, metrics = list[float](), list[np.ndarray](), list[dict[str, float]]()
+    for numbers in (range(segments // 2), range(segments // 2, window.num_segments)):
+        for number in numbers:
+            move = _move(subjects, target, rules, window, number, window.tau / len(numbers))
+            growth.append(-window.tau / len(numbers) * move.smallest)
+            if growth[-1] > LARGEST_GROWTH:
+                break
+            target.place(axpy(1.0, move.vector, target.live()))
+        else:
+            parts.append(_parts(target))
+            metrics.append(subjects.task.evaluate(target.model, subjects.ranks))
+        target.place(begin)
+    done = len(parts) == 2
+    return {
+        "parts": np.stack(parts) if done else np.zeros(0),
+        "metrics": np.array([list(found.values()) for found in metrics]) if done else np.zeros(0),
+        "names": list(metrics[0]) if done else [],
+        "growth": np.array(growth),
+    }
+
+
+def _rules(subjects: Windowed, target: Target, training: TrainingConfig) -> dict[str, Rule]:
+    """What the task's own optimizer does with every piece."""
+    model = target.model
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    of_parameter: dict[str, Rule] = {}
+    for group in subjects.task.optimizer(model, training).param_groups:
+        rule = Rule(group["lr"], group["weight_decay"], group.get("eps"))
+        of_parameter |= {names[id(parameter)]: rule for parameter in group["params"]}
+    return {piece.name: of_parameter[piece.parameter] for piece in target.component.pieces}
+
+
+def _move(
+    subjects: Windowed, target: Target, rules: Mapping[str, Rule], window: Window, segment: int, tau: float
+) -> Move:
+    """From where the target is: gradient and second moment from the same minibatches, then products on a part of them.
+
+    On samples that the second moment has not seen, weights of rare tokens would have curvature and hardly a moment, so
+    that their rate, and with it the growth, has no bound. Minibatch gradients are clipped as the training clips them;
+    curvature then counts for the mean factor.
+    """
+    settings, batch_size, population = window.settings, window.training.batch_size, len(subjects.task.train)
+    mean = {key: torch.zeros_like(w) for key, w in target.live().items()}
+    squares, kept = {key: torch.zeros_like(w) for key, w in mean.items()}, 0.0
+    numbers = range(segment * window.num_batches, (segment + 1) * window.num_batches)
+    batches = [epoch_batch(subjects.seed + _BATCH_STREAM, n, batch_size, population) for n in numbers]
+    for ids in batches:
+        _, gradient = target.gradient(ids)
+        norm = target.dot(gradient, gradient) ** 0.5
+        factor = min(1.0, window.clipping / norm) if window.clipping and norm else 1.0
+        kept += factor / len(batches)
+        for key, g in gradient.items():
+            mean[key] += factor * g / len(batches)
+            squares[key] += (factor * g) ** 2 / len(batches)
+    rates, decays = metric(rules, squares)
+    seen = np.concatenate(batches)
+    samples = target.prepare(target.data, seen[:: max(1, len(seen) // settings.curvature_sequences)])
+
+    def product(vector: Vector) -> Vector:
+        curved = target.hessian_product(samples, vector)
+        return {key: kept * curved[key] + decays[key] * v for key, v in vector.items()}
+
+    pull = {key: decays[key] * w for key, w in target.live().items()}
+    return window_move(product, axpy(1.0, mean, pull), rates, target.dot, tau=tau, num_steps=settings.lanczos_steps)
+
+
+def _parts(target: Target) -> np.ndarray:
+    """What every held-out sample adds to every observable [observable, sample, sign]."""
+    assert target.held_out is not None and target.coefficients is not None
+    return signed_sums(target.coefficients.double(), target.losses(target.held_out))

@@ -1,0 +1,117 @@
+"""Windows walked on losses whose flow is known, in any number of segments."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from patterning_dist.config import PredictConfig, TrainingConfig
+from patterning_dist.models.components import select_component
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.target import Target
+from patterning_dist.training.walk import Window, walk
+
+START, NUM = (0.7, -0.4), 16
+RATE, STEPS = 0.05, 30
+
+
+class Weights(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(START))
+
+
+@dataclass
+class Known:
+    """A loss that is the same for every sample, sum of functions of each coordinate."""
+
+    loss: object
+    ranks: Ranks = Ranks()  # noqa: RUF009
+    seed: int = 5
+
+    def __post_init__(self):
+        def optimizer(model, settings):
+            return torch.optim.SGD(model.parameters(), lr=settings.learning_rate)
+
+        def evaluate(model, ranks):
+            return {"second": model.w[1].item()}
+
+        data = TensorDataset(torch.zeros(NUM, 1))
+        self.task = SimpleNamespace(train=data, optimizer=optimizer, evaluate=evaluate)
+
+    def target(self, name):
+        def losses(model, batch):
+            return self.loss(model.w).expand(len(batch[0]))
+
+        model = Weights()
+        data, held_out = self.task.train, TensorDataset(torch.zeros(2, 1))
+        coefficients = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+        everything = select_component(model, "everything")
+        return Target(model, everything, losses, data, data, held_out=held_out, coefficients=coefficients)
+
+
+def walked(loss, segments, rate=RATE, steps=STEPS, clipping=0.0):
+    training = TrainingConfig(batch_size=4, optimizer="sgd", learning_rate=rate)
+    settings = PredictConfig(gradient_sequences=4, curvature_sequences=4, lanczos_steps=2, segments=segments)
+    return walk(Known(loss), "x", Window(training, float(steps), clipping, settings))
+
+
+def quadratic(curvatures, slopes):
+    a, b = torch.tensor(curvatures), torch.tensor(slopes)
+    return lambda w: (0.5 * a * w**2 + b * w).sum()
+
+
+def flow(curvatures, slopes, tau):
+    """w at tau of dw/ds = - (a w + b)."""
+    return [
+        w * math.exp(-a * tau) - b * (-math.expm1(-a * tau) / a)
+        for w, a, b in zip(START, curvatures, slopes, strict=True)
+    ]
+
+
+@pytest.mark.parametrize("segments", [2, 3, 5])
+def test_a_quadratic_is_walked_exactly_in_any_number_of_segments(segments):
+    curvatures, slopes = (2.0, -0.5), (0.3, 0.2)
+    found = walked(quadratic(curvatures, slopes), segments)
+    w = flow(curvatures, slopes, RATE * STEPS)
+    expected = sum(0.5 * a * x * x + b * x for a, b, x in zip(curvatures, slopes, w, strict=True))
+    assert found["parts"].shape == (2, 1, 2, 2) and found["names"] == ["second"]
+    np.testing.assert_allclose(found["parts"].sum(axis=(1, 2, 3)), [expected] * 2, rtol=1e-5)
+    np.testing.assert_allclose(found["metrics"][:, 0], [w[1]] * 2, rtol=1e-5)
+    few = segments // 2
+    lengths = [RATE * STEPS / few] * few + [RATE * STEPS / segments] * segments
+    np.testing.assert_allclose(found["growth"], [0.5 * length for length in lengths], rtol=1e-4)
+
+
+def test_segments_close_in_on_the_flow_of_a_loss_that_bends():
+    """dw/ds = - w^3 has w = w0 / sqrt(1 + 2 w0^2 s); what halving shows is of the size of the error that is left."""
+    rate, steps = 0.1, 20
+    exact = START[1] / math.sqrt(1 + 2 * START[1] ** 2 * rate * steps)
+    errors = []
+    for segments in (2, 4, 8):
+        coarse, fine = walked(lambda w: (0.25 * w**4).sum(), segments, rate, steps)["metrics"][:, 0]
+        errors.append(abs(fine - exact))
+        assert 0.5 * abs(coarse - fine) < abs(coarse - exact) < 2 * abs(coarse - fine)
+    assert errors[1] < errors[0] / 2 and errors[2] < errors[1] / 2
+
+
+def test_more_segments_reach_where_one_would_leave():
+    """Growth counts for a segment: e^2 in the whole window, in two segments e^1."""
+    curvatures, slopes = (1.0, -2.0 / (RATE * STEPS)), (0.0, 0.1)
+    left = walked(quadratic(curvatures, slopes), 2)
+    assert left["growth"].max() == pytest.approx(2, rel=1e-4) and left["parts"].size == left["metrics"].size == 0
+    inside = walked(quadratic(curvatures, slopes), 4)
+    assert inside["growth"].max() == pytest.approx(1, rel=1e-4)
+    np.testing.assert_allclose(inside["metrics"][:, 0], flow(curvatures, slopes, RATE * STEPS)[1], rtol=1e-5)
+
+
+def test_gradients_are_clipped_as_in_the_training():
+    found = walked(quadratic((0.0, 0.0), (3.0, 4.0)), 2, clipping=2.0)  # of norm 5
+    np.testing.assert_allclose(found["metrics"][:, 0], START[1] - RATE * STEPS * 4 * 2 / 5, rtol=1e-5)
