@@ -11,7 +11,7 @@ w*. The difference of two coupled traces, draw by draw, has a small part of the 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,6 +20,18 @@ from patterning_dist.response.moments import Floats
 
 # From so many chains their spread alone makes an interval: Student's t is 3.2 there, and 4.3 or 12.7 with fewer.
 _ENOUGH_CHAINS = 4
+
+
+class Linear(NamedTuple):
+    """What linear response says of a slope: (n_beta / n) chi h, with the half width of its 95 % interval.
+
+    ``per_chain`` [chain] where it is of the chains whose coupled ones are measured; None: of others.
+    """
+
+    value: float
+    standard_error: float
+    width: float
+    per_chain: Floats | None = None
 
 
 def coupled_mean(differences: Floats) -> TraceMean:
@@ -36,9 +48,7 @@ def coupled_mean(differences: Floats) -> TraceMean:
     """
     inside_or_between = trace_mean(differences)
     means = np.asarray(differences, np.float64).mean(axis=1)
-    if len(means) < _ENOUGH_CHAINS:
-        return inside_or_between
-    return TraceMean(float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(means))), len(means) - 1.0)
+    return inside_or_between if len(means) < _ENOUGH_CHAINS else _over_chains(means)
 
 
 def smallest_pair(strengths: Sequence[float]) -> float | None:
@@ -98,30 +108,41 @@ def measured(found: TraceMean) -> dict[str, Any]:
     }
 
 
-def verdict(
-    found: TraceMean, predicted: float, standard_error: float, interval: Sequence[float], exact: float = 0.0
-) -> dict[str, Any]:
+def verdict(found: TraceMean, linear: Linear, per_chain: Floats, exact: float = 0.0) -> dict[str, Any]:
     """A measured slope against a predicted one: z-score of the difference, ratio, and what they come to.
 
-    ``agrees`` where the numbers differ by less than the root of the sum of squares of their 95 % intervals' half
-    widths, ``disagrees`` where by more, and ``not resolved`` where neither can be told from 0.
+    ``agrees`` where 0 is in the 95 % interval of the difference, ``disagrees`` where it is not, and ``not resolved``
+    where neither number can be told from 0. Where the prediction is of the same chains the noise that it shares with
+    the measurement is in neither: the error is the spread of the differences. Otherwise errors, and half widths of
+    intervals, add up as squares.
 
     Args:
         found: measured.
-        predicted: by linear response.
-        standard_error, interval: of it; NaN, where they are not known, counts as 0.
+        linear: predicted.
+        per_chain: what ``found`` is of each chain [chain].
         exact: a part of both that no chain has estimated, n_beta D(w*) of a free energy: the ratio, and whether there
             is anything to tell from 0, are of what is beyond it.
     """
-    errors = np.nan_to_num([found.standard_error, standard_error])
-    widths = np.nan_to_num([np.ptp(found.interval()) / 2, np.ptp(interval) / 2])
-    values, total = np.array([found.value, predicted]) - exact, float(np.hypot(*errors))
-    difference = found.value - predicted
-    is_noise, agrees = bool((np.abs(values) < widths).all()), abs(difference) <= np.hypot(*widths)
+    values, widths = np.array([found.value, linear.value]) - exact, np.nan_to_num([_half_width(found), linear.width])
+    error, width = np.hypot(found.standard_error, np.nan_to_num(linear.standard_error)), np.hypot(*widths)
+    if linear.per_chain is not None and len(per_chain) == len(linear.per_chain) >= _ENOUGH_CHAINS:
+        paired = _over_chains(per_chain - linear.per_chain)
+        error, width = paired.standard_error, _half_width(paired)
+    difference = found.value - linear.value
+    is_noise = bool((np.abs(values) < widths).all())
     return {
-        "predicted": predicted,
-        "predicted_standard_error": standard_error,
-        "z": difference / total if total else None,
+        "predicted": linear.value,
+        "predicted_standard_error": linear.standard_error,
+        "z": float(difference / error) if error else None,
         "ratio": float(values[0] / values[1]) if values[1] else None,
-        "verdict": "not resolved" if is_noise else "agrees" if agrees else "disagrees",
+        "verdict": "not resolved" if is_noise else "agrees" if abs(difference) <= width else "disagrees",
     }
+
+
+def _over_chains(means: Floats) -> TraceMean:
+    return TraceMean(float(means.mean()), float(means.std(ddof=1) / np.sqrt(len(means))), len(means) - 1.0)
+
+
+def _half_width(found: TraceMean) -> float:
+    low, high = found.interval()
+    return (high - low) / 2

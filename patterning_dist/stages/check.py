@@ -26,6 +26,7 @@ from patterning_dist.measure.results import table_name
 from patterning_dist.measure.subjects import Subjects
 from patterning_dist.progress import Progress
 from patterning_dist.response.coupled import (
+    Linear,
     coupled_mean,
     free_energy_slope,
     integrated,
@@ -101,17 +102,18 @@ def responses(
     found: dict[str, dict[str, Any]] = {}
     for strength, rows in changes.items():
         found[f"{strength:+g}"] = {
-            name: measured(coupled_mean(trace)) | ({"predicted": strength * linear[name][0]} if name in linear else {})
+            name: measured(coupled_mean(trace))
+            | ({"predicted": strength * linear[name].value} if name in linear else {})
             for name, trace in rows.items()
         }
     slopes: dict[str, dict[str, Any]] = {}
     if (pair := smallest_pair(list(changes))) is not None:
         for name, above in changes[pair].items():
-            slope = coupled_mean(symmetric_slope(above, changes[-pair][name], pair))
+            trace = symmetric_slope(above, changes[-pair][name], pair)
+            slope = coupled_mean(trace)
             slopes[name] = measured(slope) | {"strength": pair}
             if name in linear:
-                value, error, interval = linear[name]
-                slopes[name] |= verdict(slope, value, error, interval, exact.get(name, 0.0))
+                slopes[name] |= verdict(slope, linear[name], trace.mean(axis=1), exact.get(name, 0.0))
     return found, slopes
 
 
@@ -141,19 +143,24 @@ def _changes(
     return changes, exact
 
 
-def _linear(config: Config, run: RunDirectory, subjects: Subjects, base: str) -> dict[str, tuple[float, float, Floats]]:
-    """Row -> linear response to h, its error and interval: what solve promised of a target, else chi of the probe."""
+def _linear(config: Config, run: RunDirectory, subjects: Subjects, base: str) -> dict[str, Linear]:
+    """Row -> linear response to h: what solve promised of a target, else chi of the probe from the chains at 0."""
     assert config.check is not None
     rows = plain_rows(run.path, subjects, base, config.sampling.posterior_quantities)
     n_beta = subjects.posterior(base).inverse_temperature
     plain = predicted_response_with_error(np.stack(list(rows.values()), axis=1), _table(config, subjects), n_beta)
-    found: dict[str, Any] = dict(
-        zip(rows, zip(plain.value, plain.standard_error, plain.interval, strict=True), strict=True)
-    )
+    errors, widths = plain.standard_error.tolist(), (np.ptp(plain.interval, axis=1) / 2).tolist()
+    found = {
+        name: Linear(value, errors[k], widths[k], plain.per_chain[:, k])
+        for k, (name, value) in enumerate(zip(rows, plain.value.tolist(), strict=True))
+    }
     solution = json.loads((run.path / "weights" / "solution.json").read_text())
     for name, entry in solution["arms"][config.check.weights]["predicted_response"].items():
-        found[name] = [np.array(entry[key], float) for key in ("value", "standard_error", "interval")]
-    return {name: (float(value), float(error), interval) for name, (value, error, interval) in found.items()}
+        value, error, low, high = (
+            float(x) for x in np.array([entry["value"], entry["standard_error"], *entry["interval"]], float)
+        )
+        found[name] = Linear(value, error, (high - low) / 2)
+    return found
 
 
 def _table(config: Config, subjects: Subjects) -> Floats:

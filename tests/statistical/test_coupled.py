@@ -11,6 +11,7 @@ import pytest
 from gaussian_problem import Problem, Walk
 
 from patterning_dist.response.coupled import (
+    Linear,
     coupled_mean,
     free_energy_slope,
     integrated,
@@ -157,7 +158,7 @@ def test_the_symmetric_difference_cancels_the_second_order():
 
 def test_chi_is_the_slope_at_zero(traces):
     """The covariance form of the LLC's response and coupled chains of +-s, each with its error, at a small step."""
-    step_size, pair, settings = 0.02 * Weighted(0.3).step_size / 0.4, 0.3, {"localization": 40.0}
+    step_size, pair, settings = 0.02 * Weighted(0.3).step_size / 0.4, 0.1, {"localization": 40.0}
     losses = {s: walked(s, step_size, 64, 300, seed=2, **settings) for s in (-pair, 0.0, pair)}
     n_beta = 23.0
     above, below = (n_beta * ((1 + s * H) * losses[s]).mean(axis=-1) for s in (pair, -pair))
@@ -165,7 +166,8 @@ def test_chi_is_the_slope_at_zero(traces):
     chains = [coarse(number, chain) for number, chain in enumerate(losses[0.0])]
     per_chain = n_beta / len(H) * llc_response(chains, 0, n_beta).chi_per_chain[:, 0] @ H
     error = per_chain.std(ddof=1) / np.sqrt(len(per_chain))
-    found = verdict(slope, per_chain.mean(), error, per_chain.mean() + 2 * error * np.array([-1, 1]))
+    linear = Linear(per_chain.mean(), error, 2 * error, per_chain)
+    found = verdict(slope, linear, symmetric_slope(above, below, pair).mean(axis=1))
     assert found["verdict"] == "agrees" and abs(found["z"]) < 3 and found["ratio"] == pytest.approx(1, abs=0.3)
     assert slope.standard_error < 0.8 * error
 
@@ -231,8 +233,9 @@ def test_coupled_chains_keep_the_sign_of_the_llc_response_where_the_covariance_t
 
 def test_verdicts():
     def found(value, error, predicted, its_error, exact=0.0):
-        interval = predicted + 2 * its_error * np.array([-1, 1])
-        return verdict(TraceMean(value, error, 50.0), predicted, its_error, interval, exact)
+        return verdict(
+            TraceMean(value, error, 50.0), Linear(predicted, its_error, 2 * its_error), np.full(5, value), exact
+        )
 
     assert found(-0.20, 0.01, -0.21, 0.004)["verdict"] == "agrees"
     apart = found(-0.20, 0.01, -0.30, 0.03)
@@ -243,4 +246,12 @@ def test_verdicts():
     known = found(0.51, 0.01, 0.48, 0.02, exact=0.5)
     assert known["verdict"] == "not resolved" and known["ratio"] == pytest.approx(-0.5)
     assert found(-0.20, 0.01, -0.21, np.nan)["z"] == pytest.approx(1.0)
+    # Chains that share their noise: what differs from chain to chain is alike in both numbers, and a shift is seen.
+    shared = np.random.default_rng(0).normal(size=8)
+    apart = 0.1 + 0.01 * np.random.default_rng(1).normal(size=8)
+    both = coupled_mean((shared + apart)[:, None].repeat(4, axis=1))
+    alike = verdict(both, Linear(shared.mean(), both.standard_error, 1.0, shared), shared + apart)
+    assert alike["z"] > 10
+    alike = verdict(both, Linear(shared.mean(), both.standard_error, 1.0), shared + apart)
+    assert alike["z"] < 1
     assert smallest_pair([1.0, -0.25, 0.25, -1.0]) == 0.25 and smallest_pair([0.5, -0.25]) is None
