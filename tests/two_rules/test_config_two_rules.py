@@ -46,7 +46,11 @@ def test_the_experiments_of_the_project_are_read_and_written_back(name: str, tmp
         ("arms.num_control_seeds=1000", "arms.num_control_seeds: at most arms.num_seeds"),
         ("check.strengths=[0.0,1.0]", "check.strengths: expected different numbers, none of them 0"),
         ("check.strengths=[1.0,1.0]", "check.strengths: expected different numbers"),
-        ("check.per_rule=30", "check.per_rule: at most references.per_rule"),
+        (
+            "check.per_rule=27",
+            "references.per_rule: 6 networks of each rule, and check.per_rule = 27 further ones, out of",
+        ),
+        ("check.strengths=[-1.5,1.0]", "check.strengths: expected numbers from -1 to 1"),
         ("weights.min_weight=0", "weights.min_weight: expected a number greater than 0, got 0"),
         ("kind=parentheses", "kind is not a known key"),
         ("training.deepspeed=a.json", "training.deepspeed is not a known key"),
