@@ -33,7 +33,7 @@ def test_the_experiments_of_the_project_are_read_and_written_back(name: str, tmp
         ("task.min_length=5", "task.min_length: expected a multiple of 2, got 5"),
         ("model.num_heads=3", "model.num_heads: 3 heads do not divide the width 16"),
         ("training.warmup_steps=1000", "training.warmup_steps: must be below training.num_steps = 1000"),
-        ("references.per_rule=40", "references.per_rule: 40 networks of each rule out of"),
+        ("references.per_rule=40", "references.per_rule: 40 networks of each rule, and check.per_rule = 3 further"),
         ("references.equal_count_below=0.9", "references.equal_count_below: must be below references.nested_above"),
         ("sampling.components=[{name: attention}]", "sampling.components: the experiment samples all weights"),
         ("sampling.observables=[{kind: llc, name: llc}]", "sampling.observables: expected one each of the kinds"),
