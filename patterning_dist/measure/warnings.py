@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from patterning_dist.config import Config
 
 # Fewer draws than these leave R-hat and the errors themselves uncertain (Vehtari et al., 2021: 100 a chain).
@@ -84,7 +86,7 @@ def _directions(solves: Iterable[Mapping[str, Any]], tolerance: float) -> list[s
 
 
 def _nonlinear(strengths: Mapping[str, Any], linear: Mapping[str, Any]) -> list[str]:
-    """Observables whose measured response the linear one misses by more than the 95 % errors of both."""
+    """Observables whose measured response the linear one misses by more than the 95 % intervals of both."""
     found = []
     for strength, entries in strengths.items():
         missed = [
@@ -92,7 +94,7 @@ def _nonlinear(strengths: Mapping[str, Any], linear: Mapping[str, Any]) -> list[
             for name, entry in entries.items()
             if name in linear
             and (entry["value"] - entry["predicted"]) ** 2
-            > 1.96**2 * (entry["standard_error"] ** 2 + (float(strength) * linear[name]["standard_error"]) ** 2)
+            > (np.ptp(entry["interval"]) / 2) ** 2 + (1.96 * float(strength) * linear[name]["standard_error"]) ** 2
         ]
         if missed:
             found.append(
