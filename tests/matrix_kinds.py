@@ -41,6 +41,7 @@ def loop(name: str, component: str, split: str, **sections: Any) -> dict[str, An
         {"kind": "split_loss", "name": "wanted", "split": split},
         {"kind": "component_loss", "name": "component"},
         {"kind": "llc", "name": "llc"},
+        {"kind": "free_energy", "name": "free_energy"},
     ]
     return {
         "name": name,
@@ -57,7 +58,7 @@ def loop(name: str, component: str, split: str, **sections: Any) -> dict[str, An
         },
         "response": {"direction": {"component": "everything", "hessian_sequences": 4}},
         "solve": SOLVE | {"component": "everything"},
-        "check": {"strengths": [1]},
+        "check": {"strengths": [-0.2, 0.2, 1]},
         "retrain": RETRAIN | {"start": "baseline"},
         **sections,
     }

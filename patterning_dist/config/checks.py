@@ -366,12 +366,20 @@ def _check(config: Config) -> Iterator[str]:
         return
     if config.solve is None:
         yield "check: there are no weights to check; add solve, or remove check"
-    lowest, largest = min(config.check.strengths), config.solve.weight_max if config.solve else 1.0
-    if lowest * (largest - 1) < -1:
-        yield (
-            f"check.strengths: {lowest:g} takes weights below 0 where they may be as large as solve.weight_max = "
-            f"{largest:g}; expected at least {-1 / (largest - 1):.3g}, or the other weights"
-        )
+    else:
+        lowest, largest = min(config.check.strengths), config.solve.weight_max
+        if lowest * (largest - 1) < -1:
+            yield (
+                f"check.strengths: {lowest:g} takes weights below 0 where they may be as large as solve.weight_max = "
+                f"{largest:g}; expected at least {-1 / (largest - 1):.3g}, with {1 / (largest - 1):.3g} beside it for "
+                "the slope at 0"
+            )
+        highest, smallest = max(config.check.strengths), config.solve.weight_min
+        if highest * (1 - smallest) > 1:
+            yield (
+                f"check.strengths: {highest:g} takes weights below 0 where they may be as small as solve.weight_min = "
+                f"{smallest:g}; expected at most {1 / (1 - smallest):.3g}"
+            )
     if config.sampling.probe is not None:
         yield "check: weights are of training samples, and sampling.probe is another table; remove one of the two"
     if 0 in config.check.strengths or _repeated(config.check.strengths):
@@ -439,7 +447,7 @@ def _rounds(config: Config, arm: Arm) -> Iterator[str]:
         return
     if solve.scores != "response_direction":
         yield (
-            f", and chains on a weighted loss record rho_i l_i, of which scores of kind {solve.scores} cannot be made; "
+            f", and between rounds the response direction is solved for, not scores of kind {solve.scores}; "
             "set solve.scores to response_direction"
         )
     if arm.strength * (1 - solve.weight_min) > 1:

@@ -120,6 +120,8 @@ class CheckConfig(Section):
     """The response under weights, by chains that share noise and minibatches with the unweighted ones."""
 
     strengths: list[float] = Field(
-        [0.5, 1.0], min_length=1, description="factors of h in rho = 1 + h, none of them 0 [1]"
+        [-0.1, 0.1, 1.0],
+        min_length=1,
+        description="factors of h in rho = 1 + h, none of them 0; a number and its negative give the slope at 0 [1]",
     )
     weights: Literal["plus", "minus"] = Field("plus", description="solution of stage solve that is checked")

@@ -76,7 +76,8 @@ def subject_plans(
             "task": of_task[subject.checkpoint],
             "component": resolved.model_dump(),
             "stream": [subject.stream, subject.seed],
-            "weights": [weights, subject.strength],
+            # Chains on weighted losses used to record rho_i l_i.
+            "weights": None if weights is None else [weights, subject.strength, "records l_i"],
             "gradients": name in subjects.gradients_of,
             "positions": subjects.positions_of.get(name, 0),
         }

@@ -18,6 +18,7 @@ from patterning_dist.config.sampling import (
     ComponentConfig,
     ComponentLossConfig,
     FunctionConfig,
+    PosteriorQuantityConfig,
     SamplingConfig,
     SplitLossConfig,
 )
@@ -159,12 +160,12 @@ class Subjects:
     def source(self, name: str, which: str) -> Samples:
         """Samples as the target of a subject takes them.
 
-        ``pool``: the training samples, each of which weighs 1; ``probe``: those whose losses are recorded, as they are.
+        ``pool``: the training samples, each of which weighs 1; ``probe``: those whose losses are recorded.
         """
         subject = self.by_name[name]
         if subject.weights is None:
             return self.task.train if which == "pool" else self.probe.samples
-        return self._plain(self.task.train) if which == "pool" else self._recorded(self._weighted(subject))
+        return self._plain(self.task.train) if which == "pool" else self._recorded(subject)
 
     def entries_of(self, which: str, ids: np.ndarray, losses: np.ndarray) -> np.ndarray:
         """Losses [row, sample(, position)] of pool or probe samples -> those of the entries that count [row, entry]."""
@@ -196,9 +197,9 @@ class Subjects:
         layered, data = self.task.layered(model, component), self.task.train
         probe: Samples = self.probe.samples
         held_out: Samples | None = None if self.held_out is None else self.held_out.samples
+        loss_weights: np.ndarray | None = None
         if subject.weights is not None:
-            data = self._weighted(subject)
-            probe = self._recorded(data)
+            data, probe, loss_weights = self._weighted(subject), self._recorded(subject), self.loss_weights(name)
             held_out = held_out and self._plain(held_out)
             losses, layered = weighted_losses(losses), layered and WeightedLayers(layered)
         self._target = Target(
@@ -213,12 +214,29 @@ class Subjects:
             num_component_losses=sum(isinstance(o, ComponentLossConfig) for o in self.sampling.observables),
             layered=layered,
             counted=self.counted,
+            loss_weights=loss_weights,
             mean_counted=self.task.mean_counted,
             micro_batch_size=self.sampling.micro_batch_size,
             compute_dtype=self.task.compute_dtype,
             ranks=self.ranks,
         )
         return self._target
+
+    def loss_weights(self, name: str) -> np.ndarray | None:
+        """rho at the subject's strength over rho at strength 0, of the probe entries [sample(, position)].
+
+        Scaled so that L_rho = sum rho_i l_i / sum rho_i on the probe is the mean of recorded losses times these. None
+        where a table of the user's own is the probe, which has no weights.
+
+        Raises:
+            PatterningError: a weight falls below 0.
+        """
+        if self.probe.source is not self.task.train:
+            return None
+        subject = self.by_name[name]
+        file = self.directory / str(subject.weights)
+        rho, plain = (self.task.read_weights(file, s)[self.probe.ids].astype(float) for s in (subject.strength, 0.0))
+        return np.divide(rho, plain, out=np.zeros_like(rho), where=plain > 0) * (plain.sum() / rho.sum())
 
     def _weighted(self, subject: Subject) -> Weighted:
         """The training samples with the weights of a subject."""
@@ -227,10 +245,11 @@ class Subjects:
         rho = self.task.read_weights(self.directory / subject.weights, subject.strength)
         return Weighted(train, rho, self.task.counted(train, np.arange(len(train))))
 
-    def _recorded(self, data: Weighted) -> Samples:
-        """The probe of weighted training samples; a table of the user's own has no weights."""
-        is_own = self.probe.source is not self.task.train
-        return self._plain(self.probe.samples) if is_own else Part(data, self.probe.ids)
+    def _recorded(self, subject: Subject) -> Samples:
+        """The probe as it is without h, so that chains of all strengths record the same losses."""
+        if self.probe.source is not self.task.train:
+            return self._plain(self.probe.samples)
+        return Part(self._weighted(replace(subject, strength=0.0)), self.probe.ids)
 
     def _plain(self, samples: Samples) -> Plain:
         """Samples beside weighted ones."""
@@ -297,6 +316,15 @@ class OpenSubjects:
     positions_of: dict[str, int] = field(default_factory=dict)
     thin: int | None = None
     part: HeldOutPart = "observed"
+
+    def weighted(self, by_name: dict[str, Subject], *files: str, **changes: Any) -> OpenSubjects:
+        """Subjects under weights, whose tables and checkpoints ``files`` name; ``changes`` replace other fields.
+
+        Rows of LLC and free energy are left out: they are responses of the plain posterior.
+        """
+        measured = [o for o in self.sampling.observables if not isinstance(o, PosteriorQuantityConfig)]
+        sampling = self.sampling.model_copy(update={"observables": measured})
+        return replace(self, by_name=by_name, files=(*self.files, *files), sampling=sampling, thin=None, **changes)
 
     def __call__(self, device: str, ranks: Ranks) -> Subjects:
         """In the process that is to hold them."""

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
+
 from patterning_dist.config import Config
 
 # Fewer draws than these leave R-hat and the errors themselves uncertain (Vehtari et al., 2021: 100 a chain).
@@ -100,7 +102,7 @@ def _scale(agreement: Mapping[str, Mapping[str, Any]]) -> list[str]:
 
 
 def _nonlinear(strengths: Mapping[str, Any], linear: Mapping[str, Any]) -> list[str]:
-    """Observables whose measured response the linear one misses by more than the 95 % errors of both."""
+    """Observables whose measured response the linear one misses by more than the 95 % intervals of both."""
     found = []
     for strength, entries in strengths.items():
         missed = [
@@ -108,7 +110,7 @@ def _nonlinear(strengths: Mapping[str, Any], linear: Mapping[str, Any]) -> list[
             for name, entry in entries.items()
             if name in linear
             and (entry["value"] - entry["predicted"]) ** 2
-            > 1.96**2 * (entry["standard_error"] ** 2 + (float(strength) * linear[name]["standard_error"]) ** 2)
+            > (np.ptp(entry["interval"]) / 2) ** 2 + (1.96 * float(strength) * linear[name]["standard_error"]) ** 2
         ]
         if missed:
             found.append(

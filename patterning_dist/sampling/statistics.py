@@ -23,7 +23,7 @@ class Draw:
     """What one draw measured: deviations from the centre w*, in nats.
 
     ``observables`` [observable] float64; ``losses`` [probe column] float64: every probe entry, then the mean of every
-    probe sample that has several; ``mean_loss`` L(w) - L(w*) over the probe entries.
+    probe sample that has several; ``mean_loss`` L(w) - L(w*) of the chain's own posterior, on the probe entries.
     """
 
     number: int

@@ -39,7 +39,7 @@ class Measurement(NamedTuple):
     """What a draw measures, absolute, float64 on the CPU, in nats.
 
     ``observables`` [observable]; ``losses`` [probe column]: every probe entry that counts, then, where a sample has
-    several, the mean of every sample; ``mean_loss`` L(w), the mean over the probe entries.
+    several, the mean of every sample; ``mean_loss`` L(w) of the chain's own posterior, on the probe entries.
     """
 
     observables: Tensor
@@ -76,6 +76,8 @@ class Target:
         num_component_losses: how many observables are the probe's mean loss itself; they come first.
         layered: the model cut below the component.
         counted: probe entries that count [sample, position]; None: all.
+        loss_weights: of the probe entries in the chain's own mean loss, their plain mean where None; the component
+            losses among the observables are the plain mean in either case [sample(, position)].
         mean_counted: entries of a training sample that count, on average over ``data``; None: all of them.
         micro_batch_size: samples that one forward pass takes at most.
         compute_dtype: of the forward pass under autocast; the sampled weights stay float32.
@@ -105,6 +107,7 @@ class Target:
         num_component_losses: int = 0,
         layered: Layered | None = None,
         counted: np.ndarray | None = None,
+        loss_weights: np.ndarray | None = None,
         mean_counted: float | None = None,
         micro_batch_size: int = 16,
         compute_dtype: torch.dtype | None = None,
@@ -125,6 +128,7 @@ class Target:
         self._check_losses(probe)
         self.probe = self.prepare(probe)
         self.counted = None if counted is None else torch.from_numpy(counted)
+        self.loss_weights = None if loss_weights is None else torch.from_numpy(loss_weights)
         self.held_out = None if held_out is None else self.prepare(held_out)
         self.coefficients = coefficients
 
@@ -216,13 +220,14 @@ class Target:
         with torch.no_grad():
             probe = self.losses(self.probe)
             columns, mean = self._columns(probe)
+            own = mean if self.loss_weights is None else self._columns(probe * self.loss_weights)[1]
             observables = [mean.expand(self.num_component_losses)]
             if self.held_out is not None and self.coefficients is not None:
                 held_out = self.losses(self.held_out)
                 observables.append((self.coefficients.double() * held_out).flatten(1).sum(dim=1))
             with self._autocast():
                 observables += [_whole(f(self.model)).double().cpu().reshape(-1) for f in self.functions]
-        return Measurement(torch.cat(observables), columns, mean.item())
+        return Measurement(torch.cat(observables), columns, own.item())
 
     def prepare(self, samples: Samples, ids: np.ndarray | None = None) -> Prepared:
         """This rank's part of samples, with the layers below the component computed; all ranks call this."""

@@ -50,14 +50,7 @@ def weigh_again(config: Config, run: RunDirectory, progress: Progress, number: i
         subjects[name] = Subject(checkpoint, config.solve.component, name, table, part.arm.strength)
         files += [*checkpoint_files(checkpoint), table]
     run.place.fetch(*files, *(part.folder for part in rounds))
-    opener = open_subjects(config, run.place, device)
-    opener = replace(
-        opener,
-        files=(*opener.files, *files),
-        by_name=subjects,
-        gradients_of=frozenset(subjects),
-        thin=None,
-    )
+    opener = open_subjects(config, run.place, device).weighted(subjects, *files, gradients_of=frozenset(subjects))
     most = max(part.arm.rounds for part in rounds)
     run.event(STAGE, "round", number=number, of=most, jobs=[part.name for part in rounds])
     progress.say(f"{STAGE}: round {number} of {most}, chains around {len(rounds)} checkpoints of round {number - 1}")

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,6 +14,7 @@ import pyarrow.parquet as pq
 
 from patterning_dist.aggregation.files import read_chains
 from patterning_dist.config import Config, LlcConfig
+from patterning_dist.config.sampling import PosteriorQuantityConfig
 from patterning_dist.data.induction import token_features
 from patterning_dist.data.sampler import permutation
 from patterning_dist.data.tokens import TokenDataset
@@ -209,23 +212,41 @@ def plain_scores(pool: Pool, observables: list[str], progress: Progress) -> Scor
             f"{len(subjects.probe.ids)}; raise sampling.probe_sequences to {pool.num_samples}, or choose another"
         )
     progress.start("reading co-moments", None)
-    healthy, excluded = read_chains(pool.run.path / "sampling" / pool.subject)
-    table, _ = read_parquet(pool.run.path / table_name(pool.subject), ["center_loss"])
-    num_entries, center = len(pool.in_subset), table["center_loss"].to_numpy().astype(np.float64)
-    loss_weights = np.concatenate([np.ones(num_entries), np.zeros(healthy[0].mean_loss.shape[-1] - num_entries)])
-    common: dict[str, Any] = {"loss_weights": loss_weights, "min_chains": sampling.min_chains, "excluded": excluded}
-    measured = susceptibility(healthy, **common).chi_per_chain
-    rows = {name: measured[:, k] for k, name in enumerate(subjects.observable_names)}
-    centers = np.concatenate([center, np.zeros(healthy[0].mean_loss.shape[-1] - num_entries)])
-    for quantity in sampling.posterior_quantities:
-        if isinstance(quantity, LlcConfig):
-            found = llc_response(healthy, 0, pool.inverse_temperature, **common)
-        else:
-            found = free_energy_response(healthy, centers, **common)
-        rows[quantity.name] = found.chi_per_chain[:, 0]
-    per_chain = np.stack([rows[name][:, :num_entries] for name in observables], axis=1)
+    rows = plain_rows(pool.run.path, subjects, pool.subject, sampling.posterior_quantities)
+    per_chain = np.stack([rows[name] for name in observables], axis=1)
     chi, report = centred(per_chain.mean(axis=0)), {"estimator": "plain"}
     return Scores(chi, pool.in_subset, centred(per_chain[:, :, pool.in_subset]), observables, report)
+
+
+def plain_rows(
+    directory: Path, subjects: Subjects, subject: str, quantities: Sequence[PosteriorQuantityConfig]
+) -> dict[str, np.ndarray]:
+    """chi of every observable, and of LLC and free energy, on the probe of a subject that is done [chain, entry].
+
+    Args:
+        directory: of the run.
+        subjects: opened in this process.
+        subject: of them, whose chains are on the plain loss.
+        quantities: the LLCs and free energies that are wanted.
+
+    Raises:
+        PatterningError: too few chains, or a file is missing or damaged.
+    """
+    healthy, excluded = read_chains(directory / "sampling" / subject)
+    center = read_parquet(directory / table_name(subject), ["center_loss"])[0]["center_loss"].to_numpy()
+    num_entries, num_means = len(center), healthy[0].mean_loss.shape[-1] - len(center)
+    loss_weights = np.concatenate([np.ones(num_entries), np.zeros(num_means)])
+    common: dict[str, Any] = {"loss_weights": loss_weights, "excluded": excluded}
+    common["min_chains"] = subjects.sampling.min_chains
+    measured = susceptibility(healthy, **common).chi_per_chain[:, :, :num_entries]
+    rows = {name: measured[:, k] for k, name in enumerate(subjects.observable_names)}
+    for quantity in quantities:
+        if isinstance(quantity, LlcConfig):
+            found = llc_response(healthy, 0, subjects.posterior(subject).inverse_temperature, **common)
+        else:
+            found = free_energy_response(healthy, np.concatenate([center, np.zeros(num_means)]), **common)
+        rows[quantity.name] = found.chi_per_chain[:, 0, :num_entries]
+    return rows
 
 
 def centred(chi: np.ndarray) -> np.ndarray:

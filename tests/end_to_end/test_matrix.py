@@ -80,8 +80,12 @@ def test_pool_scores_solve_and_check(finished):
         assert np.abs(np.bincount(tokens, change)).max() < 1e-5  # of float32 weights
         assert solution["kept_mass"] == {"of": "token", "num_groups": len(set(tokens)), "arms": ["plus", "minus"]}
         assert "Plus and minus keep the sum of weights of every token, " in (directory / "report.html").read_text()
-    checked = json.loads((directory / "check" / "response.json").read_text())["strengths"]["+1"]["wanted"]
-    assert set(checked) >= {"value", "standard_error", "interval", "predicted"}
+    checked = json.loads((directory / "check" / "response.json").read_text())
+    for name in ("wanted", "component", "llc", "free_energy"):
+        assert set(checked["strengths"]["+1"][name]) >= {"value", "standard_error", "interval", "predicted"}
+        slope = checked["slopes"][name]
+        assert slope["strength"] == 0.2 and slope["verdict"] in ("agrees", "disagrees", "not resolved")
+        assert None not in (slope["value"], slope["standard_error"], slope["predicted"], slope["z"])
 
 
 def test_retrain_and_report(finished):

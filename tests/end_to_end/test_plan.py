@@ -101,8 +101,8 @@ def test_the_whole_loop_of_a_language_model_that_exists(local_ray: None, tmp_pat
     for stage in stages.values():
         assert 0 < stage["seconds"]["low"] <= stage["seconds"]["value"] <= stage["seconds"]["high"], stage["name"]
     check, sample = stages["check"]["details"], stages["sample"]["details"]
-    # 3 strengths of 3 chains on one of 4 subjects.
-    assert (check["num_chains"], check["num_steps"]) == (9, 9 * 34)
+    # 0 and 3 strengths of 3 chains on one of 4 subjects.
+    assert (check["num_chains"], check["num_steps"]) == (12, 12 * 34)
     assert check["num_draws"] * sample["num_chains"] == sample["num_draws"] * check["num_chains"]
     assert stages["solve"]["what"] == "280 weights"  # 40 sequences of 7 predicted tokens
     # One arm goes on under the same weights to its end: its walk and that of equal ones, in 1 and 3 segments.

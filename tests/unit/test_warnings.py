@@ -98,8 +98,9 @@ def test_a_check_that_refutes_the_linear_response(tiny_run: Path) -> None:
     solution = {"conjugate_gradients": [], "arms": {"plus": {"predicted_response": linear}}}
 
     def lines(value: float) -> list[str]:
-        # Errors of 0.4 and 0.3 make 0.5: the two may differ by 0.98.
-        entry = {"value": value, "standard_error": 0.4, "predicted": -1.0}
+        # Half widths of 1.96 * 0.4 and 1.96 * 0.3 make 0.98, whatever Student's t the first has.
+        interval = [value - 1.96 * 0.4, value + 1.96 * 0.4]
+        entry = {"value": value, "standard_error": 0.25, "interval": interval, "predicted": -1.0}
         checked = {"weights": "plus", "strengths": {"+1": {"induction": entry, "loss": entry}}}
         return find_warnings(diagnostics(), solution, checked, config)
 

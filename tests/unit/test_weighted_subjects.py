@@ -83,7 +83,10 @@ def test_value_and_gradient_are_those_of_the_weighted_mean(tmp_path: Path, stren
     expected.backward()
     assert target.measure().mean_loss == pytest.approx(expected.item(), rel=1e-6)
     observed = squared_error(model, [part[ids] for part in load()[1]["other"].tensors]).mean().item()
-    assert target.measure().observables.tolist() == pytest.approx([expected.item(), observed], rel=1e-6)
+    # The component loss is an observable: the same function of w at every strength, as are the losses recorded.
+    plain = squared_error(model, batch)
+    assert target.measure().observables.tolist() == pytest.approx([plain.mean().item(), observed], rel=1e-6)
+    torch.testing.assert_close(target.measure().losses, plain.detach().double())
     value, gradient = target.gradient(np.arange(30))
     assert value == pytest.approx(expected.item(), rel=1e-6)
     for name, parameter in model.named_parameters():
@@ -108,6 +111,18 @@ def test_the_keys_of_the_sampler_reach_chains_on_weighted_losses(tmp_path: Path)
     assert found.chain("x", 0, burn_in=1).spectrum is None
 
 
+def test_the_loss_of_the_chain_is_the_weighted_mean_on_a_probe_that_is_a_part_of_the_pool(tmp_path: Path) -> None:
+    found = subjects(tmp_path, strength=0.7)
+    found.sampling = SAMPLING.model_copy(update={"probe_sequences": 11})
+    ids, (inputs, labels) = found.probe.ids, load()[0].tensors
+    assert len(ids) == 11
+    rho = torch.from_numpy(1 + 0.7 * (WEIGHTS[ids] - 1))
+    losses = squared_error(build("final"), [inputs[ids], labels[ids]]).double()
+    measured = found.target("x").measure()
+    assert measured.mean_loss == pytest.approx(((rho * losses).sum() / rho.sum()).item(), rel=1e-6)
+    assert measured.observables[0].item() == pytest.approx(losses.mean().item(), rel=1e-6)
+
+
 def test_a_table_of_other_samples_is_refused(tmp_path: Path) -> None:
     with pytest.raises(PatterningError, match=r"weights.parquet.*sample_id"):
         subjects(tmp_path, key="sequence_id").target("x")
@@ -122,7 +137,7 @@ def test_losses_that_do_not_count_bear_on_no_mean() -> None:
 
 
 def test_scores_under_weights_are_of_plain_losses_by_the_curvature_of_the_weighted_one(tmp_path: Path) -> None:
-    """-grad l_i(w_bar) . (n_beta H_rho + gamma I)^-1 E[grad phi], against numpy; the probe as recorded, rho_i l_i."""
+    """-grad l_i(w_bar) . (n_beta H_rho + gamma I)^-1 E[grad phi], against numpy, on pool and probe."""
     storage = LocalStorage(tmp_path)
     rng = np.random.default_rng(0)
     position, gradient = rng.normal(size=(2, 4))  # of weight [1, 3] and bias [1]; E[grad phi] could be anything
@@ -147,5 +162,5 @@ def test_scores_under_weights_are_of_plain_losses_by_the_curvature_of_the_weight
 
     scale = np.abs(pool).max()
     np.testing.assert_allclose(pool, expected(rho), atol=1e-4 * scale)  # float32 losses, twice, over a step of .1
-    np.testing.assert_allclose(probe, rho * pool, atol=1e-4 * scale)
+    np.testing.assert_allclose(probe, pool, atol=1e-4 * scale)
     assert np.abs(pool - expected(np.ones(30))).max() > 0.02 * scale  # the curvature of L is another

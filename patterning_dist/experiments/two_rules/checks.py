@@ -41,11 +41,11 @@ def _training(config: ParenthesesConfig) -> Iterator[str]:
 
 
 def _references(config: ParenthesesConfig) -> Iterator[str]:
-    references = config.references
-    if 2 * references.per_rule > references.num_seeds:
+    references, further = config.references, config.check.per_rule
+    if 2 * (references.per_rule + further) > references.num_seeds:
         yield (
-            f"references.per_rule: {references.per_rule} networks of each rule out of {references.num_seeds}; "
-            "raise references.num_seeds"
+            f"references.per_rule: {references.per_rule} networks of each rule, and check.per_rule = {further} further "
+            f"ones, out of {references.num_seeds}; raise references.num_seeds"
         )
     if references.equal_count_below >= references.nested_above:
         yield "references.equal_count_below: must be below references.nested_above"
@@ -82,5 +82,5 @@ def _arms(config: ParenthesesConfig) -> Iterator[str]:
 def _check(config: ParenthesesConfig) -> Iterator[str]:
     if 0 in config.check.strengths or len(set(config.check.strengths)) != len(config.check.strengths):
         yield "check.strengths: expected different numbers, none of them 0: that one is measured anyway"
-    if config.check.per_rule > config.references.per_rule:
-        yield f"check.per_rule: at most references.per_rule = {config.references.per_rule}"
+    if max(map(abs, config.check.strengths)) > 1:
+        yield "check.strengths: expected numbers from -1 to 1: beyond the full weights some may fall below 0"

@@ -61,7 +61,7 @@ class ClassifierTrainingConfig(Section):
 
 class ReferencesConfig(Section):
     num_seeds: int = Field(ge=2, description="networks trained on plain data to choose from [networks]")
-    per_rule: int = Field(ge=2, description="networks of each rule that are sampled around [networks]")
+    per_rule: int = Field(ge=2, description="networks of each rule that weights are solved from [networks]")
     nested_above: Share = Field(0.85, description="share of out-of-distribution strings rejected by a NESTED network")
     equal_count_below: Share = Field(0.1, description="the same of an EQUAL-COUNT network, at most")
     train_accuracy: float = Field(1.0, gt=0, le=1, description="share of training strings they classify rightly [1]")
@@ -98,9 +98,11 @@ class ArmsConfig(Section):
 class CheckConfig(Section):
     strengths: list[float] = Field(
         [-1.0, -0.5, 0.5, 1.0],
-        description="of the direction, in units of its full one, where prediction is checked [1]",
+        description="of the weights toward NESTED, negative ones of those toward EQUAL-COUNT, that are checked [1]",
     )
-    per_rule: int = Field(3, ge=1, description="references of each rule that are measured again [networks]")
+    per_rule: int = Field(
+        3, ge=1, description="further references of each rule, which no weights are solved from [networks]"
+    )
 
 
 class ParenthesesConfig(Root):

@@ -46,9 +46,9 @@ class Chains:
         return self._plan("sample", self.counts, self.subjects.gradients_of)
 
     def plan_check(self, subject: str) -> StagePlan:
-        """Stage check: for every strength the chains of a subject again, under weights."""
+        """Stage check: the chains of a subject again, for strength 0 and for every other."""
         assert self.config.check is not None
-        return self.plan_again("check", subject, len(self.config.check.strengths))
+        return self.plan_again("check", subject, 1 + len(self.config.check.strengths))
 
     def plan_again(self, stage: str, subject: str, times: int) -> StagePlan:
         """The chains of a subject so many times more, side by side: for stage check, or between rounds of retrain."""

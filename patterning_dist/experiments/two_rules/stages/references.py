@@ -23,11 +23,19 @@ NESTED, EQUAL_COUNT = "nested", "equal_count"
 
 @dataclass(frozen=True)
 class Reference:
-    """A network to sample around: its rule, its index in baseline/networks.*, and the share that it rejects."""
+    """A network to sample around.
+
+    Attributes:
+        rule: that it follows.
+        index: in baseline/networks.*.
+        rejected: share of out-of-distribution strings.
+        is_held_out: no weights are solved from it: what they do is checked there.
+    """
 
     rule: str
     index: int
     rejected: float
+    is_held_out: bool = False
 
 
 def prepare(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> list[Path]:
@@ -53,10 +61,12 @@ def train(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> l
 def choose(behaviour: dict[str, np.ndarray], config: ParenthesesConfig) -> list[Reference]:
     """The networks that follow either rule most clearly, among those that are accurate enough.
 
+    After them check.per_rule held-out ones of either: the next, however clearly they follow it.
+
     Raises:
-        PatterningError: too few are as clear as asked.
+        PatterningError: too few are as clear as asked, or accurate.
     """
-    wanted = config.references
+    wanted, further = config.references, config.check.per_rule
     accurate = np.flatnonzero(behaviour["train"] >= wanted.train_accuracy)
     order = accurate[np.argsort(behaviour["rejected"][accurate], kind="stable")]
     rejected = behaviour["rejected"]
@@ -73,9 +83,22 @@ def choose(behaviour: dict[str, np.ndarray], config: ParenthesesConfig) -> list[
                 "wanted (references.per_rule); raise references.num_seeds, or change training.weight_decay: more of it "
                 "favours EQUAL-COUNT"
             )
+    if len(order) < 2 * (wanted.per_rule + further):
+        raise PatterningError(
+            f"references: {len(order)} of {len(rejected)} networks have a training accuracy of at least "
+            f"{wanted.train_accuracy:g}, and {wanted.per_rule} of either rule are wanted with {further} further ones "
+            "to check on (check.per_rule); raise references.num_seeds, or lower check.per_rule"
+        )
+    held_out = slice(wanted.per_rule, wanted.per_rule + further)
+    chosen = (
+        (NESTED, nested, False),
+        (EQUAL_COUNT, equal_count, False),
+        (NESTED, order[::-1][held_out].tolist(), True),
+        (EQUAL_COUNT, order[held_out].tolist(), True),
+    )
     return [
-        Reference(rule, int(index), float(rejected[index]))
-        for rule, found in ((NESTED, nested), (EQUAL_COUNT, equal_count))
+        Reference(rule, int(index), float(rejected[index]), is_held_out)
+        for rule, found, is_held_out in chosen
         for index in found
     ]
 

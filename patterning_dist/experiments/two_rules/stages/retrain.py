@@ -18,8 +18,6 @@ from patterning_dist.training.stacked import Phase
 
 MAIN_ARMS = ("nested", "equal_count", "online_nested", "online_equal_count")
 _ONE_PHASE = {"one_phase_nested": "nested", "one_phase_equal_count": "equal_count"}
-# Numbers of subjects under changed weights begin here: their chains are not those of the references.
-_CHECKED = 1000
 
 
 def retrain(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> list[Path]:
@@ -41,7 +39,8 @@ def retrain(config: ParenthesesConfig, run: RunDirectory, progress: Progress) ->
     written = []
     for arm, networks in trained.items():
         written += write_networks(run.path / "retrain" / arm, arms[arm][0], networks)
-    measured = sample_subjects(config, run, "retrain", checked_subjects(config, run), progress)
+    checked = checked_subjects(config, run)
+    measured = sample_subjects(config, run, "retrain", checked, progress, under_weights=True)
     write_json(run.path / "response" / "realised.json", {"subjects": measured.diagnostics})
     return [*written, *measured.files, run.path / "response" / "realised.json"]
 
@@ -54,18 +53,20 @@ def weighted_arms(config: ParenthesesConfig) -> list[str]:
 
 
 def checked_subjects(config: ParenthesesConfig, run: RunDirectory) -> dict[str, Subject]:
-    """The first references of either rule under the weights of every strength: <rule>-<number>@<strength>."""
-    subjects = {}
-    for number, reference in enumerate(read_references(run.path / "baseline")):
-        of_rule = number if reference.rule == NESTED else number - config.references.per_rule
-        if of_rule >= config.check.per_rule:
-            continue
-        for index, strength in enumerate(config.check.strengths):
-            subjects[f"{reference.rule}-{number}@{strength:+g}"] = subject(
-                config,
-                _CHECKED * (index + 1) + number,
-                "baseline",
-                reference.index,
-                f"weights/strength_{strength:+g}.parquet",
-            )
-    return subjects
+    """The held-out references under the weights of every strength, <rule>-<number>@<strength>.
+
+    Noise and minibatches are those of the chains of stage sample around the same network.
+    """
+    return {
+        f"{reference.rule}-{number}@{strength:+g}": subject(
+            config,
+            number,
+            "baseline",
+            reference.index,
+            f"weights/{NESTED if strength > 0 else EQUAL_COUNT}.parquet",
+            abs(strength),
+        )
+        for number, reference in enumerate(read_references(run.path / "baseline"))
+        if reference.is_held_out
+        for strength in config.check.strengths
+    }

@@ -29,24 +29,36 @@ def sample(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> 
     return [*measured.files, *write_summaries(run, config.name, measured, num_modes=1)]
 
 
-def subject(config: ParenthesesConfig, number: int, folder: str, index: int, weights: str = PLAIN) -> Subject:
+def subject(
+    config: ParenthesesConfig, number: int, folder: str, index: int, weights: str = PLAIN, strength: float = 1.0
+) -> Subject:
     """The chains around a network.
 
     Args:
         config: of the run.
-        number: chains of subjects of different numbers share neither noise nor minibatches.
+        number: chains of subjects of different numbers share neither noise nor minibatches; of the same, both.
         folder: of the stacked networks, relative to the run directory.
         index: of the network in there.
         weights: table of rho, likewise.
+        strength: on the line from plain weights to those.
     """
     mixed = np.random.SeedSequence([config.seed, number]).generate_state(1, np.uint64)[0]
-    return Subject(f"{folder}:{index}", COMPONENT, stream=COMPONENT, weights=weights, seed=int(mixed >> np.uint64(1)))
+    seed = int(mixed >> np.uint64(1))
+    return Subject(f"{folder}:{index}", COMPONENT, stream=COMPONENT, weights=weights, strength=strength, seed=seed)
 
 
 def sample_subjects(
-    config: ParenthesesConfig, run: RunDirectory, stage: str, subjects: Mapping[str, Subject], progress: Progress
+    config: ParenthesesConfig,
+    run: RunDirectory,
+    stage: str,
+    subjects: Mapping[str, Subject],
+    progress: Progress,
+    *,
+    under_weights: bool = False,
 ) -> Measured:
-    """Run the chains of every subject on Ray actors; what they measure are rho_i l_i of all training strings.
+    """Run the chains of every subject on Ray actors; what they record are rho_i l_i, rho of plain training.
+
+    Under other weights there are no rows of LLC and free energy, see ``OpenSubjects.weighted``.
 
     Raises:
         PatterningError: a subject has fewer healthy chains than sampling.min_chains.
@@ -61,4 +73,5 @@ def sample_subjects(
         config.seed,
         dict(subjects),
     )
+    opener = opener.weighted(opener.by_name) if under_weights else opener
     return measure(run, config.name, stage, opener, resolve_device(config.device), progress)

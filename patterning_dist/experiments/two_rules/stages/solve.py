@@ -27,7 +27,7 @@ def solve(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> l
     ``online`` rounds train and sample on the way.
     """
     strings = read_split(run.path / "data", "train", config.task.max_length)
-    references = read_references(run.path / "baseline")
+    references = [reference for reference in read_references(run.path / "baseline") if not reference.is_held_out]
     names = [f"{reference.rule}-{number}" for number, reference in enumerate(references)]
     responses = read_responses(config, run, references, names)
     classes, kinds, winsorise = strings.labels, responses.kinds, config.weights.winsorise
@@ -54,12 +54,6 @@ def solve(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> l
         write_weights(run.path / "weights" / f"{arm}.parquet", strings, values, scores.get(arm))
         for arm, values in relative.items()
     ]
-    checked = {}
-    for strength in config.check.strengths:
-        side = relative["nested" if strength > 0 else "equal_count"]
-        name = f"strength_{strength:+g}"
-        checked[name] = 1 + abs(strength) * (side - 1)
-        written.append(write_weights(run.path / "weights" / f"{name}.parquet", strings, checked[name]))
     n_beta = config.sampling.resolve(COMPONENT).inverse_temperature
     summary = {
         "reliability": reliabilities(responses, classes),
@@ -70,7 +64,7 @@ def solve(config: ParenthesesConfig, run: RunDirectory, progress: Progress) -> l
                 "largest_weight": float(values.max()),
                 "predicted": predicted(responses, values, n_beta),
             }
-            for arm, values in (relative | checked).items()
+            for arm, values in relative.items()
         },
     }
     write_json(run.path / "weights" / "solution.json", summary)

@@ -10,13 +10,14 @@ from typing import Any
 import numpy as np
 from scipy.stats import binomtest
 
-from patterning_dist.aggregation.files import read_chains
 from patterning_dist.experiments.two_rules.config import ParenthesesConfig
 from patterning_dist.experiments.two_rules.stages.references import EQUAL_COUNT, NESTED, read_references
 from patterning_dist.experiments.two_rules.stages.retrain import weighted_arms
 from patterning_dist.experiments.two_rules.task import COMPONENT
 from patterning_dist.measure.results import table_name
+from patterning_dist.response.coupled import free_energy_slope
 from patterning_dist.stages.arms import interval
+from patterning_dist.stages.check import read_coupled
 from patterning_dist.storage.files import read_parquet
 
 # Shares of networks that are told, by the share of out-of-distribution strings that they reject.
@@ -96,33 +97,38 @@ def summarise_llc(folder: Path) -> dict[str, Any]:
 
 
 def summarise_check(config: ParenthesesConfig, folder: Path) -> list[dict[str, Any]]:
-    """LLC and free energy, predicted by linear response and measured under the weights of every strength.
+    """How the LLC and the free energy of held-out references answer to the weights, predicted and measured.
 
-    The free energy is not measured itself, but its slope along the weights is, see ``_slope``. Its change from 0 to s
-    is the integral of the slope, by the trapezoid rule over the strengths on the way. Intervals are over the references
-    that were measured again, the same ones for prediction and measurement.
+    Of the LLC that is lambda(s) - lambda(0), of the free energy the slope dF/ds at s, from chains under the weights of
+    s alone: no part of either is what linear response predicts. Coupled chains, see ``response.coupled``. ``predicted``
+    is the linear response at the references that the weights were solved from, ``linear`` that at the held-out ones,
+    ``difference`` what was measured less ``linear``. Intervals are over references.
     """
-    n_beta = config.sampling.resolve(COMPONENT).inverse_temperature
     references = list(enumerate(read_references(folder / "baseline")))
+    arms = json.loads((folder / "weights" / "solution.json").read_text())["arms"]
     rows = []
-    for rule in dict.fromkeys(reference.rule for _, reference in references):
-        names = [f"{r.rule}-{number}" for number, r in references if r.rule == rule][: config.check.per_rule]
-        for side in (-1, 1):
-            strengths = sorted((s for s in config.check.strengths if s * side > 0), key=abs)
-            measured = [_along(config, folder, name, strengths, n_beta) for name in names]
-            for position, strength in enumerate(strengths):
-                for quantity in ("llc", "free_energy"):
-                    pairs = np.array([entry[quantity][position] for entry in measured])
-                    rows.append(
-                        {
-                            "rule": "nested" if rule == NESTED else rule,
-                            "strength": strength,
-                            "quantity": quantity,
-                            "predicted": mean_with_interval(pairs[:, 0]),
-                            "measured": mean_with_interval(pairs[:, 1]),
-                            "difference": mean_with_interval(pairs[:, 1] - pairs[:, 0]),
-                        }
-                    )
+    for rule in (NESTED, EQUAL_COUNT):
+        names = [
+            f"{rule}-{number}" for number, reference in references if reference.is_held_out and reference.rule == rule
+        ]
+        for strength in sorted(config.check.strengths):
+            promised = arms[NESTED if strength > 0 else EQUAL_COUNT]["predicted"]
+            pairs = [_response(config, folder, name, strength) for name in names]
+            for quantity, scale in (("llc", abs(strength)), ("free_energy", 1.0)):
+                linear, measured = np.array([pair[quantity] for pair in pairs]).T
+                rows.append(
+                    {
+                        "rule": rule,
+                        "strength": strength,
+                        "quantity": quantity,
+                        "predicted": mean_with_interval(
+                            scale * np.array(promised[f"{quantity}_{rule}"]["per_solution"])
+                        ),
+                        "linear": mean_with_interval(linear),
+                        "measured": mean_with_interval(measured),
+                        "difference": mean_with_interval(measured - linear),
+                    }
+                )
     return rows
 
 
@@ -148,38 +154,18 @@ def _behaviour(folder: Path) -> dict[str, np.ndarray]:
     return {name: table[name].to_numpy() for name in table.column_names}
 
 
-def _along(
-    config: ParenthesesConfig, folder: Path, name: str, strengths: list[float], n_beta: float
-) -> dict[str, list[tuple[float, float]]]:
-    """(predicted, measured) change of LLC and free energy of one reference at strengths of one sign, outwards."""
-    names = [f"chi_{quantity.name}" for quantity in config.sampling.posterior_quantities]
-    plain, _ = read_parquet(folder / table_name(name), names)
-    llc, free_energy = (plain[chi].to_numpy().astype(np.float64) for chi in names)
-    diagnostics = read_diagnostics(folder, "diagnostics.json")
-    realised = read_diagnostics(folder, "realised.json")
-    base = diagnostics[name]["llc"]["value"]
-    found: dict[str, list[tuple[float, float]]] = {"llc": [], "free_energy": []}
-    at, slope, integral = 0.0, None, 0.0
-    for strength in strengths:
-        weights = read_parquet(folder / "weights" / f"strength_{strength:+g}.parquet", ("relative_weight",))[0]
-        h = weights["relative_weight"].to_numpy() - 1
-        unit = h / strength  # dh/ds: weights move along one line
-        scale = n_beta / len(h)
-        if slope is None:
-            slope = scale * float(free_energy @ unit)
-        changed = f"{name}@{strength:+g}"
-        here = _slope(folder, changed, h, unit, n_beta)
-        integral += 0.5 * (slope + here) * (strength - at)
-        at, slope = strength, here
-        found["llc"].append((scale * float(llc @ h), realised[changed]["llc"]["value"] - base))
-        found["free_energy"].append((scale * float(free_energy @ h), integral))
-    return found
-
-
-def _slope(folder: Path, name: str, h: np.ndarray, unit: np.ndarray, n_beta: float) -> float:
-    """dF/ds = (n_beta / n) sum_i (dh_i/ds) <l_i> at a strength, from chains under its weights."""
-    chains, _ = read_chains(folder / "sampling" / name)
-    table, _ = read_parquet(folder / table_name(name), ("center_loss",))
-    deviation = np.mean([chain.total().mean_loss for chain in chains], axis=0)
-    weighted = deviation + table["center_loss"].to_numpy()  # the chains measure (1 + h_i) l_i
-    return float(n_beta / len(h) * (weighted @ (unit / (1 + h))))
+def _response(config: ParenthesesConfig, folder: Path, name: str, strength: float) -> dict[str, tuple[float, float]]:
+    """(linear, measured) of one reference: change of the LLC from 0, and slope of the free energy at the strength."""
+    llc, free_energy = (f"chi_{quantity.name}" for quantity in config.sampling.posterior_quantities)
+    table = read_parquet(folder / table_name(name), (llc, free_energy, "center_loss"))[0]
+    file = folder / "weights" / f"{NESTED if strength > 0 else EQUAL_COUNT}.parquet"
+    h = read_parquet(file, ("relative_weight",))[0]["relative_weight"].to_numpy() - 1
+    along = {column: float(table[column].to_numpy().astype(float) @ h / len(h)) for column in table.column_names}
+    traces = read_coupled(folder, {0.0: name, strength: f"{name}@{strength:+g}"})
+    n_beta, size = config.sampling.resolve(COMPONENT).inverse_temperature, abs(strength)
+    own, (loss, *_) = traces[strength]["loss"], config.sampling.observable_names
+    slope = free_energy_slope(own, traces[strength][loss], size, n_beta, along["center_loss"], mean_weight=1.0)
+    return {
+        "llc": (n_beta * size * along[llc], n_beta * float((own - traces[0.0]["loss"]).mean())),
+        "free_energy": (n_beta * along[free_energy], float(slope.mean())),
+    }
