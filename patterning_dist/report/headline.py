@@ -77,10 +77,14 @@ def _verdict(contrasts: Contrasts, solution: Mapping[str, Any], summary: Mapping
         (other, values), *controls = contrasts[arm].items()
         target = (solved.get((arms.get(arm) or {}).get("weights") or arm) or {}).get("target") or {}
         aimed = {name: value for name, value in target.items() if value and name in values}
+        if target and not aimed:
+            rows = (row for row in summary.get("headline") or [] if row["arm"] == arm and row["asked"] is None)
+            aimed = {row["target"]: 0.0 for row in rows if row["target"] in values}
         if not aimed:
             continue
         metric = max(aimed, key=lambda name: abs(aimed[name]))
-        change = f"With the {arm} weights training {_change(metric, values[metric], metrics)} compared with {other}"
+        weights = f"the {arm} weights" + ("" if aimed[metric] else ", of which that was not asked,")
+        change = f"With {weights} training {_change(metric, values[metric], metrics)} compared with {other}"
         if terms := parts_of(metric, values):
             change += (
                 f", of which {listed([f'{metrics.term(name)} {estimate(values[name], sign=True)}' for name in terms])}"
@@ -95,7 +99,7 @@ def _verdict(contrasts: Contrasts, solution: Mapping[str, Any], summary: Mapping
 
 
 def _judged(wanted: float, found: dict[str, Any], controls: Mapping[str, dict[str, Any]]) -> Iterator[str]:
-    if clear(found):
+    if wanted and clear(found):
         as_asked = clear(found) == (1 if wanted > 0 else -1)
         yield "as asked" if as_asked else "which is the opposite of what was asked"
     for other, against in controls.items():

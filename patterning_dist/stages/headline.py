@@ -32,12 +32,15 @@ def headline(
     aims = dict.fromkeys(name for target in targets.values() for name, value in target.items() if value)
     splits = {o.split: o.name for o in config.sampling.observables if o.kind == "split_loss"}
     cost = splits.get(OVERALL, OVERALL if splits else VALIDATION)
+    # A target that no training can be asked for, such as a free energy: what came of everything that can.
+    beside = [] if set(aims) & set(splits.values()) else [name for name in splits.values() if name != cost]
     rows = []
     for arm, entry in given.items():
         if entry["weights"] is None:
             continue
         weights, scale = solved.get(entry["weights"], {}), entry["strength"]
-        for target in targets[arm] or aims:  # arms without a target are controls of those that have one
+        # Arms without a target are controls of those that have one.
+        for target in dict.fromkeys([*(targets[arm] or aims), *beside]):
             absent = _absent(config, windows.get("arms", {}).get(arm, {}), arm, entry, arm in arms, target)
 
             def shown(name: str, arm: str = arm) -> dict[str, Any]:
@@ -46,12 +49,15 @@ def headline(
             row = {
                 kind: found[kind].get(arm, {}).get(target, {"missing": absent[kind]}) for kind in ("solved", *_SHOWN)
             }
+            asked = _direction(targets[arm].get(target))
+            if asked is None and all("missing" in row[kind] for kind in row):
+                continue
             if share := weights.get("effective_sample_share"):
                 # 1 + s h has the share 1 / (1 + s^2 var h).
                 row["solved"] = row["solved"] | {"share": 1 / (1 + scale**2 * (1 / share - 1))}
             names = dict.fromkeys(name for kind in _SHOWN for name in found[kind].get(arm, {}))
             rows.append(
-                {"arm": arm, "target": target, "asked": _direction(targets[arm].get(target))}
+                {"arm": arm, "target": target, "asked": asked}
                 | row
                 | {"parts": {part: shown(part) for part in parts_of(target, names)}}
                 | {"cost": {"observable": cost, **shown(cost)}}

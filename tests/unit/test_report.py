@@ -373,6 +373,19 @@ def test_the_headline_is_one_row_an_arm_and_target(run):
     assert "compared with base, of which rest +0.57 [0.50, 0.64]" in body and "(no interval)</td>" in body
 
 
+def test_what_was_not_asked_for_is_not_judged(run):
+    path = run / "weights" / "solution.json"
+    solution = json.loads(path.read_text())
+    solution["arms"]["plus"]["target"] = {"free_energy": 1.0}
+    path.write_text(json.dumps(solution))
+    summary = json.loads((run / "summary.json").read_text())
+    summary["headline"][0] |= {"asked": None}
+    (run / "summary.json").write_text(json.dumps(summary))
+    lead = re.search(r'class="lead">(.*?)</p>', section_of(page(run), "headline"))[1]
+    assert "With the plus weights, of which that was not asked, training" in lead
+    assert "as asked" not in lead.split("With the minus")[0] and "opposite" not in lead.split("With the minus")[0]
+
+
 def test_a_cost_that_was_held_and_metrics_of_a_window_are_told(run):
     path = run / "weights" / "solution.json"
     solution = json.loads(path.read_text())

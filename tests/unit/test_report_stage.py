@@ -176,6 +176,26 @@ def test_the_headline_has_one_row_an_arm_and_target(tiny_run: Path) -> None:
     assert rows["half", "held"]["realised"] == {"missing": "it is no split loss"}
 
 
+def test_of_a_target_that_no_training_has_the_losses_stand_beside_it(tiny_run: Path) -> None:
+    split = {"kind": "split_loss", "name": "gap", "split": "induction_minus_rest"}
+    own = [{"kind": "component_loss", "name": "component"}, {"kind": "free_energy", "name": "energy"}]
+    config = tiny_config(
+        tiny_run,
+        f"sampling.observables={json.dumps([*own, split])}",
+        "solve={scores: first_moment, component: everything, targets: {energy: 1}, effective_sample_share: 0.8}",
+    )
+    arms = {name: {"weights": name, "strength": 1.0, "rounds": 1} for name in ("plus", "permuted")}
+    solution = {"arms": {"plus": {"target": {"energy": 1.0}, "effective_sample_share": 0.8}, "permuted": {}}}
+    realised = {"gap": {"value": -0.5}, "overall": {"value": 0.1}}
+    found = {"predicted": {}, "checked": {}, "realised": dict.fromkeys(arms, realised)}
+    rows = headline(config, solution, {}, arms, found | {"solved": {"plus": {"energy": {"value": 3.0}}}})
+    # A control has no row of the free energy: nothing is known of it.
+    assert [(row["arm"], row["target"]) for row in rows] == [("plus", "energy"), ("plus", "gap"), ("permuted", "gap")]
+    assert rows[0]["solved"]["value"] == 3 and rows[0]["realised"] == {"missing": "it is no split loss"}
+    assert rows[1]["asked"] is None and rows[1]["realised"]["value"] == -0.5
+    assert rows[1]["cost"]["realised"]["value"] == 0.1
+
+
 def test_where_nothing_is_observed_on_held_out_samples_the_cost_is_the_validation_loss(tiny_run: Path) -> None:
     norm = {"kind": "function", "names": ["gap"], "path": "tiny_run:nan_above_a_threshold"}
     overrides = (f"sampling.observables={json.dumps([norm])}", "solve.targets={gap: -1}", "solve.scores=regression")
