@@ -26,7 +26,7 @@ MIN_RELIABILITY = 0.1
 MAX_EXCESS = 0.1  # of the virial temperature over 1: with it the variance of a coordinate is off by as much on average
 # eps times a precision P: the variance in that direction is 1 / (1 - eps P / 4) times the posterior's.
 MAX_STIFFNESS, GOOD_STIFFNESS = 0.4, 0.2
-_ROUNDING = 1e-4  # of a Hessian product in float32, relative to the largest eigenvalue
+ROUNDING = 1e-4  # of a Hessian product in float32, relative to the largest eigenvalue
 MIN_STEP_BIAS = 0.05  # of the LLC; a bias below its standard error is no finding either
 CHANCE = 1e-3  # how often chance alone may pass for a finding, each kind of it
 
@@ -96,8 +96,8 @@ def failure_modes(
     drift, steady = _drift(usual, [numbers[row] for row in kept])
     disagreement = _disagreement(steady, [numbers[row] for row in kept], rhat or {})
     little = [] if below else _too_little_rise(usual, numbers, inverse_temperature, num_coordinates)
-    blocks = (np.asarray(values) for values in (temperatures, step_biases, stiff_temperatures))
-    heat = _temperature(numbers, *blocks, llc(trace, inverse_temperature))
+    virial, biases, stiff = (np.asarray(values) for values in (temperatures, step_biases, stiff_temperatures))
+    heat = _temperature(numbers, virial, biases, stiff, llc(trace, inverse_temperature))
     noise = _unreliable(numbers, reliability or {})
     ends = [] if precisions is None else _curvature(numbers, *precisions, step_size)
     return [*findings, *below, *spiked, *drift, *disagreement, *heat, *ends, *little, *noise]
@@ -263,7 +263,7 @@ def _curvature(numbers: tuple[int, ...], smallest: float, largest: float, step_s
             f"variance is {excess}; lower sampling.step_size to {GOOD_STIFFNESS / largest:.2g}"
         )
         found.append(Finding("too_stiff", numbers, {"stiffness": stiffness, "precision": largest}, text))
-    if smallest < -_ROUNDING * largest:
+    if smallest < -ROUNDING * largest:
         text = (
             "the posterior curves downwards at the checkpoint (n_beta H + gamma has an eigenvalue of "
             f"{smallest:.3g}) and is no Gaussian there; raise sampling.localization by more than {-smallest:.2g}, "
