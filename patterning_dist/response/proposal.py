@@ -95,7 +95,7 @@ def precisions(curvature: Curvature, inverse_temperature: float, localization: f
 
 
 def spacing(setting: Setting, curvature: Curvature, num_draws: int) -> int:
-    """Steps between the draws of a trial, so that it sees its softest direction relax some four times, and squares in it eight.
+    """Steps between the draws of a trial, so that its softest direction relaxes some four times, squares in it eight.
 
     Args:
         setting: of the trial.

@@ -1,12 +1,11 @@
 """Settings that calibration chooses give chi and LLC within two standard errors of the truth.
 
-The functions that `patterning calibrate` calls, without Ray: curvature, proposal, trials, judgement, plan; then a run of
-the planned length at the chosen setting. Truths: a Gaussian of two scales in closed form, a tanh unit by quadrature.
+The functions that `patterning calibrate` calls, without Ray: curvature, proposal, trials, judgement, plan; then a run
+of the planned length at the chosen setting. Truths: a Gaussian of two scales in closed form, a tanh unit by quadrature.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import numpy as np
@@ -60,9 +59,7 @@ def calibrated(study, n_beta, gamma, standard_error, num_draws=60, num_chains=4)
     lengths = {"standard_error": standard_error, "num_chains": 4, "min_draws": 16, "num_units": 1, "num_workers": 1}
 
     def run(settings):
-        return {
-            s: [run_trial(study, plan, s, c, steps) for c in range(num_chains)] for s, steps in settings.items()
-        }
+        return {s: [run_trial(study, plan, s, c, steps) for c in range(num_chains)] for s, steps in settings.items()}
 
     def judge(setting, trials, steps):
         one = assess(setting, trials, ["component_loss", *study.functions], steps)
@@ -97,7 +94,7 @@ def full_run(study, setting, plan, seed=11):
 def relative_errors(found, n_beta, chi, coefficient):
     """Errors of chi [observable] and of the LLC, in standard errors: root mean square over the samples."""
     estimate = susceptibility(found.chains)
-    off = np.sqrt(np.mean((estimate.value - chi) ** 2, axis=1) / np.mean(estimate.standard_error**2, axis=1))
+    off = np.sqrt(np.mean((estimate.chi - chi) ** 2, axis=1) / np.mean(estimate.standard_error**2, axis=1))
     measured = llc(found.losses, n_beta)
     return off, abs(measured.value - coefficient) / measured.standard_error
 
@@ -125,7 +122,7 @@ def gaussian_losses(model, batch):
 
 
 def test_a_gaussian_of_two_scales():
-    """chi_i(L) = -1/2 sum (s_ik - 1) h_k^2 / P_k^2, chi_i(u . w) = -sum u_k a_ik / P_k, LLC = 1/2 sum n_beta h_k / P_k."""
+    """chi_i(L) = -1/2 sum (s_ik - 1) h_k^2 / P_k^2, chi_i(u . w) = -sum u_k a_ik / P_k, LLC 1/2 sum n_beta h_k / P_k."""
     n_beta, gamma, standard_error = 10.0, 100.0, 0.2
     study = Study(
         Gaussian(),
@@ -145,7 +142,17 @@ def test_a_gaussian_of_two_scales():
     assert curvature == (pytest.approx(1, abs=0.05), pytest.approx(400, rel=1e-3))
     best = ranked[0]
     for one in ranked:
-        print(one.setting, one.failure, one.reason, one.bias_ratio, one.steps_between_draws, one.llc, one.step_bias, one.temperature_stiff, one.effective_draws)
+        print(
+            one.setting,
+            one.failure,
+            one.reason,
+            one.bias_ratio,
+            one.steps_between_draws,
+            one.llc,
+            one.step_bias,
+            one.temperature_stiff,
+            one.effective_draws,
+        )
     print(plan)
     assert best.failure == "" and best.setting.step_size <= 0.2 / (n_beta * 400 + gamma) * 1.01
     h = CURVATURES.double().numpy()
@@ -159,3 +166,73 @@ def test_a_gaussian_of_two_scales():
     off, of_llc = relative_errors(full_run(study, best.setting, plan), n_beta, chi, (n_beta * h / precision).sum() / 2)
     print(off, of_llc)
     assert (off < 2).all() and of_llc < 2
+
+
+# A tanh unit, no Gaussian: several rows that share the step, by quadrature of one
+
+ROWS, CENTER = 8, (1.2, 0.8)
+INPUTS = 1.5 * torch.randn(24, generator=torch.Generator().manual_seed(4))
+OUTPUTS = 0.8 * torch.tanh(1.2 * INPUTS) + 0.3 * torch.randn(24, generator=torch.Generator().manual_seed(5))
+
+
+class Unit(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.w = nn.Parameter(torch.tensor(CENTER).repeat(ROWS, 1))
+
+
+def unit_losses(model, batch):
+    return 0.5 * (torch.tanh(batch[0][:, None] * model.w[:, 0]) * model.w[:, 1] - batch[1][:, None]).square().sum(1)
+
+
+def quadrature(n_beta, gamma):
+    """chi_i = -Cov(L, l_i - L) and n_beta E[L - L(w*)], of all rows."""
+    a, b = np.meshgrid(np.linspace(-2, 5, 500), np.linspace(-1, 3, 300), indexing="ij")
+    pairs = list(zip(INPUTS.double().numpy(), OUTPUTS.double().numpy(), strict=True))
+    rises = np.stack(
+        [((np.tanh(x * a) * b - y) ** 2 - (np.tanh(x * CENTER[0]) * CENTER[1] - y) ** 2) / 2 for x, y in pairs]
+    )
+    mean = rises.mean(axis=0)
+    density = np.exp(-n_beta * mean - gamma / 2 * ((a - CENTER[0]) ** 2 + (b - CENTER[1]) ** 2))
+    density /= density.sum()
+    level = (mean * density).sum()
+    covariance = ((rises - mean) * (mean - level) * density).sum(axis=(1, 2))
+    return -ROWS * covariance, n_beta * ROWS * level
+
+
+def test_a_tanh_unit():
+    n_beta, gamma, standard_error = 60.0, 4.0, 0.5
+    study = Study(
+        Unit(),
+        unit_losses,
+        TensorDataset(INPUTS, OUTPUTS),
+        {},
+        posterior=Posterior(n_beta, gamma),
+        step_size=1.0,
+        batch_size=8,
+        burn_in=0,
+        num_draws=1,
+        steps_between_draws=1,
+        seed=5,
+        gradient="full",
+    )
+    curvature, _, ranked, plan = calibrated(study, n_beta, gamma, standard_error, num_draws=40)
+    for one in ranked:
+        print(
+            one.setting,
+            one.failure,
+            one.reason,
+            one.bias_ratio,
+            one.steps_between_draws,
+            one.llc,
+            one.step_bias,
+            one.temperature_stiff,
+            one.effective_draws,
+        )
+    print(curvature, plan)
+    best = ranked[0]
+    assert best.failure == ""
+    chi, coefficient = quadrature(n_beta, best.setting.localization)
+    off, of_llc = relative_errors(full_run(study, best.setting, plan), n_beta, chi[None], coefficient)
+    print(off, of_llc)
+    assert off < 2 and of_llc < 2
