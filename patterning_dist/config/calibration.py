@@ -37,7 +37,9 @@ class CalibrationConfig(Section):
     num_chains: int = Field(4, ge=2, description="chains of every setting [chains]")
     num_draws: int = Field(60, ge=8, description="draws of every chain [draws]")
     steps_between_draws: int | None = Field(
-        None, ge=1, description="distance between draws; default: from the smallest curvature, at most 40 [steps]"
+        None,
+        ge=1,
+        description="distance between draws; default: from the smallest curvature, 40 at most at first [steps]",
     )
     standard_error: float = Field(
         0.1,

@@ -14,7 +14,7 @@ from patterning_dist.report.page import write_page
 from patterning_dist.report.words import duration, listed, number
 from patterning_dist.response.calibration import Assessment, Setting, Trial
 from patterning_dist.response.llc import TraceMean
-from patterning_dist.response.run_length import MAX_BIAS, Draws, RunPlan
+from patterning_dist.response.run_length import MAX_BIAS, MIN_LLC_ERROR, Draws, RunPlan
 
 WHAT_IS_WHAT = (
     "inverse_temperature and localization say what is estimated: another pair is another posterior, with other "
@@ -26,7 +26,8 @@ RULE = (
     "reliability of chi at their fastest usable step size, and the step sizes of one posterior by usable effective "
     "draws a second. Step sizes come from the curvature of the loss at the checkpoint, unless calibration.step_sizes "
     "has some, and smaller ones are tried as long as all are biased: when what steps and minibatches add to the LLC or "
-    f"to chi of the stiffest directions is more than {MAX_BIAS:g} standard errors of the planned run."
+    f"to chi of the stiffest directions is more than {MAX_BIAS:g} standard errors of the planned run, which are taken to "
+    f"be {MIN_LLC_ERROR:.0%} of the LLC at least."
 )
 LEGEND = (
     "Burn-in: in sampler steps. Effective draws: bulk ESS of the slowest observable, all chains together, after "

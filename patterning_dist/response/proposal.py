@@ -107,7 +107,9 @@ def spacing(setting: Setting, curvature: Curvature, num_draws: int) -> int:
     return min(math.ceil(steps / num_draws), _MAX_SPACING)
 
 
-def next_trials(judged: Mapping[Setting, tuple[Assessment, int]], curvature: Curvature) -> dict[Setting, int]:
+def next_trials(
+    judged: Mapping[Setting, tuple[Assessment, int]], space: Callable[[Setting], int]
+) -> dict[Setting, int]:
     """What to try next of the posteriors that have no usable setting yet -> steps between the draws.
 
     Where all steps were biased or diverged, a smaller one: the bias goes as the step size, and how often it is what is
@@ -115,7 +117,7 @@ def next_trials(judged: Mapping[Setting, tuple[Assessment, int]], curvature: Cur
 
     Args:
         judged: setting -> what its trials showed, and the steps between their draws.
-        curvature: of the loss at w*.
+        space: setting -> steps between the draws of its first trial.
     """
     by_posterior: dict[tuple[float, float], list[tuple[Assessment, int]]] = {}
     for one, steps in judged.values():
@@ -131,29 +133,32 @@ def next_trials(judged: Mapping[Setting, tuple[Assessment, int]], curvature: Cur
         if smallest.failure in (STEP_BIAS, DIVERGED):
             share = 0.25 if smallest.failure == DIVERGED else min(0.5, max(0.1, 0.8 / smallest.bias_ratio))
             smaller = smallest.setting._replace(step_size=float(f"{share * smallest.setting.step_size:.3g}"))
-            found[smaller] = spacing(smaller, curvature, smallest.num_draws or 1)
+            found[smaller] = space(smaller)
     return found
 
 
 def search(
-    first: Mapping[Setting, int],
+    first: Sequence[Setting],
     run: Callable[[Mapping[Setting, int]], Mapping[Setting, Sequence[Trial]]],
     judge: Callable[[Setting, Sequence[Trial], int], Assessment],
-    curvature: Curvature | None,
+    space: Callable[[Setting], int],
+    is_fixed: bool,
 ) -> tuple[list[Assessment], dict[Setting, Sequence[Trial]]]:
     """Try the settings, and others as long as none is usable; what came of each, best first, and the trials.
 
     Args:
-        first: settings to begin with -> steps between the draws.
-        run: runs the trials of settings.
+        first: settings to begin with.
+        run: runs the trials of settings -> steps between the draws.
         judge: says what they showed.
-        curvature: of the loss at w*; None: nothing else may be tried.
+        space: setting -> steps between the draws of its first trial.
+        is_fixed: whether nothing else may be tried.
     """
-    trials, judged, new = dict[Setting, Sequence[Trial]](), dict[Setting, tuple[Assessment, int]](), dict(first)
+    trials, judged = dict[Setting, Sequence[Trial]](), dict[Setting, tuple[Assessment, int]]()
+    new = {setting: space(setting) for setting in first}
     for _ in range(_ROUNDS):
         trials |= run(new)
         judged |= {setting: (judge(setting, trials[setting], steps), steps) for setting, steps in new.items()}
-        new = {} if curvature is None else next_trials(judged, curvature)
+        new = {} if is_fixed else next_trials(judged, space)
         if not new:
             break
     return rank([one for one, _ in judged.values()]), trials

@@ -21,6 +21,8 @@ _BURN_IN_TIMES = 5
 STEP_BIAS = "biased"
 # Of the standard error of the answer: with half of it an interval of 95 % covers 92, and the error grows by an eighth.
 MAX_BIAS = 0.5
+# Of the LLC: trials whose chi is little more than noise foretell runs of any length, and errors as small.
+MIN_LLC_ERROR = 0.01
 
 
 class Signal(NamedTuple):
@@ -208,9 +210,10 @@ def plan_run(
 def judge_bias(one: Assessment, plan: RunPlan, standard_error: float, stiffness: float) -> Assessment:
     """The assessment, unusable where its bias is more than ``MAX_BIAS`` of the standard error of the planned answer.
 
-    The LLC's is the measured ``step_bias`` b; where there is none, at most b = x LLC. chi of the stiffest directions is
-    a product of two variances at most, each too large by x: off by 2 x, where ``standard_error`` of its spread is the
-    error wanted. x is eps P / 4, or the temperature's excess over 1 where 95 % intervals show a larger one.
+    The LLC's bias is the measured ``step_bias`` b; where there is none, at most b = x LLC; its error is taken to be
+    ``MIN_LLC_ERROR`` of it at least. chi of the stiffest directions is a product of two variances at most, each too
+    large by x: off by 2 x, where ``standard_error`` of its spread is the error wanted. x is eps P / 4, or the
+    temperature's excess over 1 where 95 % intervals show a larger one.
 
     Args:
         one: without a failure mode.
@@ -221,12 +224,13 @@ def judge_bias(one: Assessment, plan: RunPlan, standard_error: float, stiffness:
     measured = [t.interval()[0] - 1 for t in (one.temperature, one.temperature_stiff) if math.isfinite(t.value)]
     excess = max([stiffness / 4, *measured])
     bias = one.step_bias.value if math.isfinite(one.step_bias.value) else excess * one.llc.value
-    of_llc, of_chi = bias / (MAX_BIAS * plan.llc_error), 2 * excess / (MAX_BIAS * standard_error)
+    error = max(plan.llc_error, MIN_LLC_ERROR * abs(one.llc.value))
+    of_llc, of_chi = bias / (MAX_BIAS * error), 2 * excess / (MAX_BIAS * standard_error)
     checked = replace(one, bias_ratio=max(of_llc, of_chi))
     if checked.bias_ratio <= 1.01:  # of rounded step sizes
         return checked
     what = (
-        f"the LLC is too large by {bias:.2g}, and the planned run has a standard error of {plan.llc_error:.2g}"
+        f"the LLC is too large by {bias:.2g}, and the planned run has a standard error of {error:.2g}"
         if of_llc > of_chi
         else f"chi of the stiffest directions is off by {2 * excess:.0%}, and {standard_error:.0%} is the error wanted"
     )

@@ -64,9 +64,10 @@ def calibrate(config: Config, run: RunDirectory, progress: Progress) -> None:
                 return found
             return judge_bias(found, _plan(subject, found, num_workers), wanted.standard_error, stiffness)
 
-        steps = {s: wanted.steps_between_draws or spacing(s, curvature, wanted.num_draws) for s in settings}
-        is_fixed = bool(wanted.step_sizes or wanted.steps_between_draws)
-        ranked, done = search(steps, trials.run, judge, None if is_fixed else curvature)
+        def space(setting: Setting) -> int:
+            return wanted.steps_between_draws or spacing(setting, curvature, wanted.num_draws)
+
+        ranked, done = search(settings, trials.run, judge, space, is_fixed=wanted.step_sizes is not None)
     found = Calibration(
         name=config.name,
         component=subject.component,

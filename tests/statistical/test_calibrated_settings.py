@@ -66,8 +66,7 @@ def calibrated(study, n_beta, gamma, standard_error, num_draws=60, num_chains=4)
         stiffness = setting.step_size * precisions(curvature, *setting.posterior)[1]
         return one if one.failure else judge_bias(one, plan_run(one, **lengths), standard_error, stiffness)
 
-    first = {setting: spacing(setting, curvature, num_draws) for setting in found.settings}
-    ranked, _ = search(first, run, judge, curvature)
+    ranked, _ = search(found.settings, run, judge, lambda setting: spacing(setting, curvature, num_draws), False)
     return curvature, ranked, plan_run(ranked[0], **lengths)
 
 
@@ -202,7 +201,7 @@ def test_a_tanh_unit():
         seed=5,
         gradient="full",
     )
-    curvature, ranked, plan = calibrated(study, n_beta, gamma, standard_error, num_draws=32, num_chains=3)
+    _, ranked, plan = calibrated(study, n_beta, gamma, standard_error, num_draws=32, num_chains=3)
     best = ranked[0]
     assert best.failure == ""
     chi, coefficient = quadrature(n_beta, best.setting.localization)

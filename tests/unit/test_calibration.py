@@ -337,8 +337,8 @@ def test_biased_and_diverged_steps_are_told_and_a_smaller_one_is_found() -> None
         lengths.update(settings)
         return {s: gaussian_trials(s, rng, 100, steps) for s, steps in settings.items()}
 
-    first = {Setting(eps, 30.0, 20.0): 5 for eps in (4e-2, 1e-1)}
-    ranked, trials = search(first, run, judged, (1.0, 1.0))
+    first = [Setting(eps, 30.0, 20.0) for eps in (4e-2, 1e-1)]
+    ranked, trials = search(first, run, judged, lambda setting: round(0.2 / setting.step_size), is_fixed=False)
     assert set(trials) == set(lengths) == {one.setting for one in ranked}
     by_step = {one.setting.step_size: one for one in ranked}
     biased, best = by_step[4e-2], ranked[0]
@@ -348,10 +348,10 @@ def test_biased_and_diverged_steps_are_told_and_a_smaller_one_is_found() -> None
     assert biased.step_bias.value == pytest.approx(6, rel=0.1)
     assert "lower step_size to" in biased.reason and biased.reason.endswith("control_variate")
     assert best.failure == "" and best.setting.step_size < 4e-2 and best.bias_ratio <= 1.01
-    assert lengths[best.setting] == spacing(best.setting, (1.0, 1.0), biased.num_draws)
+    assert lengths[best.setting] == round(0.2 / best.setting.step_size)
     llc = 6 / (1 - 50 * best.setting.step_size / 4)
     assert abs(best.llc.value - llc) < 4 * best.llc.standard_error
-    only, _ = search(first, run, judged, None)
+    only, _ = search(first, run, judged, lambda setting: 5, is_fixed=True)
     assert {one.setting for one in only} == set(first), "nothing but what was asked for"
 
 
@@ -365,6 +365,8 @@ def test_the_bias_is_held_against_the_error_of_the_planned_answer() -> None:
     coarse = judge_bias(replace(one, failure=""), replace(made, llc_error=0.1), 0.5, 0.2)
     assert coarse.failure == STEP_BIAS and coarse.bias_ratio == pytest.approx(one.step_bias.value / 0.05)
     assert "and the planned run has a standard error of 0.1; lower step_size to" in coarse.reason
+    smallest = judge_bias(replace(one, failure=""), replace(made, llc_error=1e-9), 0.5, 0.2)
+    assert smallest.bias_ratio == pytest.approx(one.step_bias.value / (0.005 * one.llc.value))
     chi = judge_bias(replace(one, failure=""), replace(made, llc_error=100.0), 0.05, 0.2)
     assert chi.failure == STEP_BIAS and "chi of the stiffest directions is off by 10%, and 5% is" in chi.reason
     # A thermostat's bias is not measured: at most the excess of the temperature, of all of the LLC.
@@ -391,11 +393,12 @@ def test_trials_that_are_too_short_are_made_longer_and_only_where_nothing_is_usa
     slow = assess(SETTING, trials(level(rng, 4, 50, 0.97)), ["loss"], 6)
     rising = replace(slow, failure="still rising")
     good = assess(SETTING._replace(step_size=5e-4), trials(level(rng, 4, 80, 0.3)), ["loss"], 2)
-    assert next_trials({SETTING: (rising, 6)}, CURVATURE) == {SETTING: 24}
-    assert next_trials({SETTING: (rising, 6), good.setting: (good, 2)}, CURVATURE) == {}
+    assert next_trials({SETTING: (rising, 6)}, lambda setting: 9) == {SETTING: 24}
+    assert next_trials({SETTING: (rising, 6), good.setting: (good, 2)}, lambda setting: 9) == {}
     elsewhere = Setting(1e-3, 30.0, 400.0)
     torn = replace(good, setting=elsewhere, failure=DIVERGED)
-    assert list(next_trials({SETTING: (good, 6), elsewhere: (torn, 2)}, CURVATURE)) == [Setting(2.5e-4, 30.0, 400.0)]
+    found = next_trials({SETTING: (good, 6), elsewhere: (torn, 2)}, lambda setting: 9)
+    assert found == {Setting(2.5e-4, 30.0, 400.0): 9}
 
 
 def test_posteriors_are_ranked_by_reliability_and_their_step_sizes_by_speed() -> None:
