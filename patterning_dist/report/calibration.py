@@ -26,7 +26,7 @@ RULE = (
     "reliability of chi at their fastest usable step size, and the step sizes of one posterior by usable effective "
     "draws a second. Step sizes come from the curvature of the loss at the checkpoint, unless calibration.step_sizes "
     "has some, and smaller ones are tried as long as all are biased: when what steps and minibatches add to the LLC or "
-    f"to chi of the stiffest directions is more than {MAX_BIAS:g} standard errors of the planned run, which are taken to "
+    f"to chi of the stiffest directions is more than {MAX_BIAS:g} standard errors of the planned run, taken to "
     f"be {MIN_LLC_ERROR:.0%} of the LLC at least."
 )
 LEGEND = (

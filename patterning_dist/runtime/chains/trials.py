@@ -90,7 +90,7 @@ class Trials:
 
     def curvature(self) -> SpectrumEnds:
         """Ends of the spectrum of the Hessian of the loss at the checkpoint."""
-        (found,) = self._run([("curvature", "curvature", (_curvature_on, self.plan))], "curvature", 1)
+        (found,) = self._run([("curvature", "curvature", (_curvature_on, self.plan))], "curvatures", 1)
         return SpectrumEnds(*found["ends"])
 
     def run(self, settings: Mapping[Setting, int]) -> dict[Setting, list[Trial]]:
@@ -104,7 +104,7 @@ class Trials:
             for s, chain in chains
         ]
         found: dict[Setting, list[Trial]] = {setting: [] for setting in settings}
-        for (setting, _), result in zip(chains, self._run(tasks, "draws", self.plan.num_draws), strict=True):
+        for (setting, _), result in zip(chains, self._run(tasks, "trials", self.plan.num_draws), strict=True):
             found[setting].append(Trial(**result))
         return found
 
@@ -115,7 +115,7 @@ class Trials:
             for key, file, call in tasks
         ]
         label = f"calibrating ({what})"
-        return run_tasks(durable, self.run_directory, self._hire, self.progress, label, what="trials", units=units)
+        return run_tasks(durable, self.run_directory, self._hire, self.progress, label, what=what, units=units)
 
     def _hire(self, number: int) -> Workforce:
         if self._workers is None:
