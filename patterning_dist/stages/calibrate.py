@@ -51,7 +51,7 @@ def calibrate(config: Config, run: RunDirectory, progress: Progress) -> None:
         ends = trials.curvature()
         curvature = (ends.smallest, ends.largest)
         progress.say(f"calibrate: the loss has curvatures from {ends.smallest:.3g} to {ends.largest:.3g} nats/weight^2")
-        settings, refused = _proposal(config, subject.component, curvature)
+        settings, refused = _proposal(subject, curvature)
         run.event("calibrate", "started", settings=len(settings), refused=len(refused))
 
         def judge(setting: Setting, tried: Sequence[Trial], steps: int) -> Assessment:
@@ -86,9 +86,11 @@ def calibrate(config: Config, run: RunDirectory, progress: Progress) -> None:
     _conclude(subject, found, folder, run.place, progress)
 
 
-def _proposal(config: Config, component: str, curvature: Curvature) -> Proposal:
+def _proposal(subject: Calibrated, curvature: Curvature) -> Proposal:
     """What to try; an error if all of it is refused."""
-    wanted, now, sampler = config.calibration, config.sampling.resolve(component), config.sampling.sampler
+    # The opener's section names every component; the user's may have patterns of names.
+    wanted, sampling = subject.config.calibration, subject.opener.sampling
+    now, sampler = sampling.resolve(subject.component), sampling.sampler
     is_scaled = isinstance(sampler, RmspropSgldConfig)
     found = propose(
         curvature,
@@ -108,7 +110,7 @@ def _proposal(config: Config, component: str, curvature: Curvature) -> Proposal:
 
 
 def _plan(subject: Calibrated, best: Assessment, num_workers: int) -> RunPlan:
-    sampling = subject.config.sampling
+    sampling = subject.opener.sampling
     return plan_run(
         best,
         standard_error=subject.config.calibration.standard_error,
@@ -170,7 +172,7 @@ def _changed(subject: Calibrated, changes: dict[str, Any], place: Place) -> Conf
 
 
 def _comments(subject: Calibrated, found: Calibration, plan: RunPlan, changes: dict[str, Any]) -> str:
-    best, before = found.ranked[0], subject.config.sampling.resolve(subject.component)
+    best, before = found.ranked[0], subject.opener.sampling.resolve(subject.component)
     others = [
         entry.name
         for entry in subject.config.sampling.components
