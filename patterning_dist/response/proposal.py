@@ -15,7 +15,7 @@ from typing import NamedTuple
 from patterning_dist.response.calibration import Assessment, Setting, Trial
 from patterning_dist.response.failure_modes import GOOD_STIFFNESS, ROUNDING
 from patterning_dist.response.ranking import rank
-from patterning_dist.response.run_length import STEP_BIAS
+from patterning_dist.response.run_length import STEP_BIAS, TOO_COLD
 from patterning_dist.response.usable import DIVERGED, TOO_SLOW
 
 Curvature = tuple[float, float]  # smallest and largest eigenvalue of H, nats per unit of weight squared
@@ -23,7 +23,7 @@ Curvature = tuple[float, float]  # smallest and largest eigenvalue of H, nats pe
 _SHARES = (1.0, 0.5)  # of the step size that the stiffness allows: one to choose, one to confirm it
 _RELAXATIONS, _MAX_SPACING = 4, 40  # of the softest direction, in a trial; and sampler steps between its draws
 _LONGER = 4  # is a trial that follows one too short to be judged
-_TOO_SHORT = (TOO_SLOW, "still rising", "still falling")
+_TOO_SHORT = (TOO_SLOW, TOO_COLD, "still rising", "still falling", "chains disagree")
 _ROOM = 2.0  # a raised localization leaves the softest direction half of it
 _ROUNDS = 4  # of trials
 
@@ -126,14 +126,15 @@ def next_trials(
     for tried in by_posterior.values():
         if any(not one.failure for one, _ in tried):
             continue
-        smallest, _ = min(tried, key=lambda pair: pair[0].setting.step_size)
+        smallest, length = min(tried, key=lambda pair: pair[0].setting.step_size)
         for one, steps in tried:
             if one.failure in _TOO_SHORT:
                 found[one.setting] = _LONGER * steps
         if smallest.failure in (STEP_BIAS, DIVERGED):
             share = 0.25 if smallest.failure == DIVERGED else min(0.5, max(0.1, 0.8 / smallest.bias_ratio))
             smaller = smallest.setting._replace(step_size=float(f"{share * smallest.setting.step_size:.3g}"))
-            found[smaller] = space(smaller)
+            # In units of its relaxation no shorter than the last one.
+            found[smaller] = max(space(smaller), round(length * smallest.setting.step_size / smaller.step_size))
     return found
 
 

@@ -11,6 +11,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t as student_t
 
+from patterning_dist.response.failure_modes import MAX_EXCESS
+
 if TYPE_CHECKING:
     from patterning_dist.response.calibration import Assessment
 
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
 # exp(-10) for an autoregression (Sokal, "Monte Carlo methods in statistical mechanics", 1997, asks for 20 exponential
 # ones, which are half as long). The loss levels off long before slow directions do, and a full run can afford it.
 _BURN_IN_TIMES = 5
-STEP_BIAS = "biased"
+STEP_BIAS, TOO_COLD = "biased", "too cold"
 # Of the standard error of the answer: with half of it an interval of 95 % covers 92, and the error grows by an eighth.
 MAX_BIAS = 0.5
 # Of the LLC: trials whose chi is little more than noise foretell runs of any length, and errors as small.
@@ -221,6 +223,9 @@ def judge_bias(one: Assessment, plan: RunPlan, standard_error: float, stiffness:
         standard_error: wanted, of chi over its spread.
         stiffness: eps P of the stiffest direction; 0 where a preconditioner makes it unknown.
     """
+    if math.isfinite(one.temperature.value) and one.temperature.interval()[1] < 1 - MAX_EXCESS:
+        text = f"virial temperature {one.temperature.value:.2g}: the chains have not spread over the posterior yet"
+        return replace(one, failure=TOO_COLD, reason=text + "; raise calibration.steps_between_draws or num_draws")
     measured = [t.interval()[0] - 1 for t in (one.temperature, one.temperature_stiff) if math.isfinite(t.value)]
     excess = max([stiffness / 4, *measured])
     bias = one.step_bias.value if math.isfinite(one.step_bias.value) else excess * one.llc.value

@@ -15,6 +15,7 @@ from patterning_dist.response.proposal import next_trials, precisions, propose, 
 from patterning_dist.response.ranking import rank
 from patterning_dist.response.run_length import (
     STEP_BIAS,
+    TOO_COLD,
     Draws,
     RunPlan,
     best_thinning,
@@ -348,7 +349,7 @@ def test_biased_and_diverged_steps_are_told_and_a_smaller_one_is_found() -> None
     assert biased.step_bias.value == pytest.approx(6, rel=0.1)
     assert "lower step_size to" in biased.reason and biased.reason.endswith("control_variate")
     assert best.failure == "" and best.setting.step_size < 4e-2 and best.bias_ratio <= 1.01
-    assert lengths[best.setting] == round(0.2 / best.setting.step_size)
+    assert lengths[best.setting] == pytest.approx(0.2 / best.setting.step_size, rel=0.01)
     llc = 6 / (1 - 50 * best.setting.step_size / 4)
     assert abs(best.llc.value - llc) < 4 * best.llc.standard_error
     only, _ = search(first, run, judged, lambda setting: 5, is_fixed=True)
@@ -370,6 +371,8 @@ def test_the_bias_is_held_against_the_error_of_the_planned_answer() -> None:
     chi = judge_bias(replace(one, failure=""), replace(made, llc_error=100.0), 0.05, 0.2)
     assert chi.failure == STEP_BIAS and "chi of the stiffest directions is off by 10%, and 5% is" in chi.reason
     # A thermostat's bias is not measured: at most the excess of the temperature, of all of the LLC.
+    cold = judge_bias(replace(one, temperature=TraceMean(0.8, 0.01, 20.0)), replace(made, llc_error=2.0), 0.5, 0.2)
+    assert cold.failure == TOO_COLD and "raise calibration.steps_between_draws" in cold.reason
     unknown = replace(one, failure="", step_bias=TraceMean(math.nan, math.nan, math.nan))
     found = judge_bias(unknown, replace(made, llc_error=1.0), 1e9, 0.4)
     assert found.bias_ratio == pytest.approx(0.1 * one.llc.value / 0.5)
@@ -399,6 +402,7 @@ def test_trials_that_are_too_short_are_made_longer_and_only_where_nothing_is_usa
     torn = replace(good, setting=elsewhere, failure=DIVERGED)
     found = next_trials({SETTING: (good, 6), elsewhere: (torn, 2)}, lambda setting: 9)
     assert found == {Setting(2.5e-4, 30.0, 400.0): 9}
+    assert next_trials({elsewhere: (torn, 5)}, lambda setting: 9) == {Setting(2.5e-4, 30.0, 400.0): 20}
 
 
 def test_posteriors_are_ranked_by_reliability_and_their_step_sizes_by_speed() -> None:
