@@ -52,6 +52,7 @@ SECONDS = {
     "tests/end_to_end/test_own_model.py": 25,
     "tests/ray/test_metrics.py": 20,
     "tests/ray/test_trials.py": 20,
+    "tests/statistical/test_calibrated_settings.py": 40,
     "tests/statistical/test_llc_models.py": 15,
     "tests/statistical/test_llc_response.py": 15,
     "tests/statistical/test_rmsprop_sgld_gaussian.py": 15,

@@ -23,8 +23,9 @@ class ChainRecord:
     """One chain: how it ended, how long it took, and how hot it was.
 
     ``seconds`` is the chain's own wall time, of its last attempt; ``reason`` says why an unhealthy chain is left out.
-    ``temperatures`` and ``step_biases`` (nats) are means over consecutive blocks of the steps after burn-in, see
-    ``Chain.temperatures``; empty of chains that failed. ``spectrum``: the numbers of ``SpectrumEnds``, where taken.
+    ``temperatures``, ``step_biases`` (nats) and ``stiff_temperatures`` are means over consecutive blocks of the steps
+    after burn-in, see ``Chain.temperatures``; empty of chains that failed. ``spectrum``: the numbers of
+    ``SpectrumEnds``, where taken.
     """
 
     chain: int
@@ -35,6 +36,7 @@ class ChainRecord:
     seconds: float = 0.0
     temperatures: list[float] = field(default_factory=list)
     step_biases: list[float] = field(default_factory=list)
+    stiff_temperatures: list[float] = field(default_factory=list)
     spectrum: list[float] = field(default_factory=list)
 
 

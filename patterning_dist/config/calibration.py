@@ -14,24 +14,32 @@ Positive = Annotated[float, Field(gt=0)]
 
 
 class CalibrationConfig(Section):
-    """What `patterning calibrate` tries: every combination of the three lists, on one component."""
+    """What `patterning calibrate` tries, on one component: every combination of the lists that are given."""
 
     checkpoint: CheckpointName | None = Field(None, description="checkpoint that is tried; default: the last one")
     component: str | None = Field(None, description="component that is tried; default: the first one")
     step_sizes: list[Positive] | None = Field(
-        None, min_length=1, description="eps [weight^2]; default: 0.1, 0.3, 1 and 3 times sampling.step_size"
+        None,
+        min_length=1,
+        description="eps [weight^2]; default: from the largest curvature of the posterior, and smaller ones as long as "
+        "the bias is more than half the standard error of the planned run",
     )
     inverse_temperatures: list[Positive] | None = Field(
-        None, min_length=1, description="n_beta [1/nats]; default: the same multiples of sampling.inverse_temperature"
+        None, min_length=1, description="n_beta [1/nats]; default: sampling.inverse_temperature"
     )
     localizations: list[Positive] | None = Field(
-        None, min_length=1, description="gamma [1/weight^2]; default: the same multiples of sampling.localization"
+        None,
+        min_length=1,
+        description="gamma [1/weight^2]; default: sampling.localization, or what makes the smallest curvature of the "
+        "posterior positive",
     )
     # Enough chains for a spread between them, and few draws: a setting that needs more to be judged is not a good one.
     num_chains: int = Field(4, ge=2, description="chains of every setting [chains]")
     num_draws: int = Field(60, ge=8, description="draws of every chain [draws]")
     steps_between_draws: int | None = Field(
-        None, ge=1, description="distance between draws; default: of sampling [steps]"
+        None,
+        ge=1,
+        description="distance between draws; default: from the smallest curvature, 40 at most at first [steps]",
     )
     standard_error: float = Field(
         0.1,

@@ -164,8 +164,9 @@ class SamplingConfig(Section):
     lanczos_steps: int = Field(
         0,
         ge=0,
-        description="Hessian products on up to 64 training sequences, from which the stiffest and the softest "
-        "direction of the posterior are taken at the start of chain 0; 8 to 20 do, 0 for none [products]",
+        description="Hessian products on up to 64 training sequences, from which every chain takes the stiffest and "
+        "the softest direction of its posterior, and its temperature along the stiff ones; 8 to 20 do, 0 for none "
+        "[products]",
     )
     micro_batch_size: int = Field(16, ge=1, description="sequences of one forward pass in a study [sequences]")
     compute_dtype: Literal["float32", "bfloat16"] = Field(

@@ -46,6 +46,7 @@ def chain_diagnostics(
             observables[name] |= {kind: value}
     chains = tuple(record.chain for record in records)
     temperatures, biases = _blocks([r.temperatures for r in records]), _blocks([r.step_biases for r in records])
+    stiff = _blocks([r.stiff_temperatures for r in records])
     findings = failure_modes(
         traces["loss"],
         inverse_temperature=inverse_temperature,
@@ -56,6 +57,7 @@ def chain_diagnostics(
         excluded=excluded,
         temperatures=temperatures,
         step_biases=biases,
+        stiff_temperatures=stiff,
         precisions=None if spectrum is None else (spectrum.smallest, spectrum.largest),
         step_size=step_size,
     )
@@ -67,6 +69,7 @@ def chain_diagnostics(
         "llc": _estimate(llc(traces["loss"], inverse_temperature)),
         "temperature": _mean(temperatures),
         "temperature_of_chains": {str(c): _mean(row[None]) for c, row in zip(chains, temperatures, strict=False)},
+        "temperature_stiff": _mean(stiff),
         "step_bias": _mean(biases),
         "spectrum": spectrum and spectrum._asdict(),
         "findings": [finding._asdict() for finding in findings],

@@ -13,8 +13,8 @@ from patterning_dist.report.calibration_traces import traces_section
 from patterning_dist.report.page import write_page
 from patterning_dist.report.words import duration, listed, number
 from patterning_dist.response.calibration import Assessment, Setting, Trial
-from patterning_dist.response.ranking import MAX_STEP_BIAS
-from patterning_dist.response.run_length import Draws, RunPlan
+from patterning_dist.response.llc import TraceMean
+from patterning_dist.response.run_length import MAX_BIAS, MIN_LLC_ERROR, Draws, RunPlan
 
 WHAT_IS_WHAT = (
     "inverse_temperature and localization say what is estimated: another pair is another posterior, with other "
@@ -24,15 +24,19 @@ WHAT_IS_WHAT = (
 RULE = (
     "Order of the settings: those with a failure mode come last, diverged ones at the very end. Posteriors go by the "
     "reliability of chi at their fastest usable step size, and the step sizes of one posterior by usable effective "
-    "draws a second. A step size whose LLC differs from that of the smallest usable one of its posterior by more than "
-    f"{MAX_STEP_BIAS:.0%}, and by more than two standard errors, counts as failed."
+    "draws a second. Step sizes come from the curvature of the loss at the checkpoint, unless calibration.step_sizes "
+    "has some, and smaller ones are tried as long as all are biased: when what steps and minibatches add to the LLC or "
+    f"to chi of the stiffest directions is more than {MAX_BIAS:g} standard errors of the planned run, taken to "
+    f"be {MIN_LLC_ERROR:.0%} of the LLC at least."
 )
 LEGEND = (
     "Burn-in: in sampler steps. Effective draws: bulk ESS of the slowest observable, all chains together, after "
     "burn-in; usable a second: those of one worker. Reliability: correlation of chi between halves of the {chains} "
     "chains over the samples of the probe, mean over observables. Error / spread: standard error of chi from these "
     "trials (root mean square over the samples) over its spread across samples, of the worst observable whose chi is "
-    "more than noise; a dash where none is. LLC and loss rise (nats): after burn-in."
+    "more than noise; a dash where none is. LLC and loss rise (nats): after burn-in. Temperature: virial, 1 for the "
+    "posterior, and along the stiffest directions alone. LLC from steps: what it is too large by, at most. Bias: the "
+    "largest over the largest that may be."
 )
 CAVEAT = (
     "Foretold from short trials: the error goes as one over the root of the draws, and the interval comes from the "
@@ -47,20 +51,22 @@ class Calibration:
 
     Attributes:
         ranked: best first; the first is chosen if it has no failure.
-        refused: settings that must diverge, and were not tried.
+        refused: settings that were not tried -> why.
         trials: setting -> one a chain.
         plan: of a full run at the chosen setting; None if no setting is usable.
         standard_error: wanted, of chi over its spread.
+        curvature: smallest and largest eigenvalue of the Hessian of the loss, nats/weight^2.
         num_units, num_workers: of the full run.
     """
 
     name: str
     component: str
     ranked: Sequence[Assessment]
-    refused: Sequence[Setting]
+    refused: Mapping[str, str]
     trials: Mapping[Setting, Sequence[Trial]]
     plan: RunPlan | None
     standard_error: float
+    curvature: tuple[float, float]
     num_units: int
     num_workers: int
 
@@ -132,6 +138,7 @@ def _choice(found: Calibration) -> Section:
 def _settings(found: Calibration) -> Section:
     headers = ["", "n_beta", "gamma", "step size", "state", "burn-in", "effective draws", "usable a second"]
     headers += ["R-hat", "reliability", "error / spread", "LLC", "loss rise"]
+    headers += ["temperature", "stiff", "LLC from steps", "bias"]
     rows = []
     for place, one in enumerate(found.ranked, start=1):
         eps, n_beta, gamma = one.setting
@@ -148,19 +155,24 @@ def _settings(found: Calibration) -> Section:
                 number(one.rhat, decimals=3),
                 number(one.reliability, decimals=2),
                 number(_worst_error(one), decimals=2),
-                f"{number(one.llc.value)} ± {number(one.llc.standard_error, 2)}" if one.num_draws else "–",
+                _measured(one.llc),
                 number(one.loss_rise),
+                *map(_measured, (one.temperature, one.temperature_stiff, one.step_bias)),
+                number(one.bias_ratio, decimals=2),
             ]
         )
     legend = LEGEND.format(chains=found.ranked[0].num_chains)
     section = Section("settings", "The settings, best first", [Table(headers, rows), Note(legend), Note(RULE)])
     section.blocks.append(Note("What was seen of a failure, and the knob to turn, stands under the setting's traces."))
-    if found.refused:
-        refused = "; ".join(one.words for one in found.refused)
-        section.blocks.append(
-            Note(f"Not tried, since step_size × localization is 4 or more and must diverge: {refused}.")
-        )
+    smallest, largest = map(number, found.curvature)
+    words = f"Curvature of the loss at the checkpoint (Lanczos): from {smallest} to {largest} nats/weight²."
+    section.blocks.append(Note(words))
+    section.blocks += [Note(f"Not tried: {what}, since {reason}.") for what, reason in found.refused.items()]
     return section
+
+
+def _measured(mean: TraceMean) -> str:
+    return f"{number(mean.value)} ± {number(mean.standard_error, 2)}" if math.isfinite(mean.value) else "–"
 
 
 def _worst_error(one: Assessment) -> float:

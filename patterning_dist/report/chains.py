@@ -94,6 +94,7 @@ def _coefficients(subjects: Mapping[str, Any]) -> list[Any]:
             name,
             estimate(value),
             estimate(subjects[name].get("temperature")),
+            estimate(subjects[name].get("temperature_stiff")),
             estimate(subjects[name].get("step_bias")),
             number(subjects[name].get("num_coordinates"), decimals=0),
             ", ".join(dict.fromkeys(finding["mode"] for finding in subjects[name].get("findings") or [])) or "none",
@@ -101,11 +102,13 @@ def _coefficients(subjects: Mapping[str, Any]) -> list[Any]:
         for name, value in found.items()
     ]
     svg = intervals(drawn, "local learning coefficient", "Local learning coefficients") if drawn else None
-    headers = ["subject", "LLC [95 %]", "temperature [95 %]", "LLC from steps [95 %]", "free coordinates", "findings"]
+    headers = ["subject", "LLC [95 %]", "temperature [95 %]", "in stiff directions [95 %]", "LLC from steps [95 %]"]
+    headers += ["free coordinates", "findings"]
     note = (
         "n_beta times the mean rise of the loss over the checkpoint, error over draws and chains. The temperature is 1 "
+        "for the posterior, in the stiffest directions alone as well (with sampling.lanczos_steps); LLC from steps is "
+        "what step size and minibatches make the LLC too large by, at most."
     )
-    note += "for the posterior; LLC from steps is what step size and minibatches make the LLC too large by, at most."
     return [
         Figures(figure("Local learning coefficient of every subject", svg, note)),
         Table(headers, rows, "Local learning coefficients"),

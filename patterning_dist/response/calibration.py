@@ -2,17 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from itertools import product
 from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from patterning_dist.response.diagnostics import observable_diagnostics
-from patterning_dist.response.llc import TraceMean, llc
+from patterning_dist.response.llc import TraceMean, llc, trace_mean
 from patterning_dist.response.reliability import split_half_reliability
 from patterning_dist.response.run_length import Signal, signal
 from patterning_dist.response.usable import DIVERGED, unusable
@@ -56,6 +56,7 @@ class Trial:
         num_coordinates: free coordinates of the component.
         step_seconds: of one sampler step.
         draw_seconds: of measuring one draw.
+        temperatures, step_biases, stiff_temperatures: [block] of steps, see ``sampling.temperature``.
         num_workers: chains that ran side by side when this one did.
         failure: why the chain ended before its time; empty if it did not.
     """
@@ -66,6 +67,9 @@ class Trial:
     num_coordinates: int
     step_seconds: float
     draw_seconds: float
+    temperatures: Floats = field(default_factory=lambda: np.zeros(0))
+    step_biases: Floats = field(default_factory=lambda: np.zeros(0))
+    stiff_temperatures: Floats = field(default_factory=lambda: np.zeros(0))
     num_workers: int = 1
     failure: str = ""
 
@@ -86,6 +90,10 @@ class Assessment:
         reliability: correlation of chi between halves of the chains, mean over the observables.
         reliabilities: the same of each observable.
         signals: observable -> spread and noise of chi.
+        temperature, temperature_stiff: virial temperature of all coordinates, and of the stiffest directions; 1 for the
+            posterior.
+        step_bias: what steps and minibatches make the LLC too large by, nats; not of ``sgnht``.
+        bias_ratio: the largest bias, of the LLC or of chi, over the largest that may be.
     """
 
     setting: Setting
@@ -105,6 +113,10 @@ class Assessment:
     reliabilities: Mapping[str, float] = field(default_factory=dict)
     llc: TraceMean = _UNKNOWN
     signals: Mapping[str, Signal] = field(default_factory=dict)
+    temperature: TraceMean = _UNKNOWN
+    temperature_stiff: TraceMean = _UNKNOWN
+    step_bias: TraceMean = _UNKNOWN
+    bias_ratio: float = np.nan
 
     @property
     def effective_per_second(self) -> float:
@@ -121,19 +133,6 @@ class Assessment:
     def loss_rise(self) -> float:
         """E[L(w)] - L(w*), nats."""
         return self.llc.value / self.setting.inverse_temperature
-
-
-def grid(
-    step_sizes: Sequence[float], inverse_temperatures: Sequence[float], localizations: Sequence[float]
-) -> list[Setting]:
-    """Every combination, ascending, the step sizes of one posterior next to each other."""
-    ascending = [sorted(set(values)) for values in (inverse_temperatures, localizations, step_sizes)]
-    return [Setting(step_size, n_beta, gamma) for n_beta, gamma, step_size in product(*ascending)]
-
-
-def must_diverge(setting: Setting) -> bool:
-    """eps gamma >= 4: the pull alone multiplies w - w* by 1 - eps gamma / 2 a step of SGLD, whatever the loss does."""
-    return setting.step_size * setting.localization >= 4
 
 
 def burn_in_of(mean_loss: ArrayLike) -> int:
@@ -179,6 +178,7 @@ def assess(
         return known(failure=DIVERGED, reason=f"{len(failures)} of {len(trials)} chains: {failures[0]}")
     mean_loss = np.stack([trial.mean_loss for trial in trials])
     burn_in = burn_in_of(mean_loss)
+    left_out = burn_in / mean_loss.shape[1]
     mean_loss = mean_loss[:, burn_in:]
     phi = np.stack([trial.observables[burn_in:] for trial in trials])
     chi = np.stack([_susceptibility(phi[c], trial.losses[burn_in:]) for c, trial in enumerate(trials)])
@@ -205,7 +205,16 @@ def assess(
         reliabilities=reliabilities,
         llc=llc(mean_loss, setting.inverse_temperature),
         signals={name: signal(chi[:, observables.index(name)]) for name in moving},
+        temperature=_level([trial.temperatures for trial in trials], left_out),
+        temperature_stiff=_level([trial.stiff_temperatures for trial in trials], left_out),
+        step_bias=_level([trial.step_biases for trial in trials], left_out),
     )
+
+
+def _level(blocks: Sequence[Floats], left_out: float) -> TraceMean:
+    """Mean of [block] of every chain, without the share that is left out at the start."""
+    kept = np.stack(blocks)[:, math.ceil(left_out * len(blocks[0])) :]
+    return trace_mean(kept) if kept.shape[1] >= 4 else _UNKNOWN
 
 
 def _susceptibility(phi: Floats, losses: Floats) -> Floats:

@@ -26,7 +26,7 @@ MIN_RELIABILITY = 0.1
 MAX_EXCESS = 0.1  # of the virial temperature over 1: with it the variance of a coordinate is off by as much on average
 # eps times a precision P: the variance in that direction is 1 / (1 - eps P / 4) times the posterior's.
 MAX_STIFFNESS, GOOD_STIFFNESS = 0.4, 0.2
-_ROUNDING = 1e-4  # of a Hessian product in float32, relative to the largest eigenvalue
+ROUNDING = 1e-4  # of a Hessian product in float32, relative to the largest eigenvalue
 MIN_STEP_BIAS = 0.05  # of the LLC; a bias below its standard error is no finding either
 CHANCE = 1e-3  # how often chance alone may pass for a finding, each kind of it
 
@@ -59,6 +59,7 @@ def failure_modes(
     excluded: Mapping[int, str] | None = None,
     temperatures: ArrayLike = (),
     step_biases: ArrayLike = (),
+    stiff_temperatures: ArrayLike = (),
     precisions: tuple[float, float] | None = None,
     step_size: float | None = None,
 ) -> list[Finding]:
@@ -75,6 +76,7 @@ def failure_modes(
         temperatures: [chain, block] virial temperatures of blocks of steps after burn-in, of the chains in `losses`;
             fewer than 4 blocks count for nothing.
         step_biases: [chain, block] what the steps add to the LLC, nats; likewise.
+        stiff_temperatures: [chain, block] ``temperatures`` along the stiffest directions alone; likewise.
         precisions: (smallest, largest) eigenvalue of n_beta H + gamma at w*.
         step_size: eps, where it is the same for all coordinates.
 
@@ -94,7 +96,8 @@ def failure_modes(
     drift, steady = _drift(usual, [numbers[row] for row in kept])
     disagreement = _disagreement(steady, [numbers[row] for row in kept], rhat or {})
     little = [] if below else _too_little_rise(usual, numbers, inverse_temperature, num_coordinates)
-    heat = _temperature(numbers, np.asarray(temperatures), np.asarray(step_biases), llc(trace, inverse_temperature))
+    virial, biases, stiff = (np.asarray(values) for values in (temperatures, step_biases, stiff_temperatures))
+    heat = _temperature(numbers, virial, biases, stiff, llc(trace, inverse_temperature))
     noise = _unreliable(numbers, reliability or {})
     ends = [] if precisions is None else _curvature(numbers, *precisions, step_size)
     return [*findings, *below, *spiked, *drift, *disagreement, *heat, *ends, *little, *noise]
@@ -215,7 +218,9 @@ def largest_rhat(num_chains: int, num_draws: int) -> float:
     return max(MAX_RHAT, float(np.sqrt(1 + (chance - 1) / (num_draws // 2))))
 
 
-def _temperature(numbers: tuple[int, ...], temperatures: Floats, biases: Floats, found: TraceMean) -> list[Finding]:
+def _temperature(
+    numbers: tuple[int, ...], temperatures: Floats, biases: Floats, stiff: Floats, found: TraceMean
+) -> list[Finding]:
     """Chains hotter than the posterior by their steps and minibatches, or colder, since they have not spread yet."""
     if temperatures.ndim != 2 or temperatures.shape[1] < 4:
         return []
@@ -233,6 +238,11 @@ def _temperature(numbers: tuple[int, ...], temperatures: Floats, biases: Floats,
         if _interval(bias)[0] > 0 and bias.value > smallest:
             is_hot, more = True, f", which makes the LLC ({found.value:.3g}) too large by up to {bias.value:.2g}"
             evidence["step_bias"] = bias.value
+    if stiff.shape == temperatures.shape:
+        along = trace_mean(stiff)
+        if _interval(along)[0] > 1 + MAX_EXCESS:
+            is_hot, evidence["temperature_stiff"] = True, along.value
+            text += f", {along.value:.3g} +- {along.standard_error:.1g} in its stiffest directions"
     if not is_hot:
         return []
     text = (
@@ -253,7 +263,7 @@ def _curvature(numbers: tuple[int, ...], smallest: float, largest: float, step_s
             f"variance is {excess}; lower sampling.step_size to {GOOD_STIFFNESS / largest:.2g}"
         )
         found.append(Finding("too_stiff", numbers, {"stiffness": stiffness, "precision": largest}, text))
-    if smallest < -_ROUNDING * largest:
+    if smallest < -ROUNDING * largest:
         text = (
             "the posterior curves downwards at the checkpoint (n_beta H + gamma has an eigenvalue of "
             f"{smallest:.3g}) and is no Gaussian there; raise sampling.localization by more than {-smallest:.2g}, "

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
 from scipy.stats import t as student_t
+
+from patterning_dist.response.failure_modes import MAX_EXCESS
 
 if TYPE_CHECKING:
     from patterning_dist.response.calibration import Assessment
@@ -18,6 +20,11 @@ if TYPE_CHECKING:
 # exp(-10) for an autoregression (Sokal, "Monte Carlo methods in statistical mechanics", 1997, asks for 20 exponential
 # ones, which are half as long). The loss levels off long before slow directions do, and a full run can afford it.
 _BURN_IN_TIMES = 5
+STEP_BIAS, TOO_COLD = "biased", "too cold"
+# Of the standard error of the answer: with half of it an interval of 95 % covers 92, and the error grows by an eighth.
+MAX_BIAS = 0.5
+# Of the LLC: trials whose chi is little more than noise foretell runs of any length, and errors as small.
+MIN_LLC_ERROR = 0.01
 
 
 class Signal(NamedTuple):
@@ -136,6 +143,7 @@ class RunPlan:
         num_chains, num_draws, burn_in, steps_between_draws: of every unit, a set of chains; steps are sampler steps.
         needed: observable -> draws of all chains of a unit together; NaN where its chi was nothing but noise.
         slowest: the observable that needs the most; empty where chi was nothing but noise, and num_draws the least.
+        llc_error: standard error of the LLC of such a run.
         seconds: the wall time of the whole run, with its 95 % interval in ``low`` and ``high``.
     """
 
@@ -145,6 +153,7 @@ class RunPlan:
     steps_between_draws: int
     needed: Mapping[str, Draws]
     slowest: str
+    llc_error: float
     seconds: Draws
 
 
@@ -184,12 +193,51 @@ def plan_run(
         return rounds * (burn_in * found.step_seconds + draws_a_chain(draws) * one)
 
     most = needed.get(slowest, Draws(math.nan, 0.0, math.inf))
+    num_draws = math.ceil(draws_a_chain(most.value)) if slowest else min_draws
+    # Of a mean, (1 + r) / (1 - r) takes the place of ``covariance_inflation``; it is the time itself in the trials.
+    kept = ((correlated - 1) / (correlated + 1)) ** thinning
+    shorter = found.num_chains * found.num_draws / (num_chains * num_draws)
     return RunPlan(
         num_chains=num_chains,
-        num_draws=math.ceil(draws_a_chain(most.value)) if slowest else min_draws,
+        num_draws=num_draws,
         burn_in=burn_in,
         steps_between_draws=thinning * found.steps_between_draws,
         needed=needed,
         slowest=slowest,
+        llc_error=found.llc.standard_error * math.sqrt(shorter * (1 + kept) / (1 - kept) / correlated),
         seconds=Draws(*map(seconds, most)) if slowest else most,
     )
+
+
+def judge_bias(one: Assessment, plan: RunPlan, standard_error: float, stiffness: float) -> Assessment:
+    """The assessment, unusable where its bias is more than ``MAX_BIAS`` of the standard error of the planned answer.
+
+    The LLC's bias is the measured ``step_bias`` b; where there is none, at most b = x LLC; its error is taken to be
+    ``MIN_LLC_ERROR`` of it at least. chi of the stiffest directions is a product of two variances at most, each too
+    large by x: off by 2 x, where ``standard_error`` of its spread is the error wanted. x is eps P / 4, or the
+    temperature's excess over 1 where 95 % intervals show a larger one.
+
+    Args:
+        one: without a failure mode.
+        plan: of a full run at its setting.
+        standard_error: wanted, of chi over its spread.
+        stiffness: eps P of the stiffest direction; 0 where a preconditioner makes it unknown.
+    """
+    if math.isfinite(one.temperature.value) and one.temperature.interval()[1] < 1 - MAX_EXCESS:
+        text = f"virial temperature {one.temperature.value:.2g}: the chains have not spread over the posterior yet"
+        return replace(one, failure=TOO_COLD, reason=text + "; raise calibration.steps_between_draws or num_draws")
+    measured = [t.interval()[0] - 1 for t in (one.temperature, one.temperature_stiff) if math.isfinite(t.value)]
+    excess = max([stiffness / 4, *measured])
+    bias = one.step_bias.value if math.isfinite(one.step_bias.value) else excess * one.llc.value
+    error = max(plan.llc_error, MIN_LLC_ERROR * abs(one.llc.value))
+    of_llc, of_chi = bias / (MAX_BIAS * error), 2 * excess / (MAX_BIAS * standard_error)
+    checked = replace(one, bias_ratio=max(of_llc, of_chi))
+    if checked.bias_ratio <= 1.01:  # of rounded step sizes
+        return checked
+    what = (
+        f"the LLC is too large by {bias:.2g}, and the planned run has a standard error of {error:.2g}"
+        if of_llc > of_chi
+        else f"chi of the stiffest directions is off by {2 * excess:.0%}, and {standard_error:.0%} is the error wanted"
+    )
+    text = f"{what}; lower step_size to {0.8 / checked.bias_ratio * one.setting.step_size:.2g}"
+    return replace(checked, failure=STEP_BIAS, reason=text + ", or set sampling.gradient: control_variate")

@@ -24,7 +24,7 @@ from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.samplers import Sampler
 from patterning_dist.sampling.statistics import Draw, Statistic
 from patterning_dist.sampling.target import Target
-from patterning_dist.sampling.temperature import Heat, block_of
+from patterning_dist.sampling.temperature import Heat, Temperatures, block_of
 
 # A chain further from w* than this many prior radii has left the neighbourhood: under the localisation alone
 # gamma |w - w*|^2 is chi-squared with d degrees of freedom, mean d.
@@ -57,7 +57,8 @@ class ChainSettings:
               everywhere if all samples have the same Hessian. A step costs two minibatch gradients, and a chain one
               pass over the training samples, again when it is resumed.
             - ``full``: g(w), a pass over all training samples every step; ``batch_size`` bears on nothing.
-        lanczos_steps: Hessian products from which chain 0 takes the ends of the spectrum at w*; 0: none.
+        lanczos_steps: Hessian products from which every chain takes the ends of the spectrum at w*, and the stiff
+            directions that its temperature is measured along; 0: none.
     """
 
     posterior: Posterior
@@ -87,7 +88,7 @@ class Chain:
         statistics: by name; each is handed every draw.
 
     Attributes:
-        spectrum: ends of the spectrum of n_beta H + gamma at w*, of chain 0 where ``lanczos_steps`` asks for them.
+        spectrum: ends of the spectrum of n_beta H + gamma at w*, where ``lanczos_steps`` asks for them.
     """
 
     def __init__(
@@ -108,12 +109,13 @@ class Chain:
         self._sampler = settings.sampler.module
         self.state = self._sampler.init(target.live())
         self.num_draws = 0
-        self.heat = Heat()
         self.spectrum: SpectrumEnds | None = None
-        if settings.lanczos_steps and number == 0:
+        stiff: Vector | None = None
+        if settings.lanczos_steps:
             ids = permutation(self.seed, _LANCZOS_STREAM, population)[:_LANCZOS_SAMPLES]
-            samples = target.prepare(target.data, ids)
-            self.spectrum = spectrum_ends(target, settings.posterior, samples, settings.lanczos_steps, self._sign_seed)
+            samples, num_products = target.prepare(target.data, ids), settings.lanczos_steps
+            self.spectrum, stiff = spectrum_ends(target, settings.posterior, samples, num_products, self._sign_seed)
+        self.heat = Heat(stiff)
         self._center_gradient: Vector | None = None
         if settings.gradient == "control_variate":
             self._center_gradient = target.gradient(np.arange(population))[1]
@@ -136,14 +138,14 @@ class Chain:
                 statistic.update(draw, self.target)
             yield draw
 
-    def temperatures(self) -> tuple[list[float], list[float]]:
-        """Virial temperature of blocks of steps, and what the steps add to the LLC, nats; see ``sampling.temperature``.
+    def temperatures(self) -> Temperatures:
+        """Virial temperatures of blocks of steps, and what the steps add to the LLC; see ``sampling.temperature``.
 
         The thermostat of ``sgnht`` hides the latter. Every rank calls this, once all draws are made.
         """
         steps, settings = self._steps_of_draws, self.settings
-        virial, bias = self.heat.means(steps, self.target.ranks, self.num_coordinates, settings.step_size)
-        return virial, [] if settings.sampler.kind == "sgnht" else bias
+        found = self.heat.means(steps, self.target.ranks, self.num_coordinates, settings.step_size)
+        return found._replace(step_biases=[]) if settings.sampler.kind == "sgnht" else found
 
     @property
     def _steps_of_draws(self) -> int:
@@ -165,7 +167,8 @@ class Chain:
         for name, w in state["sampler"]["position"].items():
             live[name].copy_(w)
         self.state = self._sampler.State(**{n: self._copy(v) for n, v in state["sampler"].items()} | {"position": live})
-        self.num_draws, self.heat = state["num_draws"], Heat(state["heat"])
+        self.num_draws = state["num_draws"]
+        self.heat.sums.copy_(state["heat"])
         for name, statistic in self.statistics.items():
             statistic.load_state_dict(state["statistics"][name])
 
@@ -182,7 +185,8 @@ class Chain:
         if step >= settings.burn_in:
             block = block_of(step - settings.burn_in, self._steps_of_draws)
             scale = partial(settings.sampler.preconditioner, self.state)
-            self.heat.update(block, self.state.position, self.target.center, gradient, settings.posterior, scale)
+            where, center, ranks = self.state.position, self.target.center, self.target.ranks
+            self.heat.update(block, where, center, gradient, settings.posterior, scale, ranks)
         options: dict[str, Any] = dict(settings.sampler.options)
         if options.get("correction"):
             options["curvature"] = self._curvature(ids)

@@ -16,6 +16,7 @@ from patterning_dist.sampling.target import Prepared, Target
 
 # A Krylov space that closes: what is left of A v after orthogonalisation is the rounding of float32 vectors.
 _CLOSED = 1e-5
+NUM_STIFF = 4  # directions at most that count as the stiff ones, of at least half the largest precision
 
 
 def lanczos(
@@ -73,7 +74,9 @@ class SpectrumEnds(NamedTuple):
     largest_error: float
 
 
-def spectrum_ends(target: Target, posterior: Posterior, samples: Prepared, num_steps: int, seed: int) -> SpectrumEnds:
+def spectrum_ends(
+    target: Target, posterior: Posterior, samples: Prepared, num_steps: int, seed: int
+) -> tuple[SpectrumEnds, Vector]:
     """The stiffest and the softest direction of U(w) = n_beta L(w) + gamma/2 |w - w*|^2 at the target's position.
 
     ``sgld`` and ``sgnht`` are stable while eps * largest < 4, and have 1 / (1 - eps P / 4) times the posterior's
@@ -85,6 +88,9 @@ def spectrum_ends(target: Target, posterior: Posterior, samples: Prepared, num_s
         samples: training samples that the Hessian H of the mean loss is taken on.
         num_steps: Hessian products.
         seed: of the random vector that the products begin with.
+
+    Returns:
+        The ends, and the stiffest Ritz vectors: orthonormal, piece name -> [direction, *its shape].
     """
 
     def product(vector: Vector) -> Vector:
@@ -93,7 +99,11 @@ def spectrum_ends(target: Target, posterior: Posterior, samples: Prepared, num_s
 
     shapes = {name: tuple(w.shape) for name, w in target.center.items()}
     start = dict(Noise(seed, 0, 0, target.extents, shapes, target.device))
-    _, alphas, betas = lanczos(product, start, target.dot, min(num_steps, sum(target.totals.values())))
+    basis, alphas, betas = lanczos(product, start, target.dot, min(num_steps, sum(target.totals.values())))
     values, vectors = ritz(alphas, betas)
     errors = (betas[-1] * vectors[-1]).abs()
-    return SpectrumEnds(values[0].item(), values[-1].item(), errors[0].item(), errors[-1].item())
+    top = vectors[:, values >= min(values[-1].item() / 2, values[-1].item())][:, -NUM_STIFF:].float()
+    stiff = {
+        name: torch.tensordot(top.T.to(target.device), torch.stack([q[name] for q in basis]), dims=1) for name in start
+    }
+    return SpectrumEnds(values[0].item(), values[-1].item(), errors[0].item(), errors[-1].item()), stiff

@@ -36,6 +36,7 @@ class Sampled:
         temperatures: virial temperature of blocks of steps after burn-in, for ``trace_mean`` [chain, block]; 1 for the
             posterior, see ``sampling.temperature``.
         step_biases: what steps and minibatches add to the LLC, nats, likewise; not of ``sgnht``.
+        stiff_temperatures: ``temperatures`` along the stiffest directions alone, where ``lanczos_steps`` are taken.
         statistics: results of the ``Statistic`` of each name, one a chain.
     """
 
@@ -47,6 +48,7 @@ class Sampled:
     excluded: dict[int, str]
     temperatures: np.ndarray
     step_biases: np.ndarray
+    stiff_temperatures: np.ndarray
     statistics: dict[str, list[dict[str, np.ndarray] | None]]
 
 
@@ -69,6 +71,7 @@ def sample_chains(
     micro_batch_size: int = 1024,
     sampler: Sampler | None = None,
     gradient: Gradient = "minibatch",
+    lanczos_steps: int = 0,
     statistics: Mapping[str, Callable[[Target], Statistic]] | None = None,
     seed: int = 0,
 ) -> Sampled:
@@ -93,6 +96,7 @@ def sample_chains(
         sampler: the update rule; default: SGLD.
         gradient: ``minibatch``, ``control_variate`` (twice the work a step, far less noise) or ``full``; see
             ``ChainSettings``.
+        lanczos_steps: Hessian products from which every chain takes the stiffest directions; 10 do, 0 for none.
         statistics: name -> what makes a ``Statistic`` of a chain's target; see ``Sampled.statistics``.
         seed: all random numbers follow from it, the component's name and the chain's number.
 
@@ -120,6 +124,7 @@ def sample_chains(
         seed=seed,
         sampler=sampler or Sampler(),
         gradient=gradient,
+        lanczos_steps=lanczos_steps,
     )
     names = [COMPONENT_LOSS, *functions]
     chains, traces, heat, excluded = [], [], [], {}
@@ -144,7 +149,7 @@ def sample_chains(
                 results[name].append(statistic.result())
     if not chains:
         raise PatterningError(f"none of {num_chains} chains came through; chain 0: {excluded[0]}")
-    stacked, (temperatures, biases) = np.array(traces), (np.array(blocks) for blocks in zip(*heat, strict=True))
+    stacked, (temperatures, biases, stiff) = np.array(traces), (np.array(blocks) for blocks in zip(*heat, strict=True))
     return Sampled(
         chains=chains,
         losses=stacked[:, :, 0],
@@ -154,5 +159,6 @@ def sample_chains(
         excluded=excluded,
         temperatures=temperatures,
         step_biases=biases,
+        stiff_temperatures=stiff,
         statistics=results,
     )

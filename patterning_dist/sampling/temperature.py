@@ -16,9 +16,15 @@ for the chains of each sampler:
 
 Below 1 the chain has not spread over its posterior yet.
 
-The heat of the steps sits in stiff directions, a few of many, and drowns in the scatter of T where d is large. For
-``sgld`` and ``rmsprop_sgld`` the part of it that the loss sees is known with far less noise, from the same balance of
-energy, with G the preconditioner (1 for ``sgld``):
+The heat of the steps sits in stiff directions, a few of many, and drowns in the scatter of T where d is large. The same
+integration by parts holds in every direction v_r, |v_r| = 1, by itself, so that along a few stiff ones
+
+    T_stiff = mean over r of E[ v_r . (w - w*)  v_r . grad U ] = 1 ,
+
+whichever they are and whatever the sampler: of ``sgnht`` it shows the bias that the thermostat hides in T.
+
+For ``sgld`` and ``rmsprop_sgld`` the part of the heat that the loss sees is known with far less noise, from the same
+balance of energy, with G the preconditioner (1 for ``sgld``):
 
     b = (eps/8) E[ n_beta grad L_batch . G grad U_batch ]   nats
 
@@ -30,7 +36,7 @@ raises no loss, counts too. That a preconditioner leans to p(w) / G(w) is not in
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -42,15 +48,25 @@ from patterning_dist.sampling.ranks import Ranks
 NUM_BLOCKS = 32  # of consecutive steps, whose means tell the error of the mean over all of them
 
 
+class Temperatures(NamedTuple):
+    """T, b (nats) and T_stiff of consecutive blocks of the steps of a chain; empty where they are not known."""
+
+    temperatures: list[float]
+    step_biases: list[float]
+    stiff_temperatures: list[float]
+
+
 class Heat:
-    """Sums of both over the steps after burn-in, in blocks.
+    """Sums of all three over the steps after burn-in, in blocks.
 
     Args:
-        sums: [2, block] to go on from: of (w - w*) . grad U and of n_beta grad L . G grad U, of this rank.
+        stiff: directions v_r, orthonormal, name of a piece -> [direction, *its shape]; None: none are known.
     """
 
-    def __init__(self, sums: Tensor | None = None) -> None:
-        self.sums = torch.zeros(2, NUM_BLOCKS, dtype=torch.float64) if sums is None else sums.clone()
+    def __init__(self, stiff: Vector | None = None) -> None:
+        self.stiff = stiff
+        # Of (w - w*) . grad U and of n_beta grad L . G grad U, of this rank; and along the stiff ones, of all ranks.
+        self.sums = torch.zeros(3, NUM_BLOCKS, dtype=torch.float64)
 
     def update(
         self,
@@ -60,8 +76,9 @@ class Heat:
         gradient: Mapping[str, Tensor],
         posterior: Posterior,
         preconditioner: Callable[[str], Tensor | None],
+        ranks: Ranks,
     ) -> None:
-        """Take in a step before it is taken.
+        """Take in a step before it is taken; every rank does so.
 
         Args:
             block: that the step is in.
@@ -70,11 +87,14 @@ class Heat:
             gradient: grad L of the step, nats per unit of weight.
             posterior: n_beta and gamma.
             preconditioner: name of a piece -> G; None: 1.
+            ranks: of the chain group.
         """
-        found = []
+        found, along = [], []
         for name, w in position.items():
-            slope = posterior.negative_score(w, center[name], gradient[name])
-            virial = (w - center[name]).mul_(slope).sum()  # pairwise: float32 is good to some 1e-6 of the sum
+            away, slope = w - center[name], posterior.negative_score(w, center[name], gradient[name])
+            if self.stiff is not None:
+                along.append(self.stiff[name].flatten(1) @ torch.stack([away.flatten(), slope.flatten()], dim=1))
+            virial = away.mul_(slope).sum()  # pairwise: float32 is good to some 1e-6 of the sum
             if (scale := preconditioner(name)) is not None:
                 slope.mul_(scale)
             heat = slope.mul_(gradient[name]).sum()
@@ -82,14 +102,16 @@ class Heat:
         virial, heat = torch.stack(found).sum(dim=0).tolist()
         self.sums[0, block] += virial
         self.sums[1, block] += posterior.inverse_temperature * heat
+        if along:
+            both = ranks.sum(torch.stack(along).sum(dim=0).double().cpu())
+            self.sums[2, block] += both.prod(dim=1).mean().item()
 
-    def means(
-        self, num_steps: int, ranks: Ranks, num_coordinates: int, step_size: float
-    ) -> tuple[list[float], list[float]]:
-        """T and b of every block that ``num_steps`` steps reach; every rank calls this once all are taken."""
+    def means(self, num_steps: int, ranks: Ranks, num_coordinates: int, step_size: float) -> Temperatures:
+        """Of every block that ``num_steps`` steps reach; every rank calls this once all are taken."""
         counts = torch.bincount(block_of(torch.arange(num_steps), num_steps), minlength=NUM_BLOCKS)
-        virial, heat = ranks.sum(self.sums)[:, counts > 0] / counts[counts > 0]
-        return (virial / num_coordinates).tolist(), (step_size / 8 * heat).tolist()
+        virial, heat = ranks.sum(self.sums[:2])[:, counts > 0] / counts[counts > 0]
+        stiff = [] if self.stiff is None else (self.sums[2] / counts)[counts > 0].tolist()
+        return Temperatures((virial / num_coordinates).tolist(), (step_size / 8 * heat).tolist(), stiff)
 
 
 def block_of(step: Any, num_steps: int) -> Any:

@@ -1,72 +1,82 @@
-"""`patterning calibrate`: short chains over a grid -> calibration/{report.html, settings.json, calibrated.yaml}."""
+"""`patterning calibrate`: settings from the curvature of the loss, confirmed by short chains.
+
+It writes calibration/{report.html, settings.json, calibrated.yaml}.
+"""
 
 from __future__ import annotations
 
+import math
 from collections import Counter
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 from patterning_dist.config import Config, dump_config, load_config
+from patterning_dist.config.sampling import RmspropSgldConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
 from patterning_dist.report.calibration import WHAT_IS_WHAT, Calibration, foretold, write_calibration_report
-from patterning_dist.response.calibration import Assessment, Setting, assess, grid, must_diverge
-from patterning_dist.response.ranking import rank
-from patterning_dist.response.run_length import RunPlan, plan_run
-from patterning_dist.runtime.chains.trials import TrialPlan, run_trials
+from patterning_dist.response.calibration import Assessment, Setting, Trial, assess
+from patterning_dist.response.proposal import Curvature, Proposal, precisions, propose, search, spacing
+from patterning_dist.response.run_length import RunPlan, judge_bias, plan_run
+from patterning_dist.runtime.chains.trials import TrialPlan, Trials
 from patterning_dist.stages.calibration_subject import Calibrated, calibrated_subject
 from patterning_dist.storage.files import write_json, write_text
 from patterning_dist.storage.mirror import Place
 from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 
-# Of the value that the sampling section has, where the grid names none.
-_MULTIPLES = (0.1, 0.3, 1.0, 3.0)
+# What a calibrated run looks at its stiffest directions with, unless it does already.
+_LANCZOS_STEPS = 10
 
 
 def calibrate(config: Config, run: RunDirectory, progress: Progress) -> None:
-    """Try every setting of the grid that has not been tried, and write what came of all of them.
+    """Measure the curvature, try the settings that it leads to and have not been tried, and write what came of all.
 
     Raises:
-        PatterningError: every setting must diverge, or none can be used; the page is written all the same.
+        PatterningError: every setting is refused, or none can be used; then the page is written all the same.
     """
     subject, wanted = calibrated_subject(config, run), config.calibration
-    settings, refused = _grid(config, subject.component)
-    resolved = config.sampling.resolve(subject.component)
     plan = TrialPlan(
         unit=subject.name,
+        num_chains=wanted.num_chains,
         num_draws=wanted.num_draws,
-        steps_between_draws=wanted.steps_between_draws or resolved.steps_between_draws,
         num_samples=len(subject.subjects.probe.ids),
         takes_gradients=subject.takes_gradients,
     )
-    run.event("calibrate", "started", settings=len(settings), refused=len(refused))
-    tasks = [(setting, chain) for setting in settings for chain in range(wanted.num_chains)]
-    folder = run.place.fetch("calibration") / "calibration"
-    inputs = stage_fingerprint("trial", asdict(plan) | {"device": subject.subjects.device}, [subject.inputs])
-    done = run_trials(
-        subject.opener,
-        config.sampling,
-        subject.subjects.device,
-        plan,
-        tasks,
-        run,
-        "calibration/trials",
-        inputs,
-        progress,
-    )
-    trials = {setting: [t for (s, _), t in zip(tasks, done, strict=True) if s == setting] for setting in settings}
-    names = subject.subjects.observable_names
-    ranked = rank([assess(setting, mine, names, plan.steps_between_draws) for setting, mine in trials.items()])
-    num_workers = max(trial.num_workers for trial in done)
+    folder, device = run.place.fetch("calibration") / "calibration", subject.subjects.device
+    inputs = stage_fingerprint("trial", asdict(plan) | {"device": device}, [subject.inputs])
+    names, num_workers = subject.subjects.observable_names, 1
+    with Trials(subject.opener, config.sampling, device, plan, run, inputs, progress) as trials:
+        ends = trials.curvature()
+        curvature = (ends.smallest, ends.largest)
+        progress.say(f"calibrate: the loss has curvatures from {ends.smallest:.3g} to {ends.largest:.3g} nats/weight^2")
+        settings, refused = _proposal(subject, curvature)
+        run.event("calibrate", "started", settings=len(settings), refused=len(refused))
+
+        def judge(setting: Setting, tried: Sequence[Trial], steps: int) -> Assessment:
+            nonlocal num_workers
+            num_workers = max(num_workers, *(trial.num_workers for trial in tried))
+            found = assess(setting, tried, names, steps)
+            stiffness = setting.step_size * precisions(curvature, *setting.posterior)[1]
+            stiffness *= config.sampling.sampler.kind != "rmsprop_sgld"  # whose steps are scaled in every direction
+            if found.failure:
+                return found
+            return judge_bias(found, _plan(subject, found, num_workers), wanted.standard_error, stiffness)
+
+        def space(setting: Setting) -> int:
+            return wanted.steps_between_draws or spacing(setting, curvature, wanted.num_draws)
+
+        ranked, done = search(settings, trials.run, judge, space, is_fixed=wanted.step_sizes is not None)
     found = Calibration(
         name=config.name,
         component=subject.component,
         ranked=ranked,
         refused=refused,
-        trials=trials,
+        trials=done,
         plan=None if ranked[0].failure else _plan(subject, ranked[0], num_workers),
         standard_error=wanted.standard_error,
+        curvature=curvature,
         num_units=subject.num_sets,
         num_workers=num_workers,
     )
@@ -76,30 +86,31 @@ def calibrate(config: Config, run: RunDirectory, progress: Progress) -> None:
     _conclude(subject, found, folder, run.place, progress)
 
 
-def _grid(config: Config, component: str) -> tuple[list[Setting], list[Setting]]:
-    """(settings to try, settings that must diverge)."""
-    wanted, now = config.calibration, config.sampling.resolve(component)
-    values = [
-        given or [multiple * value for multiple in _MULTIPLES]
-        for given, value in (
-            (wanted.step_sizes, now.step_size),
-            (wanted.inverse_temperatures, now.inverse_temperature),
-            (wanted.localizations, now.localization),
-        )
-    ]
-    settings = grid(*([float(f"{value:.6g}") for value in axis] for axis in values))
-    # A preconditioner or a momentum has another limit.
-    refused = [s for s in settings if must_diverge(s)] if config.sampling.sampler.kind == "sgld" else []
-    if len(refused) == len(settings):
-        raise PatterningError(
-            f"calibration.step_sizes: all of {min(values[0]):g} and more diverge with localization {min(values[2]):g} "
-            "and more; expected some below 4 / localization"
-        )
-    return [s for s in settings if s not in refused], refused
+def _proposal(subject: Calibrated, curvature: Curvature) -> Proposal:
+    """What to try; an error if all of it is refused."""
+    # The opener's section names every component; the user's may have patterns of names.
+    wanted, sampling = subject.config.calibration, subject.opener.sampling
+    now, sampler = sampling.resolve(subject.component), sampling.sampler
+    is_scaled = isinstance(sampler, RmspropSgldConfig)
+    found = propose(
+        curvature,
+        wanted.inverse_temperatures or [now.inverse_temperature],
+        wanted.localizations or [now.localization],
+        wanted.step_sizes,
+        standard_error=wanted.standard_error,
+        # The preconditioner of a coordinate without gradient, larger than any other: such steps may be too careful.
+        largest_scale=1 / sampler.stability if isinstance(sampler, RmspropSgldConfig) else 1.0,
+        limit=math.inf if is_scaled else 4.0,
+        is_raised=wanted.localizations is None,
+    )
+    if not found.settings:
+        reasons = "; ".join(f"{what}: {reason}" for what, reason in found.refused.items())
+        raise PatterningError(f"calibration.step_sizes, calibration.localizations: nothing is left to try ({reasons})")
+    return found
 
 
 def _plan(subject: Calibrated, best: Assessment, num_workers: int) -> RunPlan:
-    sampling = subject.config.sampling
+    sampling = subject.opener.sampling
     return plan_run(
         best,
         standard_error=subject.config.calibration.standard_error,
@@ -111,7 +122,9 @@ def _plan(subject: Calibrated, best: Assessment, num_workers: int) -> RunPlan:
 
 
 def _row(one: Assessment) -> dict[str, Any]:
-    numbers = asdict(one) | {"setting": one.setting._asdict(), "llc": one.llc._asdict()}
+    numbers = asdict(one) | {"setting": one.setting._asdict()}
+    for name in ("llc", "temperature", "temperature_stiff", "step_bias"):
+        numbers[name] = getattr(one, name)._asdict()
     numbers |= {"signals": {name: signal._asdict() for name, signal in one.signals.items()}}
     return numbers | {"usable_per_second": one.usable_per_second, "loss_rise": one.loss_rise}
 
@@ -148,17 +161,18 @@ def _conclude(subject: Calibrated, found: Calibration, folder: Path, place: Plac
 def _changed(subject: Calibrated, changes: dict[str, Any], place: Place) -> Config:
     """The user's configuration with the new values, also for the calibrated component's own."""
     config = subject.config
+    lanczos_steps = config.sampling.lanczos_steps or _LANCZOS_STEPS
     components = [
         entry.model_copy(update=dict.fromkeys(changes)) if entry.name == subject.component else entry
         for entry in config.sampling.components
     ]
-    sampling = config.sampling.model_copy(update=changes | {"components": components})
+    sampling = config.sampling.model_copy(update=changes | {"components": components, "lanczos_steps": lanczos_steps})
     run_dir = config.run_dir if Place.at(config.run_directory) == place else place.url or place.path
     return config.model_copy(update={"sampling": sampling, "run_dir": run_dir})
 
 
 def _comments(subject: Calibrated, found: Calibration, plan: RunPlan, changes: dict[str, Any]) -> str:
-    best, before = found.ranked[0], subject.config.sampling.resolve(subject.component)
+    best, before = found.ranked[0], subject.opener.sampling.resolve(subject.component)
     others = [
         entry.name
         for entry in subject.config.sampling.components

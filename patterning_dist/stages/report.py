@@ -83,7 +83,7 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
         "rounds": {name: {k: v for k, v in entry.items() if k not in _LONG} for name, entry in rounds.items()},
         "transition_steps": {arm.name: arm.transitions for arm in arms if arm.transitions is not None},
         "chains": {
-            subject: {key: entry.get(key) for key in ("llc", "temperature", "step_bias")}
+            subject: {key: entry.get(key) for key in ("llc", "temperature", "temperature_stiff", "step_bias")}
             for subject, entry in diagnostics["subjects"].items()
         },
         "warnings": find_warnings(diagnostics, solution, checked, config, rounds.values()) + unpaired,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +28,7 @@ GRID = (
     "calibration.num_chains=2",
     f"calibration.num_draws={NUM_DRAWS}",
     f"calibration.steps_between_draws={STEPS}",
+    "calibration.standard_error=5",  # of so few draws no bias shows
     # The norm of a layer is a sum over ranks, which an observable must do itself.
     "sampling.observables=[{kind: component_loss, name: component}, {kind: split_loss, name: up, split: domain:up}]",
 )
@@ -41,8 +43,10 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def trials(directory: Path) -> list[np.ndarray]:
     """Losses [draw, sample] of every chain."""
-    files = sorted((directory / "calibration" / "trials").glob("*.npz"))
-    assert [file.name for file in files] == [f"eps-0.02_n-beta-1_gamma-20_chain-{chain}.npz" for chain in range(2)]
+    files = sorted((directory / "calibration" / "trials").glob("eps*.npz"))
+    assert [file.name for file in files] == [
+        f"eps-0.02_n-beta-1_gamma-20_chain-{c}_{STEPS}-steps.npz" for c in range(2)
+    ]
     found = []
     for file in files:
         with np.load(file) as stored:
@@ -70,4 +74,11 @@ def test_a_worker_and_a_group_of_ranks_run_the_chains_of_the_study(file: Path, t
 
     calibrated = load_config(tmp_path / "worker" / "calibration" / "calibrated.yaml")
     assert calibrated.sampling.step_size == 2e-2 and calibrated.sampling.localization == 20
+    assert calibrated.sampling.lanczos_steps == 10
+    curvatures = []
+    for layout in ("worker", "group"):
+        with np.load(tmp_path / layout / "calibration" / "trials" / "curvature.npz") as stored:
+            curvatures.append(json.loads(str(stored["header"]))["ends"])
+    # Exact products, and differences of gradients.
+    assert curvatures[1][:2] == pytest.approx(curvatures[0][:2], rel=0.02) and curvatures[0][1] > 0
     assert calibrated.model == config.model and calibrated.data == config.data

@@ -156,6 +156,31 @@ def test_other_samplers_are_at_one_where_their_steps_are_small(sampler):
     assert trace_mean(found.temperatures).standard_error < 0.06
 
 
+@pytest.mark.parametrize("sampler", [None, Sampler("sgnht", {"diffusion": 0.1})], ids=["sgld", "sgnht"])
+def test_stiff_directions_have_a_temperature_of_their_own(sampler):
+    """1 / (1 - eps P / 4) in the stiffest third: the mean over all hides most of it, that of a thermostat all of it."""
+    found = sampled(2.0, sampler, batch_size=SAMPLES, burn_in=400, num_draws=301, lanczos_steps=6)
+    assert found.stiff_temperatures.shape == (4, 32)
+    relative = 1 / (1 - 2.0 / 4 * PRECISIONS / PRECISIONS.max())
+    if sampler is not None:  # the thermostat cools all directions alike, until the mean is 1
+        relative = relative / relative.mean()
+        assert abs(score(found.temperatures, 1.0)) < 4
+    stiff = trace_mean(found.stiff_temperatures)
+    assert abs(score(found.stiff_temperatures, relative.max())) < 4
+    assert stiff.value > 1.1 + 3 * stiff.standard_error
+    hot = failure_modes(
+        found.losses,
+        inverse_temperature=INVERSE_TEMPERATURE,
+        num_coordinates=3 * ROWS,
+        temperatures=found.temperatures,
+        stiff_temperatures=found.stiff_temperatures,
+    )
+    assert [f.evidence["temperature_stiff"] for f in hot] == [stiff.value]
+    none = sampled(0.1, sampler, batch_size=SAMPLES, burn_in=400, lanczos_steps=6)
+    assert abs(score(none.stiff_temperatures, 1 / (1 - 0.1 / 4))) < 4
+    assert sampled(0.1, num_draws=8).stiff_temperatures.shape == (4, 0)
+
+
 # What stands for the gradient
 
 

@@ -3,16 +3,25 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from patterning_dist.response.calibration import Setting, Trial, assess, burn_in_of, grid, must_diverge
-from patterning_dist.response.ranking import MAX_STEP_BIAS, STEP_BIAS, rank
+from patterning_dist.response.calibration import Assessment, Setting, Trial, assess, burn_in_of
+from patterning_dist.response.llc import TraceMean
+from patterning_dist.response.proposal import next_trials, precisions, propose, search, spacing
+from patterning_dist.response.ranking import rank
 from patterning_dist.response.run_length import (
+    STEP_BIAS,
+    TOO_COLD,
+    Draws,
+    RunPlan,
     best_thinning,
     covariance_inflation,
     draws_needed,
+    judge_bias,
     plan_run,
     signal,
 )
@@ -74,13 +83,39 @@ def level(rng: np.random.Generator, num_chains: int, num_draws: int, correlation
     return plateau * (1 - np.exp(-np.arange(num_draws) / rise)) if rise else plateau
 
 
-def test_grid_keeps_the_step_sizes_of_a_posterior_together_and_knows_what_must_diverge() -> None:
-    settings = grid([0.1, 0.01], [30.0], [4.0, 40.0])
-    assert settings == [
-        Setting(0.01, 30.0, 4.0), Setting(0.1, 30.0, 4.0), Setting(0.01, 30.0, 40.0), Setting(0.1, 30.0, 40.0)
-    ]  # fmt: skip
-    assert [must_diverge(setting) for setting in settings] == [False, False, False, True]
-    assert settings[1].words == "inverse_temperature 30, localization 4, step_size 0.1"
+CURVATURE = (-0.5, 20.0)
+
+
+def test_step_sizes_come_from_the_stiffness_and_a_posterior_that_is_no_gaussian_is_mended() -> None:
+    found = propose(CURVATURE, [30.0], [40.0, 5.0], None, standard_error=0.1, is_raised=False)
+    # 30 * 20 + 40; 0.1 of it, since chi is wanted to 0.1 of its spread.
+    assert found.settings == [Setting(7.81e-05, 30.0, 40.0), Setting(1.56e-4, 30.0, 40.0)]
+    assert list(found.refused) == ["inverse_temperature 30, localization 5"]
+    assert "has an eigenvalue of -10 at the checkpoint" in found.refused["inverse_temperature 30, localization 5"]
+    assert "localization 30 mends it" in found.refused["inverse_temperature 30, localization 5"]
+    raised = propose(CURVATURE, [30.0], [5.0], None, standard_error=0.5, is_raised=True)
+    assert raised.settings == [Setting(1.59e-4, 30.0, 30.0), Setting(3.17e-4, 30.0, 30.0)], "0.2 / 630 at most"
+    assert precisions(CURVATURE, 30.0, 30.0) == (15.0, 630.0)
+    scaled = propose(CURVATURE, [30.0], [40.0], None, standard_error=0.1, largest_scale=10.0, is_raised=True)
+    assert [s.step_size for s in scaled.settings] == [7.81e-06, 1.56e-5]
+    # A smallest eigenvalue that rounding may have made.
+    flat = propose((-1e-5, 20.0), [30.0], [1e-9], [1e-4], standard_error=0.1, is_raised=False)
+    assert flat.settings == [Setting(1e-4, 30.0, 1e-9)] and not flat.refused
+
+
+def test_step_sizes_that_are_given_are_tried_but_for_those_that_must_diverge() -> None:
+    found = propose(CURVATURE, [30.0, 3.0], [40.0], [1e-2, 1e-3], standard_error=0.1, is_raised=True)
+    assert found.settings == [Setting(1e-3, 3.0, 40.0), Setting(1e-2, 3.0, 40.0), Setting(1e-3, 30.0, 40.0)]
+    assert list(found.refused) == ["inverse_temperature 30, localization 40, step_size 0.01"]
+    (reason,) = found.refused.values()
+    assert reason == "step_size times the largest precision, 640, is 4 or more, which must diverge; 0.00016 is good"
+
+
+def test_a_trial_is_as_long_as_its_softest_direction_needs_or_forty_steps_a_draw() -> None:
+    # 2 / (eps P) steps: P is 25 of 40 - 30 * 0.5, or half the localization where it is nearly gone.
+    assert spacing(Setting(1e-2, 30.0, 40.0), CURVATURE, 10) == 4 * math.ceil(2 / (1e-2 * 25) / 10)
+    assert spacing(Setting(1e-2, 30.0, 15.1), CURVATURE, 20) == math.ceil(4 * 2 / (1e-2 * 7.55) / 20)
+    assert spacing(Setting(1e-4, 30.0, 40.0), CURVATURE, 10) == 40
 
 
 @pytest.mark.parametrize("correlation", [0.0, 0.8])
@@ -258,51 +293,116 @@ def test_thinning_weighs_the_cost_of_a_measurement_against_that_of_the_steps() -
     assert covariance_inflation(3.0, 1) == pytest.approx(5 / 3)
 
 
-def gaussian_trials(setting: Setting, rng: np.random.Generator, num_draws: int = 150) -> list[Trial]:
-    """SGLD with full gradients on L = |w|^2 / 2, 5 steps a draw, 4 chains; one beyond 50 prior radii has failed."""
+def gaussian_trials(setting: Setting, rng: np.random.Generator, num_draws: int, steps: int) -> list[Trial]:
+    """SGLD with full gradients on L = |w|^2 / 2, d = 20, 4 chains; one beyond 50 prior radii has failed."""
     eps, n_beta, gamma = setting
-    num_coordinates = 20
-    slopes = rng.standard_normal((NUM_SAMPLES, num_coordinates))
+    num_coordinates, precision = 20, n_beta + gamma
+    slopes = np.random.default_rng(0).standard_normal((NUM_SAMPLES, num_coordinates))
     found = []
     for _ in range(4):
-        w, draws, failure = np.zeros(num_coordinates), [], ""
-        for step in range(5 * num_draws):
-            if step % 5 == 0:
+        w, draws, squares, failure = np.zeros(num_coordinates), [], [], ""
+        for step in range((num_draws - 1) * steps + 1):
+            if step % steps == 0:
                 draws.append(w.copy())
-            w = w - eps / 2 * (n_beta + gamma) * w + math.sqrt(eps) * rng.standard_normal(num_coordinates)
+            squares.append(w @ w)
+            w = w - eps / 2 * precision * w + math.sqrt(eps) * rng.standard_normal(num_coordinates)
             if gamma * w @ w > 2500 * num_coordinates:
                 failure = "the weights left the neighbourhood"
                 break
         w = np.array(draws)
         loss = (w**2).sum(axis=1) / 2
         losses = loss[:, None] + w @ slopes.T
-        found.append(
-            Trial(loss, np.column_stack([w[:, 0], loss]), losses, num_coordinates, 1e-3, 1e-3, failure=failure)
-        )
+        level = np.array([part.mean() for part in np.array_split(squares, 32)]) if not failure else np.zeros(0)
+        heat = {
+            "temperatures": precision * level / num_coordinates,
+            "step_biases": eps / 8 * n_beta * precision * level,
+        }
+        observables = np.column_stack([w[:, 0], loss])
+        found.append(Trial(loss, observables, losses, num_coordinates, 1e-3, 1e-3, **heat, failure=failure))
     return found
 
 
-def test_the_best_step_size_of_a_gaussian_lies_inside_the_grid() -> None:
-    """Precision P = n_beta + gamma = 50: AR(1) with 1 - eps P / 2 and variance 1 / (P (1 - eps P / 4)).
+def judged(setting: Setting, trials: list[Trial], steps: int) -> Assessment:
+    """For chi to 0.5 of its spread; P = 30 + 20."""
+    found = assess(setting, trials, ["w", "loss"], steps)
+    plan = {"standard_error": 0.5, "num_chains": 4, "min_draws": 16, "num_units": 1, "num_workers": 1}
+    return found if found.failure else judge_bias(found, plan_run(found, **plan), 0.5, setting.step_size * 50)
 
-    eps P = 0.02 has 5 draws of 200 count as one; 0.4 is 11 % off in variance; 2 is twice as wide; 5 diverges.
-    """
+
+def test_biased_and_diverged_steps_are_told_and_a_smaller_one_is_found() -> None:
+    """Precision P = 50: AR(1) with 1 - eps P / 2 and variance 1 / (P (1 - eps P / 4)); eps P = 5 diverges."""
     rng = np.random.default_rng(12)
-    settings = grid([4e-4, 2e-3, 8e-3, 4e-2, 1e-1], [30.0], [20.0])
-    ranked = rank(
-        [
-            assess(s, gaussian_trials(s, np.random.default_rng(rng.integers(1 << 30))), ["w", "loss"], 5)
-            for s in settings
-        ]
-    )
-    assert ranked[0].setting.step_size == 8e-3
-    assert ranked[0].failure == ""
-    assert ranked[0].llc.value == pytest.approx(30 * 20 / 2 / 50 / (1 - 0.1), rel=0.1)
-    failures = {one.setting.step_size: one.failure for one in ranked}
-    assert failures[4e-2] == STEP_BIAS
-    assert failures[1e-1] == DIVERGED and ranked[-1].setting.step_size == 1e-1
-    biased = next(one for one in ranked if one.failure == STEP_BIAS)
-    assert biased.reason.endswith("so this is another distribution; lower step_size")
+    lengths: dict[Setting, int] = {}
+
+    def run(settings: Mapping[Setting, int]) -> dict[Setting, list[Trial]]:
+        lengths.update(settings)
+        return {s: gaussian_trials(s, rng, 100, steps) for s, steps in settings.items()}
+
+    first = [Setting(eps, 30.0, 20.0) for eps in (4e-2, 1e-1)]
+    ranked, trials = search(first, run, judged, lambda setting: round(0.2 / setting.step_size), is_fixed=False)
+    assert set(trials) == set(lengths) == {one.setting for one in ranked}
+    by_step = {one.setting.step_size: one for one in ranked}
+    biased, best = by_step[4e-2], ranked[0]
+    assert by_step[1e-1].failure == DIVERGED and ranked[-1].setting.step_size == 1e-1
+    # eps P = 2: twice as wide, an LLC of 12 for 6, and chi four times as large.
+    assert biased.failure == STEP_BIAS and biased.temperature.value == pytest.approx(2, rel=0.1)
+    assert biased.step_bias.value == pytest.approx(6, rel=0.1)
+    assert "lower step_size to" in biased.reason and biased.reason.endswith("control_variate")
+    assert best.failure == "" and best.setting.step_size < 4e-2 and best.bias_ratio <= 1.01
+    assert lengths[best.setting] == pytest.approx(0.2 / best.setting.step_size, rel=0.01)
+    llc = 6 / (1 - 50 * best.setting.step_size / 4)
+    assert abs(best.llc.value - llc) < 4 * best.llc.standard_error
+    only, _ = search(first, run, judged, lambda setting: 5, is_fixed=True)
+    assert {one.setting for one in only} == set(first), "nothing but what was asked for"
+
+
+def test_the_bias_is_held_against_the_error_of_the_planned_answer() -> None:
+    setting = Setting(4e-3, 30.0, 20.0)  # eps P = 0.2: the LLC is 5 % too large, 0.32 nats
+    one = judged(setting, gaussian_trials(setting, np.random.default_rng(3), 200, 10), 10)
+    assert one.step_bias.value == pytest.approx(6 * 0.05 / 0.95, rel=0.1)
+    made = RunPlan(4, 100, 10, 5, {}, "", 0.5, Draws(1.0, 1.0, 1.0))
+    fine = judge_bias(replace(one, failure=""), replace(made, llc_error=2.0), 0.5, 0.2)
+    assert fine.failure == "" and fine.bias_ratio == pytest.approx(max(one.step_bias.value, 2 * 0.2))
+    coarse = judge_bias(replace(one, failure=""), replace(made, llc_error=0.1), 0.5, 0.2)
+    assert coarse.failure == STEP_BIAS and coarse.bias_ratio == pytest.approx(one.step_bias.value / 0.05)
+    assert "and the planned run has a standard error of 0.1; lower step_size to" in coarse.reason
+    smallest = judge_bias(replace(one, failure=""), replace(made, llc_error=1e-9), 0.5, 0.2)
+    assert smallest.bias_ratio == pytest.approx(one.step_bias.value / (0.005 * one.llc.value))
+    chi = judge_bias(replace(one, failure=""), replace(made, llc_error=100.0), 0.05, 0.2)
+    assert chi.failure == STEP_BIAS and "chi of the stiffest directions is off by 10%, and 5% is" in chi.reason
+    # A thermostat's bias is not measured: at most the excess of the temperature, of all of the LLC.
+    cold = judge_bias(replace(one, temperature=TraceMean(0.8, 0.01, 20.0)), replace(made, llc_error=2.0), 0.5, 0.2)
+    assert cold.failure == TOO_COLD and "raise calibration.steps_between_draws" in cold.reason
+    unknown = replace(one, failure="", step_bias=TraceMean(math.nan, math.nan, math.nan))
+    found = judge_bias(unknown, replace(made, llc_error=1.0), 1e9, 0.4)
+    assert found.bias_ratio == pytest.approx(0.1 * one.llc.value / 0.5)
+
+
+def test_the_error_of_the_planned_llc_is_that_of_such_runs() -> None:
+    """AR(1) of 0.8, nine draws for one: 400 draws a chain are foretold from 100."""
+    rng = np.random.default_rng(4)
+    found = [assess(SETTING, trials(level(rng, 4, 100, 0.8)), ["loss"], 1) for _ in range(40)]
+    plans = [
+        plan_run(one, standard_error=0.1, num_chains=4, min_draws=400, num_units=1, num_workers=1) for one in found
+    ]
+    assert {plan.num_draws for plan in plans} == {400}
+    thinning = int(np.median([plan.steps_between_draws for plan in plans]))
+    means = [30 * level(rng, 4, 400 * thinning, 0.8)[:, ::thinning].mean() for _ in range(200)]
+    assert np.median([plan.llc_error for plan in plans]) == pytest.approx(np.std(means), rel=0.2)
+
+
+def test_trials_that_are_too_short_are_made_longer_and_only_where_nothing_is_usable() -> None:
+    rng = np.random.default_rng(15)
+    slow = assess(SETTING, trials(level(rng, 4, 50, 0.97)), ["loss"], 6)
+    rising = replace(slow, failure="still rising")
+    good = assess(SETTING._replace(step_size=5e-4), trials(level(rng, 4, 80, 0.3)), ["loss"], 2)
+    assert next_trials({SETTING: (rising, 6)}, lambda setting: 9) == {SETTING: 24}
+    assert next_trials({SETTING: (rising, 6), good.setting: (good, 2)}, lambda setting: 9) == {}
+    elsewhere = Setting(1e-3, 30.0, 400.0)
+    torn = replace(good, setting=elsewhere, failure=DIVERGED)
+    found = next_trials({SETTING: (good, 6), elsewhere: (torn, 2)}, lambda setting: 9)
+    assert found == {Setting(2.5e-4, 30.0, 400.0): 9}
+    assert next_trials({elsewhere: (torn, 5)}, lambda setting: 9) == {Setting(2.5e-4, 30.0, 400.0): 20}
 
 
 def test_posteriors_are_ranked_by_reliability_and_their_step_sizes_by_speed() -> None:
@@ -332,14 +432,3 @@ def test_posteriors_are_ranked_by_reliability_and_their_step_sizes_by_speed() ->
     assert fast.usable_per_second > slow.usable_per_second
     assert other.usable_per_second > fast.usable_per_second and other.reliability < fast.reliability
     assert last.failure == "still rising"
-
-
-def test_a_small_step_still_on_its_way_up_does_not_accuse_the_others_of_bias() -> None:
-    rng = np.random.default_rng(13)
-    slow = level(rng, 4, 60, 0.995) * 0.5 + np.array([0.1, 0.0, -0.1, 0.05])[:, None]
-    good = level(rng, 4, 60, 0.3)
-    ranked = rank(
-        [assess(Setting(1e-5, 30.0, 4.0), trials(slow), ["loss"], 1), assess(SETTING, trials(good), ["loss"], 1)]
-    )
-    assert ranked[0].setting == SETTING and ranked[0].failure == ""
-    assert abs(ranked[0].llc.value - ranked[1].llc.value) > MAX_STEP_BIAS * ranked[1].llc.value

@@ -190,6 +190,10 @@ def test_hot_and_cold_chains():
     stiff = only(found(trace, temperatures=1.01 + scatter, step_biases=5 * (1 + scatter)))
     assert "which makes the LLC (29.9) too large by up to 5; lower sampling.step_size" in stiff.message
     assert found(trace, temperatures=1.01 + scatter, step_biases=5 + 400 * scatter) == []  # 5 nats by chance
+    inside = only(found(trace, temperatures=1 + scatter, stiff_temperatures=1.3 + scatter))
+    assert inside.mode == "too_hot" and inside.evidence["temperature_stiff"] == pytest.approx(1.3, rel=0.02)
+    assert "1.3 +- 0.0" in inside.message and "in its stiffest directions); lower sampling.step_size" in inside.message
+    assert found(trace, temperatures=1 + scatter, stiff_temperatures=1.05 + scatter) == []
     cold = only(found(trace, temperatures=0.6 + scatter))
     assert cold.mode == "too_cold" and cold.message.endswith("raise sampling.burn_in")
     assert found(trace, temperatures=np.full((CHAINS, 3), 7.0)) == []

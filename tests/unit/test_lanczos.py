@@ -96,8 +96,13 @@ def test_the_ends_of_a_loss_are_those_of_its_hessian():
 
     data = TensorDataset(inputs)
     target = Target(model, select_component(model, "everything"), losses, data, data)
-    ends = spectrum_ends(target, Posterior(30.0, 7.0), target.prepare(data), 10, seed=3)
+    ends, stiff = spectrum_ends(target, Posterior(30.0, 7.0), target.prepare(data), 10, seed=3)
     assert ends.largest == pytest.approx(30 * 9 + 7, rel=1e-4)
     assert ends.smallest == pytest.approx(-30 * 1 + 7, rel=1e-3)
     assert ends.largest_error < 1 and ends.smallest_error < 1
     assert np.isfinite(ends).all()
+    # 277, 67, 22 and -23: one direction has at least half the largest precision.
+    torch.testing.assert_close(stiff["weight"].abs(), torch.tensor([[[1.0, 0, 0, 0]]]), rtol=0, atol=1e-3)
+    _, both = spectrum_ends(target, Posterior(3.0, 70.0), target.prepare(data), 10, seed=3)  # 97, 76, 72, 67
+    square = both["weight"].flatten(1) @ both["weight"].flatten(1).T
+    torch.testing.assert_close(square, torch.eye(4), rtol=0, atol=1e-5)

@@ -219,7 +219,12 @@ def test_chains_do_not_mix_and_traces_are_those_of_the_draws(tmp_path):
     assert [center.tolist() for center in centers] == [[0, 1, 2], [2, 3, 4, 2]]
     records = json.loads((tmp_path / "sampling" / UNIT / "chains.json").read_text())
     wanted = {"chain": 1, "healthy": True, "reason": "", "draws": 24, "steps": 101, "seconds": 1.5}
-    assert records[1] == wanted | {"temperatures": [1.1, 0.1 + 0.2], "step_biases": [], "spectrum": []}
+    assert records[1] == wanted | {
+        "temperatures": [1.1, 0.1 + 0.2],
+        "step_biases": [],
+        "stiff_temperatures": [],
+        "spectrum": [],
+    }
 
 
 def test_unhealthy_chains_are_left_out_with_their_reason(tmp_path):

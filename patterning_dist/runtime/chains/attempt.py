@@ -21,6 +21,7 @@ from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.pushes import WINDOW, Block, ChainTask, ShardLink
 from patterning_dist.sampling.chain import Chain, ChainFailure
 from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.temperature import Temperatures
 from patterning_dist.storage.snapshots import Snapshots, pack
 from patterning_dist.training.state import decode, encode
 
@@ -96,7 +97,7 @@ class _Attempt:
             self.checkpoints.delete()
         self.checkpoint_at, self.noted = self.started + task.snapshot_seconds, 0.0
         self.is_restored = False
-        self.temperatures: tuple[list[float], list[float]] = [], []
+        self.temperatures = Temperatures([], [], [])
 
     def follow(self) -> None:
         """Do as rank 0 says, to the end."""

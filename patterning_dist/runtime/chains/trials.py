@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import ray
@@ -23,13 +23,17 @@ from patterning_dist.runtime.environment import ray_session
 from patterning_dist.runtime.tasks import Task, run_tasks
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.chain import ChainFailure
+from patterning_dist.sampling.lanczos import SpectrumEnds
 from patterning_dist.sampling.posterior import Posterior
+from patterning_dist.sampling.temperature import Temperatures
 from patterning_dist.storage.run import RunDirectory
 
 # Seconds between two notes of a trial to the progress board.
 _NOTE_EVERY = 0.5
 # A measurement is timed that often: the first one may compile or allocate.
 _TIMED_MEASUREMENTS = 3
+# Hessian products: for both ends of the spectrum, and for the stiffest directions, which come first.
+_CURVATURE_STEPS, TRIAL_LANCZOS_STEPS = 24, 10
 
 
 @dataclass(frozen=True)
@@ -38,77 +42,130 @@ class TrialPlan:
 
     Attributes:
         unit: the study's name of the set of chains that is calibrated.
+        num_chains: of every setting.
         num_draws: of every trial, the first of them at the checkpoint itself.
-        steps_between_draws: sampler steps from one draw to the next.
         num_samples: samples of the probe; their mean losses are the last columns of ``Draw.losses``.
         takes_gradients: whether the full run takes gradients at every draw, which cost time as well.
     """
 
     unit: str
+    num_chains: int
     num_draws: int
-    steps_between_draws: int
     num_samples: int
     takes_gradients: bool
 
 
-def run_trials(
-    make_study: MakeStudy,
-    sampling: SamplingConfig,
-    device: str,
-    plan: TrialPlan,
-    trials: list[tuple[Setting, int]],
-    run: RunDirectory,
-    folder: str,
-    fingerprint: str,
-    progress: Progress,
-) -> list[Trial]:
-    """Run the trials of which there is no file yet, side by side.
+class Trials:
+    """The trials of a calibration, whose workers stay from one round of them to the next; a context manager.
 
     Args:
         make_study: opens the study in a worker.
         sampling: section of the experiment.
         device: of the workers.
         plan: what all trials have in common.
-        trials: (setting, chain), in the order in which they are begun.
-        run: holds the trials' files.
-        folder: of them, relative to the run directory.
-        fingerprint: of all else that a trial follows from; a file with another one is run again.
+        run: holds the trials' files, in ``calibration/trials``.
+        fingerprint: of all that a trial follows from besides its setting; a file with another one is run again.
         progress: shows the draws done, and the time left.
-
-    Returns:
-        Every trial, in their order; a chain that failed is one of them.
     """
-    grouped = sampling.ranks_per_chain > 1
-    num_workers = 0
-    with contextlib.ExitStack() as resources:
 
-        def hire(number: int) -> Workforce:
-            nonlocal num_workers
-            resources.enter_context(ray_session(sampling.threads_per_worker))
-            workers = resources.enter_context(chain_workers(make_study, sampling, device, number, progress))
-            num_workers = workers.number
-            return workers
+    def __init__(
+        self,
+        make_study: MakeStudy,
+        sampling: SamplingConfig,
+        device: str,
+        plan: TrialPlan,
+        run: RunDirectory,
+        fingerprint: str,
+        progress: Progress,
+    ) -> None:
+        self.make_study, self.sampling, self.device, self.plan = make_study, sampling, device, plan
+        self.run_directory, self.fingerprint, self.progress = run, fingerprint, progress
+        self._resources, self._workers = contextlib.ExitStack(), cast(Workforce | None, None)
 
-        def start(setting: Setting, chain: int, worker: ActorHandle, board: ActorHandle) -> ray.ObjectRef:
-            arguments = (_run_on, plan, setting, chain, num_workers, board)
-            if grouped:
-                return worker.everywhere.remote(f"in {_key(setting, chain)}", *arguments)
-            return worker.__ray_call__.remote(*arguments)
+    def __enter__(self) -> Trials:
+        return self
 
+    def __exit__(self, *_: object) -> None:
+        self._resources.close()
+
+    def curvature(self) -> SpectrumEnds:
+        """Ends of the spectrum of the Hessian of the loss at the checkpoint."""
+        (found,) = self._run([("curvature", "curvature", (_curvature_on, self.plan))], "curvatures", 1)
+        return SpectrumEnds(*found["ends"])
+
+    def run(self, settings: Mapping[Setting, int]) -> dict[Setting, list[Trial]]:
+        """One trial a chain of every setting -> steps between its draws, side by side; those with a file are done.
+
+        A chain that failed is a trial like any other.
+        """
+        chains = [(setting, chain) for setting in settings for chain in range(self.plan.num_chains)]
         tasks = [
-            Task(_key(*trial), f"{folder}/{_file_name(*trial)}", fingerprint, partial(start, *trial))
-            for trial in trials
+            (_key(s, chain), f"{_file_name(s, chain)}_{settings[s]}-steps", (_run_on, self.plan, s, chain, settings[s]))
+            for s, chain in chains
         ]
-        label = "calibrating (draws)"
-        found = run_tasks(tasks, run, hire, progress, label, what="trials", units=plan.num_draws)
-    return [Trial(**result) for result in found]
+        found: dict[Setting, list[Trial]] = {setting: [] for setting in settings}
+        for (setting, _), result in zip(chains, self._run(tasks, "trials", self.plan.num_draws), strict=True):
+            found[setting].append(Trial(**result))
+        return found
+
+    def _run(self, tasks: list[tuple[str, str, tuple[Any, ...]]], what: str, units: int) -> list[Result]:
+        """Tasks: (key, name of the file, what a worker is to call with the number of workers and the board)."""
+        durable = [
+            Task(key, f"calibration/trials/{file}.npz", self.fingerprint, partial(self._start, key, call))
+            for key, file, call in tasks
+        ]
+        label = f"calibrating ({what})"
+        return run_tasks(durable, self.run_directory, self._hire, self.progress, label, what=what, units=units)
+
+    def _hire(self, number: int) -> Workforce:
+        if self._workers is None:
+            number = max(number, self.plan.num_chains)
+            self._resources.enter_context(ray_session(self.sampling.threads_per_worker))
+            workers = chain_workers(self.make_study, self.sampling, self.device, number, self.progress)
+            self._workers = self._resources.enter_context(workers)
+        return self._workers
+
+    def _start(self, key: str, call: tuple[Any, ...], worker: ActorHandle, board: ActorHandle) -> ray.ObjectRef:
+        assert self._workers is not None
+        arguments = (*call, self._workers.number, board)
+        if self.sampling.ranks_per_chain > 1:
+            return worker.everywhere.remote(f"in {key}", *arguments)
+        return worker.__ray_call__.remote(*arguments)
 
 
-def _run_on(worker: Any, plan: TrialPlan, setting: Setting, chain: int, num_workers: int, board: ActorHandle) -> Result:
-    return vars(replace(run_trial(worker.study, plan, setting, chain, board), num_workers=num_workers))
+def _curvature_on(worker: Any, plan: TrialPlan, num_workers: int, board: ActorHandle) -> Result:
+    return {"ends": list(loss_curvature(worker.study, plan.unit))}
 
 
-def run_trial(study: ChainStudy, plan: TrialPlan, setting: Setting, number: int, board: ActorHandle) -> Trial:
+def loss_curvature(study: ChainStudy, unit: str) -> SpectrumEnds:
+    """Ends of the spectrum of H, as the posterior's with n_beta = 1 and gamma = 0; every rank calls this."""
+    chain = study.chain(unit, 0, posterior=Posterior(1.0, 0.0), lanczos_steps=_CURVATURE_STEPS, gradient="minibatch")
+    assert chain.spectrum is not None
+    return chain.spectrum
+
+
+def _run_on(
+    worker: Any, plan: TrialPlan, setting: Setting, chain: int, steps: int, num_workers: int, board: ActorHandle
+) -> Result:
+    key, total, noted = _key(setting, chain), plan.num_draws, 0.0
+
+    def note(done: int, loss: float | None) -> None:
+        nonlocal noted
+        if done == total or time.monotonic() - noted > _NOTE_EVERY:
+            board.note.remote(key, done=done, total=total, loss=loss, healthy=True)
+            noted = time.monotonic()
+
+    return vars(replace(run_trial(worker.study, plan, setting, chain, steps, note), num_workers=num_workers))
+
+
+def run_trial(
+    study: ChainStudy,
+    plan: TrialPlan,
+    setting: Setting,
+    number: int,
+    steps_between_draws: int,
+    note: Callable[[int, float | None], None] = lambda done, loss: None,
+) -> Trial:
     """Run one chain from the checkpoint, without burn-in, and time its steps and its measurements.
 
     On a chain group every rank calls this at once: what the ranks do together follows from the arguments alone.
@@ -118,7 +175,8 @@ def run_trial(study: ChainStudy, plan: TrialPlan, setting: Setting, number: int,
         plan: what all trials have in common.
         setting: of this one.
         number: of the chain.
-        board: actor that takes notes of progress.
+        steps_between_draws: sampler steps from one draw to the next.
+        note: takes the number of draws done, and the loss.
     """
     chain = study.chain(
         plan.unit,
@@ -127,23 +185,22 @@ def run_trial(study: ChainStudy, plan: TrialPlan, setting: Setting, number: int,
         step_size=setting.step_size,
         burn_in=0,
         num_draws=plan.num_draws,
-        steps_between_draws=plan.steps_between_draws,
+        steps_between_draws=steps_between_draws,
+        lanczos_steps=TRIAL_LANCZOS_STEPS,
     )
     measuring = min(_seconds(chain.target.measure) for _ in range(_TIMED_MEASUREMENTS))
     differentiating = _seconds(chain.target.split_gradients) if plan.takes_gradients else 0.0
-    key, total, noted = _key(setting, number), plan.num_draws, 0.0
     draws, failure, started = [], "", time.perf_counter()
     try:
         for draw in chain.draws():
             draws.append(draw)
-            if time.monotonic() - noted > _NOTE_EVERY:
-                board.note.remote(key, done=len(draws), total=total, loss=draw.mean_loss, healthy=True)
-                noted = time.monotonic()
+            note(len(draws), draw.mean_loss)
     except ChainFailure as error:
         failure = str(error)
     walking = time.perf_counter() - started - len(draws) * measuring
     # Through, however few draws it made: a chain that diverged is a result like any other.
-    board.note.remote(key, done=total, total=total, loss=None, healthy=True)
+    note(plan.num_draws, None)
+    heat = Temperatures([], [], []) if failure else chain.temperatures()
     samples = slice(-plan.num_samples, None)
     return Trial(
         mean_loss=np.array([draw.mean_loss for draw in draws]),
@@ -152,6 +209,9 @@ def run_trial(study: ChainStudy, plan: TrialPlan, setting: Setting, number: int,
         num_coordinates=chain.num_coordinates,
         step_seconds=max(walking, 0.0) / max(chain.state.step, 1),
         draw_seconds=measuring + differentiating,
+        temperatures=np.array(heat.temperatures),
+        step_biases=np.array(heat.step_biases),
+        stiff_temperatures=np.array(heat.stiff_temperatures),
         failure=failure,
     )
 
@@ -168,4 +228,4 @@ def _seconds(call: Callable[[], object]) -> float:
 
 def _file_name(setting: Setting, chain: int) -> str:
     step_size, inverse_temperature, localization = setting
-    return f"eps-{step_size:.6g}_n-beta-{inverse_temperature:.6g}_gamma-{localization:.6g}_chain-{chain}.npz"
+    return f"eps-{step_size:.6g}_n-beta-{inverse_temperature:.6g}_gamma-{localization:.6g}_chain-{chain}"
