@@ -14,7 +14,7 @@ from patterning_dist.response.contrast import parts_of
 Contrasts = Mapping[str, Mapping[str, Mapping[str, Any]]]  # arm -> other -> metric -> estimate
 _DIRECTIONS = {"up": "up", "down": "down", "hold": "unmoved"}
 _SOURCES = {
-    "halving": "the window in two steps of one",
+    "halving": "the window in half its segments",
     "model": "what the window leaves out",
     "sequences": "held-out samples",
 }
@@ -23,9 +23,12 @@ _SOURCES = {
 def headline_table(rows: Sequence[Mapping[str, Any]], metrics: Metrics) -> tuple[Table, list[str]]:
     """A row for every arm and target, with what was asked and came out, and why something is not there.
 
-    The page and the terminal show both.
+    What no row has anything of is no column but a reason, unless that is a window that was left.
     """
     cells, reasons = [], dict[str, int]()
+    kinds = {"solved": "solved for", "predicted": "predicted", "checked": "checked", "realised": "realised"}
+    empty = [kind for kind in kinds if all(": " not in row[kind].get("missing", ": ") for row in rows)]
+    told_once = [f"Not {kind}: {'; '.join(dict.fromkeys(row[kind]['missing'] for row in rows))}." for kind in empty]
 
     def told(value: Mapping[str, Any]) -> str:
         if "missing" not in value:
@@ -40,14 +43,18 @@ def headline_table(rows: Sequence[Mapping[str, Any]], metrics: Metrics) -> tuple
             [
                 row["arm"],
                 f"{name} {_DIRECTIONS[asked['direction']]}" if asked else f"nothing of {name}",
-                told(row["solved"]) + (f" at share {number(share, 2)}" if share else ""),
-                *(told(row[kind]) for kind in ("predicted", "checked", "realised")),
+                *(
+                    told(row[kind]) + (f" at share {number(share, 2)}" if share and kind == "solved" else "")
+                    for kind in kinds
+                    if kind not in empty
+                ),
                 ", ".join(parts) or "–",
                 _latest(row["cost"]),
             ]
         )
-    headers = ["arm", "asked", "solved for", "predicted", "checked", "realised", "of which", "cost in overall loss"]
-    return Table(headers, cells), [f"({number}) {reason}." for reason, number in reasons.items()]
+    columns = [words for kind, words in kinds.items() if kind not in empty]
+    headers = ["arm", "asked", *columns, "of which", "cost in overall loss"]
+    return Table(headers, cells), [f"({number}) {reason}." for reason, number in reasons.items()] + told_once
 
 
 def _latest(found: Mapping[str, Any]) -> str:

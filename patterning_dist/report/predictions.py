@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-# Kind -> what its intervals cover. Halving: the window in two steps of one; model: what else the window leaves out.
+# Kind -> what its intervals cover. Halving: the window in half its segments; model: what else the window leaves out.
 COVERS = {
     "solved": ["chains"],
     "cross_fitted": ["chains"],
@@ -48,9 +48,11 @@ def predictions(
         measured = (checked.get("strengths") or {}).get(f"{strength:+g}")
         if measured and checked.get("weights") == weights:
             found["checked"][arm] = {name: value for name, value in measured.items() if name != "loss"}  # of the probe
+    replicates = [(solution.get("replicates") or {}).get("of", "chains")]
+    covers = COVERS | {"solved": replicates, "cross_fitted": replicates}
     return {
         kind: {
-            arm: {name: {**value, "covers": COVERS[kind]} for name, value in of.items()} for arm, of in by_arm.items()
+            arm: {name: {**value, "covers": covers[kind]} for name, value in of.items()} for arm, of in by_arm.items()
         }
         for kind, by_arm in found.items()
     }

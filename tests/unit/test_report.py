@@ -373,6 +373,16 @@ def test_the_headline_is_one_row_an_arm_and_target(run):
     assert "compared with base, of which rest +0.57 [0.50, 0.64]" in body and "(no interval)</td>" in body
 
 
+def test_what_no_row_has_is_no_column_of_the_headline(run):
+    summary = json.loads((run / "summary.json").read_text())
+    for row in summary["headline"]:
+        row |= {"predicted": {"missing": "stage predict was not asked for"}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    body = section_of(page(run), "headline")
+    assert "<th>predicted</th>" not in body and "<th>realised</th>" in body
+    assert "Not predicted: stage predict was not asked for." in body
+
+
 def test_what_was_not_asked_for_is_not_judged(run):
     path = run / "weights" / "solution.json"
     solution = json.loads(path.read_text())
