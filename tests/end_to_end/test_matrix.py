@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +112,7 @@ def test_plan_and_calibrate(finished, name):
     result = CliRunner().invoke(app, [name, str(file), "--run-dir", str(directory)])
     if (kind, name) not in REFUSED:
         # So few draws need not find a setting that can be used: then the page says why.
-        assert result.exit_code == 0 or "none of 2 settings can be used" in result.output, result.output
+        assert result.exit_code == 0 or re.search(r"none of \d+ settings can be used", result.output), result.output
         assert name == "plan" or (directory / "calibration" / "report.html").exists()
         return
     assert result.exit_code == 2

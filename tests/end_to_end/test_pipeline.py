@@ -66,7 +66,7 @@ def test_base_arm_of_the_baseline_seed_repeats_the_baseline(changed: Path, tiny_
 
 
 def test_solving_again_by_regression_keeps_the_chains(changed: Path, tiny_run: Path) -> None:
-    overrides = ("solve.scores=regression", "solve.targets={component: -1}")
+    overrides = ("solve.scores=regression", "solve.targets={component: -1}", "solve.min_reliability=-1")
     again = invoke("solve", tiny_run / "config.yaml", changed, *overrides)
     assert again.exit_code == 0, again.output
     solution = json.loads((changed / "weights" / "solution.json").read_text())
