@@ -45,7 +45,7 @@ SECONDS = {
     "tests/end_to_end/test_calibrate.py": 45,
     "tests/ray/test_predict.py": 110,
     "tests/ray/test_rounds.py": 90,
-    "tests/ray/test_first_moment.py": 70,
+    "tests/ray/test_first_moment_weights.py": 70,
     "tests/ray/test_check.py": 40,
     "tests/ray/test_doctor.py": 30,
     "tests/ray/test_actors.py": 85,
