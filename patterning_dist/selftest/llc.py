@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 
 import torch
 from sklearn.datasets import load_diabetes
@@ -36,12 +37,16 @@ def stretched_gaussian() -> Iterator[Check]:
 def powers() -> Iterator[Check]:
     """1/(2k) for L = x^2k, at every t where nothing localises: x dL/dx = 2k L, and t E[x dL/dx] = 1 by parts."""
     t = 100.0
+
+    def power(k: int, w: Tensor) -> Tensor:
+        return w[..., 0] ** (2 * k)
+
     for k in (2, 3):
         slope, width = 1 - 1 / (2 * k), t ** (1 / k)  # of E |x|^m under exp(-t x^2k): Gamma functions
         stiffness = 2 * k * (2 * k - 1) * width * math.gamma(slope) / math.gamma(1 / (2 * k))  # t E[L'']
         spread = math.gamma(3 / (2 * k)) / math.gamma(1 / (2 * k)) / width  # E[x^2]
         sampled = sample_copies(
-            lambda w, k=k: w[..., 0] ** (2 * k),  # type: ignore[misc]
+            partial(power, k),
             torch.zeros(1),
             Posterior(t, 0.0),
             step_size=0.03 / stiffness,

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -58,9 +57,7 @@ def walk_subjects(
     device = resolve_device(config.device)
     plain = open_subjects(config, run.place, device)
     tables = [subject.weights for subject in subjects.values() if subject.weights is not None]
-    files = (*plain.files, *dict.fromkeys(tables))
-    settings = {"gradients_of": frozenset[str](), "thin": None, "part": "predicted"}
-    opener = replace(plain, by_name=dict(subjects), files=files, **settings)  # type: ignore[arg-type]
+    opener = plain.weighted(dict(subjects), *dict.fromkeys(tables), gradients_of=frozenset(), part="predicted")
     here = opener("cpu", Ranks())
     inputs = _inputs(run, here)
     return here, walk_windows(opener, here.sampling, device, run, window_of(config), inputs, progress)

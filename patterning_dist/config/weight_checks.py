@@ -1,0 +1,203 @@
+"""Rules on weights and what is made of them: sections solve, check, predict and retrain; see ``checks``."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from patterning_dist.config.data import LabelledConfig, PairsConfig, TextConfig, TokensConfig
+from patterning_dist.config.faults import divides, listed, repeated, zero_stage
+from patterning_dist.config.schema import Config
+from patterning_dist.config.training import SOLVED, Arm
+from patterning_dist.config.window import without_window
+
+_SPLITS = ("induction", "rest", "induction_minus_rest")  # of the losses of text
+# Data whose losses have a token, a domain or a label.
+_KNOWN: dict[str, tuple[type, ...]] = {
+    "token": (TextConfig, TokensConfig),
+    "domain": (TextConfig, TokensConfig, PairsConfig, LabelledConfig),
+    "label": (LabelledConfig,),
+}
+
+
+def _solve(config: Config) -> Iterator[str]:
+    solve, names = config.solve, config.sampling.observable_names
+    if solve is None:
+        return
+    quantities = config.sampling.posterior_quantities
+    energies = [quantity.name for quantity in quantities if quantity.kind == "free_energy"]
+    if solve.scores == "plain":
+        names = [*names, *(quantity.name for quantity in quantities)]
+    if solve.scores == "first_moment":
+        names = energies
+        if len(solve.targets) != 1:
+            yield "solve.targets: scores first_moment are of one observable of kind free_energy; name it alone"
+    if len(config.checkpoints) > 1 and solve.checkpoint is None:
+        yield f"solve.checkpoint: several checkpoints are sampled; name one of {listed(config.checkpoints)}"
+    elif solve.checkpoint not in (None, *config.checkpoints):
+        yield f"solve.checkpoint: '{solve.checkpoint}' is not sampled; expected one of {listed(config.checkpoints)}"
+    for name in solve.targets:
+        if name not in names:
+            kind = " of kind free_energy" if solve.scores == "first_moment" else ""
+            there = listed(names) or "none"
+            yield f"solve.targets.{name}: no such observable{kind}; sampling.observables has {there}"
+    splits = [o.name for o in config.sampling.observables if o.kind == "split_loss"]
+    if solve.scores == "response_direction":
+        for name in solve.targets:
+            if name in names and name not in splits:
+                yield (
+                    f"solve.targets.{name}: the response direction needs an observable with a gradient, a split_loss "
+                    f"({listed(splits)}); choose one, or solve.scores: regression"
+                )
+    if solve.method != "mode" and not any(solve.targets.values()):
+        yield "solve.targets: no change is asked for; give an observable a number other than 0"
+    for method, key in (("ridge", "ridge"), ("truncated", "rank"), ("mode", "mode")):
+        if (solve.method == method) != (getattr(solve, key) is not None):
+            verb = "needs" if solve.method == method else "takes no"
+            yield f"solve.{key}: method {solve.method} {verb} {key}; set one or the other right"
+    if solve.mode is not None and solve.mode >= config.response.num_modes:
+        num_modes = config.response.num_modes
+        yield f"solve.mode: expected less than response.num_modes = {num_modes}, got {solve.mode}"
+    if (solve.strength is None) == (solve.effective_sample_share is None):
+        yield "solve.strength: expected exactly one of strength and effective_sample_share"
+    direction = config.response.direction
+    if solve.scores == "response_direction" and direction is None:
+        yield "response.direction: is missing, and solve.scores response_direction needs it; add {component: ...}"
+    elif direction is not None and solve.scores == "response_direction" and solve.component != direction.component:
+        yield (
+            f"solve.component: scores response_direction are those of response.direction.component = "
+            f"'{direction.component}'; name the same component in both"
+        )
+    if solve.scores == "regression" and not isinstance(config.data, TextConfig | TokensConfig):
+        yield "solve.scores: regression is on features of tokens, and this experiment has none; choose another"
+    controls = [control.name for control in solve.controls]
+    for name in map(str, repeated([*SOLVED, *controls])):
+        yield f"solve.controls: '{name}' is the name of other weights too; rename it"
+    for split in (control.split for control in solve.controls if control.kind == "split"):
+        if isinstance(config.data, TextConfig) and split not in _SPLITS and not split.startswith("domain:"):
+            yield f"solve.controls: there is no split '{split}'; expected domain:NAME or one of {listed(_SPLITS)}"
+    if solve.scores != "first_moment" and any(control.kind == "ablation" for control in solve.controls):
+        yield "solve.controls: an ablation is compared with solve.scores: first_moment; choose them, or remove it"
+    if solve.keep_mass is not None and config.data is not None and not isinstance(config.data, _KNOWN[solve.keep_mass]):
+        keys = [key for key, kinds in _KNOWN.items() if isinstance(config.data, kinds)]
+        remedy = f"expected {' or '.join(keys)}" if keys else "remove the key"
+        yield f"solve.keep_mass: data.kind '{config.data.kind}' has no {solve.keep_mass}; {remedy}"
+
+
+def _cost(config: Config) -> Iterator[str]:
+    """What a cost that is to be held by the prediction of a window lacks."""
+    solve, retrain = config.solve, config.retrain
+    if solve is None or solve.max_cost is None:
+        return
+    if config.predict is None or retrain is None or config.training is None:
+        yield "solve.max_cost: is held by what is predicted of the retrainings; add predict and retrain, or remove it"
+        return
+    if not any(o.kind == "split_loss" and o.split == "overall" for o in config.sampling.observables):
+        yield (
+            "solve.max_cost: is in nats of the overall loss; add {kind: split_loss, name: overall, split: overall} to "
+            "sampling.observables"
+        )
+    solved = [arm for arm in retrain.arm_list if isinstance(arm.weights, str)]
+    for arm in solved:
+        if (reason := without_window(config, arm)) is not None:
+            yield f"solve.max_cost: arm {arm.name} has no window, for {reason}; remove the key or change the arm"
+    if len({arm.start for arm in solved}) != 1:
+        yield "solve.max_cost: expected arms with solved weights that all start from one checkpoint; give them one"
+
+
+def _check(config: Config) -> Iterator[str]:
+    if config.check is None:
+        return
+    if config.solve is None:
+        yield "check: there are no weights to check; add solve, or remove check"
+    else:
+        lowest, largest = min(config.check.strengths), config.solve.weight_max
+        if lowest * (largest - 1) < -1:
+            yield (
+                f"check.strengths: {lowest:g} takes weights below 0 where they may be as large as solve.weight_max = "
+                f"{largest:g}; expected at least {-1 / (largest - 1):.3g}, with {1 / (largest - 1):.3g} beside it for "
+                "the slope at 0"
+            )
+        highest, smallest = max(config.check.strengths), config.solve.weight_min
+        if highest * (1 - smallest) > 1:
+            yield (
+                f"check.strengths: {highest:g} takes weights below 0 where they may be as small as solve.weight_min = "
+                f"{smallest:g}; expected at most {1 / (1 - smallest):.3g}"
+            )
+    if config.sampling.probe is not None:
+        yield "check: weights are of training samples, and sampling.probe is another table; remove one of the two"
+    if 0 in config.check.strengths or repeated(config.check.strengths):
+        yield "check.strengths: expected different numbers, none of them 0: that one is measured anyway"
+
+
+def _predict(config: Config) -> Iterator[str]:
+    if config.predict is None:
+        return
+    if config.retrain is None:
+        yield "predict: there are no trainings to predict; add retrain, or remove predict"
+    if not any(observable.kind == "split_loss" for observable in config.sampling.observables):
+        yield "predict: is about split losses, and sampling.observables has none; add one, or remove predict"
+
+
+def _retrain(config: Config) -> Iterator[str]:
+    retrain = config.retrain
+    if retrain is None:
+        return
+    arms = retrain.arm_list
+    for name in repeated([arm.name for arm in arms]):
+        yield f"retrain.arms: {name} is listed twice; remove one"
+    starts = ["initialisation", *config.checkpoints]
+    for arm in arms:
+        if isinstance(arm.weights, str):
+            yield from _arm_weights(config, arm)
+        if arm.start not in starts:
+            yield f"retrain.start: '{arm.start}' of arm {arm.name} is no checkpoint; expected one of {listed(starts)}"
+        if arm.rounds > 1:
+            yield from (f"retrain.arms: {arm.name} has {arm.rounds} rounds{fault}" for fault in _rounds(config, arm))
+        for seed in repeated(arm.seeds):
+            yield f"retrain.seeds: {seed} is listed twice; remove one"
+        if any(seed < 0 for seed in arm.seeds):
+            yield f"retrain.seeds: expected numbers from 0 up, got {min(arm.seeds)}"
+    if config.training is not None:
+        batch = config.training.batch_size
+        yield from divides("training.batch_size", batch, "retrain.num_workers", retrain.num_workers)
+        yield from zero_stage("retrain.deepspeed", retrain.deepspeed, config.training.optimizer)
+
+
+def _arm_weights(config: Config, arm: Arm) -> Iterator[str]:
+    """Whether stage solve writes the weights that an arm names."""
+    if config.solve is None:
+        yield f"retrain.arms: {arm.name} takes the weights of stage solve, and there is no section solve; add it"
+        return
+    names = [*SOLVED, *(control.name for control in config.solve.controls)]
+    if arm.weights not in names:
+        yield (
+            f"retrain.arms: stage solve writes no weights '{arm.weights}' for {arm.name}; expected one of "
+            f"{listed(names)}, or the path of a table, with a dot or a slash in it"
+        )
+
+
+def _rounds(config: Config, arm: Arm) -> Iterator[str]:
+    """What is wrong with an arm whose weights are solved for again on the way."""
+    retrain, solve = config.retrain, config.solve
+    assert retrain is not None
+    if arm.rounds > retrain.num_steps:
+        yield f", more than retrain.num_steps = {retrain.num_steps}; lower its rounds"
+    if arm.weights not in ("plus", "minus"):
+        yield ", and it is the weights of plus or minus that are solved for again; set its weights to one of them"
+    if arm.weighted_share != 1:
+        yield ", and chains are run on the weighted loss that every round ends on; remove its weighted_share"
+    if solve is None:
+        return
+    if solve.scores != "response_direction":
+        yield (
+            f", and between rounds the response direction is solved for, not scores of kind {solve.scores}; "
+            "set solve.scores to response_direction"
+        )
+    if arm.strength * (1 - solve.weight_min) > 1:
+        yield (
+            f", and strength {arm.strength:g} takes weights below 0 where they may be as small as solve.weight_min = "
+            f"{solve.weight_min:g}; expected at most {1 / (1 - solve.weight_min):.3g}"
+        )
+
+
+RULES = (_solve, _cost, _check, _predict, _retrain)
