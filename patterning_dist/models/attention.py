@@ -57,20 +57,18 @@ class AttentionLayer(nn.Module):
 
         With ``return_pattern`` also the attention probabilities [batch, head, query position, key position].
         """
-        normed = _rms_norm(x)
-        value = torch.einsum("bld,hde->bhle", normed, self.value)
-        pattern = self._pattern(normed)
-        x = x + torch.einsum("bhle,hed->bld", pattern @ value, self.output)
-        return (x, pattern) if return_pattern else x
-
-    def _pattern(self, normed: Tensor) -> Tensor:
-        length = normed.shape[1]
-        query = torch.einsum("bld,hde->bhle", normed, self.query / math.sqrt(self.query.shape[-1]))
-        key = torch.einsum("bld,hde->bhle", normed, self.key)
+        batch, length, d_model = x.shape
+        num_heads, _, d_head = self.query.shape
+        # One product for queries, keys and values of all heads, and one for their outputs: batched ones a head copy more.
+        inputs = torch.cat([self.query / math.sqrt(d_head), self.key, self.value])  # [3 head, d_model, d_head]
+        projected = _rms_norm(x) @ inputs.transpose(0, 1).reshape(d_model, -1)
+        query, key, value = projected.view(batch, length, 3, num_heads, d_head).permute(2, 0, 3, 1, 4)
         mask = self.causal_mask[:length, :length]
         if hasattr(self, "position_bias"):
             mask = mask + self.position_bias[:, self.distance[:length, :length]]
-        return (query @ key.transpose(-1, -2) + mask).softmax(dim=-1)
+        pattern = (query @ key.transpose(-1, -2) + mask).softmax(dim=-1)
+        x = x + (pattern @ value).transpose(1, 2).flatten(2) @ self.output.flatten(0, 1)
+        return (x, pattern) if return_pattern else x
 
 
 class AttentionOnlyTransformer(nn.Module):

@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from patterning_dist.response.moments import CoMoments, Floats, Moments
 
@@ -124,7 +124,7 @@ def degrees_of_freedom(inside: ArrayLike, between: ArrayLike, num_inside: float,
 
 def student_interval(value: ArrayLike, error: ArrayLike, degrees: ArrayLike, level: float) -> tuple[Floats, Floats]:
     """value -+ t_{(1 + level) / 2, degrees} * error: Student's interval."""
-    width = student.ppf((1 + level) / 2, degrees) * np.asarray(error)
+    width = stdtrit(degrees, (1 + level) / 2) * np.asarray(error)
     return np.asarray(value) - width, np.asarray(value) + width
 
 
@@ -146,7 +146,7 @@ def skewed_interval(
     """
     low, high = student_interval(value, error, degrees, level)
     a = np.asarray(skewness) / np.sqrt(num_batches)
-    quantile = student.ppf((1 + level) / 2, degrees)
+    quantile = stdtrit(degrees, (1 + level) / 2)
 
     def inverse(x: Floats) -> Floats:
         small = np.abs(a) < 1e-6

@@ -8,8 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from arviz_stats.base import array_stats
 from numpy.typing import ArrayLike
-from scipy.stats import chi2
-from scipy.stats import t as student
+from scipy.special import chdtri, stdtrit
 
 from patterning_dist.response.batch_means import degrees_of_freedom
 from patterning_dist.response.diagnostics import checked_trace, rank_rhat
@@ -183,7 +182,7 @@ def _drift(trace: Floats, numbers: Sequence[int]) -> tuple[list[Finding], Floats
     rise, level = rises.mean(), abs(trace.mean())
     # Below one standard deviation of the draws, a drift adds less than a twelfth to their variance.
     harmless = min(MIN_DRIFT * level, residuals.std())
-    if abs(rise) <= max(student.isf(CHANCE / 2, degrees) * error, harmless):
+    if abs(rise) <= max(-stdtrit(degrees, CHANCE / 2) * error, harmless):
         return [], trace
     mode, verb = ("still_rising", "rises") if rise > 0 else ("still_falling", "falls")
     text = (
@@ -214,7 +213,7 @@ def _disagreement(trace: Floats, numbers: Sequence[int], rhat: Mapping[str, floa
 def largest_rhat(num_chains: int, num_draws: int) -> float:
     """MAX_RHAT, or what independent draws exceed by chance: n (R^2 - 1) + 1 is F with (2 chains - 1, many) degrees."""
     degrees = 2 * num_chains - 1
-    chance = chi2.isf(CHANCE, degrees) / degrees
+    chance = chdtri(degrees, CHANCE) / degrees
     return max(MAX_RHAT, float(np.sqrt(1 + (chance - 1) / (num_draws // 2))))
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.moments import Floats
@@ -84,5 +84,5 @@ def cross_fitted_response(
 
 def _summary(per_chain: Floats, error: Floats, dof: int, level: float) -> PredictedResponse:
     value = per_chain.mean(axis=0)
-    width = student_t.ppf((1 + level) / 2, dof) * error if dof else error
+    width = stdtrit(dof, (1 + level) / 2) * error if dof else error
     return PredictedResponse(value, error, np.stack([value - width, value + width], axis=-1), per_chain)

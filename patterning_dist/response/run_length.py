@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from patterning_dist.response.failure_modes import MAX_EXCESS
 
@@ -74,7 +74,7 @@ def signal(chi_per_chain: ArrayLike) -> Signal:
     if not without or not np.isfinite([ratio, *without]).all():
         return Signal(spread, ratio, 0.0, math.inf, median_ratio)
     error = math.sqrt((num_chains - 1) * np.var(np.log(without)))
-    width = float(student_t.ppf(0.975, num_chains - 1)) * error
+    width = float(stdtrit(num_chains - 1, 0.975)) * error
     return Signal(spread, ratio, ratio * math.exp(-width), ratio * math.exp(width), median_ratio)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from arviz_stats.base import array_stats
 from numpy.typing import NDArray
-from scipy.stats import chi2
+from scipy.special import chdtri
 
 from patterning_dist.response.diagnostics import observable_diagnostics
 from patterning_dist.response.failure_modes import CHANCE, MAX_RHAT, Finding, failure_modes
@@ -72,7 +72,7 @@ def _is_autocorrelation(finding: Finding, traces: Mapping[str, Floats]) -> bool:
         trace = traces[key.removeprefix("rhat_")]
         num_chains, num_draws = trace.shape
         effective = np.mean([array_stats.ess(chain[None], method="mean") for chain in trace if np.ptp(chain)])
-        chance = chi2.isf(CHANCE, 2 * num_chains - 1) / (2 * num_chains - 1)
+        chance = chdtri(2 * num_chains - 1, CHANCE) / (2 * num_chains - 1)
         if rhat > max(MAX_RHAT, np.sqrt(1 + (chance * num_draws / effective - 1) / (num_draws // 2))):
             return False
     return True

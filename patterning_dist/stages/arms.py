@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
-from scipy.stats import t as student_t
+from scipy.special import stdtrit
 
 from patterning_dist.config import ArmConfig, Config, SplitLossConfig
 from patterning_dist.report.arms import first_passing
@@ -169,5 +169,5 @@ def interval(values: np.ndarray) -> list[float] | None:
     """95 % interval of the mean over seeds, Student t with seeds - 1 degrees of freedom; None with one seed."""
     if len(values) < 2:
         return None
-    width = student_t.ppf(0.975, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values))
+    width = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
     return [float(values.mean() - width), float(values.mean() + width)]

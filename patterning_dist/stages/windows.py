@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
-from scipy.stats import norm
+from scipy.special import ndtri
 
 from patterning_dist.config import Config
 from patterning_dist.config.window import window_length
@@ -118,7 +118,7 @@ def predicted_change(subjects: Subjects, window: Window, arm: Walk, base: Walk, 
     total = np.sqrt(sum(error**2 for error in errors))
     if not np.isfinite(total).all():
         return entry | {"outside": "there are too few held-out samples for an error; give two or more of every split"}
-    width = norm.ppf(0.975) * total
+    width = ndtri(0.975) * total
     entry["observables"] = {
         name: {
             "value": fine.value[k],
