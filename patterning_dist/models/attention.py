@@ -59,7 +59,7 @@ class AttentionLayer(nn.Module):
         """
         batch, length, d_model = x.shape
         num_heads, _, d_head = self.query.shape
-        # One product for queries, keys and values of all heads, and one for their outputs: batched ones a head copy more.
+        # One product for queries, keys and values of all heads, one for their outputs: one a head would copy more.
         inputs = torch.cat([self.query / math.sqrt(d_head), self.key, self.value])  # [3 head, d_model, d_head]
         projected = _rms_norm(x) @ inputs.transpose(0, 1).reshape(d_model, -1)
         query, key, value = projected.view(batch, length, 3, num_heads, d_head).permute(2, 0, 3, 1, 4)

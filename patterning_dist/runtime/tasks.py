@@ -19,7 +19,8 @@ import ray
 
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.actor import ActorHandle
-from patterning_dist.runtime.chains.workers import Result, progress_board
+from patterning_dist.runtime.boards import progress_board
+from patterning_dist.runtime.chains.workers import Result
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.storage.files import write_npz
 from patterning_dist.storage.run import RunDirectory

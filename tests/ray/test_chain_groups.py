@@ -177,10 +177,11 @@ def test_a_group_is_a_worker_and_its_losses_are_told(tmp_path):
     import ray
     from ray.util import placement_group, remove_placement_group
 
+    from patterning_dist.runtime.boards import progress_board
     from patterning_dist.runtime.chains.attempt import Ending
     from patterning_dist.runtime.chains.groups import ChainGroup
     from patterning_dist.runtime.chains.pushes import ChainTask
-    from patterning_dist.runtime.chains.workers import ModelWorker, progress_board
+    from patterning_dist.runtime.chains.workers import ModelWorker
     from patterning_dist.runtime.workforce import WorkerLost
 
     storage = LocalStorage(tmp_path)

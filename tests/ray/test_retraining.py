@@ -21,7 +21,8 @@ from tiny_run import copy_run, quiet, tiny_config
 
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.data.weights import write_sample_weights
-from patterning_dist.runtime.training.jobs import JobControl, _pass_on, run_jobs
+from patterning_dist.runtime.boards import JobControl
+from patterning_dist.runtime.training.jobs import _pass_on, run_jobs
 from patterning_dist.stages.train import arm_jobs, retrain
 from patterning_dist.training.job import JOB_FILES, TrainingJob
 

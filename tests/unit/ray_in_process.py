@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import ray
 
-from patterning_dist.runtime import resources, workforce
+from patterning_dist.runtime import boards, resources, workforce
 from patterning_dist.runtime.chains import aggregator, attempt, pushes, run, workers
 from patterning_dist.runtime.resources import Node
 
@@ -180,7 +180,7 @@ class World:
             patch.setattr(module, "time", self.clock)
         patch.setattr(run, "AggregatorShard", ActorClass(self, aggregator.AggregatorShard))
         patch.setattr(workers, "ModelWorker", ActorClass(self, workers.ModelWorker))
-        patch.setattr(run, "progress_board", ActorClass(self, workers.ProgressBoard).remote)
+        patch.setattr(run, "progress_board", ActorClass(self, boards.ProgressBoard).remote)
         for module in (resources, workforce):
             patch.setattr(module, "nodes", lambda: [Node("here", "here", {"CPU": 1.0}, {"CPU": 1.0})])
         for name, function in {

@@ -6,7 +6,6 @@ from collections.abc import Callable
 from typing import Any
 
 import ray
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patterning_dist.config import SamplingConfig
 from patterning_dist.progress import Progress
@@ -17,30 +16,6 @@ from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.runtime.resources import sampling_resources
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.ranks import Ranks
-
-
-# One that dies is made anew, and fills with the notes to come.
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class ProgressBoard(Actor):
-    """The last word of every chain or arm, for whoever draws the progress display."""
-
-    def __init__(self) -> None:
-        self._notes: dict[str, dict[str, Any]] = {}
-
-    def note(self, key: str, **fields: Any) -> None:
-        """Replace the note of ``key``: done, total, loss, healthy."""
-        self._notes[key] = fields
-
-    def read(self) -> dict[str, dict[str, Any]]:
-        """All notes."""
-        return self._notes
-
-
-def progress_board() -> ActorHandle:
-    """A board on the driver's node: it goes when the driver goes, and no sooner."""
-    here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-    return ProgressBoard.options(scheduling_strategy=here).remote()
-
 
 Result = dict[str, Any]  # of a durable task: arrays, and values that JSON has
 MakeStudy = Callable[[str, Ranks], ChainStudy]  # (device, ranks) -> study, in the process that is to hold it

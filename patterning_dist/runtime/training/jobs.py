@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-import uuid
 from typing import Any
 
 import ray
 from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patterning_dist.config import Config
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
-from patterning_dist.runtime.actor import Actor, ActorHandle
-from patterning_dist.runtime.chains.workers import progress_board
+from patterning_dist.runtime.actor import ActorHandle
+from patterning_dist.runtime.boards import job_control
 from patterning_dist.runtime.environment import ray_session, resolve_device
 from patterning_dist.runtime.resources import training_resources
 from patterning_dist.storage.run import RunDirectory
@@ -23,33 +21,6 @@ from patterning_dist.training.job import TrainingJob
 # Of the 30 seconds that a preempted driver has, those in which trainings may save where they are.
 _SECONDS_TO_SAVE = 15.0
 _SECONDS_TO_ASK = 3.0
-
-
-# One that dies is made anew, without what it knew: trainings ask it again, and lines not yet said are lost.
-@ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
-class JobControl(Actor):
-    """What the driver wants of the trainings, and what they have for the driver to say."""
-
-    def __init__(self) -> None:
-        self._stop = False
-        self._messages: dict[str, tuple[str, str, dict[str, Any]]] = {}
-
-    def stop(self) -> None:
-        """Let every training save its state and stop."""
-        self._stop = True
-
-    def stopping(self) -> bool:
-        """Whether trainings are to stop."""
-        return self._stop
-
-    def tell(self, kind: str, text: str, **fields: Any) -> None:
-        """Leave an event, and a line for the user."""
-        self._messages[uuid.uuid4().hex] = (kind, text, fields)
-
-    def messages(self, heard: set[str]) -> dict[str, tuple[str, str, dict[str, Any]]]:
-        """Kind, line and fields of the events that were left, by a name for each; those heard are forgotten."""
-        self._messages = {name: message for name, message in self._messages.items() if name not in heard}
-        return self._messages
 
 
 def run_jobs(
@@ -76,22 +47,19 @@ def run_jobs(
     with ray_session(config.training.threads_per_worker):
         need = training_resources(config, resolve_device(config.device), jobs[0].num_workers)
         num_lanes = need.at_once(len(jobs), concurrent).number
-        here = NodeAffinitySchedulingStrategy(ray.get_runtime_context().get_node_id(), soft=False)
-        board, control = progress_board(), JobControl.options(scheduling_strategy=here).remote()
-        heard: set[str] = set()
+        control, heard = job_control(), set[str]()
         progress.start(label, sum(job.total_steps for job in jobs))
         start = _run_lane.options(max_retries=config.max_training_failures).remote
         arguments = {
             "config": config,
             "place": run.place,
-            "board": board,
             "control": control,
         }
         running = [start({"jobs": jobs[n::num_lanes], **arguments}, f"lane-{n}") for n in range(num_lanes)]
         try:
             while running:
                 done, running = ray.wait(running, timeout=0.5)
-                notes = ray.get(board.read.remote())
+                notes = ray.get(control.read.remote())
                 for key, note in sorted(notes.items()):
                     progress.update_line(key, **note)
                 progress.update(sum(note["done"] for note in notes.values()))

@@ -27,12 +27,12 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     is left.
 
     Args:
-        arguments: config, place (of the run), jobs, board, control.
+        arguments: config, place (of the run), jobs, control.
 
     Raises:
         Preempted: a rank got SIGTERM; the job under way is saved.
     """
-    config, place, board, control = (arguments[key] for key in ("config", "place", "board", "control"))
+    config, place, control = (arguments[key] for key in ("config", "place", "control"))
     prepare_process(config.training.threads_per_worker)
     ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
     device, task = resolve_device(config.device), None
@@ -41,15 +41,15 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
         if job.is_finished(config):
             continue
         task = task or open_task(config, place.path, device)
-        if not _train(config, place, Trainer(config, task, job, ranks, device), board, control):
+        if not _train(config, place, Trainer(config, task, job, ranks, device), control):
             return
 
 
-def _train(config: Config, place: Place, trainer: Trainer, board: ActorHandle, control: ActorHandle) -> bool:
+def _train(config: Config, place: Place, trainer: Trainer, control: ActorHandle) -> bool:
     """Train one job to its end; False if it was stopped on the way."""
     job = trainer.job
     fingerprint = job.fingerprint(config)
-    recorder = Recorder(trainer, place, board, Metrics(run=config.name, arm=job.name))
+    recorder = Recorder(trainer, place, control, Metrics(run=config.name, arm=job.name))
     checkpoints = TrainingCheckpoints(job, fingerprint, place.path, place.storage, control, trainer.device)
     if (kept := checkpoints.restore(trainer.engine)) is not None:
         recorder.load_state_dict(kept["recorder"], kept["step"])
