@@ -1,12 +1,14 @@
-"""What tests of several folders share."""
+"""What tests of several folders share; the option that writes golden numbers, and how near this machine's are."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from golden.compare import Compare, compare, write
 from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
@@ -84,6 +86,29 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Longest
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: -SECONDS.get(scope_of(item.nodeid), 0))  # stable
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--golden-update", action="store_true", help="write tests/golden/*.json; say why in the changelog")
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    for report in (*terminalreporter.stats.get("passed", ()), *terminalreporter.stats.get("failed", ())):
+        for name, value in report.user_properties:
+            if name == "golden" and report.when == "call":
+                terminalreporter.write_line(f"golden {value}")
+
+
+@pytest.fixture
+def golden(pytestconfig: pytest.Config, record_property: Callable[[str, object], None]) -> Compare:
+    """Holds arrays of a kind against those of its file, or writes these."""
+
+    def checked(kind: str, arrays: dict[str, np.ndarray]) -> None:
+        if pytestconfig.getoption("--golden-update"):
+            write(kind, arrays)
+        record_property("golden", compare(kind, arrays))
+
+    return checked
 
 
 @pytest.fixture(scope="session")

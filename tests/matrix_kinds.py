@@ -26,10 +26,17 @@ SAMPLING = {
     "probe_sequences": 6,
     "evaluation_sequences": 8,
     "num_batches": 4,
+    "workers": 1,  # fewer processes to start; several are in `tests/ray`
 }
 # The scores of so few draws of an untrained model are noise, which stage solve refuses unless it is told otherwise.
 SOLVE = {"targets": {"wanted": -1}, "effective_sample_share": 0.8, "min_reliability": -1}
-RETRAIN = {"arms": ["base", "plus", "permuted"], "seeds": [0], "num_steps": 3, "evaluate_every": 2}
+RETRAIN = {
+    "arms": ["base", "plus", "permuted"],
+    "seeds": [0],
+    "num_steps": 3,
+    "evaluate_every": 2,
+    "concurrent_arms": 1,
+}
 ONLINE = {"name": "online", "weights": "plus", "rounds": 2}
 IN_ROUNDS = RETRAIN | {"arms": [*RETRAIN["arms"], ONLINE], "start": "baseline"}
 TRAINING = {"num_steps": 4, "batch_size": 4, "optimizer": "adamw", "evaluate_every": 3, "evaluation_sequences": 8}
@@ -118,11 +125,11 @@ def reward_model(folder: Path) -> dict[str, Any]:
 
 
 def digits(folder: Path) -> dict[str, Any]:
-    """A module of the user's own, trained here; an arm in rounds."""
+    """A module of the user's own, trained here."""
     functions = {name: f"matrix_kinds:{name}" for name in ("initialise", "per_sample_loss", "evaluate")}
     model = {"kind": "module", **functions}
     data = {"kind": "function", "load": "matrix_kinds:load"}
-    return loop("digits", "0.weight", "domain:test", data=data, model=model, retrain=IN_ROUNDS)
+    return loop("digits", "0.weight", "domain:test", data=data, model=model)
 
 
 def brackets(folder: Path) -> dict[str, Any]:

@@ -10,6 +10,8 @@ import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from golden import runs
+from golden.compare import Compare
 from matrix_kinds import KINDS
 from typer.testing import CliRunner
 
@@ -17,7 +19,7 @@ from patterning_dist.cli import app
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 LANGUAGE_MODELS = ("attention_only", "gpt_neox", "llama")
-IN_ROUNDS = ("gpt_neox", "digits")
+IN_ROUNDS = ("gpt_neox",)
 REFUSED = {("brackets", "plan"), ("brackets", "calibrate")}
 
 
@@ -50,6 +52,11 @@ def test_every_stage_that_is_asked_for_runs(finished):
     stages = stages_of(directory)
     assert wanted <= set(stages)
     assert set(stages.values()) == {"finished"}
+
+
+def test_numbers_are_those_of_before(finished, golden: Compare):
+    kind, _, directory = finished
+    golden(kind, runs.brackets(directory) if kind == "brackets" else runs.loop(directory))
 
 
 def test_measure(finished):
@@ -106,8 +113,16 @@ def test_retrain_and_report(finished):
         assert "online" in summary["contrasts"] and list(summary["rounds"]) == ["online seed 0, round 2 of 2"]
 
 
-@pytest.mark.parametrize("name", ["plan", "calibrate"])
-def test_plan_and_calibrate(finished, name):
+def test_plan(finished):
+    plan_or_calibrate(finished, "plan")
+
+
+@pytest.mark.extended  # for all kinds; those of a network and of a study in `test_calibrate`
+def test_calibrate(finished):
+    plan_or_calibrate(finished, "calibrate")
+
+
+def plan_or_calibrate(finished, name):
     kind, file, directory = finished
     result = CliRunner().invoke(app, [name, str(file), "--run-dir", str(directory)])
     if (kind, name) not in REFUSED:

@@ -114,6 +114,7 @@ def test_the_whole_loop_of_a_language_model_that_exists(local_ray: None, tmp_pat
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.extended
 def test_a_language_model_to_be_trained_here_is_stood_in_for_by_fresh_weights(local_ray: None, tmp_path: Path) -> None:
     file = make_study(tmp_path)
     architecture = (

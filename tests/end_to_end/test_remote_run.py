@@ -17,7 +17,7 @@ from whole_run import command, invoke
 from patterning_dist.storage.mirror import Place
 from patterning_dist.storage.run import read_manifest
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]
+pytestmark = [pytest.mark.slow, pytest.mark.extended, pytest.mark.timeout(900)]
 
 STAGES = ("prepare", "train", "sample", "solve", "retrain", "report")
 OFTEN = ("sampling.snapshot_seconds=0",)

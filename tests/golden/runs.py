@@ -12,7 +12,6 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 from study_models import make_study
-from tiny_run import make_tiny_run
 from typer.testing import CliRunner
 
 from patterning_dist.cli import app
@@ -109,21 +108,18 @@ BRACKETS = {
 }
 
 
-def language(folder: Path, *changes: str) -> Arrays:
-    """The language-model loop on the attention-only transformer."""
-    source = make_tiny_run(folder) / "config.yaml"
-    directory = folder / "golden"
-    patterning("run", source, directory, "training.anneal_steps=4", "retrain.arms=[base,plus]", *changes)
+def loop(directory: Path) -> Arrays:
+    """All tables of chi, the scores of the pool, the weights, and what the trainings of a finished run measured."""
     found: Arrays = {}
-    for component in ("layer.0.head.1", "everything"):
-        found |= susceptibilities(directory / "response" / f"susceptibility-{component}.parquet", component)
+    for file in sorted((directory / "response").glob("susceptibility-*.parquet")):
+        found |= susceptibilities(file, file.stem.partition("-")[2])
     found |= susceptibilities(directory / "response" / "pool.parquet", "pool")
-    for arm in ("plus", "minus", "permuted"):
-        found[f"weights/{arm}"] = pq.read_table(directory / "weights" / f"{arm}.parquet")["weight"].to_numpy()
-    for place in ("baseline", *(f"retrain/{arm}/seed-0" for arm in ("base", "plus"))):
-        table = pq.read_table(directory / place / "metrics.parquet")
-        for metric in ("validation_loss", "induction_loss", "induction_gap", "prefix_matching"):
-            found[f"metrics/{place}/{metric}"] = table[metric].to_numpy()
+    for file in sorted((directory / "weights").glob("*.parquet")):
+        found[f"weights/{file.stem}"] = pq.read_table(file)["weight"].to_numpy()
+    for file in sorted(directory.rglob("metrics.parquet")):
+        table, place = pq.read_table(file), file.parent.relative_to(directory).as_posix()
+        for name in (name for name in table.column_names if name != "seconds"):
+            found[f"metrics/{place}/{name}"] = table[name].to_numpy()
     return found
 
 
@@ -142,11 +138,8 @@ def own_model(folder: Path, *changes: str) -> Arrays:
     return study_arrays(directory, ("early", "final"), ("everything", "0.weight+0.bias"))
 
 
-def brackets(folder: Path, *changes: str) -> Arrays:
-    """The parentheses experiment: references, chains around them, an online round, arms, predictions checked."""
-    file, directory = folder / "brackets.yaml", folder / "golden"
-    file.write_text(yaml.safe_dump(BRACKETS, sort_keys=False))
-    patterning("run", file, directory, *changes)
+def brackets(directory: Path) -> Arrays:
+    """Of the parentheses experiment: references, an online round, arms, predictions checked."""
     found: Arrays = {}
     for reference in ("nested-0", "nested-1", "equal_count-2", "equal_count-3"):
         found |= susceptibilities(directory / "response" / f"susceptibility-{reference}.parquet", reference)

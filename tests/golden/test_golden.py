@@ -1,7 +1,9 @@
 """Golden numbers: chi, weights and metrics of a tiny run of every kind are those of the files in this folder.
 
+Those of the whole loop, for every kind of task, are compared in `end_to_end/test_matrix.py`, which has the runs.
+
 That a run equals a repetition of itself does not show a change of all numbers; these files do. They are changed on
-purpose only, by `pytest tests/golden --golden-update`, and CHANGELOG.md says why.
+purpose only, by `pytest tests/golden tests/end_to_end/test_matrix.py --golden-update`, and CHANGELOG.md says why.
 
 How a processor's last bits are told from a real change. Another processor, or another version of a kernel, adds in
 another order: float32 is off by some 6e-8 of a value at every step, n dependent steps by about sqrt(n) of that times
@@ -13,59 +15,21 @@ well is said at the end of the session, and asserted nowhere.
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
 
 from golden import runs
+from golden.compare import TOLERANCE, Compare, stored
 from golden.digest import deviation, digest
 
 pytestmark = [pytest.mark.slow]
 
-FOLDER = Path(__file__).parent
-KINDS = ("language", "causal_lm", "own_model", "brackets")
-TOLERANCE = 1e-4
 
-
-def stored(kind: str) -> dict[str, Any]:
-    return json.loads((FOLDER / f"{kind}.json").read_text())
-
-
-def deviations(golden: dict[str, Any], found: dict[str, Any]) -> dict[str, float]:
-    """Of every array that either has; infinite where only one of them has it."""
-    return {
-        name: deviation(golden[name], found[name]) if name in golden and name in found else np.inf
-        for name in golden | found
-    }
-
-
-@pytest.mark.parametrize("kind", KINDS)
-def test_numbers_are_those_of_before(
-    kind: str,
-    local_ray: None,
-    tmp_path: Path,
-    pytestconfig: pytest.Config,
-    record_property: Callable[[str, object], None],
-) -> None:
-    found = {name: digest(array) for name, array in getattr(runs, kind)(tmp_path).items()}
-    if pytestconfig.getoption("--golden-update", default=False):
-        lines = ",\n".join(f'"{name}": {json.dumps(entry)}' for name, entry in found.items())
-        (FOLDER / f"{kind}.json").write_text(f"{{\n{lines}\n}}\n")
-        return
-    golden = stored(kind)
-    sizes = deviations(golden, found)
-    same = sum(name in found and found[name]["sha256"] == entry["sha256"] for name, entry in golden.items())
-    largest = max(sizes, key=lambda name: sizes[name])
-    record_property(
-        "golden",
-        f"{kind}: {same} of {len(golden)} arrays equal bit for bit; {largest} moves most, by {sizes[largest]:.2g}",
-    )
-    moved = {name: size for name, size in sizes.items() if not size <= TOLERANCE}
-    assert not moved, f"{kind}: relative to the rms of each array: {moved}"
+@pytest.mark.parametrize("kind", ["causal_lm", "own_model"])
+def test_numbers_are_those_of_before(kind: str, local_ray: None, tmp_path: Path, golden: Compare) -> None:
+    golden(kind, getattr(runs, kind)(tmp_path))
 
 
 @pytest.mark.parametrize("change", ["sampling.inverse_temperature=80.8", "seed=12", "sampling.step_size=2.02e-3"])

@@ -36,7 +36,7 @@ def settings(directory: Path, draws: str, min_reliability: float = -1):
     )
 
 
-@pytest.fixture(scope="module", params=["antithetic", "chains"])
+@pytest.fixture(scope="module", params=["antithetic", pytest.param("chains", marks=pytest.mark.extended)])
 def solved(request, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory):
     """Draws, subjects in this process and run directory of weights that are solved for."""
     run = copy_run(tiny_run, tmp_path_factory.mktemp(request.param))

@@ -91,7 +91,7 @@ def experiment(folder: Path, training: dict[str, Any]) -> Path:
     return path
 
 
-@pytest.mark.parametrize("optimizer", TRAININGS)
+@pytest.mark.parametrize("optimizer", ["adamw", pytest.param("sgd", marks=pytest.mark.extended)])
 def test_what_is_predicted_is_realised(tmp_path: Path, optimizer: str) -> None:
     config, run = load_config(experiment(tmp_path, TRAININGS[optimizer])), tmp_path / "run"
     run_stages(config, None, run)

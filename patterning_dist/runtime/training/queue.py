@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import ray
@@ -9,6 +10,7 @@ from ray.exceptions import RayActorError
 from ray.train import FailureConfig, RunConfig, ScalingConfig, TrainingFailedError
 from ray.train.backend import Backend
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.callbacks import DatasetsCallback
 from ray.train.v2._internal.exceptions import WorkerGroupStartupTimeoutError
 
 from patterning_dist.config import Config
@@ -36,6 +38,16 @@ class _Torch(TorchConfig):
                 worker_group.execute(catch_sigterm)
 
         return CatchesSigterm
+
+
+class _Trainer(TorchTrainer):
+    """Without the actor that Ray Train starts for its own kind of data sets: trainings read none."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        parent: Any = super()  # checkers know the first version of Ray Train only
+        return [
+            callback for callback in parent._create_default_callbacks() if not isinstance(callback, DatasetsCallback)
+        ]
 
 
 def run_lane(arguments: dict[str, Any], name: str) -> None:
@@ -92,7 +104,9 @@ def _fit(arguments: dict[str, Any], name: str) -> None:
     need = training_resources(config, device, jobs[0].num_workers)
     # Ray Train counts every restart, this module those without progress. Checkers know its first version only.
     no_restarts: dict[str, Any] = {"max_failures": 0, "controller_failure_limit": 0}
-    TorchTrainer(
+    # Nor the one that watches for preemption: workers catch SIGTERM themselves.
+    os.environ.setdefault("RAY_TRAIN_ENABLE_PREEMPTION_WATCHER", "0")
+    _Trainer(
         train_on_worker,
         train_loop_config=arguments,
         torch_config=_Torch(backend="gloo" if device == "cpu" else "nccl"),
