@@ -19,7 +19,7 @@ what is given back is a mean of derivatives, which few draws know well. The cont
 
 A small minibatch can make z noisier than phi. So b z is taken instead, and b times what is given back: every half of a
 chain has the b of least Var(phi - b z) over the draws of the other half, of which its own are independent but for those
-at the border. Whatever b is, the expectation is the same.
+at the border. Whatever b is, ``langevin_stein`` stays exact.
 
 A chain whose steps make it too hot has too large a Cov(phi, l_i). What of it goes with z is not taken from the chain:
 on a Gaussian posterior the linear part of phi loses the bias of the step with the noise.
@@ -93,8 +93,8 @@ class Controlled:
             ).vector
             for g in self.gradients
         ]
-        # v . P v of a Gaussian posterior, v = P^-1 g.
-        self.lengths = [target.dot(g, v) ** 0.5 for g, v in zip(self.gradients, self.directions, strict=True)]
+        # sqrt(v . P v) of v = P^-1 g, and 0 of a v that conjugate gradients could not begin with: no control is taken.
+        self.lengths = [max(target.dot(g, v), 0.0) ** 0.5 for g, v in zip(self.gradients, self.directions, strict=True)]
         num_columns = len(target.measure().losses) + 1  # all ranks measure
         num_columns = num_columns if target.ranks.rank == 0 else 0
         # Of phi, then of z; both of every draw; and sums of derivatives in every batch.

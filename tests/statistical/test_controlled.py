@@ -89,7 +89,7 @@ def size(z):
 
 # A mean of REPEATS estimates, in its own standard errors, is a t; samples go together, so that the root mean square
 # over them is at worst one such number. Of the coverage likewise: at worst every repeat covers all samples or none.
-REPEATS = 40
+REPEATS = 24
 FAR = float(student.ppf(0.9995, REPEATS - 1))
 LEAST_COVERAGE = 0.95 - 3 * (0.95 * 0.05 / REPEATS) ** 0.5
 
