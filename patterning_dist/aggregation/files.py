@@ -23,8 +23,9 @@ from patterning_dist.storage.files import read_parquet, write_json, write_parque
 from patterning_dist.storage.snapshots import Snapshots, unpack
 from patterning_dist.storage.store import LocalStorage, Storage
 
-# Folders of what statistics of a chain come to: means of positions and gradients, and positions of some draws.
-GRADIENTS, POSITIONS = "gradients", "positions"
+# Folders of what statistics of a chain come to: means of positions and gradients, positions of some draws, and products
+# of controlled observables.
+GRADIENTS, POSITIONS, CONTROLLED = "gradients", "positions", "controlled"
 
 
 def rank_part(chain: int, rank: int, size: int) -> str:
@@ -104,6 +105,20 @@ def read_positions(storage: Storage, subject: str, chains: Sequence[int], rank: 
         PatterningError: a file is missing or damaged.
     """
     return np.stack([found["positions"] for found in _results(storage, subject, POSITIONS, chains, rank, size)])
+
+
+def read_controlled(
+    storage: Storage, subject: str, chains: Sequence[int], columns: slice | np.ndarray
+) -> list[CoMoments]:
+    """Co-moments of the controlled observables of chains, of some of the probe columns; the last is the mean loss L.
+
+    Raises:
+        PatterningError: a file is missing or damaged.
+    """
+    # The first rank of a chain group has them all.
+    size = 2 if any("-rank-" in name for name in storage.names(f"sampling/{subject}/{CONTROLLED}")) else 1
+    found = (_results(storage, subject, CONTROLLED, [chain], 0, size)[0] for chain in chains)
+    return [CoMoments.from_state_dict(arrays).columns(columns) for arrays in found]
 
 
 def _results(

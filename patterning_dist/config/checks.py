@@ -87,13 +87,19 @@ def observable_names(sampling: SamplingConfig) -> Iterator[str]:
 def _observables(config: Config) -> Iterator[str]:
     sampling = config.sampling
     yield from observable_names(sampling)
-    if sampling.posterior_quantities and not any(o.kind == "component_loss" for o in sampling.observables):
-        for quantity in sampling.posterior_quantities:
+    if not any(o.kind == "component_loss" for o in sampling.observables):
+        for quantity in (q for q in sampling.posterior_quantities if q.kind != "controlled"):
             yield (
                 f"sampling.observables: '{quantity.name}' of kind {quantity.kind} follows from the loss on the probe; "
                 "add {kind: component_loss, name: component}"
             )
     splits = {o.name: o.split for o in sampling.observables if o.kind == "split_loss"}
+    for controlled in sampling.controlled:
+        if controlled.of not in splits:
+            yield (
+                f"sampling.observables: '{controlled.name}' needs an observable with a gradient, and '{controlled.of}' "
+                f"is no split_loss; set its `of` to one of {listed(list(splits))}"
+            )
     if "overall" in sampling.observable_names and splits.get("overall") != "overall":
         yield (
             "sampling.observables: 'overall' is what the mean loss of all held-out samples is called; rename it, or "

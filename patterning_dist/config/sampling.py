@@ -77,10 +77,23 @@ class FreeEnergyConfig(Section):
     name: ObservableName = Field(description="name of the observable")
 
 
-# What a posterior is like as a whole, rather than a number at every draw: only its response to the data is reported.
-PosteriorQuantityConfig = LlcConfig | FreeEnergyConfig
+class ControlledConfig(Section):
+    kind: Literal["controlled"] = Field(
+        description="a split loss once more, its susceptibilities measured with a control that takes noise out of them"
+    )
+    name: ObservableName = Field(description="name of the observable")
+    of: ObservableName = Field(description="the split loss")
+    control: Literal["langevin_stein", "linear"] = Field(
+        "langevin_stein",
+        description="exact for any posterior, for two gradients more a draw; or the linear part of the loss, exact for "
+        "a Gaussian posterior only",
+    )
+
+
+# What follows from the draws together, rather than a number at every draw: only its response to the data is reported.
+PosteriorQuantityConfig = LlcConfig | FreeEnergyConfig | ControlledConfig
 ObservableConfig = Annotated[
-    ComponentLossConfig | SplitLossConfig | FunctionConfig | LlcConfig | FreeEnergyConfig,
+    ComponentLossConfig | SplitLossConfig | FunctionConfig | LlcConfig | FreeEnergyConfig | ControlledConfig,
     Field(discriminator="kind"),
 ]
 
@@ -206,6 +219,11 @@ class SamplingConfig(Section):
     def posterior_quantities(self) -> list[PosteriorQuantityConfig]:
         """The observables that follow from all draws of a chain together, in order."""
         return [o for o in self.observables if isinstance(o, PosteriorQuantityConfig)]
+
+    @property
+    def controlled(self) -> list[ControlledConfig]:
+        """Those of them that are measured with a control, in order."""
+        return [o for o in self.observables if isinstance(o, ControlledConfig)]
 
     def resolve(self, component: str) -> ComponentSettings:
         """The settings of one component, with the section's own wherever it overrides nothing."""

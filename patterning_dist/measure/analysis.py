@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from patterning_dist.aggregation.files import read_controlled
 from patterning_dist.aggregation.ledger import Ledger, LedgerPlan, Part
 from patterning_dist.response.diagnostics import split_rhat
 from patterning_dist.response.llc import free_energy_response, llc_response
@@ -51,7 +52,7 @@ class PartSummary:
     Attributes:
         chains: numbers of the healthy chains.
         excluded: chain -> why it is left out.
-        reliability: sums for ``reliability_from_sums``, of every table.
+        reliability: sums for ``reliability_from_sums``, of every table; observables, then controlled ones.
         files: tables written, relative to the run directory.
     """
 
@@ -67,16 +68,19 @@ class Analysis:
 
     Attributes:
         storage: of the run.
+        subject: whose chains they are.
         observables: names of the rows of the co-moments.
         tables: single losses first, then means of samples where there are some.
         metadata: for the headers of the tables.
         min_chains: healthy chains without which this is an error.
         baseline: of ``susceptibility``; for ``full``, ``full`` is the plan of the unit ``everything``.
         llc, free_energy: names of rows to be added, the responses of these quantities.
+        controlled: likewise, of observables that are measured with a control besides.
         inverse_temperature: n_beta.
     """
 
     storage: Storage
+    subject: str
     observables: Sequence[str]
     tables: Sequence[TablePlan]
     metadata: Mapping[str, Any]
@@ -86,6 +90,7 @@ class Analysis:
     full: LedgerPlan | None = None
     llc: Sequence[str] = ()
     free_energy: Sequence[str] = ()
+    controlled: Sequence[str] = ()
 
     def __call__(self, part: Part) -> PartSummary:
         """Write this part's rows of every table.
@@ -105,6 +110,13 @@ class Analysis:
             (rows[name],) = _rows(llc_response(part.chains, 0, self.inverse_temperature, **common))
         for name in self.free_energy:
             (rows[name],) = _rows(free_energy_response(part.chains, part.center_losses, **common))
+        per_chain = measured.chi_per_chain
+        if self.controlled:
+            kept = np.append(np.arange(part.columns.start, part.columns.stop), -1)
+            controlled = read_controlled(self.storage, self.subject, [m.chain for m in part.chains], kept)
+            found = susceptibility(controlled, **common)
+            rows |= zip(self.controlled, _rows(found), strict=True)
+            per_chain = np.concatenate([per_chain, found.chi_per_chain], axis=1)
         rhat = split_rhat(part.chains)
         counts = {"num_chains": len(part.chains), "num_draws": part.chains[0].num_recorded}
         metadata = dict(self.metadata) | {"baseline": measured.baseline} | counts
@@ -112,7 +124,7 @@ class Analysis:
         for table in self.tables:
             first, last = max(table.start, part.columns.start), min(table.stop, part.columns.stop)
             here = slice(first - part.columns.start, max(last, first) - part.columns.start)
-            reliability.append(split_half_sums(measured.chi_per_chain[:, :, here]))
+            reliability.append(split_half_sums(per_chain[:, :, here]))
             if last <= first:
                 continue
             columns = {name: values[first - table.start : last - table.start] for name, values in table.index.items()}

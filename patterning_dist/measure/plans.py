@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 
 from patterning_dist.aggregation.ledger import LedgerPlan
-from patterning_dist.config.sampling import LAYOUT_KEYS, FunctionConfig, LlcConfig, PosteriorQuantityConfig
+from patterning_dist.config.sampling import LAYOUT_KEYS, FunctionConfig, PosteriorQuantityConfig
 from patterning_dist.functions import code_fingerprint
 from patterning_dist.measure.analysis import SIGN, STANDARD_ERROR, UNITS, Analysis, TablePlan
 from patterning_dist.measure.results import samples_table_name, table_name
@@ -26,9 +26,13 @@ _HIDDEN = {*LAYOUT_KEYS, "components", "observables", "probe", "min_chains"}
 
 
 def row_names(subjects: Subjects) -> list[str]:
-    """Rows of chi: observables, then the quantities of the posterior as a whole, LLCs first."""
-    quantities = sorted(subjects.sampling.posterior_quantities, key=lambda q: not isinstance(q, LlcConfig))
-    return [*subjects.observable_names, *(quantity.name for quantity in quantities)]
+    """Rows of chi: observables, then LLCs, free energies and controlled observables."""
+    kinds = ("llc", "free_energy", "controlled")
+    return [*subjects.observable_names, *(name for kind in kinds for name in _quantities(subjects, kind))]
+
+
+def _quantities(subjects: Subjects, kind: str) -> list[str]:
+    return [quantity.name for quantity in subjects.sampling.posterior_quantities if quantity.kind == kind]
 
 
 def subject_settings(subjects: Subjects, name: str) -> dict[str, Any]:
@@ -69,7 +73,7 @@ def subject_plans(
     plans = {}
     for name, subject in subjects.by_name.items():
         sampling = subjects.sampling
-        resolved, quantities = sampling.resolve(subject.component), sampling.posterior_quantities
+        resolved = sampling.resolve(subject.component)
         full = name.rpartition("/")[0] + "/everything" if "/" in name else "everything"
         weights = None if subject.weights is None else sha256(run.path / subject.weights)
         own = {
@@ -107,8 +111,10 @@ def subject_plans(
                 min_chains=sampling.min_chains,
                 inverse_temperature=resolved.inverse_temperature,
                 baseline=baseline,
-                llc=[quantity.name for quantity in quantities if isinstance(quantity, LlcConfig)],
-                free_energy=[quantity.name for quantity in quantities if not isinstance(quantity, LlcConfig)],
+                subject=name,
+                llc=_quantities(subjects, "llc"),
+                free_energy=_quantities(subjects, "free_energy"),
+                controlled=_quantities(subjects, "controlled"),
             ),
             inverse_temperature=resolved.inverse_temperature,
             num_coordinates=select_component(skeleton, subject.component).num_coordinates,
@@ -154,7 +160,7 @@ def _shared_inputs(subjects: Subjects, sha256: FileHash) -> dict[str, Any]:
         "seed": subjects.seed,
         "device": subjects.device,
         "sampling": sampling.model_dump(mode="json", exclude=_HIDDEN),
-        "observables": [o.model_dump() for o in measured],
+        "observables": [o.model_dump() for o in (*measured, *sampling.controlled)],
         "functions": [code_fingerprint(path) for path in functions],
         "probe": None if sampling.probe is None else sha256(Path(sampling.probe)),
         "traces": subjects.thin,

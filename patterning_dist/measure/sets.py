@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from patterning_dist.aggregation.files import GRADIENTS, POSITIONS, read_traces, write_unit
+from patterning_dist.aggregation.files import CONTROLLED, GRADIENTS, POSITIONS, read_traces, write_unit
 from patterning_dist.config import SamplingConfig
 from patterning_dist.measure.analysis import Analysis
 from patterning_dist.measure.diagnostics import chain_diagnostics
@@ -139,7 +139,8 @@ def unit_outputs(run: RunDirectory, units: Mapping[str, Unit], sampling: Samplin
 
 def _statistics(sampling: SamplingConfig) -> list[str]:
     """Folders of a unit that statistics of its chains may have."""
-    return [f"/{name}" for name in (GRADIENTS, POSITIONS, *(statistic.name for statistic in sampling.statistics))]
+    own = (statistic.name for statistic in sampling.statistics)
+    return [f"/{name}" for name in (GRADIENTS, POSITIONS, CONTROLLED, *own)]
 
 
 def _stored(run: RunDirectory, name: str) -> dict[str, Any]:
@@ -191,18 +192,24 @@ def _write(run: RunDirectory, name: str, unit: Unit, result: UnitResult) -> None
     folder, first = run.path / "sampling" / name, result.parts[0]
     write_unit(folder, unit.ledger.observables, result.records, result.traces)
     by_table = zip(*(part.reliability for part in result.parts), strict=True)
-    reliability = [reliability_from_sums(np.sum(sums, axis=0)) for sums in by_table]
+    kinds = ("reliability", "reliability_samples")
+    reliability = {kind: reliability_from_sums(np.sum(s, axis=0)) for kind, s in zip(kinds, by_table, strict=False)}
+    num_observables = len(unit.ledger.observables)
     diagnostics = chain_diagnostics(
         read_traces(folder, first.chains),
         unit.ledger.observables,
         records=[record for record in result.records if record.chain in first.chains],
         excluded=first.excluded,
-        reliability=dict(zip(("reliability", "reliability_samples"), reliability, strict=False)),
+        reliability={kind: values[:num_observables] for kind, values in reliability.items()},
         inverse_temperature=unit.inverse_temperature,
         num_coordinates=unit.num_coordinates,
         spectrum=next((SpectrumEnds(*record.spectrum) for record in result.records if record.spectrum), None),
         step_size=unit.step_size,
     )
+    diagnostics["controlled"] = {
+        name: {kind: values[number] for kind, values in reliability.items()}
+        for number, name in enumerate(unit.analysis.controlled, start=num_observables)
+    }
     files = [file for part in result.parts for file in part.files]
     content = {"analysis": unit.analysis_fingerprint, "files": files, "diagnostics": diagnostics}
     write_json(folder / _DIAGNOSTICS, content)

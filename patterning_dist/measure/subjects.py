@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from patterning_dist.aggregation.files import GRADIENTS, POSITIONS
+from patterning_dist.aggregation.files import CONTROLLED, GRADIENTS, POSITIONS
 from patterning_dist.config.sampling import (
     ComponentConfig,
     ComponentLossConfig,
@@ -28,6 +28,7 @@ from patterning_dist.functions import load_function
 from patterning_dist.measure.weighted import Plain, Weighted, WeightedLayers, weighted_losses
 from patterning_dist.models.components import model_components, select_component
 from patterning_dist.sampling.chain import Chain, ChainSettings
+from patterning_dist.sampling.controlled import Control, Controlled
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samplers import Sampler
@@ -281,18 +282,24 @@ class Subjects:
         """Chain ``number`` of a subject, at its first step; ``changes`` replace fields of its settings."""
         if changes:  # of a trial
             changes = {"lanczos_steps": 0} | changes
-        settings, target = replace(self.settings(name), **changes), self.target(name)
+        settings, target, population = replace(self.settings(name), **changes), self.target(name), len(self.task.train)
         statistics: dict[str, Statistic] = {}
         if name in self.gradients_of and not changes:
             statistics[GRADIENTS] = PositionMeans(target)
         if name in self.positions_of and not changes:
             statistics[POSITIONS] = Positions(target, settings.num_draws, self.positions_of[name])
+        if self.sampling.controlled and not changes:
+            names, num_batches = self.observable_names, self.sampling.num_batches
+            controls: list[tuple[int, Control]] = [(names.index(c.of), c.control) for c in self.sampling.controlled]
+            statistics[CONTROLLED] = Controlled(
+                target, settings, number, population=population, controls=controls, num_batches=num_batches
+            )
         if self.thin is not None and self.ranks.rank == 0 and not changes:
             store = trace_store(self.directory, name)
             statistics["traces"] = TraceRecorder(store, number, self.thin, settings.num_draws)
         if not changes:
             statistics |= {s.name: load_function(s.path, "statistic")(target) for s in self.sampling.statistics}
-        return Chain(target, settings, number, population=len(self.task.train), statistics=statistics)
+        return Chain(target, settings, number, population=population, statistics=statistics)
 
 
 @dataclass(frozen=True)

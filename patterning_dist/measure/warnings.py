@@ -37,7 +37,8 @@ def find_warnings(
     if config.response.direction is not None:
         solves = [solve for entry in (solution, *rounds) for solve in entry.get("conjugate_gradients", [])]
         found += _directions(solves, config.response.direction.tolerance)
-    found += _scale(solution.get("estimator_agreement") or {})
+    for key, what in (("estimator_agreement", "response direction"), ("control_agreement", "linear control's")):
+        found += _scale(solution.get(key) or {}, what)
     if checked:
         found += _nonlinear(checked["strengths"], solution["arms"][checked["weights"]]["predicted_response"])
     if config.retrain is not None:
@@ -86,16 +87,16 @@ def _directions(solves: Iterable[Mapping[str, Any]], tolerance: float) -> list[s
     return found
 
 
-def _scale(agreement: Mapping[str, Mapping[str, Any]]) -> list[str]:
-    """Observables whose plain covariance, noisy but without bias, is of another size than the response direction."""
+def _scale(agreement: Mapping[str, Mapping[str, Any]], what: str) -> list[str]:
+    """Observables whose plain covariance, noisy but without bias, is of another size than an estimate for Gaussians."""
     found = []
     for name, entry in agreement.items():
         level = "samples" if "slope_samples" in entry else "entries"
         slope, ends = entry.get(f"slope_{level}"), entry.get(f"slope_interval_{level}") or [None, None]
         if slope is not None and None not in ends and not ends[0] <= 1 <= ends[1]:
             found.append(
-                f"{name}: the plain covariance is {slope:.2f} [{ends[0]:.2f}, {ends[1]:.2f}] times the response "
-                "direction on the probe, so predictions are off in size by as much (their order is not); raise "
+                f"{name}: the plain covariance is {slope:.2f} [{ends[0]:.2f}, {ends[1]:.2f}] times the {what} "
+                "on the probe, so predictions are off in size by as much (their order is not); raise "
                 "sampling.localization, or believe stage check"
             )
     return found

@@ -158,7 +158,8 @@ def _reliability(subjects: Mapping[str, Any]) -> list[Any]:
     rows = [
         (subject, name, entry.get("reliability"), entry.get("reliability_samples"))
         for subject in subjects
-        for name, entry in (subjects[subject].get("observables") or {}).items()
+        for kind in ("observables", "controlled")
+        for name, entry in (subjects[subject].get(kind) or {}).items()
     ]
     rows = [row for row in rows if row[2] is not None or row[3] is not None]
     if not rows:

@@ -6,7 +6,7 @@ Axes: `phi` is [draw, observable], `losses` is [draw, probe]; batched arrays hav
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -147,6 +147,11 @@ class CoMoments:
             self.m2_loss[index],
             self.comoment[index],
         )
+
+    def columns(self, which: slice | NDArray[np.int64]) -> CoMoments:
+        """The moments of some of the probe columns."""
+        mean_loss, m2_loss, comoment = (x[..., which] for x in (self.mean_loss, self.m2_loss, self.comoment))
+        return replace(self, mean_loss=mean_loss, m2_loss=m2_loss, comoment=comoment)
 
     def _set(self, index: int, moments: Moments) -> None:
         self.count[index] = moments.count

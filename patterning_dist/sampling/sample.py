@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor, nn
@@ -13,6 +14,7 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import select_component
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.sampling.chain import Chain, ChainFailure, ChainSettings, Gradient
+from patterning_dist.sampling.controlled import Control, Controlled
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.samplers import Sampler
 from patterning_dist.sampling.samples import PerSampleLoss, Samples
@@ -20,6 +22,7 @@ from patterning_dist.sampling.statistics import Statistic
 from patterning_dist.sampling.target import Target
 
 COMPONENT_LOSS = "component_loss"
+_CONTROLLED = "controlled observables"  # among the statistics of a chain
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,7 @@ class Sampled:
 
     Attributes:
         chains: co-moments of observables and probe losses, for ``susceptibility``.
+        controlled: likewise, of the observables in ``controlled`` and nothing else.
         losses: L(w) - L(w*) over the probe, for ``llc`` [chain, draw].
         traces: every observable's draws [chain, draw, observable].
         observable_names: ``component_loss``, then those that were given.
@@ -41,6 +45,7 @@ class Sampled:
     """
 
     chains: list[CoMoments]
+    controlled: list[CoMoments]
     losses: np.ndarray
     traces: np.ndarray
     observable_names: list[str]
@@ -72,6 +77,7 @@ def sample_chains(
     sampler: Sampler | None = None,
     gradient: Gradient = "minibatch",
     lanczos_steps: int = 0,
+    controlled: Mapping[str, Control] | None = None,
     statistics: Mapping[str, Callable[[Target], Statistic]] | None = None,
     seed: int = 0,
 ) -> Sampled:
@@ -97,11 +103,14 @@ def sample_chains(
         gradient: ``minibatch``, ``control_variate`` (twice the work a step, far less noise) or ``full``; see
             ``ChainSettings``.
         lanczos_steps: Hessian products from which every chain takes the stiffest directions; 10 do, 0 for none.
+        controlled: differentiable observable -> control that takes most of the noise out of its susceptibilities:
+            ``langevin_stein``, exact, or ``linear``; see ``sampling.controlled``.
         statistics: name -> what makes a ``Statistic`` of a chain's target; see ``Sampled.statistics``.
         seed: all random numbers follow from it, the component's name and the chain's number.
 
     Raises:
-        PatterningError: no such component, losses of a wrong shape, or no chain that came through.
+        PatterningError: no such component, losses of a wrong shape, a controlled observable that is not there or has no
+            gradient, or no chain that came through.
     """
     model, functions = copy.deepcopy(model), observables or {}
     target = Target(
@@ -127,11 +136,18 @@ def sample_chains(
         lanczos_steps=lanczos_steps,
     )
     names = [COMPONENT_LOSS, *functions]
+    if missing := [name for name in controlled or {} if name not in functions]:
+        raise PatterningError(f"controlled: '{missing[0]}' is not among the observables {list(functions)}; name those")
+    controls = [(names.index(name), control) for name, control in (controlled or {}).items()]
     chains, traces, heat, excluded = [], [], [], {}
     results: dict[str, list[dict[str, np.ndarray] | None]] = {name: [] for name in statistics or {}}
+    of_controls: list[CoMoments] = []
     for number in range(num_chains):
         target.place(target.center)
         own = {name: make(target) for name, make in (statistics or {}).items()}
+        if controls:
+            options: dict[str, Any] = {"population": len(data), "controls": controls, "num_batches": num_batches}
+            own[_CONTROLLED] = Controlled(target, settings, number, **options)
         chain = Chain(target, settings, number, population=len(data), statistics=own)
         moments = CoMoments.empty(number, num_draws, len(names), len(chain.center_losses), num_batches)
         rows = []
@@ -145,13 +161,17 @@ def sample_chains(
             chains.append(moments)
             traces.append(rows)
             heat.append(chain.temperatures())
-            for name, statistic in own.items():
-                results[name].append(statistic.result())
+            found = {name: statistic.result() for name, statistic in own.items()}
+            if (products := found.pop(_CONTROLLED, None)) is not None:
+                of_controls.append(CoMoments.from_state_dict(products).columns(slice(-1)))
+            for name, result in found.items():
+                results[name].append(result)
     if not chains:
         raise PatterningError(f"none of {num_chains} chains came through; chain 0: {excluded[0]}")
     stacked, (temperatures, biases, stiff) = np.array(traces), (np.array(blocks) for blocks in zip(*heat, strict=True))
     return Sampled(
         chains=chains,
+        controlled=of_controls,
         losses=stacked[:, :, 0],
         traces=stacked[:, :, 1:],
         observable_names=names,

@@ -189,6 +189,24 @@ class Target:
                     gradients[k][name] += g
         return gradients
 
+    def observable_gradient(self, number: int) -> Vector:
+        """Gradient of a split loss or of a number that a user's function returns, ``number`` as in ``measure``.
+
+        Raises:
+            PatterningError: the function's number has none.
+        """
+        number -= self.num_component_losses
+        if self.coefficients is not None:
+            if number < len(self.coefficients):
+                return self.split_gradients()[number]
+            number -= len(self.coefficients)
+        with self._autocast():
+            value = [entry for f in self.functions for entry in _whole(f(self.model)).reshape(-1)][number]
+        if not value.requires_grad:
+            raise PatterningError(f"function {number} of the observables has no gradient, which its control needs")
+        value.backward()
+        return self._take_gradient()
+
     def hessian_product(self, samples: Prepared, vector: Mapping[str, Tensor]) -> Vector:
         """H v of the mean loss over samples, H over the free coordinates.
 
@@ -219,8 +237,8 @@ class Target:
         """Observables and probe losses at the present position."""
         with torch.no_grad():
             probe = self.losses(self.probe)
-            columns, mean = self._columns(probe)
-            own = mean if self.loss_weights is None else self._columns(probe * self.loss_weights)[1]
+            columns, mean = self.columns(probe)
+            own = mean if self.loss_weights is None else self.columns(probe * self.loss_weights)[1]
             observables = [mean.expand(self.num_component_losses)]
             if self.held_out is not None and self.coefficients is not None:
                 held_out = self.losses(self.held_out)
@@ -228,6 +246,15 @@ class Target:
             with self._autocast():
                 observables += [_whole(f(self.model)).double().cpu().reshape(-1) for f in self.functions]
         return Measurement(torch.cat(observables), columns, own.item())
+
+    def columns(self, losses: Tensor) -> tuple[Tensor, Tensor]:
+        """Losses of the probe, or their derivatives, as probe columns; and the mean over the entries that count."""
+        if losses.dim() == 1:
+            return losses, losses.mean()
+        if self.counted is None:
+            return torch.cat([losses.flatten(), losses.mean(dim=1)]), losses.mean()
+        entries = losses[self.counted]
+        return torch.cat([entries, (losses * self.counted).sum(dim=1) / self.counted.sum(dim=1)]), entries.mean()
 
     def prepare(self, samples: Samples, ids: np.ndarray | None = None) -> Prepared:
         """This rank's part of samples, with the layers below the component computed; all ranks call this."""
@@ -252,15 +279,6 @@ class Target:
             if self.layered is not None and state is not None:
                 return self.layered.above(state, batch).float()
             return self._losses(self.model, batch).float()
-
-    def _columns(self, losses: Tensor) -> tuple[Tensor, Tensor]:
-        """Probe columns, and the mean over the entries that count."""
-        if losses.dim() == 1:
-            return losses, losses.mean()
-        if self.counted is None:
-            return torch.cat([losses.flatten(), losses.mean(dim=1)]), losses.mean()
-        entries = losses[self.counted]
-        return torch.cat([entries, (losses * self.counted).sum(dim=1) / self.counted.sum(dim=1)]), entries.mean()
 
     def _exact_hessian_product(self, samples: Prepared, vector: Mapping[str, Tensor]) -> Vector:
         total, parameters = self._zeros(), list(self._moving.values())

@@ -21,6 +21,7 @@ import numpy as np
 
 from patterning_dist.aggregation.files import read_records, read_traces
 from patterning_dist.config import Config, LlcConfig
+from patterning_dist.config.sampling import ControlledConfig
 from patterning_dist.measure.measure import measure
 from patterning_dist.measure.results import table_name
 from patterning_dist.measure.subjects import Subjects
@@ -127,6 +128,10 @@ def _changes(
     n_beta = subjects.posterior(names[0.0]).inverse_temperature
     rho, exact = _table(config, subjects), dict[str, float]()
     for quantity in config.sampling.posterior_quantities:
+        if isinstance(quantity, ControlledConfig):
+            for trace in changes.values():
+                trace[quantity.name] = trace[quantity.of]
+            continue
         if isinstance(quantity, LlcConfig):
             for trace in changes.values():
                 trace[quantity.name] = n_beta * trace["loss"]

@@ -12,9 +12,9 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from patterning_dist.aggregation.files import read_chains
+from patterning_dist.aggregation.files import read_chains, read_controlled
 from patterning_dist.config import Config, LlcConfig
-from patterning_dist.config.sampling import PosteriorQuantityConfig
+from patterning_dist.config.sampling import ControlledConfig, PosteriorQuantityConfig
 from patterning_dist.data.induction import token_features
 from patterning_dist.data.sampler import permutation
 from patterning_dist.data.tokens import TokenDataset
@@ -32,6 +32,7 @@ from patterning_dist.runtime.pool import RunCalls, pool_shards, pool_tasks
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.storage.files import read_parquet
 from patterning_dist.storage.run import RunDirectory
+from patterning_dist.storage.store import LocalStorage
 
 # Pool samples that are scored chain by chain: errors of sums over the pool come from the spread between chains, and a
 # part of the pool shows that as well as all of it.
@@ -214,20 +215,23 @@ def plain_scores(pool: Pool, observables: list[str], progress: Progress) -> Scor
     progress.start("reading co-moments", None)
     rows = plain_rows(pool.run.path, subjects, pool.subject, sampling.posterior_quantities)
     per_chain = np.stack([rows[name] for name in observables], axis=1)
-    chi, report = centred(per_chain.mean(axis=0)), {"estimator": "plain"}
+    chi, report = centred(per_chain.mean(axis=0)), dict[str, Any](estimator="plain")
+    if linear := {c.name: c.of for c in sampling.controlled if c.control == "linear" and c.name in observables}:
+        kept = [observables.index(name) for name in linear]
+        report["control_agreement"] = _agreement(pool, chi[kept], list(linear), list(linear.values()))
     return Scores(chi, pool.in_subset, centred(per_chain[:, :, pool.in_subset]), observables, report)
 
 
 def plain_rows(
     directory: Path, subjects: Subjects, subject: str, quantities: Sequence[PosteriorQuantityConfig]
 ) -> dict[str, np.ndarray]:
-    """chi of every observable, and of LLC and free energy, on the probe of a subject that is done [chain, entry].
+    """chi of every observable, and of what follows from all draws, on the probe of a finished subject [chain, entry].
 
     Args:
         directory: of the run.
         subjects: opened in this process.
         subject: of them, whose chains are on the plain loss.
-        quantities: the LLCs and free energies that are wanted.
+        quantities: of those that follow from all draws, the ones that are wanted.
 
     Raises:
         PatterningError: too few chains, or a file is missing or damaged.
@@ -241,11 +245,19 @@ def plain_rows(
     measured = susceptibility(healthy, **common).chi_per_chain[:, :, :num_entries]
     rows = {name: measured[:, k] for k, name in enumerate(subjects.observable_names)}
     for quantity in quantities:
+        if isinstance(quantity, ControlledConfig):
+            continue
         if isinstance(quantity, LlcConfig):
             found = llc_response(healthy, 0, subjects.posterior(subject).inverse_temperature, **common)
         else:
             found = free_energy_response(healthy, np.concatenate([center, np.zeros(num_means)]), **common)
         rows[quantity.name] = found.chi_per_chain[:, 0, :num_entries]
+    if subjects.sampling.controlled:
+        numbers = [moments.chain for moments in healthy]
+        controlled = read_controlled(LocalStorage(directory), subject, numbers, slice(-1))
+        measured = susceptibility(controlled, **common).chi_per_chain[:, :, :num_entries]
+        names = [c.name for c in subjects.sampling.controlled]
+        rows |= {name: measured[:, k] for k, name in enumerate(names) if name in {q.name for q in quantities}}
     return rows
 
 
@@ -254,14 +266,16 @@ def centred(chi: np.ndarray) -> np.ndarray:
     return (chi - chi.mean(axis=-1, keepdims=True, dtype=np.float64)).astype(np.float32)
 
 
-def _agreement(pool: Pool, probe: np.ndarray, observables: list[str]) -> dict[str, Any]:
-    """The plain covariance against the direction's scores on the probe, intervals by sample.
+def _agreement(pool: Pool, probe: np.ndarray, observables: list[str], plain: list[str] | None = None) -> dict[str, Any]:
+    """The plain covariance against scores that take the posterior for a Gaussian, on the probe, intervals by sample.
 
     Correlation over entries and over sample means, and the slope of the plain one, which is noisy and knows no
-    Gaussian: 1 where the direction leaves nothing out.
+    Gaussian: 1 where the scores leave nothing out.
 
     Args:
         probe: scores of the probe's entries [observable, entry].
+        observables: names of the rows.
+        plain: rows of the plain covariance, where they have other names.
     """
     key, folder = pool.subjects.task.key, pool.run.path
     entries = pq.read_table(folder / table_name(pool.subject))
@@ -269,11 +283,11 @@ def _agreement(pool: Pool, probe: np.ndarray, observables: list[str]) -> dict[st
     _, inverse = np.unique(groups, return_inverse=True)
     samples = pq.read_table(folder / samples_table_name(pool.subject)) if "position" in entries.column_names else None
     result: dict[str, dict[str, Any]] = {}
-    for k, name in enumerate(observables):
-        pairs = {"entries": (entries[f"chi_{name}"].to_numpy(), probe[k], groups)}
+    for k, (name, row) in enumerate(zip(observables, plain or observables, strict=True)):
+        pairs = {"entries": (entries[f"chi_{row}"].to_numpy(), probe[k], groups)}
         if samples is not None:
             means = np.bincount(inverse, probe[k]) / np.bincount(inverse)
-            pairs["samples"] = (samples[f"chi_{name}"].to_numpy(), means, samples[key].to_numpy())
+            pairs["samples"] = (samples[f"chi_{row}"].to_numpy(), means, samples[key].to_numpy())
         result[name] = {}
         for level, pair in pairs.items():
             for what, found in (("", bootstrap_correlation(*pair, 0)), ("slope_", bootstrap_slope(*pair, 0))):

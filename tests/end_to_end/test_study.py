@@ -8,11 +8,13 @@ import os
 import shutil
 import signal
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import xarray as xr
+import yaml
 from arviz_stats.base import array_stats
 from click.testing import Result
 from interrupting import interrupted
@@ -44,7 +46,11 @@ UNITS = [
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_study(tmp_path_factory.mktemp("study"))
+    file = make_study(tmp_path_factory.mktemp("study"))
+    settings = yaml.safe_load(file.read_text())
+    settings["sampling"]["observables"].append({"kind": "controlled", "name": "up_controlled", "of": "up"})
+    file.write_text(yaml.safe_dump(settings, sort_keys=False))
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -69,15 +75,16 @@ def table(directory: Path, unit: str, suffix: str = "") -> dict[str, np.ndarray]
     return {name: found[name].to_numpy() for name in found.column_names}
 
 
-def chains_by_hand(file: Path, unit: str) -> tuple[list[CoMoments], list[np.ndarray], np.ndarray]:
-    """The chains of a unit in this process, without Ray: moments, losses [draw, column], losses at the checkpoint.
+def chains_by_hand(file: Path, unit: str) -> tuple[list[CoMoments], list[np.ndarray], np.ndarray, list[Any]]:
+    """The chains of a unit in this process, without Ray: moments, losses [draw, column], losses at the checkpoint, and
+    what became of the controlled observables.
 
     As in an aggregator shard, the mean loss L is the last column of the moments.
     """
     config = study_config(file)
     prepare_process(1)  # as in a worker
     study = open_here(config)
-    chains, losses = [], []
+    chains, losses, results = [], [], []
     for number in range(config.sampling.num_chains):
         chain = study.chain(unit, number)
         draws = list(chain.draws())
@@ -89,13 +96,14 @@ def chains_by_hand(file: Path, unit: str) -> tuple[list[CoMoments], list[np.ndar
         for start in range(0, len(draws), 5):  # as the workers push them
             moments.update(observables[start : start + 5], columns[start : start + 5])
         chains.append(moments)
-    return chains, losses, np.append(chain.center_losses, chain.center_mean_loss)
+        results.append(chain.statistics["controlled"].result())
+    return chains, losses, np.append(chain.center_losses, chain.center_mean_loss), results
 
 
 def test_chains_on_ray_are_those_of_this_process_and_tables_follow_from_them(finished: Path, file: Path) -> None:
     """Also in another order of units, and after other chains on the same model: each begins at the checkpoint."""
     for unit in (UNITS[3], UNITS[0]):
-        chains, losses, center_losses = chains_by_hand(file, unit)
+        chains, losses, center_losses, results = chains_by_hand(file, unit)
         stored, excluded = read_chains(finished / "sampling" / unit)
         assert excluded == {}
         for a, b in zip(stored, chains, strict=True):
@@ -113,11 +121,32 @@ def test_chains_on_ray_are_those_of_this_process_and_tables_follow_from_them(fin
         for name, expected in (("llc", llc), ("free_energy", free_energy)):
             np.testing.assert_array_equal(found[f"chi_{name}"], expected.chi[0, :entries].astype(np.float32))
             np.testing.assert_array_equal(found[f"se_{name}"], expected.standard_error[0, :entries].astype(np.float32))
+        controlled = susceptibility([CoMoments.from_state_dict(r) for r in results], loss_weights=weights)
+        np.testing.assert_array_equal(found["chi_up_controlled"], controlled.chi[0, :entries].astype(np.float32))
+        error = controlled.standard_error[0, :entries]
+        np.testing.assert_array_equal(found["se_up_controlled"], error.astype(np.float32))
         np.testing.assert_array_equal(found["center_loss"], center_losses[:entries].astype(np.float32))
         # Per-token traces, every third draw, written by the workers.
         with xr.open_zarr(trace_store(finished, unit)) as traces:
             expected = np.stack([chain[::3, :entries] for chain in losses]).astype(np.float32)
             np.testing.assert_array_equal(traces["losses"].values, expected)
+
+
+def test_weights_for_a_controlled_loss(file: Path, local_ray: None, tmp_path: Path) -> None:
+    """By the linear control, which is held against the plain covariance; what responds in the check is the loss."""
+    solve = {"component": "layer.0.head.1", "checkpoint": "final", "scores": "plain", "targets": {"up_controlled": -1}}
+    solve |= {"effective_sample_share": 0.8, "min_reliability": -1}
+    overrides = ["sampling.probe_sequences=40", "sampling.observables.6.control=linear", f"solve={json.dumps(solve)}"]
+    run_stages(study_config(file, *overrides, "check.strengths=[-0.1, 0.1]"), None, tmp_path / "run")
+    solution = json.loads((tmp_path / "run" / "weights" / "solution.json").read_text())
+    assert set(solution["control_agreement"]["up_controlled"]) >= {"slope_samples", "slope_interval_entries"}
+    checked = json.loads((tmp_path / "run" / "check" / "response.json").read_text())["strengths"]["+0.1"]
+    assert checked["up_controlled"]["value"] == checked["up"]["value"] != 0
+    predicted = solution["arms"]["plus"]["predicted_response"]["up_controlled"]["value"]
+    assert checked["up_controlled"]["predicted"] == pytest.approx(0.1 * predicted)
+    assert (
+        checked["up"]["predicted"] != checked["up_controlled"]["predicted"]
+    )  # chi of the probe, and what is solved for
 
 
 def test_split_losses_are_means_over_the_domains(file: Path) -> None:
@@ -150,7 +179,7 @@ def test_tables_say_what_they_hold(finished: Path, file: Path) -> None:
         np.testing.assert_array_equal(found["sequence_id"], np.repeat(study.probe.ids, 7))
         assert set(found["domain"]) == {"up", "down"}
         assert samples["domain"].tolist() == ["up" if i < 20 else "down" for i in study.probe.ids]
-        for name in ("component", "up", "all", "norm", "llc", "free_energy"):
+        for name in ("component", "up", "all", "norm", "llc", "free_energy", "up_controlled"):
             chi = found[f"chi_{name}"].astype(np.float64)
             if name == "norm" and unit.endswith("head.1"):  # of an MLP, which stands still
                 assert not chi.any()

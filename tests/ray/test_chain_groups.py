@@ -86,6 +86,21 @@ class TestOneChainOnSeveralRanks:
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("size", SIZES)
+@pytest.mark.parametrize("case", ["gpt2 head controlled 2", "llama everything full 16"])
+def test_controlled_products_are_those_of_one_rank(runs, case, size):
+    """But for Hessian products, which are differences of gradients there: good to some 1e-3, as float32 goes."""
+    for what in ("mean_phi", "comoment"):
+        one, several = (runs[n, 0][f"{case}|controlled/{what}"] for n in (1, size))
+        for row in range(2):
+            largest = np.abs(one[:, row]).max()
+            np.testing.assert_allclose(
+                several[:, row], one[:, row], rtol=0, atol=0.01 * largest, err_msg=f"{what} {row}"
+            )
+    assert not any(f"{case}|controlled/comoment" in runs[size, rank] for rank in range(1, size))
+
+
+@pytest.mark.slow
 def test_some_ranks_hold_nothing_of_some_parameters(runs):
     """Else the cases above would not be what they are meant to be."""
     prefix = "gpt2 everything sgld 16|extent/"

@@ -154,6 +154,11 @@ def test_what_is_measured_and_what_follows_from_all_draws(path: Path) -> None:
         ("sampling.step_size=1", "sampling.step_size: 1 diverges with localization 4"),
         ("sampling.min_chains=5", "sampling.num_chains: 4 is below sampling.min_chains = 5"),
         ("sampling.observables.2.name=prose", "sampling.observables: 'prose' is named twice; rename one"),
+        (
+            "sampling.observables.0={kind: controlled, name: again, of: norm}",
+            "sampling.observables: 'again' needs an observable with a gradient, and 'norm' is no split_loss; set its "
+            "`of` to one of",
+        ),
         ("sampling.observables.3.name=loss", "'loss' is the name of a column of the traces; rename it"),
         (
             "sampling.observables.0={kind: split_loss, name: all, split: overall}",

@@ -18,6 +18,7 @@ from patterning_dist.response.llc import free_energy_response, llc_response
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.reliability import reliability_from_sums, split_half_reliability
 from patterning_dist.response.susceptibility import susceptibility
+from patterning_dist.storage.snapshots import Snapshots, pack
 from patterning_dist.storage.store import LocalStorage
 
 NUM_CHAINS, NUM_DRAWS, NUM_BATCHES, LOST = 5, 32, 4, 1
@@ -85,6 +86,7 @@ def make_analysis(storage, **changes):
     ]
     settings = {
         "storage": storage,
+        "subject": "x",
         "observables": NAMES,
         "tables": tables,
         "metadata": {"component": "x"},
@@ -135,17 +137,31 @@ def rows_of(measured):
     return dict(zip(NAMES, zip(measured.chi, measured.standard_error, strict=True), strict=True))
 
 
+def write_controlled(storage):
+    """Products of another observable, as the chains of unit x leave them; chi and its errors of the columns."""
+    chains = []
+    for chain in (0, 2, 3, 4):
+        observables, losses, means = make_draws(chain)
+        chains.append(CoMoments.empty(chain, NUM_DRAWS, 1, ENTRIES + NUM_SAMPLES + 1, NUM_BATCHES))
+        chains[-1].update(observables[:, 1:] - observables[:, :1], np.column_stack([losses, means]))
+        content = pack(chains[-1].state_dict())
+        Snapshots(storage, "sampling/x/controlled", f"chain-{chain}").write(1, content)
+    measured = susceptibility(chains, loss_weights=np.append(0 * WEIGHTS, 1))
+    return measured.chi[0, :-1], measured.standard_error[0, :-1]
+
+
 @pytest.mark.parametrize("num_parts", PARTS)
 def test_parts_write_the_tables_of_the_whole(tmp_path, num_parts):
     storage = LocalStorage(tmp_path)
     parts = make_parts(storage, "x", num_parts)
-    found = [make_analysis(storage)(part) for part in parts]
+    controlled = write_controlled(storage)
+    found = [make_analysis(storage, controlled=["controlled"])(part) for part in parts]
     chains = whole()
     measured = susceptibility(chains, loss_weights=WEIGHTS)
     llc = llc_response(chains, 0, INVERSE_TEMPERATURE, loss_weights=WEIGHTS)
     free_energy = free_energy_response(chains, with_means(CENTER), loss_weights=WEIGHTS)
     extra = {name: (row.chi[0], row.standard_error[0]) for name, row in (("lambda", llc), ("F", free_energy))}
-    assert_tables(tmp_path, rows_of(measured) | extra)
+    assert_tables(tmp_path, rows_of(measured) | extra | {"controlled": controlled})
     for summary in found:
         assert summary.chains == (0, 2, 3, 4)
         assert summary.excluded == {LOST: "its node went away"}

@@ -60,14 +60,15 @@ def test_excluded_chain(tiny_run: Path) -> None:
 def test_a_direction_of_another_size_than_the_plain_covariance(tiny_run: Path) -> None:
     config = tiny_config(tiny_run, "retrain.seeds=[0,1,2]")
 
-    def lines(*interval: float) -> list[str]:
+    def lines(*interval: float, key: str = "estimator_agreement") -> list[str]:
         entry = {"slope_samples": 1.4, "slope_interval_samples": list(interval), "slope_entries": 1.0}
-        solution = {"conjugate_gradients": [], "estimator_agreement": {"induction": entry}}
-        return find_warnings(diagnostics(), solution, {}, config)
+        return find_warnings(diagnostics(), {"conjugate_gradients": [], key: {"induction": entry}}, {}, config)
 
     assert lines(0.9, 1.9) == []
     [line] = lines(1.2, 1.6)
-    assert line.startswith("induction: the plain covariance is 1.40 [1.20, 1.60] times the response direction")
+    assert line.startswith("induction: the plain covariance is 1.40 [1.20, 1.60] times the response direction on the")
+    [line] = lines(1.2, 1.6, key="control_agreement")
+    assert line.startswith("induction: the plain covariance is 1.40 [1.20, 1.60] times the linear control's on the")
 
 
 def test_modes_of_noise(tiny_run: Path) -> None:

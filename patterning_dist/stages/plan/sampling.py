@@ -15,7 +15,8 @@ from patterning_dist.models.components import select_component
 from patterning_dist.response.cost import Seconds, UnitCounts, aggregator_bytes, makespan
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import susceptibility
-from patterning_dist.runtime.probe.chains import ChainProbe
+from patterning_dist.runtime.probe.chains import ChainProbe, ChainTimes
+from patterning_dist.sampling.controlled import CONTROL_COST
 from patterning_dist.stages.plan.table import StagePlan
 
 # Components that are timed; of more kinds than these, the nearest in size stands in.
@@ -103,7 +104,7 @@ class Chains:
         return StagePlan(
             stage,
             ", ".join(f"{number:,} {name.removeprefix('num_')}" for name, number in totals.items()),
-            self._seconds(counts, gradients_of) + self.reduction_seconds() * len(counts),
+            self._seconds(counts, gradients_of, stage) + self.reduction_seconds() * len(counts),
             probe.num_workers * sampling.ranks_per_chain,
             sampling.threads_per_worker,
             on_device=True,
@@ -112,20 +113,33 @@ class Chains:
             details=totals | {size: getattr(largest, size) for size in sizes},
         )
 
-    def _seconds(self, counts: dict[str, UnitCounts], gradients_of: frozenset[str]) -> Seconds:
+    def _seconds(self, counts: dict[str, UnitCounts], gradients_of: frozenset[str], stage: str) -> Seconds:
         """Wall time of all chains, which workers take in the order of the subjects."""
         chains = []
         for name, unit in counts.items():
             times = self.probe.chains[self.standing_for[name]]
             draw = times.draw + times.gradients if name in gradients_of else times.draw
-            chains += [times.opening + times.step * unit.num_steps + draw * unit.num_draws] * unit.num_chains
+            chain = times.opening + times.step * unit.num_steps + draw * unit.num_draws
+            if stage == "sample" and self.config.sampling.controlled:  # weighted chains have no controls
+                chain += self._controls(times, unit)
+            chains += [chain] * unit.num_chains
         return self.probe.starting + makespan(chains, self.probe.num_workers)
+
+    def _controls(self, times: ChainTimes, unit: UnitCounts) -> Seconds:
+        """Of one chain's controls: conjugate gradients, gradients at draws, and derivatives of the probe's losses."""
+        sampling, (products, passes) = self.config.sampling, CONTROL_COST
+        rows = len(sampling.controlled)
+        stein = any(c.control == "langevin_stein" for c in sampling.controlled)
+        steps = rows * products / sampling.batch_size + 2 * stein * unit.num_steps
+        return times.step * steps + times.draw * (rows * passes * unit.num_draws)
 
     def _disk(self, name: str, unit: UnitCounts, takes_gradients: bool) -> int:
         """Bytes under sampling/ and of the tables of chi, a row a probe column."""
         num_observables, num_columns = len(self.subjects.observable_names), self.num_columns
         total = aggregator_bytes(unit, self.config.sampling.num_batches, num_observables, num_columns)
         total += unit.num_chains * num_columns * 2 * _FLOAT  # losses at the centre
+        if controlled := len(self.config.sampling.controlled):
+            total += aggregator_bytes(unit, self.config.sampling.num_batches, controlled, num_columns)
         if takes_gradients and self.subjects.held_out is not None:
             vectors = 1 + len(self.subjects.held_out.names)
             total += unit.num_chains * vectors * self.probe.chains[self.standing_for[name]].num_coordinates * 2 * _FLOAT
