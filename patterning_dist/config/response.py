@@ -93,7 +93,8 @@ class SolveConfig(Section):
     max_cost: float | None = Field(
         None,
         gt=0,
-        description="weights are scaled down until predict says that they raise the overall loss by no more [nats]",
+        description="weights are scaled down until the upper end of the interval that predict has of the overall "
+        "loss's rise is no more [nats]",
     )
     weight_min: float = Field(0, ge=0, lt=1, description="smallest sample weight rho [1]")
     weight_max: float = Field(4, gt=1, description="largest sample weight rho [1]")

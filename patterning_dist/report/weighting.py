@@ -75,8 +75,10 @@ def weights(
             words += (
                 f" {arm.capitalize()} is scaled to {number(cost['scale'])} of what was solved for, where the window "
             )
-            words += f"is predicted to raise the overall loss by {estimate(cost['overall'], sign=True)} nats, at most "
-            words += f"{number(cost['max_cost'])} wanted; {len(cost['tried'])} strengths were tried."
+            words += (
+                f"is predicted to raise the overall loss by {estimate(cost['overall'], sign=True)} nats: the upper "
+            )
+            words += f"end is held to {number(cost['max_cost'])}; {len(cost['tried'])} strengths were tried."
     section.blocks.append(Note(words))
     same = bool(_bins(solved, "permuted")) and _bins(solved, "permuted") == _bins(solved, "plus")
     drawn = []

@@ -400,14 +400,14 @@ def test_a_cost_that_was_held_and_metrics_of_a_window_are_told(run):
     path = run / "weights" / "solution.json"
     solution = json.loads(path.read_text())
     overall = {"value": 0.0123, "interval": [0.0081, 0.0165]}
-    tried = [[0.25, 0.0123], [0.5, 0.07], [1.0, None]]
-    solution["arms"]["plus"]["cost"] = {"scale": 0.25, "max_cost": 0.013, "overall": overall, "tried": tried}
+    tried = [[0.25, 0.0165], [0.5, 0.07], [1.0, None]]
+    solution["arms"]["plus"]["cost"] = {"scale": 0.25, "max_cost": 0.017, "overall": overall, "tried": tried}
     path.write_text(json.dumps(solution))
     (run / "predict").mkdir(exist_ok=True)
     metrics = {"prefix_matching": {"value": 0.037, "halving_error": 0.0021}}
     entry = {"outside": None, "observables": {}, "metrics": metrics}
     (run / "predict" / "response.json").write_text(json.dumps({"arms": {"plus": entry}}))
     html = page(run)
-    assert "Plus is scaled to 0.25 of what was solved for" in html and "at most 0.013 wanted; 3 strengths" in html
+    assert "Plus is scaled to 0.25 of what was solved for" in html and "end is held to 0.017; 3 strengths" in html
     table = html[html.index("Metrics where the windows lead") :]
     assert "no interval" in table[:200] and "+0.037" in table and "0.0021" in table
