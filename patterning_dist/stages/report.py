@@ -75,6 +75,7 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
         "arms": {arm.name: told[arm.name] | arm.summary() for arm in arms},
         "contrasts": compared,
         **found,
+        "slopes": checked.get("slopes", {}),
         "weights": {
             arm: {k: entry[k] for k in ("strength", "effective_sample_share")}
             for arm, entry in solution.get("arms", {}).items()

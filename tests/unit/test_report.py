@@ -340,6 +340,24 @@ def test_the_check_stands_between_prediction_and_outcome(run):
     assert "checked: " not in section_of(page(run), "response")
 
 
+def test_slopes_at_zero_stand_beside_chi(run):
+    body = section_of(page(run), "response")
+    row = re.search(r"<td>Induction gap</td>(<td>−0.050 .*?)</tr>", body)[1]
+    cells = ["−0.050 [−0.066, −0.034]", "−0.0450 [−0.0489, −0.0411]", "0.9", "+0.7", "agrees"]
+    assert re.findall("<td>(.*?)</td>", row) == cells
+    assert "at 0.1 and −0.1 times the weights" in body
+    assert "induction gap: chi: −0.050 [−0.066, −0.034]" in body and "induction gap: checked: −0.0450" in body
+    title = re.search(r"Slope at strength 0 against chi; (.*?)<", body)[1]
+    assert "the induction gap" in title and title.endswith(": agrees")
+    # Of what chi says nothing there is the measurement alone.
+    row = re.search(r"<td>Loss</td>(.*?)</tr>", body)[1]
+    assert re.findall("<td>(.*?)</td>", row) == ["–", "+0.0120 [0.0100, 0.0140]", "–", "–", "–"]
+    assert "loss: checked: +0.0120" in body and "loss: chi" not in body.replace("rest loss: chi", "")
+    checked = json.loads((run / "check/response.json").read_text())
+    (run / "check/response.json").write_text(json.dumps(checked | {"slopes": {}}))  # strengths of one sign
+    assert "Slope" not in section_of(page(run), "response")
+
+
 def test_terms_of_a_difference_stand_beside_it(run):
     body = section_of(page(run), "response")
     row = re.search(r"<td>plus</td><td>induction_gap:rest</td>(.*?)</tr>", body)[1]
