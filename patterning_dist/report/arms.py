@@ -33,7 +33,7 @@ def first_passing(table: pa.Table) -> int | None:
 
 def arms(section: Section, run: Run, summary: Mapping[str, Any], metrics: Metrics) -> None:
     """Metric curves of all arms, with their transition times where heads are scored."""
-    retrained = run.retrained()
+    retrained = run.retrained(summary)
     if not retrained:
         return run.excuse(section, "No retraining has been run yet.", _ABSENT["retrain"], "retrain")
     groups = {arm: list(seeds.values()) for arm, seeds in retrained.items()}

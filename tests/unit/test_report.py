@@ -236,6 +236,22 @@ def test_transition_steps_are_those_of_the_summary_or_else_of_the_curves(run):
     assert f"<td>plus</td><td>{first:,}</td>" in page(run)
 
 
+def test_folders_of_what_is_asked_for_no_longer_are_not_read(run):
+    """Lowered rounds, strengths, arms and seeds leave theirs behind."""
+    summary = json.loads((run / "summary.json").read_text())
+    sampled = json.loads((run / "response/diagnostics.json").read_text())["subjects"]
+    summary["chains"] = {name: {} for name in (*sampled, "check/everything@+1")}
+    (run / "summary.json").write_text(json.dumps(summary))
+    shutil.copytree(run / "sampling/everything", run / "sampling/check/everything@+1")
+    wanted = page(run)
+    assert "check/everything@+1" in section_of(wanted, "chains")
+    shutil.copytree(run / "sampling/everything", run / "sampling/check/everything@+2")
+    shutil.copytree(run / "sampling/everything", run / "sampling/retrain/plus/seed-0/round-1/everything")
+    shutil.copytree(run / "retrain/plus", run / "retrain/gone")
+    shutil.copytree(run / "retrain/plus/seed-0", run / "retrain/plus/seed-7")
+    assert page(run) == wanted
+
+
 def test_rhat_and_ess_are_flagged_with_what_to_turn(run):
     html = page(run)
     assert "⚑ 1.080" in html and "⚑ 84" in html and "⚑ 1.020" not in html
