@@ -107,7 +107,7 @@ class SolveConfig(Section):
 class PredictConfig(Section):
     """What every arm that goes on from a checkpoint will come to, before it is trained."""
 
-    gradient_sequences: int = Field(1024, ge=1, description="training samples of a segment's mean gradient [sequences]")
+    gradient_sequences: int = Field(2048, ge=1, description="training samples of a segment's mean gradient [sequences]")
     curvature_sequences: int = Field(256, ge=1, description="of them, those of a Hessian product [sequences]")
     lanczos_steps: int = Field(6, ge=1, description="Hessian products that apply the window's kernel [products]")
     segments: int = Field(

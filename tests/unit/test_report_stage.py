@@ -125,7 +125,9 @@ def test_an_arm_at_another_strength_has_its_own_prediction_and_check() -> None:
         "induction": -0.09,
         "induction:rest": 1,
     }
-    assert found["predicted"] == {"half": {"induction": estimate | {"covers": ["sequences", "halving", "model"]}}}
+    assert found["predicted"] == {
+        "half": {"induction": estimate | {"covers": ["sequences", "seeds", "halving", "model"]}}
+    }
     assert half["covers"] == found["checked"]["half"]["induction"]["covers"] == ["chains"]
     assert set(found["cross_fitted"]) == {"plus", "half"}
     assert predictions({}, {}, {}, arms) == {kind: {} for kind in found}
