@@ -3,7 +3,7 @@
 Every case is a model that nothing was chosen on: data and initialisation from its own seed, a baseline trained and
 annealed, one of three kinds (classifier, regression, transformer), an optimizer, a rate, a length, a batch size, and
 weights that move the loss of a group of samples, of a class, or of samples by chance. ``training.walk`` predicts
-on part B of the held-out samples, in process and without Ray; loops of plain torch train arm and base on three data
+on part B of the held-out samples, in process and without Ray; loops of plain torch train arm and base on eight data
 orders, and part C measures them.
 
     OMP_NUM_THREADS=1 python benchmarks/windows.py --seeds 4 --rows rows.jsonl
@@ -22,6 +22,7 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
 from torch.utils.data import TensorDataset
 
 from patterning_dist.config import PredictConfig, SamplingConfig, TrainingConfig
@@ -33,8 +34,9 @@ from patterning_dist.tasks.held_out import held_out_ids, held_out_splits
 from patterning_dist.tasks.optimizers import learning_rate_factor, set_learning_rate_factor
 from patterning_dist.training.walk import DEFAULT_CLIPPING, Window, walk
 
-NUM_TRAIN, NUM_HELD_OUT, EVALUATED = 2048, 6000, 2000
-STRENGTHS, DATA_ORDERS = (0.25, 0.5, 1.0), (11, 12, 13)
+NUM_TRAIN = 2048
+EVALUATED = {"classifier": 10000, "regression": 10000, "transformer": 2000}  # held-out samples of each of three parts
+STRENGTHS, DATA_ORDERS = (0.25, 0.5, 1.0), range(11, 19)
 TRAININGS = {  # optimizer -> (rate, steps, batch size)
     "sgd": [(0.05, 20, 64), (0.1, 60, 32), (0.1, 150, 128), (0.3, 60, 64), (0.2, 150, 16)],
     "adamw": [(2e-3, 20, 64), (1e-3, 60, 32), (2e-3, 60, 128), (1e-3, 150, 64), (1e-3, 150, 16)],
@@ -77,7 +79,7 @@ class Fresh(PlainTask):
         self.directions = torch.from_numpy(self.rule.normal(size=(2, 6))).float()
         self.chains = torch.from_numpy(self.rule.dirichlet(np.full(VOCABULARY, 0.15), (2, VOCABULARY)))
         self.train = self.draw(1, NUM_TRAIN, None)
-        self.held_out = {"first": self.draw(2, NUM_HELD_OUT, 0), "second": self.draw(3, NUM_HELD_OUT, 1)}
+        self.held_out = {name: self.draw(2 + k, 3 * EVALUATED[kind], k) for k, name in enumerate(("first", "second"))}
         self.model = self.trained()
 
     def draw(self, stream: int, number: int, group: int | None) -> TensorDataset:
@@ -168,30 +170,51 @@ class Case:
             batch_size=self.batch, optimizer=self.optimizer, learning_rate=self.rate, weight_decay=0.01
         )
 
-    def realised(self, rho: np.ndarray | None, order: int) -> np.ndarray:
-        """Split losses on part C after the training."""
-        task, model = self.task, self.task.load("", None)
-        optimizer = task.optimizer(model, self.training())
+    def realised(self, rho: np.ndarray | None) -> np.ndarray:
+        """Split losses on part C after the training [order, observable]; all data orders are trained at once."""
+        task, number = self.task, len(DATA_ORDERS)
+        shell, names = task.load("", None), [name for name, _ in task.model.named_parameters()]
+        for parameter in shell.parameters():
+            parameter.ds_shape = parameter.shape  # what the optimizer takes for the shape of one model's
+            parameter.data = parameter.data.expand(number, *parameter.shape).clone()
+        stacked, optimizer = dict(shell.named_parameters()), task.optimizer(shell, self.training())
+
+        def losses(weights: dict[str, Tensor], batch: list[Tensor]) -> Tensor:
+            def model(inputs: Tensor) -> Tensor:
+                return functional_call(task.model, weights, (inputs,))
+
+            return task.losses(model, batch)
+
+        def mean_loss(weights: dict[str, Tensor], batch: list[Tensor], share: Tensor) -> Tensor:
+            return (share * losses(weights, batch)).mean()
+
+        gradients = vmap(grad(mean_loss))
         for step in range(self.steps):
-            ids = epoch_batch(order, step, self.batch, NUM_TRAIN)
-            losses = task.losses(model, task.train[ids])
-            (losses if rho is None else losses * torch.from_numpy(rho[ids])).mean().backward()
-            nn.utils.clip_grad_norm_(model.parameters(), DEFAULT_CLIPPING)
+            ids = np.stack([epoch_batch(order, step, self.batch, NUM_TRAIN) for order in DATA_ORDERS])
+            plain = torch.ones(*ids.shape, *[1] * bool(task.num_positions))
+            share = plain if rho is None else torch.from_numpy(rho[ids])
+            live = {name: stacked[name].detach() for name in names}
+            found = gradients(live, [column[torch.from_numpy(ids)] for column in task.train.tensors], share)
+            norms = sum(g.flatten(1).square().sum(dim=1) for g in found.values()).sqrt()
+            factors = (DEFAULT_CLIPPING / (norms + 1e-6)).clamp(max=1.0)
+            for name, g in found.items():
+                stacked[name].grad = g * factors.view(-1, *[1] * (g.dim() - 1))
             optimizer.step()
-            optimizer.zero_grad()
-        ids = held_out_ids(task, task.seed, EVALUATED, "realised")
+        ids = held_out_ids(task, task.seed, EVALUATED[task.kind], "realised")
         held_out = held_out_splits(task, ids, SPLITS, "realised")
+        samples = held_out.samples[torch.arange(len(held_out.samples))]
         with torch.no_grad():
-            found = task.losses(model, held_out.samples[torch.arange(len(held_out.samples))])
-        return (held_out.coefficients * found).flatten(1).sum(dim=1).numpy()
+            ends = ({name: stacked[name][k] for name in names} for k in range(number))
+            sums = [(held_out.coefficients * losses(end, samples)).flatten(1).sum(dim=1).numpy() for end in ends]
+        return np.stack(sums)
 
 
-def sampling() -> SamplingConfig:
+def sampling(kind: str) -> SamplingConfig:
     observables = [{"kind": "split_loss", "name": name, "split": split} for name, split in SPLITS.items()]
     return SamplingConfig.model_validate(
         dict(components=[{"name": "everything"}], observables=observables, num_draws=16, burn_in=0,
              inverse_temperature=1, localization=1, step_size=1e-6, probe_sequences=8,
-             evaluation_sequences=EVALUATED, micro_batch_size=512)
+             evaluation_sequences=EVALUATED[kind], micro_batch_size=512)
     )  # fmt: skip
 
 
@@ -203,14 +226,14 @@ def rows(case: Case, setting: PredictConfig) -> Iterator[dict[str, Any]]:
         for strength in STRENGTHS:
             names.append(f"{name} {strength:g}")
             subjects[names[-1]] = Subject("", "everything", "predict", weights=name, strength=strength)
-    opened = Subjects(task, sampling(), task.seed, Path(), subjects, part="predicted")
-    window = Window(case.training(), float(case.steps), DEFAULT_CLIPPING, setting)
+    opened = Subjects(task, sampling(task.kind), task.seed, Path(), subjects, part="predicted")
+    window = Window(case.training(), case.steps, float(case.steps), DEFAULT_CLIPPING, setting)
     walks = {name: walk(opened, name, window) for name in names}
     done = {}
     for name in names:
         subject = subjects[name]
         rho = None if subject.weights is None else task.read_weights(Path(subject.weights), subject.strength)
-        done[name] = np.stack([case.realised(rho, order) for order in DATA_ORDERS])
+        done[name] = case.realised(rho)
     for name in names[1:]:
         num_seen = case.steps * case.batch * len(DATA_ORDERS)
         entry = predicted_change(opened, window, walks[name], walks["base"], num_seen)

@@ -93,7 +93,8 @@ class SolveConfig(Section):
     max_cost: float | None = Field(
         None,
         gt=0,
-        description="weights are scaled down until predict says that they raise the overall loss by no more [nats]",
+        description="weights are scaled down until the upper end of the interval that predict has of the overall "
+        "loss's rise is no more [nats]",
     )
     weight_min: float = Field(0, ge=0, lt=1, description="smallest sample weight rho [1]")
     weight_max: float = Field(4, gt=1, description="largest sample weight rho [1]")
@@ -106,7 +107,7 @@ class SolveConfig(Section):
 class PredictConfig(Section):
     """What every arm that goes on from a checkpoint will come to, before it is trained."""
 
-    gradient_sequences: int = Field(1024, ge=1, description="training samples of a segment's mean gradient [sequences]")
+    gradient_sequences: int = Field(2048, ge=1, description="training samples of a segment's mean gradient [sequences]")
     curvature_sequences: int = Field(256, ge=1, description="of them, those of a Hessian product [sequences]")
     lanczos_steps: int = Field(6, ge=1, description="Hessian products that apply the window's kernel [products]")
     segments: int = Field(

@@ -13,6 +13,7 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.experiments.experiment import Stage
 from patterning_dist.storage.files import file_sha256
 from patterning_dist.storage.run import stage_fingerprint
+from patterning_dist.training.job import WEIGHTED_LOSS
 
 
 class Loop:
@@ -72,7 +73,9 @@ class Loop:
         return found
 
     def inputs(self, config: Config, manifest: dict[str, Any]) -> dict[str, Any]:
-        """See ``Experiment``: the text itself, so that an edited corpus is noticed, and files that sections name."""
+        """See ``Experiment``: the text itself, so that an edited corpus is noticed, files that sections name, and by
+        what rule weighted arms are trained.
+        """
         found: dict[str, Any] = {}
         for section, key in (("training", "deepspeed"), ("retrain", "deepspeed"), ("sampling", "probe")):
             if (path := getattr(getattr(config, section), key, None)) is not None:
@@ -80,7 +83,7 @@ class Loop:
         if config.retrain is not None:
             tables = {arm.name: arm.weights for arm in config.retrain.arm_list if isinstance(arm.weights, Path)}
             weights = {name: file_sha256(table) for name, table in tables.items() if table.exists()}
-            found["retrain"] = found.get("retrain", {}) | weights
+            found["retrain"] = found.get("retrain", {}) | weights | {"weighted_loss": WEIGHTED_LOSS}
         if isinstance(config.data, TextConfig):
             found["data"] = _corpus(config.data, manifest.get("inputs", {}).get("data"))
         return found

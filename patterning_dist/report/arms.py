@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from patterning_dist.report.blocks import Figures, Note, Section, Table
+from patterning_dist.report.checked import checks
 from patterning_dist.report.figures import arm_style, curves, figure, intervals
 from patterning_dist.report.predictions import COVERS, predictions
 from patterning_dist.report.reading import ARM_ORDER, Run, column, in_order
@@ -32,7 +33,7 @@ def first_passing(table: pa.Table) -> int | None:
 
 def arms(section: Section, run: Run, summary: Mapping[str, Any], metrics: Metrics) -> None:
     """Metric curves of all arms, with their transition times where heads are scored."""
-    retrained = run.retrained()
+    retrained = run.retrained(summary)
     if not retrained:
         return run.excuse(section, "No retraining has been run yet.", _ABSENT["retrain"], "retrain")
     groups = {arm: list(seeds.values()) for arm, seeds in retrained.items()}
@@ -149,20 +150,10 @@ def response(
     headers = ["arm", "observable", *(kind.replace("_", "-") for kind in kinds)]
     section.blocks.append(Table(headers, rows, "With 95 % intervals"))
     if checked:
-        section.blocks.append(_check_table(checked))
+        section.blocks += checks(checked, metrics)
     elif run.leaves_out("check"):
         words = "The experiment file has no section check, so the prediction is not measured again under the weights."
         section.blocks.append(Note(words, "small"))
-
-
-def _check_table(checked: Mapping[str, Any]) -> Table:
-    rows = [
-        [strength, name, number(entry.get("predicted"), sign=True), estimate(entry, sign=True)]
-        for strength, entries in (checked.get("strengths") or {}).items()
-        for name, entry in entries.items()
-    ]
-    title = f"Chains of {checked.get('subject')} under {checked.get('weights')} weights, at multiples of them"
-    return Table(["strength", "observable", "predicted", "checked"], rows, title)
 
 
 def _agreement(arm: str, names: Iterable[str], found: Mapping[str, Any], metrics: Metrics) -> str:

@@ -17,9 +17,11 @@ LARGEST_RHAT, SMALLEST_ESS = 1.05, 100
 DRAWN_SUBJECTS = 24  # a page that all heads of a large model are drawn on cannot be opened
 
 
-def chains(section: Section, run: Run, diagnostics: Mapping[str, Any], metrics: Metrics) -> None:
+def chains(
+    section: Section, run: Run, summary: Mapping[str, Any], diagnostics: Mapping[str, Any], metrics: Metrics
+) -> None:
     """Diagnostics with flags, learning coefficients, excluded chains, traces."""
-    traces, states = run.of_subjects("traces.parquet"), run.of_subjects("chains.json")
+    traces, states = (run.of_subjects(file, summary) for file in ("traces.parquet", "chains.json"))
     subjects = diagnostics.get("subjects") or {}
     if not traces and not subjects:
         return run.excuse(section, "No chains have been run yet.")

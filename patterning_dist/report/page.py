@@ -39,7 +39,7 @@ def _sections(run: Run, summary: dict[str, Any]) -> list[Section]:
         ("response", "Predicted, checked and realised, side by side", arms.response, (summary, solution, metrics)),
         ("weights", "The weights", weighting.weights, (summary, solution, texts)),
         ("susceptibilities", "Susceptibilities", susceptibilities.susceptibilities, (diagnostics, solution, texts)),
-        ("chains", "Chains", chains.chains, (diagnostics, metrics)),
+        ("chains", "Chains", chains.chains, (summary, diagnostics, metrics)),
         ("baseline", "The baseline checkpoint", record.baseline, (metrics,)),
         ("record", "Cost and record", record.record, (summary,)),
     ]

@@ -9,7 +9,7 @@ from typing import Any
 COVERS = {
     "solved": ["chains"],
     "cross_fitted": ["chains"],
-    "predicted": ["sequences", "halving", "model"],
+    "predicted": ["sequences", "seeds", "halving", "model"],
     "checked": ["chains"],
 }
 

@@ -107,11 +107,14 @@ class Run:
             self._problem(path, error)
             return None
 
-    def of_subjects(self, file: str) -> dict[str, str]:
-        """Subject -> path of a file in its folder below sampling/."""
-        root = self.directory / "sampling"
+    def of_subjects(self, file: str, summary: Mapping[str, Any]) -> dict[str, str]:
+        """Subject -> path of a file in its folder below sampling/; of those that a summary tells of, if there is one.
+
+        Strengths and rounds that are asked for no longer leave their folders behind.
+        """
+        root, known = self.directory / "sampling", summary.get("chains")
         found = {path.parent.relative_to(root).as_posix(): path for path in root.rglob(file)}
-        return self._listed(found)
+        return self._listed({name: path for name, path in found.items() if known is None or name in known})
 
     def susceptibilities(self) -> dict[str, str]:
         """Subject -> path of its table of single losses; of those that were sampled without weights."""
@@ -144,14 +147,17 @@ class Run:
         section.absent = absent if self.leaves_out(*sections) else ""
         section.missing = "" if section.absent else missing
 
-    def retrained(self) -> dict[str, dict[int, pa.Table]]:
-        """Arm -> seed -> the metrics of that retraining, for those which have begun."""
+    def retrained(self, summary: Mapping[str, Any]) -> dict[str, dict[int, pa.Table]]:
+        """Arm -> seed -> the metrics of that retraining, for those which have begun; likewise."""
         arms: dict[str, dict[int, pa.Table]] = {}
+        known = summary.get("arms")
         for path in sorted((self.directory / "retrain").glob("*/seed-*/metrics.parquet")):
-            seed = path.parent.name.removeprefix("seed-")
+            arm, seed = path.parent.parent.name, path.parent.name.removeprefix("seed-")
+            if not seed.isdigit() or not (known is None or int(seed) in known.get(arm, {}).get("seeds", ())):
+                continue
             table = self.table(path.relative_to(self.directory).as_posix())
-            if table is not None and table.num_rows and seed.isdigit():
-                arms.setdefault(path.parent.parent.name, {})[int(seed)] = table
+            if table is not None and table.num_rows:
+                arms.setdefault(arm, {})[int(seed)] = table
         return {arm: dict(sorted(arms[arm].items())) for arm in in_order(arms, ARM_ORDER)}
 
 

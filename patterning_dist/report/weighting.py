@@ -12,7 +12,7 @@ from patterning_dist.report.blocks import Figures, Note, Section, Table
 from patterning_dist.report.figures import arm_style, figure, histogram
 from patterning_dist.report.reading import ARM_ORDER, Run, column, in_order
 from patterning_dist.report.text import INDEX, Shading, TokenText, entries, passage, strongest, varied
-from patterning_dist.report.words import estimate, number
+from patterning_dist.report.words import estimate, listed, number
 
 CONTEXT_LINES = 12
 CANDIDATES = 600  # from which the lines are chosen, so that one frequent token does not fill them
@@ -66,7 +66,7 @@ def weights(
     words = "A weight multiplies a loss in training, or the chance that a sample is drawn; 1 leaves it alone. "
     words += f"Estimator: {str(solution.get('estimator', 'not named')).replace('_', ' ')}.{_choice(solution)}"
     if kept := solution.get("kept_mass"):
-        words += f" {' and '.join(kept['arms']).capitalize()} keep the sum of weights of every {kept['of']}, "
+        words += f" {listed(kept['arms']).capitalize()} keep the sum of weights of every {kept['of']}, "
         words += (
             f"{number(kept['num_groups'], decimals=0)} of them, as it is in the data; other arms keep the total alone."
         )
@@ -75,8 +75,10 @@ def weights(
             words += (
                 f" {arm.capitalize()} is scaled to {number(cost['scale'])} of what was solved for, where the window "
             )
-            words += f"is predicted to raise the overall loss by {estimate(cost['overall'], sign=True)} nats, at most "
-            words += f"{number(cost['max_cost'])} wanted; {len(cost['tried'])} strengths were tried."
+            words += (
+                f"is predicted to raise the overall loss by {estimate(cost['overall'], sign=True)} nats: the upper "
+            )
+            words += f"end is held to {number(cost['max_cost'])}; {len(cost['tried'])} strengths were tried."
     section.blocks.append(Note(words))
     same = bool(_bins(solved, "permuted")) and _bins(solved, "permuted") == _bins(solved, "plus")
     drawn = []
@@ -88,7 +90,8 @@ def weights(
             drawn += figure(f"{arm.capitalize()}: the effective sample is {_share(share)} of the losses", svg)
     section.blocks += [Figures(drawn)] if drawn else []
     if same:
-        words = "The permuted arm has the plus arm's weights dealt to other losses: same histogram."
+        words = "The permuted arm has the plus arm's weights dealt to other losses"
+        words += f" of the same {kept['of']}: same histogram." if kept else ": same histogram."
         section.blocks.append(Note(words, "small"))
     section.blocks.append(_summary_table(solved, "Solved weights"))
     if later := summary.get("rounds"):

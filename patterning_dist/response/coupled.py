@@ -133,6 +133,7 @@ def verdict(found: TraceMean, linear: Linear, per_chain: Floats, exact: float = 
     return {
         "predicted": linear.value,
         "predicted_standard_error": linear.standard_error,
+        "predicted_interval": [linear.value - linear.width, linear.value + linear.width],
         "z": float(difference / error) if error else None,
         "ratio": float(values[0] / values[1]) if values[1] else None,
         "verdict": "not resolved" if is_noise else "agrees" if abs(difference) <= width else "disagrees",

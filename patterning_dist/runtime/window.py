@@ -45,6 +45,7 @@ def walk_windows(
     grouped = sampling.ranks_per_chain > 1
     settings = [
         window.training.model_dump(mode="json"),
+        window.num_steps,
         window.tau,
         window.clipping,
         window.settings.model_dump(mode="json"),

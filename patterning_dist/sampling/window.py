@@ -8,8 +8,16 @@ T steps of an optimizer whose step is w <- w - f_t D g_t, with a metric D that i
 where f_t is the schedule's factor. D is the learning rate for SGD; for AdamW the rate over sqrt(E g_B^2), with the
 second moment of the minibatch gradients of the very loss that is trained, and decay c adds (c / p) w to the gradient
 and c / p to H, p = 1 / sqrt(E g_B^2). F_tau(A) is applied by Lanczos steps (Golub & Meurant, 2010): unlike the
-posterior's kernel 1 / (x + 1 / tau) it has no pole where the loss curves down. What is left out: the noise of
-minibatches, whose effect on the mean is of second order in it, and the change of D along the way.
+posterior's kernel 1 / (x + 1 / tau) it has no pole where the loss curves down. D changes along the way, and gradients
+do beyond first order: both are left out.
+
+Minibatches spread the ends of trainings round w_T with a covariance C, Sigma being that of a minibatch's gradient,
+
+    C = D^1/2 V(A)^1/2 D^1/2 Sigma D^1/2 V(A)^1/2 D^1/2 ,   V(x) = sum_k (1 - x)^2k , k < T, less what passes without
+                                                            replacement take away
+
+(the stationary covariance of SGD, Mandt, Hoffman & Blei 2017, if Sigma and H commute). It is the error of a prediction
+of one training; what it does to the mean, 1/2 tr(H C) and more, is left out as well.
 """
 
 from __future__ import annotations
@@ -41,6 +49,21 @@ class Rule:
     rate: float
     decay: float = 0.0
     stability: float | None = None
+
+
+@dataclass(frozen=True)
+class Steps:
+    """Of a training.
+
+    Attributes:
+        number: T.
+        factor: f, mean of the schedule's factors.
+        a_pass: E, steps of a pass over the population without replacement.
+    """
+
+    number: int
+    factor: float
+    a_pass: float
 
 
 @dataclass(frozen=True)
@@ -87,22 +110,49 @@ def window_move(product: Product, gradient: Vector, rates: Vector, dot: Dot, *, 
         tau: length of the window.
         num_steps: Hessian products.
     """
+    moved, values = _applied(product, gradient, rates, dot, lambda x: -window_kernel(x, tau), num_steps)
+    return Move(moved, float(values[0]), float(values[-1]))
+
+
+def window_spread(product: Product, noise: Vector, rates: Vector, dot: Dot, steps: Steps, num_products: int) -> Vector:
+    """D^1/2 V(A)^1/2 D^1/2 u: a draw of covariance C, see the module.
+
+    Args:
+        product: v -> H v; of the loss with its decay.
+        noise: u, a draw of covariance Sigma.
+        rates: D, positive.
+        dot: inner product over all ranks.
+        steps: of the training.
+        num_products: Hessian products.
+    """
+    return _applied(product, noise, rates, dot, lambda x: np.sqrt(spread_kernel(x, steps)), num_products)[0]
+
+
+def _applied(
+    product: Product,
+    vector: Vector,
+    rates: Vector,
+    dot: Dot,
+    kernel: Callable[[np.ndarray], np.ndarray],
+    num_products: int,
+) -> tuple[Vector, np.ndarray]:
+    """D^1/2 kernel(A) D^1/2 v, and the Ritz values of A."""
     root = {name: rate.sqrt() for name, rate in rates.items()}
 
     def scaled_product(vector: Vector) -> Vector:
         return _times(root, product(_times(root, vector)))
 
-    start = _times(root, gradient)
+    start = _times(root, vector)
     norm = math.sqrt(dot(start, start))
-    moved = {name: torch.zeros_like(g) for name, g in gradient.items()}
+    found = {name: torch.zeros_like(v) for name, v in vector.items()}
     if norm == 0.0:
-        return Move(moved, 0.0, 0.0)
-    basis, alphas, betas = lanczos(scaled_product, start, dot, num_steps)
-    values, vectors = (found.numpy() for found in ritz(alphas, betas))
-    coefficients = -norm * vectors @ (window_kernel(values, tau) * vectors[0])
+        return found, np.zeros(1)
+    basis, alphas, betas = lanczos(scaled_product, start, dot, num_products)
+    values, vectors = (part.numpy() for part in ritz(alphas, betas))
+    coefficients = norm * vectors @ (kernel(values) * vectors[0])
     for coefficient, vector in zip(coefficients.tolist(), basis, strict=True):
-        moved = axpy(coefficient, vector, moved)
-    return Move(_times(root, moved), float(values[0]), float(values[-1]))
+        found = axpy(coefficient, vector, found)
+    return _times(root, found), values
 
 
 def window_kernel(values: np.ndarray, tau: float) -> np.ndarray:
@@ -110,6 +160,27 @@ def window_kernel(values: np.ndarray, tau: float) -> np.ndarray:
     x = np.asarray(values, float) * tau
     small = np.abs(x) < 1e-8
     return tau * np.where(small, 1 - x / 2, -np.expm1(-x) / np.where(small, 1.0, x))
+
+
+def spread_kernel(values: np.ndarray, steps: Steps) -> np.ndarray:
+    """V(x) = f^2 [ sum_k a^2k - sum over passes (sum over the steps k of a pass of a^k)^2 / E ] , a = 1 - f x, k < T.
+
+    Minibatches of a pass of E steps add up to the population, so that their noise is that of a sum that is fixed.
+    """
+    # Where f x > 1 a step overshoots, and the noise of the last one alone is counted.
+    decay = 1.0 - np.minimum(steps.factor * np.asarray(values, float), 1.0)
+    num_passes, rest = divmod(steps.number, steps.a_pass)
+    shared = _geometric(decay, rest) ** 2
+    if num_passes:
+        earlier = decay ** (2 * rest) * _geometric(decay ** (2 * steps.a_pass), num_passes)
+        shared = shared + _geometric(decay, steps.a_pass) ** 2 * earlier
+    return steps.factor**2 * np.maximum(_geometric(decay**2, steps.number) - shared / steps.a_pass, 0.0)
+
+
+def _geometric(ratio: np.ndarray, number: float) -> np.ndarray:
+    """sum_k ratio^k, k < number."""
+    is_one = np.abs(ratio - 1) < 1e-9
+    return np.where(is_one, number, (1 - ratio**number) / np.where(is_one, 1.0, 1 - ratio))
 
 
 def _times(x: Vector, y: Vector) -> Vector:

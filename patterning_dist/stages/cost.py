@@ -1,8 +1,9 @@
 """The strength that a cost allows: solved weights are scaled down until their window costs no more than was asked.
 
 rho = 1 + s h, s in (0, 1], keeps bounds, masses of groups and the direction of the response, which is s times as large.
-The cost is what ``stages.windows`` predicts of the overall loss against equal weights, where the retrainings' window
-leads: first order in s by what h asks of that loss, second by all else.
+The cost is the upper end of the 95 % interval of what ``stages.windows`` predicts of the overall loss against equal
+weights, where the retrainings' window leads: first order in s by what h asks of that loss and by the errors, second by
+all else.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ _SCALED = ("value", "standard_error", "interval")
 def hold_cost(
     config: Config, run: RunDirectory, tables: dict[str, str], progress: Progress
 ) -> dict[str, dict[str, Any]]:
-    """The largest strength found at which each table costs no more than ``solve.max_cost``.
+    """The largest strength found at which each table costs no more than ``solve.max_cost``, errors included.
 
     Args:
         config: with solve.max_cost.
@@ -37,8 +38,8 @@ def hold_cost(
         progress: is told what is found.
 
     Returns:
-        Arm -> ``scale`` s, ``max_cost``, the predicted ``overall`` loss there, and all that was ``tried``, [s, nats];
-        null where the window has no prediction.
+        Arm -> ``scale`` s, ``max_cost``, the predicted ``overall`` loss there, and all that was ``tried``: s and the
+        upper end of the interval there [nats], null where the window has no prediction.
 
     Raises:
         PatterningError: no strength that was tried stays within the cost.
@@ -64,15 +65,17 @@ def hold_cost(
     for arm, entries in tried.items():
         allowed = [s for s, e in entries.items() if _cost(e) <= largest]
         if not allowed:
-            costs = ", ".join(f"{e['value']:.3g} at {s:.3g}" for s, e in entries.items() if e) or "no prediction"
+            costs = ", ".join(f"{_cost(e):.3g} at {s:.3g}" for s, e in entries.items() if e) or "no prediction"
             raise PatterningError(
-                f"solve.max_cost: {arm} was predicted to cost more than {largest:g} nats at every strength tried "
-                f"({costs}, of the solved one); raise it, or lower solve.strength"
+                f"solve.max_cost: the upper end of what {arm} is predicted to cost is more than {largest:g} nats at "
+                f"every strength tried ({costs}, of the solved one); raise it, lower solve.strength, or raise "
+                "sampling.evaluation_sequences for narrower intervals"
             )
         s = max(allowed)
-        values = [[t, None if e is None else e["value"]] for t, e in sorted(entries.items())]
+        values = [[t, None if e is None else _cost(e)] for t, e in sorted(entries.items())]
         found[arm] = {"scale": s, "max_cost": largest, "overall": entries[s], "tried": values}
-        progress.say(f"solve: {arm} at {s:.3g} of its strength is predicted to cost {entries[s]['value']:.3g} nats")
+        words = f"{entries[s]['value']:.3g} nats, at most {_cost(entries[s]):.3g}"
+        progress.say(f"solve: {arm} at {s:.3g} of its strength is predicted to cost {words}")
     return found
 
 
@@ -83,7 +86,7 @@ def overall_observable(config: Config) -> str | None:
 
 
 def _cost(entry: dict[str, Any] | None) -> float:
-    return math.inf if entry is None else entry["value"]
+    return math.inf if entry is None else float(entry["interval"][1])
 
 
 def next_scale(costs: dict[float, float], largest: float) -> float | None:

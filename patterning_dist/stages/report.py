@@ -63,7 +63,7 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
     plain = {arm.name: counterpart(arm, arms, None) for arm in arms if arm.settings.weights is not None}
     realised = {arm.name: _realised(arm, base) for arm in arms if (base := plain.get(arm.name))}
     found["realised"] = {name: entries for name, entries in realised.items() if entries}
-    stages, diagnostics = run.manifest["stages"], _diagnostics(run.path, rounds)
+    stages, diagnostics = run.manifest["stages"], _diagnostics(run.path, checked, rounds)
     return {
         "name": config.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -75,6 +75,7 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
         "arms": {arm.name: told[arm.name] | arm.summary() for arm in arms},
         "contrasts": compared,
         **found,
+        "slopes": checked.get("slopes", {}),
         "weights": {
             arm: {k: entry[k] for k in ("strength", "effective_sample_share")}
             for arm, entry in solution.get("arms", {}).items()
@@ -100,12 +101,16 @@ def _rounds(config: Config, folder: Path) -> dict[str, dict[str, Any]]:
     return {part.name: _read(folder / part.solution, part) for part in later_rounds(config)}
 
 
-def _diagnostics(folder: Path, rounds: dict[str, dict[str, Any]]) -> dict[str, Any]:
-    """Of the sampled subjects, of those of stage check, and of those that the rounds were solved for by."""
+def _diagnostics(folder: Path, checked: dict[str, Any], rounds: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Of the sampled subjects, of those of stage check, and of those that the rounds were solved for by.
+
+    Other strengths and rounds than these may have left folders when they were asked for.
+    """
     found = json.loads((folder / "response" / "diagnostics.json").read_text(encoding="utf-8"))
-    sampling = folder / "sampling"
-    for file in sorted((sampling / "check").rglob("diagnostics.json")):
-        found["subjects"][file.parent.relative_to(sampling).as_posix()] = json.loads(file.read_text())["diagnostics"]
-    for subject in (entry["subject"] for entry in rounds.values()):
-        found["subjects"][subject] = json.loads((sampling / subject / "diagnostics.json").read_text())["diagnostics"]
+    of_check = (
+        [f"check/{checked['subject']}@{strength}" for strength in ("+0", *checked["strengths"])] if checked else []
+    )
+    for subject in (*of_check, *(entry["subject"] for entry in rounds.values())):
+        file = folder / "sampling" / subject / "diagnostics.json"
+        found["subjects"][subject] = json.loads(file.read_text(encoding="utf-8"))["diagnostics"]
     return found

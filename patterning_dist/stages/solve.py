@@ -68,7 +68,7 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     if config.solve.max_cost is not None:
         _hold_cost(pool, solutions, report["arms"], progress)
     plus = solutions["plus"]
-    solutions["permuted"] = plus[permutation(config.seed, _PERMUTED_STREAM, len(plus))]
+    solutions["permuted"] = dealt(plus, _groups(pool), config.seed)
     report["arms"]["permuted"] = {
         "effective_sample_share": report["arms"]["plus"]["effective_sample_share"],
         "histogram": report["arms"]["plus"]["histogram"],
@@ -119,8 +119,24 @@ def described(pool: Pool, scores: Scores) -> dict[str, Any]:
     if (groups := _groups(pool)) is None:
         return found
     assert pool.config.solve is not None
-    kept = {"of": pool.config.solve.keep_mass, "num_groups": int(groups.max()) + 1, "arms": list(_SIGNS)}
+    kept = {"of": pool.config.solve.keep_mass, "num_groups": int(groups.max()) + 1, "arms": [*_SIGNS, "permuted"]}
     return found | {"kept_mass": kept}
+
+
+def dealt(weights: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndarray:
+    """The same weights on other entries, of the same group where groups keep their mass [entry].
+
+    Args:
+        weights: of the entries.
+        groups: their numbers; None: all are one.
+        seed: of the order, which is uniform within every group.
+    """
+    order = permutation(seed, _PERMUTED_STREAM, len(weights))
+    if groups is None:
+        return weights[order]
+    found = np.empty_like(weights)
+    found[np.argsort(groups, kind="stable")] = weights[order[np.argsort(groups[order], kind="stable")]]
+    return found
 
 
 def _groups(pool: Pool) -> np.ndarray | None:

@@ -27,9 +27,7 @@ from patterning_dist.storage.run import RunDirectory
 from patterning_dist.training.walk import DEFAULT_CLIPPING, LARGEST_GROWTH, Window
 
 Walk = Mapping[str, Any]
-# Of a prediction, besides what sampling and halving say; what halving shows is one draw of an error, which is small by
-# chance as often as not. Both from benchmarks/windows.py.
-_MODEL_ERROR, _HALVING = 0.1, 2.0
+_MODEL_ERROR = 0.1  # of a prediction, besides what sampling, data orders and halving say: from benchmarks/windows.py
 
 
 def plain_subject(start: str) -> tuple[str, Subject]:
@@ -43,7 +41,7 @@ def window_of(config: Config) -> Window:
     path = config.retrain.deepspeed
     settings = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
     clipping = float(settings.get("gradient_clipping", DEFAULT_CLIPPING))
-    return Window(config.training, window_length(config), clipping, config.predict)
+    return Window(config.training, config.retrain.num_steps, window_length(config), clipping, config.predict)
 
 
 def walk_subjects(
@@ -89,8 +87,8 @@ def num_trained(config: Config, num_seeds: int) -> int:
 def predicted_change(subjects: Subjects, window: Window, arm: Walk, base: Walk, num_seen: int) -> dict[str, Any]:
     """What one arm comes to against equal weights, or why that cannot be said.
 
-    The walks differ by v (1 / n_coarse + 1 / n) in variance for the choice of minibatches, with n samples in the finer
-    and n / 2 in the coarser one; trainings and prediction by v (1 / n_seen + 1 / n), which counts where it is more.
+    Minibatches spread the end of a training, of n_T samples, with the variance v that the walks' draws say; result and
+    prediction, of n_seen and n samples, then differ by v n_T (1 / n_seen + 1 / n) in variance.
 
     Args:
         subjects: with the held-out samples of both walks.
@@ -112,9 +110,10 @@ def predicted_change(subjects: Subjects, window: Window, arm: Walk, base: Walk, 
     signed = np.stack([coefficients.clip(0), coefficients.clip(max=0)], axis=-1)
     shares = signed.reshape(*signed.shape[:2], -1, 2).sum(axis=2)
     coarse, fine = (split_contrast(arm["parts"][k] - base["parts"][k], shares, held_out.groups) for k in range(2))
-    halving = _HALVING * max(1.0, (1 + window.num_samples / num_seen) / 3) ** 0.5 * (fine.value - coarse.value)
+    of_one = np.square(arm["spread"] - base["spread"]).mean(axis=0)
+    order = (of_one * window.num_steps * window.training.batch_size * (1 / num_seen + 1 / window.num_samples)) ** 0.5
     # The samples of the result are others: their sampling error is as large again.
-    errors = (2**0.5 * fine.standard_error, halving, _MODEL_ERROR * fine.value)
+    errors = (2**0.5 * fine.standard_error, order, fine.value - coarse.value, _MODEL_ERROR * fine.value)
     total = np.sqrt(sum(error**2 for error in errors))
     if not np.isfinite(total).all():
         return entry | {"outside": "there are too few held-out samples for an error; give two or more of every split"}
@@ -126,6 +125,7 @@ def predicted_change(subjects: Subjects, window: Window, arm: Walk, base: Walk, 
             "interval": [fine.value[k] - width[k], fine.value[k] + width[k]],
             "in_half_the_segments": coarse.value[k],
             "sampling_error": fine.standard_error[k],
+            "order_error": order[k],
         }
         for k, name in enumerate(held_out.names)
     }

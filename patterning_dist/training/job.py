@@ -15,6 +15,8 @@ from patterning_dist.storage.files import file_sha256
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 HELD_OUT_TABLE = "held_out.parquet"  # what every held-out sample adds to the errors of the observables
 JOB_FILES = ("initial.safetensors", "model.safetensors", "metrics.parquet", HELD_OUT_TABLE, "evaluation.json")
+# Of ``training.batches.weighted_loss``: arms that an earlier version trained by another rule are not finished.
+WEIGHTED_LOSS = "sum_i rho_i l_i / (rho_mean m), rho_mean of the whole table"
 # Where files lie, and how often the state is saved: the result does not depend on it.
 _NO_INPUTS = ("folder", "weights", "deepspeed", "checkpoint_seconds")
 
@@ -86,6 +88,8 @@ class TrainingJob:
     def fingerprint(self, config: Config) -> str:
         """Hash of everything that the result depends on, file contents included, wherever the files lie."""
         spec = {key: value for key, value in asdict(self).items() if key not in _NO_INPUTS}
+        if self.weights is not None and self.weighting == "loss":
+            spec["weighted_loss"] = WEIGHTED_LOSS
         model = {k: v for k, v in config.model.model_dump(mode="json").items() if k != "path"}
         assert config.training is not None
         training = config.training.model_dump(mode="json", exclude={"deepspeed"})

@@ -19,7 +19,7 @@ from patterning_dist.data.sampler import epoch_batch
 from patterning_dist.models.components import Vector, axpy
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.target import Target
-from patterning_dist.sampling.window import Move, Rule, metric, window_move
+from patterning_dist.sampling.window import Move, Rule, Steps, metric, window_move, window_spread
 from patterning_dist.tasks.held_out import signed_sums
 from patterning_dist.tasks.task import Task
 
@@ -29,6 +29,8 @@ _BATCH_STREAM = 0x77696E64  # added to the seed: batches that are no arm's own
 LARGEST_GROWTH = 1.5
 DEFAULT_CLIPPING = 1.0  # of DeepSpeed
 _FEWEST_BATCHES = 60  # of a second moment
+NUM_SPREAD = 4  # draws of where the noise of minibatches leads to
+_SPREAD_STREAM = 0x73707264
 
 
 class Windowed(Protocol):
@@ -47,12 +49,14 @@ class Window:
 
     Attributes:
         training: section of the experiment.
+        num_steps: of the optimizer.
         tau: sum of the schedule's factors over the steps.
         clipping: norm that gradients are clipped to; 0: they are not.
         settings: section of the experiment.
     """
 
     training: TrainingConfig
+    num_steps: int
     tau: float
     clipping: float
     settings: PredictConfig
@@ -78,17 +82,19 @@ def walk(subjects: Windowed, name: str, window: Window) -> dict[str, Any]:
 
     Returns:
         ``parts`` float64 [walk, observable, sample, sign], what each held-out sample adds to an observable with
-        coefficients above and below 0; ``metrics`` [walk, metric], those of the task, and their ``names``; ``growth``
-        [segment], the exponent of what the flow grows by in it along the most negative curvature met. Where one is
-        beyond ``LARGEST_GROWTH``, parts and metrics are empty.
+        coefficients above and below 0; ``spread`` [draw, observable], how far the noise of minibatches takes a training
+        from there, in draws that are the same for all subjects; ``metrics`` [walk, metric], those of the task, and
+        their ``names``; ``growth`` [segment], the exponent of what the flow grows by in it along the most negative
+        curvature met. Where one is beyond ``LARGEST_GROWTH``, all but it are empty.
     """
     target, segments = subjects.target(name), window.settings.segments
     rules = _rules(subjects, target, window.training)
     begin = {key: w.clone() for key, w in target.live().items()}
     growth, parts, metrics = list[float](), list[np.ndarray](), list[dict[str, float]]()
+    spread = np.zeros(0)
     for numbers in (range(segments // 2), range(segments // 2, window.num_segments)):
         for number in numbers:
-            move = _move(subjects, target, rules, window, number, window.tau / len(numbers))
+            move, draws = _move(subjects, target, rules, window, number, window.tau / len(numbers))
             growth.append(-window.tau / len(numbers) * move.smallest)
             if growth[-1] > LARGEST_GROWTH:
                 break
@@ -96,10 +102,13 @@ def walk(subjects: Windowed, name: str, window: Window) -> dict[str, Any]:
         else:
             parts.append(_parts(target))
             metrics.append(subjects.task.evaluate(target.model, subjects.ranks))
+            if draws:
+                spread = _around(target, draws) - parts[-1].sum(axis=(1, 2))
         target.place(begin)
     done = len(parts) == 2
     return {
         "parts": np.stack(parts) if done else np.zeros(0),
+        "spread": spread if done else np.zeros(0),
         "metrics": np.array([list(found.values()) for found in metrics]) if done else np.zeros(0),
         "names": list(metrics[0]) if done else [],
         "growth": np.array(growth),
@@ -119,8 +128,10 @@ def _rules(subjects: Windowed, target: Target, training: TrainingConfig) -> dict
 
 def _move(
     subjects: Windowed, target: Target, rules: Mapping[str, Rule], window: Window, segment: int, tau: float
-) -> Move:
+) -> tuple[Move, list[Vector]]:
     """From where the target is: gradient and second moment from the same minibatches, then products on a part of them.
+
+    The last segment also draws where the noise of these minibatches leads to in the whole window.
 
     On samples that the second moment has not seen, weights of rare tokens would have curvature and hardly a moment, so
     that their rate, and with it the growth, has no bound. Minibatch gradients are clipped as the training clips them;
@@ -129,9 +140,11 @@ def _move(
     settings, batch_size, population = window.settings, window.training.batch_size, len(subjects.task.train)
     mean = {key: torch.zeros_like(w) for key, w in target.live().items()}
     squares, kept = {key: torch.zeros_like(w) for key, w in mean.items()}, 0.0
+    shares = _noise_shares(subjects.seed, window.num_batches if segment == window.num_segments - 1 else 0)
+    noise = [{key: torch.zeros_like(w) for key, w in mean.items()} for _ in shares]
     numbers = range(segment * window.num_batches, (segment + 1) * window.num_batches)
     batches = [epoch_batch(subjects.seed + _BATCH_STREAM, n, batch_size, population) for n in numbers]
-    for ids in batches:
+    for number, ids in enumerate(batches):
         _, gradient = target.gradient(ids)
         norm = target.dot(gradient, gradient) ** 0.5
         factor = min(1.0, window.clipping / norm) if window.clipping and norm else 1.0
@@ -139,6 +152,8 @@ def _move(
         for key, g in gradient.items():
             mean[key] += factor * g / len(batches)
             squares[key] += (factor * g) ** 2 / len(batches)
+            for share, drawn in zip(shares, noise, strict=True):
+                drawn[key] += share[number] * factor * g
     rates, decays = metric(rules, squares)
     seen = np.concatenate(batches)
     samples = target.prepare(target.data, seen[:: max(1, len(seen) // settings.curvature_sequences)])
@@ -148,7 +163,28 @@ def _move(
         return {key: kept * curved[key] + decays[key] * v for key, v in vector.items()}
 
     pull = {key: decays[key] * w for key, w in target.live().items()}
-    return window_move(product, axpy(1.0, mean, pull), rates, target.dot, tau=tau, num_steps=settings.lanczos_steps)
+    num_products = settings.lanczos_steps
+    move = window_move(product, axpy(1.0, mean, pull), rates, target.dot, tau=tau, num_steps=num_products)
+    steps = Steps(window.num_steps, window.tau / window.num_steps, population / batch_size)
+    return move, [window_spread(product, drawn, rates, target.dot, steps, num_products) for drawn in noise]
+
+
+def _noise_shares(seed: int, num_batches: int) -> list[list[float]]:
+    """Orthonormal rows that add up to 0 [draw, batch]: sums of gradients with them have a minibatch's covariance."""
+    if not num_batches:
+        return []
+    normal = np.random.default_rng([seed, _SPREAD_STREAM]).normal(size=(num_batches, NUM_SPREAD + 1))
+    normal[:, 0] = 1.0
+    return np.linalg.qr(normal)[0].T[1:].tolist()
+
+
+def _around(target: Target, draws: list[Vector]) -> np.ndarray:
+    """Observables at draws around where the target is [draw, observable]."""
+    middle, found = {key: w.clone() for key, w in target.live().items()}, []
+    for draw in draws:
+        target.place(axpy(1.0, draw, middle))
+        found.append(_parts(target).sum(axis=(1, 2)))
+    return np.stack(found)
 
 
 def _parts(target: Target) -> np.ndarray:

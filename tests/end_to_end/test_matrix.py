@@ -86,8 +86,12 @@ def test_pool_scores_solve_and_check(finished):
         change = weights["weight"].to_numpy().astype(float) - 1
         assert np.abs(change).max() > 0.1
         assert np.abs(np.bincount(tokens, change)).max() < 1e-5  # of float32 weights
-        assert solution["kept_mass"] == {"of": "token", "num_groups": len(set(tokens)), "arms": ["plus", "minus"]}
-        assert "Plus and minus keep the sum of weights of every token, " in (directory / "report.html").read_text()
+        kept = ["plus", "minus", "permuted"]
+        assert solution["kept_mass"] == {"of": "token", "num_groups": len(set(tokens)), "arms": kept}
+        assert (
+            "Plus, minus and permuted keep the sum of weights of every token, "
+            in (directory / "report.html").read_text()
+        )
     checked = json.loads((directory / "check" / "response.json").read_text())
     for name in ("wanted", "component", "llc", "free_energy"):
         assert set(checked["strengths"]["+1"][name]) >= {"value", "standard_error", "interval", "predicted"}

@@ -106,7 +106,7 @@ def test_the_whole_loop_of_a_language_model_that_exists(local_ray: None, tmp_pat
     assert check["num_draws"] * sample["num_chains"] == sample["num_draws"] * check["num_chains"]
     assert stages["solve"]["what"] == "280 weights"  # 40 sequences of 7 predicted tokens
     # One arm goes on under the same weights to its end: its walk and that of equal ones, in 1 and 3 segments.
-    assert stages["predict"]["what"] == "2 walks of 248 gradients and 24 curvature products"
+    assert stages["predict"]["what"] == "2 walks of 248 gradients and 48 curvature products"
     # Two seeds in two rounds; between these the chains of one of the subjects, for each.
     assert stages["retrain"]["what"].startswith("5 trainings of 4 steps, in 7 rounds")
     assert stages["retrain"]["what"].endswith("6 chains between the rounds")

@@ -117,6 +117,8 @@ def test_every_row_is_that_of_the_closed_form(tmp_path: Path, solve: dict[str, A
         slope = checked["slopes"][name]
         assert abs(slope["value"] - (wanted[0.3] - wanted[-0.3]) / 0.6) < 6.9 * slope["standard_error"]
         assert slope["predicted"] == pytest.approx(checked["strengths"]["+1"][name]["predicted"])
+        low, high = slope["predicted_interval"]
+        assert low < slope["predicted"] < high
     # Errors are small against what is measured.
     assert checked["slopes"]["other"]["standard_error"] < 0.1 * abs(checked["slopes"]["other"]["value"])
     assert checked["slopes"]["other"]["verdict"] == "agrees"

@@ -184,7 +184,11 @@ def _retraining(run: Path, seeds: int, rng: np.random.Generator) -> None:
     solution = json.loads((run / "weights/solution.json").read_text())
     solved = {arm: solution["arms"][arm] for arm in ("plus", "minus")}
     checked = {o: {**_estimate(-0.04, 0.006), "predicted": -0.05} for o in OBSERVABLES}
-    write_json(run / "check/response.json", {"subject": "everything", "weights": "plus", "strengths": {"+1": checked}})
+    slope = {"strength": 0.1, "predicted": -0.05, "predicted_interval": [-0.066, -0.034], "z": 0.7, "ratio": 0.9}
+    slopes = {o: {**_estimate(-0.045, 0.002), **slope, "verdict": "agrees"} for o in OBSERVABLES}
+    slopes["loss"] = {**_estimate(0.012, 0.001), "strength": 0.1}
+    check = {"subject": "everything", "weights": "plus", "strengths": {"+1": checked}, "slopes": slopes}
+    write_json(run / "check/response.json", check)
     terms = {"induction_gap:induction": -0.16, "induction_gap:rest": 0.57, "overall": 0.45}
     parts = {name: _estimate(value, 0.02, covers=["seeds", "sequences"]) for name, value in terms.items()}
     predicted = {name: _estimate(value, 0.05, covers=["sequences"]) for name, value in terms.items()}

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import math
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
+from tiny_run import quiet
 
-from patterning_dist.stages.cost import next_scale, scale_arm
+from patterning_dist.errors import PatterningError
+from patterning_dist.stages import cost
+from patterning_dist.stages.cost import hold_cost, next_scale, scale_arm
 
 
 @pytest.mark.parametrize(
@@ -38,6 +43,42 @@ def test_all_of_the_strength_is_taken_where_it_costs_no_more() -> None:
 
 def test_where_there_is_no_prediction_the_cost_is_without_bound() -> None:
     assert next_scale({1.0: math.inf, 0.5: math.inf, 0.25: 0.002}, 0.05) == pytest.approx(0.375)
+
+
+def held(patch: pytest.MonkeyPatch, largest: float, width: float) -> dict[str, Any]:
+    """The overall loss rises by 0.02 s + 0.04 s^2, in an interval of ``width`` s to both sides."""
+
+    def predicted(here: Any, window: Any, walk: str, base: str, seen: int) -> dict[str, Any]:
+        s = float(walk.partition("@")[2])
+        value = 0.02 * s + 0.04 * s * s
+        return {"observables": {"all": {"value": value, "interval": [value - width * s, value + width * s]}}}
+
+    patch.setattr(cost, "walk_subjects", lambda config, run, subjects, progress: (None, {n: n for n in subjects}))
+    patch.setattr(cost, "predicted_change", predicted)
+    for name in ("window_of", "num_trained"):
+        patch.setattr(cost, name, lambda *_: None)
+    config: Any = SimpleNamespace(
+        solve=SimpleNamespace(max_cost=largest),
+        retrain=SimpleNamespace(arm_list=[SimpleNamespace(weights="plus", start="baseline")], seeds=[0]),
+        sampling=SimpleNamespace(observables=[SimpleNamespace(kind="split_loss", split="overall", name="all")]),
+    )
+    run: Any = None
+    return hold_cost(config, run, {"plus": "weights/unscaled/plus.parquet"}, quiet())["plus"]
+
+
+def test_it_is_the_upper_end_of_the_interval_that_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    found = held(monkeypatch, 0.06, 0.0)
+    assert found["scale"] == 1 and found["tried"][-1] == pytest.approx([1, 0.06])
+    found = held(monkeypatch, 0.06, 0.05)
+    assert 0.9 * 0.06 <= found["overall"]["interval"][1] <= 0.06 and found["scale"] < 1
+    # 0.07 s + 0.04 s^2 = 0.06 at s = 0.6306.
+    assert found["scale"] == pytest.approx(0.6306, rel=0.1)
+    assert found["tried"][-1] == pytest.approx([1, 0.11])
+
+
+def test_an_interval_that_is_too_wide_at_every_strength_is_an_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(PatterningError, match=r"upper end of what plus .* more than 1e-06 nats.*evaluation_sequences"):
+        held(monkeypatch, 1e-6, 2.0)
 
 
 def test_weights_at_a_scale_are_reported_as_they_are() -> None:

@@ -41,17 +41,23 @@ def test_an_arm_without_a_window_has_a_reason(changes: dict[str, Any], optimizer
     assert found is None if reason is None else reason in str(found)
 
 
-def prediction(growth: float, shift: float, bend: float = 0.0, num_seen: int = 4096) -> dict[str, Any]:
+def prediction(growth: float, shift: float, bend: float = 0.0, spread: float = 0.0, num_seen: int = 4096) -> dict:
     """Of an arm whose samples all move by ``shift``, and by ``bend`` more where the window is walked in one step."""
     coefficients = np.full((1, NUM), 1 / NUM)
     held_out = SimpleNamespace(names=("all",), coefficients=torch.from_numpy(coefficients), groups=np.arange(NUM))
     base = RNG.normal(3, 1, (2, 1, NUM, 1)) * coefficients[None, :, :, None] * [1, 0]
     moved = base + np.array([shift + bend, shift])[:, None, None, None] * coefficients[None, :, :, None] * [1, 0]
     walks = [
-        {"growth": np.array([growth]), "parts": parts, "metrics": metrics, "names": ["accuracy"]}
-        for parts, metrics in ((moved, np.array([[0.7], [0.72]])), (base, np.array([[0.6], [0.61]])))
+        {"growth": np.array([growth]), "parts": parts, "metrics": metrics, "names": ["accuracy"], "spread": noise}
+        for parts, metrics, noise in (
+            (moved, np.array([[0.7], [0.72]]), np.array([[3 + spread], [-spread]])),
+            (base, np.array([[0.6], [0.61]]), np.array([[3.0], [0.0]])),
+        )
     ]
-    subjects, window = SimpleNamespace(held_out=held_out), SimpleNamespace(tau=10.0, num_samples=4096)
+    subjects, window = (
+        SimpleNamespace(held_out=held_out),
+        SimpleNamespace(tau=10.0, num_steps=32, num_samples=4096, training=SimpleNamespace(batch_size=64)),
+    )
     return predicted_change(subjects, window, *walks, num_seen)  # type: ignore[arg-type]
 
 
@@ -68,9 +74,9 @@ def test_losses_that_are_not_finite_are_no_prediction() -> None:
 def test_the_interval_knows_how_far_one_step_and_two_are_apart() -> None:
     straight, bent = (prediction(0.3, -0.1, bend)["observables"]["all"] for bend in (0.0, 0.04))
     assert straight["value"] == bent["value"] == pytest.approx(-0.1)
-    # Samples that all move alike have no sampling error; what is left is a tenth of the value, and twice the bend.
+    # Samples that all move alike have no sampling error; what is left is a tenth of the value, and the bend.
     assert straight["standard_error"] == pytest.approx(0.01, rel=1e-6)
-    assert bent["standard_error"] == pytest.approx(np.hypot(0.01, 2 * 0.04), rel=1e-6)
+    assert bent["standard_error"] == pytest.approx(np.hypot(0.01, 0.04), rel=1e-6)
     assert straight["interval"] == pytest.approx([-0.1 - 1.96 * 0.01, -0.1 + 1.96 * 0.01], rel=1e-4)
 
 
@@ -79,10 +85,12 @@ def test_the_contrast_of_nothing_is_nothing() -> None:
     assert split_contrast(np.zeros((1, NUM, 2)), shares, np.arange(NUM)).standard_error[0] == 0
 
 
-def test_a_short_training_sees_fewer_samples_than_the_walk() -> None:
-    """Trainings on a 16th of the walk's samples have (1 + 16) / 3 times the variance that halving shows."""
-    short = prediction(0.3, -0.1, 0.04, 4096 // 16)["observables"]["all"]["standard_error"]
-    assert short == pytest.approx(np.hypot(0.01, 2 * 0.04 * (17 / 3) ** 0.5), rel=1e-6)
+def test_trainings_differ_by_the_order_of_their_data() -> None:
+    """Draws of arm and base, which are the same ones, differ by 0.02 and -0.02; a training sees 2048 samples."""
+    for num_seen, samples in ((2048, 1 + 0.5), (3 * 2048, 1 / 3 + 0.5)):
+        found = prediction(0.3, -0.1, spread=0.02, num_seen=num_seen)["observables"]["all"]
+        assert found["order_error"] == pytest.approx(0.02 * samples**0.5)
+        assert found["standard_error"] == pytest.approx(np.hypot(0.01, found["order_error"]), rel=1e-6)
 
 
 def test_metrics_have_no_interval() -> None:

@@ -236,6 +236,22 @@ def test_transition_steps_are_those_of_the_summary_or_else_of_the_curves(run):
     assert f"<td>plus</td><td>{first:,}</td>" in page(run)
 
 
+def test_folders_of_what_is_asked_for_no_longer_are_not_read(run):
+    """Lowered rounds, strengths, arms and seeds leave theirs behind."""
+    summary = json.loads((run / "summary.json").read_text())
+    sampled = json.loads((run / "response/diagnostics.json").read_text())["subjects"]
+    summary["chains"] = {name: {} for name in (*sampled, "check/everything@+1")}
+    (run / "summary.json").write_text(json.dumps(summary))
+    shutil.copytree(run / "sampling/everything", run / "sampling/check/everything@+1")
+    wanted = page(run)
+    assert "check/everything@+1" in section_of(wanted, "chains")
+    shutil.copytree(run / "sampling/everything", run / "sampling/check/everything@+2")
+    shutil.copytree(run / "sampling/everything", run / "sampling/retrain/plus/seed-0/round-1/everything")
+    shutil.copytree(run / "retrain/plus", run / "retrain/gone")
+    shutil.copytree(run / "retrain/plus/seed-0", run / "retrain/plus/seed-7")
+    assert page(run) == wanted
+
+
 def test_rhat_and_ess_are_flagged_with_what_to_turn(run):
     html = page(run)
     assert "⚑ 1.080" in html and "⚑ 84" in html and "⚑ 1.020" not in html
@@ -340,6 +356,24 @@ def test_the_check_stands_between_prediction_and_outcome(run):
     assert "checked: " not in section_of(page(run), "response")
 
 
+def test_slopes_at_zero_stand_beside_chi(run):
+    body = section_of(page(run), "response")
+    row = re.search(r"<td>Induction gap</td>(<td>−0.050 .*?)</tr>", body)[1]
+    cells = ["−0.050 [−0.066, −0.034]", "−0.0450 [−0.0489, −0.0411]", "0.9", "+0.7", "agrees"]
+    assert re.findall("<td>(.*?)</td>", row) == cells
+    assert "at 0.1 and −0.1 times the weights" in body
+    assert "induction gap: chi: −0.050 [−0.066, −0.034]" in body and "induction gap: checked: −0.0450" in body
+    title = re.search(r"Slope at strength 0 against chi; (.*?)<", body)[1]
+    assert "the induction gap" in title and title.endswith(": agrees")
+    # Of what chi says nothing there is the measurement alone.
+    row = re.search(r"<td>Loss</td>(.*?)</tr>", body)[1]
+    assert re.findall("<td>(.*?)</td>", row) == ["–", "+0.0120 [0.0100, 0.0140]", "–", "–", "–"]
+    assert "loss: checked: +0.0120" in body and "loss: chi" not in body.replace("rest loss: chi", "")
+    checked = json.loads((run / "check/response.json").read_text())
+    (run / "check/response.json").write_text(json.dumps(checked | {"slopes": {}}))  # strengths of one sign
+    assert "Slope" not in section_of(page(run), "response")
+
+
 def test_terms_of_a_difference_stand_beside_it(run):
     body = section_of(page(run), "response")
     row = re.search(r"<td>plus</td><td>induction_gap:rest</td>(.*?)</tr>", body)[1]
@@ -400,14 +434,14 @@ def test_a_cost_that_was_held_and_metrics_of_a_window_are_told(run):
     path = run / "weights" / "solution.json"
     solution = json.loads(path.read_text())
     overall = {"value": 0.0123, "interval": [0.0081, 0.0165]}
-    tried = [[0.25, 0.0123], [0.5, 0.07], [1.0, None]]
-    solution["arms"]["plus"]["cost"] = {"scale": 0.25, "max_cost": 0.013, "overall": overall, "tried": tried}
+    tried = [[0.25, 0.0165], [0.5, 0.07], [1.0, None]]
+    solution["arms"]["plus"]["cost"] = {"scale": 0.25, "max_cost": 0.017, "overall": overall, "tried": tried}
     path.write_text(json.dumps(solution))
     (run / "predict").mkdir(exist_ok=True)
     metrics = {"prefix_matching": {"value": 0.037, "halving_error": 0.0021}}
     entry = {"outside": None, "observables": {}, "metrics": metrics}
     (run / "predict" / "response.json").write_text(json.dumps({"arms": {"plus": entry}}))
     html = page(run)
-    assert "Plus is scaled to 0.25 of what was solved for" in html and "at most 0.013 wanted; 3 strengths" in html
+    assert "Plus is scaled to 0.25 of what was solved for" in html and "end is held to 0.017; 3 strengths" in html
     table = html[html.index("Metrics where the windows lead") :]
     assert "no interval" in table[:200] and "+0.037" in table and "0.0021" in table

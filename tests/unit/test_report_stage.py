@@ -19,6 +19,7 @@ from patterning_dist.config import ArmConfig
 from patterning_dist.report.predictions import predictions
 from patterning_dist.stages.arms import compare, contrasts, read_arms
 from patterning_dist.stages.headline import headline
+from patterning_dist.stages.report import _diagnostics
 from patterning_dist.training.job import HELD_OUT_TABLE
 
 
@@ -124,7 +125,9 @@ def test_an_arm_at_another_strength_has_its_own_prediction_and_check() -> None:
         "induction": -0.09,
         "induction:rest": 1,
     }
-    assert found["predicted"] == {"half": {"induction": estimate | {"covers": ["sequences", "halving", "model"]}}}
+    assert found["predicted"] == {
+        "half": {"induction": estimate | {"covers": ["sequences", "seeds", "halving", "model"]}}
+    }
     assert half["covers"] == found["checked"]["half"]["induction"]["covers"] == ["chains"]
     assert set(found["cross_fitted"]) == {"plus", "half"}
     assert predictions({}, {}, {}, arms) == {kind: {} for kind in found}
@@ -205,6 +208,21 @@ def test_where_nothing_is_observed_on_held_out_samples_the_cost_is_the_validatio
     arms = {"plus": {"weights": "plus", "strength": 1.0, "rounds": 1}}
     (row,) = headline(config, solution, {}, arms, {"solved": {}, "predicted": {}, "checked": {}, "realised": realised})
     assert row["cost"] == {"observable": "validation_loss", "realised": realised["plus"]["validation_loss"]}
+
+
+def test_diagnostics_are_of_the_strengths_and_rounds_that_are_asked_for(tmp_path: Path) -> None:
+    rounds = [f"retrain/online/seed-0/round-{number}/everything" for number in (1, 2)]
+    checks = [f"check/everything@{strength}" for strength in ("+0", "+1", "+2")]
+    for subject in (*rounds, *checks):
+        (tmp_path / "sampling" / subject).mkdir(parents=True)
+        (tmp_path / "sampling" / subject / "diagnostics.json").write_text(json.dumps({"diagnostics": subject}))
+    (tmp_path / "response").mkdir()
+    (tmp_path / "response" / "diagnostics.json").write_text(json.dumps({"subjects": {"everything": "plain"}}))
+    # Rounds were 3 and are 2, and a strength of 2 was checked before.
+    checked = {"subject": "everything", "strengths": {"+1": {}}}
+    found = _diagnostics(tmp_path, checked, {"online": {"subject": rounds[0]}})["subjects"]
+    assert found == {"everything": "plain"} | {name: name for name in (checks[0], checks[1], rounds[0])}
+    assert _diagnostics(tmp_path, {}, {})["subjects"] == {"everything": "plain"}
 
 
 def test_importing_the_stage_imports_no_torch() -> None:

@@ -8,6 +8,9 @@ from pathlib import Path
 import pytest
 from tiny_run import tiny_config
 
+from patterning_dist.experiments import loop
+from patterning_dist.experiments.loop import Loop
+from patterning_dist.training import job as training_job
 from patterning_dist.training.job import TrainingJob
 
 
@@ -40,6 +43,20 @@ def test_every_field_counts_but_places_and_the_time_between_checkpoints(job, tin
     assert {replace(job, **{key: value}).fingerprint(config) for key, value in same.items()} == {
         job.fingerprint(config)
     }
+
+
+def test_arms_that_an_earlier_rule_weighed_are_trained_again(job, tiny_run, monkeypatch):
+    """And no others are: without weights, or drawn by them, every rule is the same."""
+    config = tiny_config(tiny_run)
+    others = [replace(job, weights=None), replace(job, weighting="draw")]
+    before = job.fingerprint(config), *(other.fingerprint(config) for other in others)
+    inputs = Loop().inputs(config, {})
+    monkeypatch.setattr(training_job, "WEIGHTED_LOSS", "sum of rho l over sum of rho, of the batch")
+    after = job.fingerprint(config), *(other.fingerprint(config) for other in others)
+    assert after[0] != before[0] and after[1:] == before[1:]
+    monkeypatch.setattr(loop, "WEIGHTED_LOSS", training_job.WEIGHTED_LOSS)
+    changed = Loop().inputs(config, {})
+    assert changed["retrain"] != inputs["retrain"] and changed["data"] == inputs["data"]
 
 
 def test_the_configuration_counts_as_far_as_it_bears_on_a_training(job, tiny_run):

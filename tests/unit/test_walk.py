@@ -16,6 +16,7 @@ from patterning_dist.config import PredictConfig, TrainingConfig
 from patterning_dist.models.components import select_component
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.target import Target
+from patterning_dist.training import walk as walking
 from patterning_dist.training.walk import Window, walk
 
 START, NUM = (0.7, -0.4), 16
@@ -60,7 +61,7 @@ class Known:
 def walked(loss, segments, rate=RATE, steps=STEPS, clipping=0.0):
     training = TrainingConfig(batch_size=4, optimizer="sgd", learning_rate=rate)
     settings = PredictConfig(gradient_sequences=4, curvature_sequences=4, lanczos_steps=2, segments=segments)
-    return walk(Known(loss), "x", Window(training, float(steps), clipping, settings))
+    return walk(Known(loss), "x", Window(training, steps, float(steps), clipping, settings))
 
 
 def quadratic(curvatures, slopes):
@@ -115,3 +116,40 @@ def test_more_segments_reach_where_one_would_leave():
 def test_gradients_are_clipped_as_in_the_training():
     found = walked(quadratic((0.0, 0.0), (3.0, 4.0)), 2, clipping=2.0)  # of norm 5
     np.testing.assert_allclose(found["metrics"][:, 0], START[1] - RATE * STEPS * 4 * 2 / 5, rtol=1e-5)
+
+
+def test_draws_spread_as_trainings_of_other_data_orders_do(monkeypatch):
+    """Losses 1/2 a (w - c_i)^2, minibatches of 4 of 64 samples; one observable, w itself."""
+    a, num, batch, num_draws = 0.8, 64, 4, 40
+    centers = torch.linspace(-1, 2, num) ** 3
+    monkeypatch.setattr(walking, "NUM_SPREAD", num_draws)
+
+    class Centered(Known):
+        def target(self, name):
+            def losses(model, columns):
+                c, is_held_out = columns
+                return torch.where(is_held_out > 0, model.w[0], 0.5 * a * (model.w[0] - c) ** 2)
+
+            model, held_out = Weights(), TensorDataset(torch.zeros(2), torch.ones(2))
+            data = self.task.train = TensorDataset(centers, torch.zeros(num))
+            everything = select_component(model, "everything")
+            coefficients = torch.tensor([[0.5, 0.5]], dtype=torch.float64)
+            return Target(model, everything, losses, data, data, held_out=held_out, coefficients=coefficients)
+
+    training = TrainingConfig(batch_size=batch, optimizer="sgd", learning_rate=RATE, weight_decay=0)
+    settings = PredictConfig(gradient_sequences=4, curvature_sequences=4, lanczos_steps=2, segments=2)
+    subjects = Centered(None)
+    subjects.target("x")
+    spread = walk(subjects, "x", Window(training, STEPS, float(STEPS), 0.0, settings))["spread"]
+    assert spread.shape == (num_draws, 1)
+    rng, ends = np.random.default_rng(0), []
+    for _ in range(400):
+        order, w = np.concatenate([rng.permutation(num) for _ in range(2)]), START[0]
+        for ids in order[: STEPS * batch].reshape(STEPS, batch):
+            w -= RATE * a * (w - centers.numpy()[ids].mean())
+        ends.append(w)
+    # Variances of 40 draws and of 400 ends: standard errors of 22 % and 7 % of them.
+    assert (spread**2).mean() / np.var(ends) == pytest.approx(1, abs=4 * (2 / 40 + 2 / 400) ** 0.5)
+    # With replacement it would be more than half as much again.
+    x = RATE * a
+    assert np.var(ends) < 0.65 * x**2 * centers.var().item() / batch * sum((1 - x) ** (2 * k) for k in range(STEPS))

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from patterning_dist.sampling.window import Rule, metric, window_kernel, window_move
+from patterning_dist.sampling.window import (
+    Rule,
+    Steps,
+    metric,
+    spread_kernel,
+    window_kernel,
+    window_move,
+    window_spread,
+)
 
 D = 12
 GENERATOR = torch.Generator().manual_seed(0)
@@ -112,6 +120,32 @@ def test_the_kernel_is_smooth_at_zero_and_finite_below():
     values = np.array([-2.0, -1e-9, 0.0, 1e-9, 1e-7, 3.0])
     expected = [(math.exp(8) - 1) / 2, 4.0, 4.0, 4.0, 4.0, (1 - math.exp(-12)) / 3]
     np.testing.assert_allclose(window_kernel(values, 4.0), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(("number", "a_pass"), [(30, 1e9), (10, 40), (40, 40), (130, 40)])
+@pytest.mark.parametrize("factor", [1.0, 0.5])
+def test_the_spread_is_that_of_steps_whose_noise_adds_up_to_nothing_in_a_pass(number, a_pass, factor):
+    """Against the sum over all pairs of steps."""
+    size = min(number, int(a_pass))
+    noise = np.kron(np.eye(-(-number // size)), np.eye(size) - np.ones((size, size)) / a_pass)[:number, :number]
+    for x in (-0.02, 0.0, 0.01, 0.05, 0.3, 1.0):
+        powers = factor * (1 - factor * x) ** np.arange(number)[::-1]
+        found = float(spread_kernel(np.array(x), Steps(number, factor, a_pass)))
+        assert found == pytest.approx(powers @ noise @ powers, rel=1e-6, abs=1e-6 * (powers @ powers))
+
+
+def test_a_draw_has_the_covariance_of_the_spread():
+    hessian, root = symmetric(np.linspace(-0.01, 0.3, D)), symmetric(np.linspace(0.5, 2, D))
+    rates, steps = torch.rand(D, generator=GENERATOR, dtype=torch.float64) + 0.5, Steps(20, 1.0, 50.0)
+    draws = [
+        joined(window_spread(product_of(hessian), split(column), split(rates), dot, steps, D)) for column in root.T
+    ]
+    outer = torch.stack(draws).T @ torch.stack(draws)
+    scale = torch.diag(rates.sqrt())
+    values, vectors = torch.linalg.eigh(scale @ hessian @ scale)
+    kernel = scale @ vectors @ torch.diag(torch.from_numpy(spread_kernel(values.numpy(), steps)).sqrt()) @ vectors.T
+    expected = kernel @ scale @ root @ root.T @ scale @ kernel.T
+    torch.testing.assert_close(outer, expected, rtol=1e-7, atol=1e-9)
 
 
 def test_no_gradient_moves_nothing():

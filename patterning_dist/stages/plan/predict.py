@@ -7,6 +7,7 @@ from patterning_dist.response.cost import NOTHING, Seconds, makespan
 from patterning_dist.stages.plan.sampling import Chains
 from patterning_dist.stages.plan.table import StagePlan
 from patterning_dist.stages.windows import window_of
+from patterning_dist.training.walk import NUM_SPREAD
 
 
 def plan_predict(chains: Chains) -> StagePlan:
@@ -17,7 +18,7 @@ def plan_predict(chains: Chains) -> StagePlan:
     number = len(arms) + len({arm.start for arm in arms})
     window, settings = window_of(config), config.predict
     assert settings is not None
-    products = window.num_segments * settings.lanczos_steps
+    products = (window.num_segments + NUM_SPREAD) * settings.lanczos_steps
     return StagePlan(
         "predict",
         f"{number} walks of {window.num_segments * window.num_batches:,} gradients and {products:,} curvature products",
@@ -36,6 +37,7 @@ def walk_seconds(chains: Chains, number: int) -> Seconds:
         return NOTHING
     window, settings = window_of(config), config.predict
     assert settings is not None
-    segment = times.gradient * window.num_batches + times.product * settings.lanczos_steps
-    walk = times.opening + segment * window.num_segments + times.evaluation * 2
+    gradients, products = window.num_segments * window.num_batches, window.num_segments + NUM_SPREAD
+    walk = times.opening + times.gradient * gradients + times.product * (products * settings.lanczos_steps)
+    walk += times.evaluation * (2 + NUM_SPREAD)
     return chains.probe.starting + makespan([walk] * number, chains.probe.num_workers)
