@@ -136,7 +136,7 @@ def test_a_gaussian_posterior(control, batch_size, gain):
 @pytest.mark.parametrize("control", ["langevin_stein", "linear"])
 def test_the_heat_of_large_steps_is_taken_out_of_the_linear_part(control):
     """Draws of the law that steps of ``sgld`` leave, variances 1 / (P (1 - eps P / 4)), about the posterior's chi."""
-    hot = GAUSSIAN.recursion_covariance(3 * GAUSSIAN.step_size)
+    hot = GAUSSIAN.recursion_covariance(5 * GAUSSIAN.step_size)
     case, truth, draw = gaussian(0.0, 12, hot)
     plain, controlled = case.repeated(draw, control, truth, REPEATS)
     assert size(plain[0]) > 2 * FAR
