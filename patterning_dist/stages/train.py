@@ -15,7 +15,7 @@ from patterning_dist.stages.rounds import Round, rounds_of
 from patterning_dist.storage.files import atomic_path
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.open import open_task
-from patterning_dist.training.job import TrainingJob, job_files
+from patterning_dist.training.job import TrainingJob, grouped, job_files
 
 
 def train(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
@@ -87,6 +87,7 @@ def _arm_job(config: Config, directory: Path, part: Round, weights: Path | None,
         splits=tuple(splits),
         deepspeed=settings.deepspeed,
         num_workers=settings.num_workers,
+        stack=arm.name if settings.engine == "stacked" else None,
     )
 
 
@@ -108,7 +109,7 @@ def _run(
     config: Config, run: RunDirectory, progress: Progress, label: str, jobs: list[TrainingJob], concurrent: int | None
 ) -> list[Path]:
     run.place.fetch(*(job.folder.relative_to(run.path).as_posix() for job in jobs))
-    unfinished = [job for job in jobs if not job.is_finished(config)]
+    unfinished = [job for group in grouped(jobs) if not group.is_finished(config) for job in group.jobs]
     for job in jobs:
         if job not in unfinished:
             run.event("train", "job_kept", job=job.name)

@@ -54,7 +54,7 @@ class Mapped(nn.Module):
 
     Args:
         function: (network, batch) -> Tensor.
-        skeleton: a network; of its parameters the shapes count, its buffers are shared by all networks.
+        skeleton: a network; of its parameters the shapes count, buffers that no network has its own of are shared.
     """
 
     def __init__(self, function: Callable[[nn.Module, Batch], Tensor], skeleton: nn.Module) -> None:
@@ -75,7 +75,7 @@ class Mapped(nn.Module):
 
 
 class Stack(nn.Module):
-    """The sum over networks of each one's mean loss, so that every parameter has the gradient of its own network."""
+    """Losses of every network; in any sum of them a parameter has the gradient of its own network."""
 
     def __init__(self, losses: Mapped, networks: Networks) -> None:
         super().__init__()
@@ -87,12 +87,14 @@ class Stack(nn.Module):
         return dict(zip(self._names, self._values, strict=True))
 
     def forward(self, batch: Batch) -> Tensor:
-        """nats; the axes of the batch are [network, sample, ...]."""
-        return self._losses[0].of(self.networks, batch, own=True).flatten(1).mean(dim=1).sum()
+        """[network, sample, ...], nats; the axes of the batch are [network, sample, ...]."""
+        return self._losses[0].of(self.networks, batch, own=True)
 
 
 class TorchEngine:
     """Forward, backward and step of a module; what a DeepSpeed engine is in one process, without its cost a step."""
+
+    global_steps = global_samples = micro_steps = skipped_steps = 0  # counters of DeepSpeed, for checkpoints
 
     def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self.module, self.optimizer = module, optimizer
@@ -106,6 +108,12 @@ class TorchEngine:
     def step(self) -> None:
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
+
+    def zero_optimization_stage(self) -> int:
+        return 0
+
+    def destroy(self) -> None:
+        """There is nothing to give back."""
 
 
 class StackedTraining:
@@ -133,10 +141,8 @@ class StackedTraining:
     ) -> None:
         self.task, self.settings, self.seeds, self.device = task, settings, list(seeds), device
         models = [task.build(seed) for seed in seeds]
-        stacked, _ = stack_module_state(models)
         self.skeleton = models[0].to(device)
-        networks = {name: tensor.detach() for name, tensor in stacked.items()}
-        stack = Stack(Mapped(task.losses, self.skeleton), networks).to(device)
+        stack = Stack(Mapped(task.losses, self.skeleton), stack_networks(models)).to(device)
         self.parameters = stack.networks
         self.optimizer = torch.optim.AdamW(
             stack.parameters(), betas=settings.betas, weight_decay=settings.weight_decay, foreach=True
@@ -164,9 +170,22 @@ class StackedTraining:
         ids = np.stack(
             [weighted_minibatch(seed, _BATCH_STREAM, self.step, settings.batch_size, cumulative) for seed in self.seeds]
         )
-        batch = to_device(self.task.train[torch.from_numpy(ids.ravel())], self.device)
-        self.engine.backward(self.engine(map_batch(lambda tensor: tensor.unflatten(0, ids.shape), batch)))
+        losses = self.engine(stacked_batch(self.task.train, ids, self.device))
+        self.engine.backward(losses.flatten(1).mean(dim=1).sum())
         self.engine.step()
+
+
+def stack_networks(models: Sequence[nn.Module]) -> Networks:
+    """Parameters of models of one kind, and of their buffers those that differ [network, ...]."""
+    parameters, buffers = stack_module_state(list(models))
+    own = {name: nn.Parameter(b, requires_grad=False) for name, b in buffers.items() if not (b == b[:1]).all()}
+    return {**{name: nn.Parameter(p.detach(), p.requires_grad) for name, p in parameters.items()}, **own}
+
+
+def stacked_batch(samples: Samples, ids: np.ndarray, device: str | torch.device) -> Batch:
+    """Samples [network, sample, ...] by their numbers [network, sample]."""
+    batch = to_device(samples[torch.from_numpy(ids.ravel())], device)
+    return map_batch(lambda tensor: tensor.unflatten(0, ids.shape), batch)
 
 
 def schedule(step: int, warmup: int, num_steps: int) -> float:

@@ -296,6 +296,14 @@ RETRAIN = "retrain={seeds: [0], num_steps: 4}"
             "is no checkpoint; expected one of initialisation, step1000, final",
         ),
         ((TRAINING, "training.optimizer=muon"), "training.optimizer: muon steps on one matrix a head"),
+        (
+            (TRAINING, RETRAIN, "retrain.engine=stacked", "retrain.num_workers=2"),
+            "retrain.num_workers: a stack of networks is trained in one process, without ZeRO; remove it, or set",
+        ),
+        (
+            (TRAINING, RETRAIN, "retrain.engine=stacked", "retrain.deepspeed=configs/deepspeed/zero1.json"),
+            "retrain.deepspeed: a stack of networks is trained in one process, without ZeRO; remove it, or set",
+        ),
         (("model.architecture={model_type: gpt2}",), "model.path: expected exactly one of path"),
         (("model={kind: attention_only}", TRAINING), "data.kind: 'tokens' is not for model.kind 'attention_only'"),
     ],

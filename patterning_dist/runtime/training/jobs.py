@@ -16,7 +16,7 @@ from patterning_dist.runtime.boards import job_control
 from patterning_dist.runtime.environment import ray_session, resolve_device
 from patterning_dist.runtime.resources import training_resources
 from patterning_dist.storage.run import RunDirectory
-from patterning_dist.training.job import TrainingJob
+from patterning_dist.training.job import TrainingJob, grouped
 
 # Of the 30 seconds that a preempted driver has, those in which trainings may save where they are.
 _SECONDS_TO_SAVE = 15.0
@@ -26,7 +26,7 @@ _SECONDS_TO_ASK = 3.0
 def run_jobs(
     config: Config, run: RunDirectory, jobs: list[TrainingJob], label: str, progress: Progress, concurrent: int | None
 ) -> None:
-    """Train all jobs, shared out over lanes; the jobs of a lane follow each other in one set of workers.
+    """Train all jobs, shared out over lanes; the jobs and stacks of a lane follow each other in one set of workers.
 
     Whatever ends this early, Ctrl-C and preemption included, the trainings under way get some seconds to save where
     they are.
@@ -44,9 +44,10 @@ def run_jobs(
             workers died again and again.
     """
     assert config.training is not None
+    groups = grouped(jobs)
     with ray_session(config.training.threads_per_worker):
-        need = training_resources(config, resolve_device(config.device), jobs[0].num_workers)
-        num_lanes = need.at_once(len(jobs), concurrent).number
+        need = training_resources(config, resolve_device(config.device), groups[0].lead.num_workers)
+        num_lanes = need.at_once(len(groups), concurrent).number
         control, heard = job_control(), set[str]()
         progress.start(label, sum(job.total_steps for job in jobs))
         start = _run_lane.options(max_retries=config.max_training_failures).remote
@@ -55,7 +56,7 @@ def run_jobs(
             "place": run.place,
             "control": control,
         }
-        running = [start({"jobs": jobs[n::num_lanes], **arguments}, f"lane-{n}") for n in range(num_lanes)]
+        running = [start({"groups": groups[n::num_lanes], **arguments}, f"lane-{n}") for n in range(num_lanes)]
         try:
             while running:
                 done, running = ray.wait(running, timeout=0.5)

@@ -64,7 +64,7 @@ def run_lane(arguments: dict[str, Any], name: str) -> None:
         PatterningError: too many restarts without progress, no room in the cluster, or what a training raised for
             the user.
     """
-    config, jobs, control = (arguments[key] for key in ("config", "jobs", "control"))
+    config, groups, control = (arguments[key] for key in ("config", "groups", "control"))
     failures, starts = 0, 0
     before = _progress(arguments)
     while True:
@@ -77,16 +77,16 @@ def run_lane(arguments: dict[str, Any], name: str) -> None:
             if ray.get(control.stopping.remote()):
                 return
             if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
-                starts = _wait_for_room(config, jobs[0].num_workers, control, starts)
+                starts = _wait_for_room(config, groups[0].lead.num_workers, control, starts)
                 continue
             reason = _reason(error)
         starts, now = 0, _progress(arguments)
         failures = 1 if now > before else failures + 1
         before = now
-        unfinished = [job for job in jobs if not job.is_finished(config)]
+        unfinished = [group for group in groups if not group.is_finished(config)]
         if not unfinished:
             return
-        job = unfinished[0]
+        job = unfinished[0].lead
         where = f"step {now[1]} of {job.total_steps}"
         if failures > config.max_training_failures:
             raise PatterningError(
@@ -99,9 +99,9 @@ def run_lane(arguments: dict[str, Any], name: str) -> None:
 
 
 def _fit(arguments: dict[str, Any], name: str) -> None:
-    config, place, jobs = (arguments[key] for key in ("config", "place", "jobs"))
+    config, place, groups = (arguments[key] for key in ("config", "place", "groups"))
     device = resolve_device(config.device)
-    need = training_resources(config, device, jobs[0].num_workers)
+    need = training_resources(config, device, groups[0].lead.num_workers)
     # Ray Train counts every restart, this module those without progress. Checkers know its first version only.
     no_restarts: dict[str, Any] = {"max_failures": 0, "controller_failure_limit": 0}
     # Nor the one that watches for preemption: workers catch SIGTERM themselves.
@@ -125,14 +125,14 @@ def _fit(arguments: dict[str, Any], name: str) -> None:
 
 
 def _progress(arguments: dict[str, Any]) -> tuple[int, int]:
-    """Finished jobs, and the step of the newest checkpoint of the next one."""
-    config, place, jobs = (arguments[key] for key in ("config", "place", "jobs"))
-    place.fetch(*(name for job in jobs for name in job.needs(place.path)))
-    finished = [job.is_finished(config) for job in jobs]
+    """Finished groups of jobs, and the step of the newest checkpoint of the next one."""
+    config, place, groups = (arguments[key] for key in ("config", "place", "groups"))
+    place.fetch(*(name for group in groups for name in group.needs(place.path)))
+    finished = [group.is_finished(config) for group in groups]
     if all(finished):
-        return len(jobs), 0
-    job = jobs[finished.index(False)]
-    return sum(finished), newest_step(place.storage, place.path, job, job.fingerprint(config))
+        return len(groups), 0
+    group = groups[finished.index(False)]
+    return sum(finished), newest_step(place.storage, place.path, group.lead, group.fingerprint(config))
 
 
 def _reason(error: Exception) -> str:

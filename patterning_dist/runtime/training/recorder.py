@@ -11,7 +11,7 @@ from torch import Tensor
 
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.metrics import Metrics
-from patterning_dist.runtime.training.trainer import Trainer
+from patterning_dist.runtime.training.trainer import Member
 from patterning_dist.runtime.training.weights import load_shares, own_share, save_weights
 from patterning_dist.storage.files import write_json, write_parquet
 from patterning_dist.storage.mirror import Place
@@ -23,7 +23,7 @@ _NOTE_EVERY = 0.5
 class Recorder:
     """Files and notes of rank 0; every rank calls it, since measuring and gathering weights take all of them."""
 
-    def __init__(self, trainer: Trainer, place: Place, board: ActorHandle, metrics: Metrics) -> None:
+    def __init__(self, trainer: Member, place: Place, board: ActorHandle, metrics: Metrics) -> None:
         self.trainer, self.job, self.writes = trainer, trainer.job, trainer.ranks.rank == 0
         self.place, self.board, self.metrics = place, board, metrics
         self.noted_step, self.noted, self.started = 0, 0.0, time.monotonic()
@@ -34,11 +34,11 @@ class Recorder:
         """What goes into a training checkpoint: what all ranks have alike, and what is this rank's alone."""
         return {"rows": self.rows, "seconds": time.monotonic() - self.started}, {"average": self.average}
 
-    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
+    def load_state_dict(self, shared: dict[str, Any], own: dict[str, Any], step: int) -> None:
         """Take up both parts of a state at a step; its seconds count on."""
         self.noted_step = step
-        self.rows, self.average = state["rows"], state["average"]
-        self.started = time.monotonic() - state["seconds"]
+        self.rows, self.average = shared["rows"], own["average"]
+        self.started = time.monotonic() - shared["seconds"]
 
     def note(self, done: int, loss: float) -> None:
         """Tell the progress display, at most twice a second."""

@@ -75,7 +75,10 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
         if pending & _ON_TRAININGS:
             say("plan: timing optimizer steps, and a training of a few")
             trainings = probe_trainings(config, workspace, device)
-            found |= {"train": trainings.plan_train()} if "train" in pending else {}
+            alone = trainings
+            if "train" in pending and config.retrain is not None and config.retrain.engine == "stacked":
+                alone = probe_trainings(config.model_copy(update={"retrain": None}), workspace, device)
+            found |= {"train": alone.plan_train()} if "train" in pending else {}
             found |= {"retrain": trainings.plan_retrain()} if "retrain" in pending else {}
         statistics = 0
         if probed & _ON_CHAINS:
