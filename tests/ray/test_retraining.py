@@ -67,7 +67,7 @@ def make_job(run, name, *, weights=None, num_workers=1, zero=None, **changes):
 
 
 def train_all(config, run, jobs):
-    """Weights after each job, all of them in one lane."""
+    """Weights after each job, all of them in one queue."""
     run_jobs(config, run, jobs, "training", quiet(), 1)
     for job in jobs:
         for name in JOB_FILES:
@@ -86,7 +86,7 @@ def read_report(job):
 
 @pytest.fixture(scope="module")
 def one_rank(run):
-    """Jobs of one rank in one lane: name -> (job, weights)."""
+    """Jobs of one rank in one queue: name -> (job, weights)."""
     jobs = [
         make_job(run, "plain"),
         make_job(run, "ones", weights="ones"),

@@ -31,9 +31,9 @@ _MIN_STEPS, _MAX_STEPS = 3, 60
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Engines side by side: ``num_lanes`` trainings at once, an optimizer step, a row of metrics, and their memory."""
+    """Engines side by side: ``num_queues`` trainings at once, an optimizer step, a row of metrics, and their memory."""
 
-    num_lanes: int
+    num_queues: int
     step: Seconds
     evaluation: Seconds
     weight_bytes: int
@@ -76,8 +76,8 @@ def probe_steps(config: Config, directory: Path, jobs: JobGroup, device: str, nu
         PatterningError: the cluster cannot hold one.
     """
     need = training_resources(config, device, jobs.lead.num_workers)
-    lanes = need.at_once(num_groups, None if config.retrain is None else config.retrain.concurrent_arms).number
-    with probe_groups([[need.options] * need.num_ranks] * lanes, device, need.cpus, _TIMEOUT) as groups:
+    queues = need.at_once(num_groups, None if config.retrain is None else config.retrain.concurrent_arms).number
+    with probe_groups([[need.options] * need.num_ranks] * queues, device, need.cpus, _TIMEOUT) as groups:
         run_together(groups, _open_trainer, config, directory, jobs)
         estimates = run_together(groups, _time_steps, 2)
         slowest = max(times[-1] for times in estimates)
@@ -89,7 +89,7 @@ def probe_steps(config: Config, directory: Path, jobs: JobGroup, device: str, nu
     blocks = [float(block.mean()) for times in steps for block in np.array_split(np.array(times), 3)]
     weights, optimizer, activations, memory = (max(column) for column in zip(*sizes, strict=True))
     return StepTimes(
-        lanes, Seconds.measured(blocks), Seconds.measured(evaluations), weights, optimizer, activations, memory
+        queues, Seconds.measured(blocks), Seconds.measured(evaluations), weights, optimizer, activations, memory
     )
 
 

@@ -1,4 +1,4 @@
-"""A lane: trainings one after another in a Ray Train ``TorchTrainer``, which is started again when a worker dies."""
+"""A queue: trainings one after another in a Ray Train ``TorchTrainer``, which is started again when a worker dies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from patterning_dist.runtime.resources import nodes, training_resources
 from patterning_dist.runtime.training.checkpoints import catch_sigterm, newest_step
 from patterning_dist.runtime.training.worker import train_on_worker
 
-# Ray Train waits a minute for the resources of a group: so many minutes a lane waits for what the cluster has lost.
+# Ray Train waits a minute for the resources of a group: so many minutes a queue waits for what the cluster has lost.
 _STARTS = 10
 
 
@@ -50,7 +50,7 @@ class _Trainer(TorchTrainer):
         ]
 
 
-def run_lane(arguments: dict[str, Any], name: str) -> None:
+def run_queue(arguments: dict[str, Any], name: str) -> None:
     """Train jobs until all are finished or the driver asks to stop.
 
     Only restarts without progress count against ``retrain.max_failures``: machines that die every day do not end a
@@ -58,7 +58,7 @@ def run_lane(arguments: dict[str, Any], name: str) -> None:
 
     Args:
         arguments: those of ``train_on_worker``.
-        name: of the lane.
+        name: of the queue.
 
     Raises:
         PatterningError: too many restarts without progress, no room in the cluster, or what a training raised for
@@ -158,6 +158,6 @@ def _wait_for_room(config: Config, num_workers: int, control: ActorHandle, start
             raise
         control.tell.remote("waiting", f"waiting for nodes: {error}")
         return starts + 1
-    # What there is, other lanes have: they will be through.
+    # What there is, other queues have: they will be through.
     control.tell.remote("waiting", "a training waits for room in the cluster")
     return 0

@@ -47,29 +47,29 @@ class Trainings:
         )
 
     def plan_retrain(self) -> StagePlan:
-        """Stage retrain without the chains of rounds: jobs one after another in every lane, round by round."""
+        """Stage retrain without the chains of rounds: jobs one after another in every queue, round by round."""
         settings, number, later = self.config.retrain, num_retrainings(self.config), later_rounds(self.config)
         assert settings is not None
         most = max(arm.rounds for arm in settings.arm_list)
         seconds = NOTHING
         for n in range(1, most + 1):
-            seconds += self.job.starting + self._lanes(rounds_of(self.config, n)) + self.job.stopping
+            seconds += self.job.starting + self._queues(rounds_of(self.config, n)) + self.job.stopping
         again = f", in {number + len(later)} rounds" if later else ""
         stacked = ", the seeds of an arm in a stack" if settings.engine == "stacked" else ""
         per_network = 2 * self.steps.weight_bytes // len(_stack(self.config))  # initial and final weights
         joined = sum(part.number == part.arm.rounds for part in later)
         return self._plan(
             "retrain",
-            f"{number} trainings of {settings.num_steps:,} steps{again}{stacked}, {self.steps.num_lanes} at once",
+            f"{number} trainings of {settings.num_steps:,} steps{again}{stacked}, {self.steps.num_queues} at once",
             seconds,
-            processes=self.steps.num_lanes * settings.num_workers,
+            processes=self.steps.num_queues * settings.num_workers,
             disk_bytes=(number + len(later) + joined) * per_network,
             num_steps=number * settings.num_steps,
         )
 
-    def _lanes(self, rounds: Sequence[Round]) -> Seconds:
-        """Wall time of trainings: of the lane that takes longest, each of which takes every so many-th."""
-        settings, job, lanes = self.config.retrain, self.job, self.steps.num_lanes
+    def _queues(self, rounds: Sequence[Round]) -> Seconds:
+        """Wall time of trainings: of the queue that takes longest, each of which takes every so many-th."""
+        settings, job, queues = self.config.retrain, self.job, self.steps.num_queues
         assert settings is not None
         found = []
         stacked = settings.engine == "stacked"
@@ -77,7 +77,7 @@ class Trainings:
             num_steps = part.num_steps(settings.num_steps)
             rows = math.ceil(num_steps / settings.evaluate_every)
             found.append(job.opening + self.steps.step * num_steps + self.steps.evaluation * rows + job.closing)
-        return max((sum(found[n::lanes], NOTHING) for n in range(lanes)), key=lambda seconds: seconds.value)
+        return max((sum(found[n::queues], NOTHING) for n in range(queues)), key=lambda seconds: seconds.value)
 
     def _plan(self, stage: str, what: str, seconds: Seconds, *, num_steps: int, **sizes: Any) -> StagePlan:
         assert self.config.training is not None
