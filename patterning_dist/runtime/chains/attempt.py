@@ -18,7 +18,7 @@ from patterning_dist.aggregation.files import rank_part
 from patterning_dist.aggregation.ledger import ChainRecord
 from patterning_dist.aggregation.protocol import START, Verdict, block_digest
 from patterning_dist.runtime.actor import ActorHandle
-from patterning_dist.runtime.chains.pushes import WINDOW, Block, ChainTask, ShardLink
+from patterning_dist.runtime.chains.pushes import WINDOW, Block, ChainTask, ShardClient
 from patterning_dist.sampling.chain import Chain, ChainFailure
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.temperature import Temperatures
@@ -81,7 +81,7 @@ def run_chain(
     if ranks.rank > 0:
         attempt.follow()
         return None
-    return attempt.lead(ShardLink(task, shards))
+    return attempt.lead(ShardClient(task, shards))
 
 
 class _Attempt:
@@ -112,9 +112,9 @@ class _Attempt:
         except ChainFailure:  # the same on all ranks; rank 0 records it
             pass
 
-    def lead(self, link: ShardLink) -> Outcome:
+    def lead(self, client: ShardClient) -> Outcome:
         """Decide, and tell the other ranks."""
-        decisions = self._decide(link)
+        decisions = self._decide(client)
         try:
             while True:
                 try:
@@ -128,67 +128,67 @@ class _Attempt:
         except ChainFailure as failure:
             record = self._record(healthy=False, reason=str(failure))
             self._note(0, None, healthy=False)
-            link.settle(0)
-            closed = link.close(self.digest, record) is not Verdict.ZOMBIE
+            client.settle(0)
+            closed = client.close(self.digest, record) is not Verdict.ZOMBIE
             outcome = Outcome(Ending.CLOSED, record) if closed else Outcome(Ending.SUPERSEDED)
         if closed:
             self.checkpoints.delete()
         return outcome
 
-    def _decide(self, link: ShardLink) -> Generator[Decision, None, Outcome]:
+    def _decide(self, client: ShardClient) -> Generator[Decision, None, Outcome]:
         """What all ranks do next, one thing after another; returns the outcome."""
         task = self.task
-        verdict, records = link.open(None, 0.0, task.anew)
+        verdict, records = client.open(None, 0.0, task.anew)
         if verdict is Verdict.ZOMBIE:
             return Outcome(Ending.SUPERSEDED)
         if records[0] is not None and all(record == records[0] for record in records):
             return Outcome(Ending.CLOSED, records[0])
-        verdict = yield from self._resume(link)
+        verdict = yield from self._resume(client)
         while True:
             if verdict is Verdict.GAP:
-                verdict = yield from self._resume(link)
+                verdict = yield from self._resume(client)
                 continue
             if verdict in (Verdict.ZOMBIE, Verdict.CONFLICT):
                 return Outcome(Ending.SUPERSEDED if verdict is Verdict.ZOMBIE else Ending.CONFLICT)
-            if link.stop:
+            if client.stop:
                 yield _Action.CHECKPOINT, 0
                 return Outcome(Ending.STOPPED)
             if self.sequence == task.num_pushes:
-                verdict = link.settle(0)
+                verdict = client.settle(0)
                 if verdict in (Verdict.APPLIED, Verdict.DUPLICATE):
                     yield _Action.RESULTS, 0
                     record = self._record()
-                    verdict = link.close(self.digest, record)
+                    verdict = client.close(self.digest, record)
                     if verdict is Verdict.APPLIED:
                         return Outcome(Ending.CLOSED, record)
                 continue
             yield _Action.DRAW, 0
-            link.push(self.block)
-            link.metrics.add("patterning_draws", len(self.block.mean_losses))
-            link.metrics.set("patterning_chain_loss_nats", self.block.mean_losses[-1])
-            verdict = link.settle(WINDOW - 1, self.block.losses.nbytes)
+            client.push(self.block)
+            client.metrics.add("patterning_draws", len(self.block.mean_losses))
+            client.metrics.set("patterning_chain_loss_nats", self.block.mean_losses[-1])
+            verdict = client.settle(WINDOW - 1, self.block.losses.nbytes)
             if time.monotonic() >= self.checkpoint_at and self.sequence < task.num_pushes:
                 started = time.monotonic()
-                yield _Action.CHECKPOINT, link.sender.needed(self.checkpoints.numbers())
-                link.metrics.observe("patterning_checkpoint_seconds", time.monotonic() - started)
+                yield _Action.CHECKPOINT, client.sender.needed(self.checkpoints.numbers())
+                client.metrics.observe("patterning_checkpoint_seconds", time.monotonic() - started)
 
-    def _resume(self, link: ShardLink) -> Generator[Decision, None, Verdict]:
+    def _resume(self, client: ShardClient) -> Generator[Decision, None, Verdict]:
         """Go to a place that no shard is behind of: where the chain is, a checkpoint, or the beginning."""
-        verdict = link.settle(0)  # what is under way would come between
+        verdict = client.settle(0)  # what is under way would come between
         if verdict in (Verdict.ZOMBIE, Verdict.CONFLICT):
             return verdict
         if self.chain is None:
             yield _Action.RESTORE, 0
         chain = self._begun()
-        verdict, _ = link.open(chain.center_losses, chain.center_mean_loss, False)
+        verdict, _ = client.open(chain.center_losses, chain.center_mean_loss, False)
         if verdict is Verdict.ZOMBIE:
             return verdict
         places = {0, self.sequence, *self.checkpoints.numbers()}
-        while (place := link.sender.resume(places)) != self.sequence:
+        while (place := client.sender.resume(places)) != self.sequence:
             yield _Action.RESTORE, place
             if not self.is_restored:  # damaged, or not there on another rank
                 places.discard(place)
-        link.sender.sequence = self.sequence
+        client.sender.sequence = self.sequence
         return Verdict.APPLIED
 
     def _begun(self) -> Chain:

@@ -69,7 +69,7 @@ class Block(NamedTuple):
     mean_losses: np.ndarray
 
 
-class ShardLink:
+class ShardClient:
     """What rank 0 of a chain knows of the shards.
 
     Args:
