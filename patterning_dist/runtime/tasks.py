@@ -48,7 +48,7 @@ class Task:
 def run_tasks(
     tasks: Sequence[Task],
     run: RunDirectory,
-    hire: Callable[[int], Workforce],
+    start_workers: Callable[[int], Workforce],
     progress: Progress,
     label: str,
     *,
@@ -60,7 +60,7 @@ def run_tasks(
     Args:
         tasks: in the order in which they are begun.
         run: holds the files.
-        hire: (number of tasks left) -> workers for them; not called if none is left. The caller ends them.
+        start_workers: (number of tasks left) -> workers for them; not called if none is left. The caller ends them.
         progress: shows what is done.
         label: of the bar.
         what: the tasks are, for messages.
@@ -76,7 +76,7 @@ def run_tasks(
         progress.say(f"{len(tasks) - len(missing)} of {len(tasks)} {what} were done before")
     if not missing:
         return _all(found)
-    workers = hire(len(missing))
+    workers = start_workers(len(missing))
     board = progress_board()
     progress.start(label, len(missing) * units)
 

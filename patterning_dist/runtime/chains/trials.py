@@ -115,9 +115,9 @@ class Trials:
             for key, file, call in tasks
         ]
         label = f"calibrating ({what})"
-        return run_tasks(durable, self.run_directory, self._hire, self.progress, label, what=what, units=units)
+        return run_tasks(durable, self.run_directory, self._start_workers, self.progress, label, what=what, units=units)
 
-    def _hire(self, number: int) -> Workforce:
+    def _start_workers(self, number: int) -> Workforce:
         if self._workers is None:
             number = max(number, self.plan.num_chains)
             self._resources.enter_context(ray_session(self.sampling.threads_per_worker))
