@@ -31,7 +31,7 @@ class Workforce:
     """A number of workers of one kind; as a context, they go at its end.
 
     Args:
-        hire: starts one worker; the actor, and a reference that resolves when it can take tasks.
+        start_worker: starts one worker; the actor, and a reference that resolves when it can take tasks.
         number: of workers.
         need: what one worker takes, for messages.
         progress: is told what is waited for.
@@ -40,14 +40,14 @@ class Workforce:
 
     def __init__(
         self,
-        hire: Callable[[], tuple[ActorHandle, ray.ObjectRef]],
+        start_worker: Callable[[], tuple[ActorHandle, ray.ObjectRef]],
         number: int,
         need: Resources,
         progress: Progress,
         dismiss: Callable[[ActorHandle], None] = ray.kill,
     ) -> None:
         self._dismiss = dismiss
-        self._hire, self.number, self._need, self._progress = hire, number, need, progress
+        self._start_worker, self.number, self._need, self._progress = start_worker, number, need, progress
         self._starting: dict[ray.ObjectRef, ActorHandle] = {}
         self._idle: list[ActorHandle] = []
         self._running: dict[ray.ObjectRef, tuple[int, ActorHandle]] = {}
@@ -131,7 +131,7 @@ class Workforce:
             ray.wait(list(self._running), num_returns=len(self._running), timeout=seconds)
 
     def _start(self) -> None:
-        worker, ready = self._hire()
+        worker, ready = self._start_worker()
         self._starting[ready] = worker
 
     def _started(self, reference: ray.ObjectRef) -> None:

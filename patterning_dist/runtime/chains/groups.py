@@ -174,7 +174,7 @@ def chain_groups(
     groups: dict[ActorHandle, PlacementGroup] = {}
     numbers = itertools.count()
 
-    def hire() -> tuple[ActorHandle, ray.ObjectRef]:
+    def start_worker() -> tuple[ActorHandle, ray.ObjectRef]:
         placement = placement_group([need.bundle] * need.num_ranks, strategy=strategy)
         group = ChainGroup.remote(next(numbers), placement, make_study, sampling, device)
         groups[group] = placement
@@ -184,7 +184,7 @@ def chain_groups(
         ray.kill(group)
         remove_placement_group(groups.pop(group))
 
-    return Workforce(hire, number, need, progress, dismiss)
+    return Workforce(start_worker, number, need, progress, dismiss)
 
 
 def chain_workers(
