@@ -43,5 +43,5 @@ class CalibrationConfig(Section):
     standard_error: float = Field(
         0.1,
         gt=0,
-        description="wanted error of chi, root mean square over samples, over its spread; for the length foretold [1]",
+        description="wanted error of chi, root mean square over samples, over its spread; for the length predicted [1]",
     )

@@ -39,7 +39,7 @@ LEGEND = (
     "largest over the largest that may be."
 )
 CAVEAT = (
-    "Foretold from short trials: the error goes as one over the root of the draws, and the interval comes from the "
+    "Predicted from short trials: the error goes as one over the root of the draws, and the interval comes from the "
     "spread between {chains} chains alone. Every unit is taken to cost what {component} did, and no slow mode that the "
     "trials were too short to show is in it. Look at the R-hat of the full run."
 )
@@ -88,12 +88,12 @@ def write_calibration_report(path: Path, found: Calibration) -> None:
     )
 
 
-def foretold(found: Calibration, plan: RunPlan) -> str:
+def predicted_length(found: Calibration, plan: RunPlan) -> str:
     """How long the full run will need, in a sentence."""
     if not plan.slowest:
         return (
             f"chi does not stand out of its noise in {found.ranked[0].num_chains} chains of "
-            f"{found.ranked[0].num_draws} draws, so no length can be foretold; raise calibration.num_draws or "
+            f"{found.ranked[0].num_draws} draws, so no length can be predicted; raise calibration.num_draws or "
             "calibration.num_chains"
         )
     unknown = [name for name, draws in plan.needed.items() if not math.isfinite(draws.value)]
@@ -128,7 +128,7 @@ def _choice(found: Calibration) -> Section:
                  "wall time to the wanted standard error"),
             ]
         ),
-        Note(f"How long: {foretold(found, found.plan)}."),
+        Note(f"How long: {predicted_length(found, found.plan)}."),
     ]  # fmt: skip
     for note in best.notes:
         section.blocks.append(Note(FLAG + note))

@@ -1,4 +1,4 @@
-"""How long a full run must be for chi of a wanted standard error, foretold from a few short chains."""
+"""How long a full run must be for chi of a wanted standard error, predicted from a few short chains."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BURN_IN_TIMES = 5
 STEP_BIAS, TOO_COLD = "biased", "too cold"
 # Of the standard error of the answer: with half of it an interval of 95 % covers 92, and the error grows by an eighth.
 MAX_BIAS = 0.5
-# Of the LLC: trials whose chi is little more than noise foretell runs of any length, and errors as small.
+# Of the LLC: trials whose chi is little more than noise predict runs of any length, and errors as small.
 MIN_LLC_ERROR = 0.01
 
 

@@ -16,7 +16,7 @@ from patterning_dist.config import Config, dump_config, load_config
 from patterning_dist.config.sampling import RmspropSgldConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
-from patterning_dist.report.calibration import WHAT_IS_WHAT, Calibration, foretold, write_calibration_report
+from patterning_dist.report.calibration import WHAT_IS_WHAT, Calibration, predicted_length, write_calibration_report
 from patterning_dist.response.calibration import Assessment, Setting, Trial, assess
 from patterning_dist.response.proposal import Curvature, Proposal, precisions, propose, search, spacing
 from patterning_dist.response.run_length import RunPlan, judge_bias, plan_run
@@ -154,7 +154,7 @@ def _conclude(subject: Calibrated, found: Calibration, folder: Path, place: Plac
     usable = sum(not one.failure for one in found.ranked)
     progress.say(f"calibrate: {usable} of {len(found.ranked)} settings are usable; see {folder / 'report.html'}")
     progress.say(f"calibrate: best: {best.setting.words}")
-    progress.say(f"calibrate: {foretold(found, plan)}")
+    progress.say(f"calibrate: {predicted_length(found, plan)}")
     progress.say(f"calibrate: to sample with it, use {target}")
 
 
@@ -185,7 +185,7 @@ def _comments(subject: Calibrated, found: Calibration, plan: RunPlan, changes: d
         f"Chosen: {best.effective_draws:.0f} effective draws of {best.num_chains * best.num_draws}, "
         f"reliability of chi {best.reliability:.2f}, R-hat up to {best.rhat:.3f}, "
         f"LLC {best.llc.value:.3g} +- {best.llc.standard_error:.2g}.",
-        f"Foretold: {foretold(found, plan)}.",
+        f"Predicted: {predicted_length(found, plan)}.",
         *(f"sampling.{key}: {getattr(before, key):g} -> {value:g}" for key, value in changes.items()),
         *([f"Components that keep settings of their own: {', '.join(others)}."] if others else []),
     ]

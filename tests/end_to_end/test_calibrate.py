@@ -95,7 +95,7 @@ def test_the_page_holds_everything_it_shows(calibrated: tuple[Path, str]) -> Non
     assert page.count("<svg") == 4
     assert "step_size 0.01: biased" in page and "Curvature of the loss at the checkpoint (Lanczos): from" in page
     assert "say what is estimated: another pair is another posterior" in page
-    assert "How long a full run takes" in page and "Foretold from short trials" in page
+    assert "How long a full run takes" in page and "Predicted from short trials" in page
     assert "http" not in page.replace("http-equiv", "")
 
 

@@ -379,7 +379,7 @@ def test_the_bias_is_held_against_the_error_of_the_planned_answer() -> None:
 
 
 def test_the_error_of_the_planned_llc_is_that_of_such_runs() -> None:
-    """AR(1) of 0.8, nine draws for one: 400 draws a chain are foretold from 100."""
+    """AR(1) of 0.8, nine draws for one: 400 draws a chain are predicted from 100."""
     rng = np.random.default_rng(4)
     found = [assess(SETTING, trials(level(rng, 4, 100, 0.8)), ["loss"], 1) for _ in range(40)]
     plans = [
