@@ -95,7 +95,7 @@ class _Attempt:
         self.checkpoints = Snapshots(task.storage, folder, name, damaged=lambda message: None)
         if task.anew:
             self.checkpoints.delete()
-        self.checkpoint_at, self.noted = self.started + task.snapshot_seconds, 0.0
+        self.checkpoint_at, self.reported_at = self.started + task.snapshot_seconds, 0.0
         self.is_restored = False
         self.temperatures = Temperatures([], [], [])
 
@@ -216,7 +216,7 @@ class _Attempt:
         total, draws = self.task.plan.num_draws, []
         for draw in islice(self._begun().draws(), self.task.draws_per_push):
             draws.append(draw)
-            if self.ranks.rank == 0 and (time.monotonic() - self.noted > _NOTE_EVERY or draw.number + 1 == total):
+            if self.ranks.rank == 0 and (time.monotonic() - self.reported_at > _NOTE_EVERY or draw.number + 1 == total):
                 self._note(draw.number + 1, draw.mean_loss)
         self.sequence += 1
         if self.ranks.rank > 0:
@@ -275,4 +275,4 @@ class _Attempt:
     def _note(self, done: int, loss: float | None, healthy: bool = True) -> None:
         total = self.task.plan.num_draws
         self.board.note.remote(self.task.key, done=done, total=total, loss=loss, healthy=healthy)
-        self.noted = time.monotonic()
+        self.reported_at = time.monotonic()

@@ -147,13 +147,13 @@ def loss_curvature(study: ChainStudy, unit: str) -> SpectrumEnds:
 def _run_on(
     worker: Any, plan: TrialPlan, setting: Setting, chain: int, steps: int, num_workers: int, board: ActorHandle
 ) -> Result:
-    key, total, noted = _key(setting, chain), plan.num_draws, 0.0
+    key, total, reported_at = _key(setting, chain), plan.num_draws, 0.0
 
     def note(done: int, loss: float | None) -> None:
-        nonlocal noted
-        if done == total or time.monotonic() - noted > _NOTE_EVERY:
+        nonlocal reported_at
+        if done == total or time.monotonic() - reported_at > _NOTE_EVERY:
             board.note.remote(key, done=done, total=total, loss=loss, healthy=True)
-            noted = time.monotonic()
+            reported_at = time.monotonic()
 
     return vars(replace(run_trial(worker.study, plan, setting, chain, steps, note), num_workers=num_workers))
 

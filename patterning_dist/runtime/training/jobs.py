@@ -83,7 +83,7 @@ def run_jobs(
 def _pass_on(control: ActorHandle, heard: set[str], run: RunDirectory, progress: Progress) -> None:
     """Record what trainings have to say: Ctrl-C may come at any place in here, and this is called again then.
 
-    Nothing is lost. What was written when Ctrl-C came, and not yet noted as heard, is written twice.
+    Nothing is lost. What was written when Ctrl-C came, and not yet marked as heard, is written twice.
     """
     messages = ray.get(control.messages.remote(heard))
     heard.clear()

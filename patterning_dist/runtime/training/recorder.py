@@ -26,7 +26,7 @@ class Recorder:
     def __init__(self, trainer: Member, place: Place, board: ActorHandle, metrics: Metrics) -> None:
         self.trainer, self.job, self.writes = trainer, trainer.job, trainer.ranks.rank == 0
         self.place, self.board, self.metrics = place, board, metrics
-        self.noted_step, self.noted, self.started = 0, 0.0, time.monotonic()
+        self.reported_step, self.reported_at, self.started = 0, 0.0, time.monotonic()
         self.rows: list[dict[str, float]] = []
         self.average: dict[str, Tensor] = {}  # this rank's share of a sum over steps
 
@@ -36,18 +36,18 @@ class Recorder:
 
     def load_state_dict(self, shared: dict[str, Any], own: dict[str, Any], step: int) -> None:
         """Take up both parts of a state at a step; its seconds count on."""
-        self.noted_step = step
+        self.reported_step = step
         self.rows, self.average = shared["rows"], own["average"]
         self.started = time.monotonic() - shared["seconds"]
 
     def note(self, done: int, loss: float) -> None:
         """Tell the progress display, at most twice a second."""
         total = self.job.total_steps
-        if self.writes and (time.monotonic() - self.noted > _NOTE_EVERY or done == total):
-            self.noted = time.monotonic()
-            self.metrics.add("patterning_training_steps", done - self.noted_step)
+        if self.writes and (time.monotonic() - self.reported_at > _NOTE_EVERY or done == total):
+            self.reported_at = time.monotonic()
+            self.metrics.add("patterning_training_steps", done - self.reported_step)
             self.metrics.set("patterning_training_loss_nats", loss)
-            self.noted_step = done
+            self.reported_step = done
             self.board.note.remote(self.job.name, done=done, total=total, loss=loss, healthy=bool(np.isfinite(loss)))
 
     def evaluate(self, step: int, loss: float) -> None:

@@ -107,13 +107,13 @@ def train_stack(worker: Any, recipe: StackRecipe, stack: StackTask, board: Actor
         engine = deepspeed_config(None, settings.batch_size, 1) | {"gradient_clipping": 0.0}
         make_engine = partial(initialize_alone, config=engine, device=device)
     training = StackedTraining(task, settings, stack.seeds, device, make_engine)
-    noted = 0.0
+    reported_at = 0.0
 
     def note(step: int) -> None:
-        nonlocal noted
-        if time.monotonic() - noted > _NOTE_EVERY or step == settings.num_steps:
+        nonlocal reported_at
+        if time.monotonic() - reported_at > _NOTE_EVERY or step == settings.num_steps:
             board.note.remote(stack.key, done=step, total=settings.num_steps, loss=None, healthy=True)
-            noted = time.monotonic()
+            reported_at = time.monotonic()
 
     training.run(stack.phases, note)
     networks = {name: tensor.numpy() for name, tensor in training.networks().items()}
