@@ -53,7 +53,7 @@ def run_tasks(
     label: str,
     *,
     what: str,
-    units: int = 1,
+    steps: int = 1,
 ) -> list[Result]:
     """Run the tasks that have no stored result, side by side, and store each result as it comes.
 
@@ -64,7 +64,7 @@ def run_tasks(
         progress: shows what is done.
         label: of the bar.
         what: the tasks are, for messages.
-        units: of progress that each task makes; one that notes none makes all at its end.
+        steps: of progress that each task makes; one that notes none makes all at its end.
 
     Returns:
         Every result, in the order of the tasks.
@@ -78,7 +78,7 @@ def run_tasks(
         return _all(found)
     workers = start_workers(len(missing))
     board = progress_board()
-    progress.start(label, len(missing) * units)
+    progress.start(label, len(missing) * steps)
 
     def poll(results: list[Result | None]) -> None:
         new = []
@@ -92,7 +92,7 @@ def run_tasks(
         notes = ray.get(board.read.remote())
         for key, note in sorted(notes.items()):
             progress.update_line(key, **note)
-        done = [units if found[i] is not None else notes.get(tasks[i].key, {"done": 0})["done"] for i in missing]
+        done = [steps if found[i] is not None else notes.get(tasks[i].key, {"done": 0})["done"] for i in missing]
         progress.update(sum(done))
 
     def call(task: Task) -> Callable[[ActorHandle], ray.ObjectRef]:

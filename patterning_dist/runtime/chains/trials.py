@@ -108,14 +108,14 @@ class Trials:
             found[setting].append(Trial(**result))
         return found
 
-    def _run(self, tasks: list[tuple[str, str, tuple[Any, ...]]], what: str, units: int) -> list[Result]:
+    def _run(self, tasks: list[tuple[str, str, tuple[Any, ...]]], what: str, steps: int) -> list[Result]:
         """Tasks: (key, name of the file, what a worker is to call with the number of workers and the board)."""
         durable = [
             Task(key, f"calibration/trials/{file}.npz", self.fingerprint, partial(self._start, key, call))
             for key, file, call in tasks
         ]
         label = f"calibrating ({what})"
-        return run_tasks(durable, self.run_directory, self._start_workers, self.progress, label, what=what, units=units)
+        return run_tasks(durable, self.run_directory, self._start_workers, self.progress, label, what=what, steps=steps)
 
     def _start_workers(self, number: int) -> Workforce:
         if self._workers is None:

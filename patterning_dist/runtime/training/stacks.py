@@ -67,5 +67,5 @@ def train_stacks(
             for stack in stacks
         ]
         label, what = "training networks (steps)", "stacks of networks"
-        found = run_tasks(tasks, run, start_workers, progress, label, what=what, units=recipe.settings.num_steps)
+        found = run_tasks(tasks, run, start_workers, progress, label, what=what, steps=recipe.settings.num_steps)
     return [Trained.of(result) for result in found]
