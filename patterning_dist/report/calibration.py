@@ -40,7 +40,7 @@ LEGEND = (
 )
 CAVEAT = (
     "Predicted from short trials: the error goes as one over the root of the draws, and the interval comes from the "
-    "spread between {chains} chains alone. Every unit is taken to cost what {component} did, and no slow mode that the "
+    "spread between {chains} chains alone. Every subject is taken to cost what {component} did, and no slow mode that the "
     "trials were too short to show is in it. Look at the R-hat of the full run."
 )
 
@@ -56,7 +56,7 @@ class Calibration:
         plan: of a full run at the chosen setting; None if no setting is usable.
         standard_error: wanted, of chi over its spread.
         curvature: smallest and largest eigenvalue of the Hessian of the loss, nats/weight^2.
-        num_units, num_workers: of the full run.
+        num_subjects, num_workers: of the full run.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Calibration:
     plan: RunPlan | None
     standard_error: float
     curvature: tuple[float, float]
-    num_units: int
+    num_subjects: int
     num_workers: int
 
 
@@ -99,7 +99,7 @@ def predicted_length(found: Calibration, plan: RunPlan) -> str:
     unknown = [name for name, draws in plan.needed.items() if not math.isfinite(draws.value)]
     but = f" but {listed(unknown)}, nothing but noise so far," if unknown else ""
     return (
-        f"for chi of every observable{but} to {found.standard_error:g} of its spread, {found.num_units} unit(s) of "
+        f"for chi of every observable{but} to {found.standard_error:g} of its spread, {found.num_subjects} subject(s) of "
         f"{plan.num_chains} chains of {plan.num_draws:,} draws: {_between(plan.seconds, duration)} on "
         f"{found.num_workers} worker(s); {plan.slowest} needs the most"
     )

@@ -81,7 +81,7 @@ class Metrics:
     """What a process reports of a run; every metric takes the tags that it has in ``METRICS``.
 
     Args:
-        tags: that all reports have: run, and unit, chain, shard or arm. Methods take those that the others lack.
+        tags: that all reports have: run, and subject, chain, shard or arm. Methods take those that the others lack.
     """
 
     def __init__(self, **tags: object) -> None:

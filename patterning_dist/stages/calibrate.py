@@ -38,7 +38,7 @@ def calibrate(config: Config, run: RunDirectory, progress: Progress) -> None:
     """
     subject, wanted = calibrated_subject(config, run), config.calibration
     plan = TrialPlan(
-        unit=subject.name,
+        subject=subject.name,
         num_chains=wanted.num_chains,
         num_draws=wanted.num_draws,
         num_samples=len(subject.subjects.probe.ids),
@@ -77,7 +77,7 @@ def calibrate(config: Config, run: RunDirectory, progress: Progress) -> None:
         plan=None if ranked[0].failure else _plan(subject, ranked[0], num_workers),
         standard_error=wanted.standard_error,
         curvature=curvature,
-        num_units=subject.num_sets,
+        num_subjects=subject.num_sets,
         num_workers=num_workers,
     )
     write_json(folder / "settings.json", [_row(one) for one in ranked])
@@ -116,7 +116,7 @@ def _plan(subject: Calibrated, best: Assessment, num_workers: int) -> RunPlan:
         standard_error=subject.config.calibration.standard_error,
         num_chains=sampling.resolve(subject.component).num_chains,
         min_draws=2 * sampling.num_batches,
-        num_units=subject.num_sets,
+        num_subjects=subject.num_sets,
         num_workers=num_workers,
     )
 

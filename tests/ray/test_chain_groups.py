@@ -175,7 +175,7 @@ def make_shard(storage):
     """The only shard of an aggregator for ``UNITS``."""
     from patterning_dist.runtime.chains.aggregator import AggregatorShard
 
-    plans = {unit: ledger_plan(num_chains) for unit, num_chains in UNITS.items()}
+    plans = {subject: ledger_plan(num_chains) for subject, num_chains in UNITS.items()}
     return AggregatorShard.remote("test", plans, 0, 1, storage, 60.0)
 
 
@@ -202,16 +202,16 @@ def test_a_group_is_a_worker_and_its_losses_are_told(tmp_path):
     storage = LocalStorage(tmp_path)
     shard, board = make_shard(storage), progress_board()
 
-    def chain(worker, unit, number):
-        task = ChainTask("test", unit, number, Incarnation(1, 1), False, ledger_plan(UNITS[unit]), storage, 4, 60.0)
+    def chain(worker, subject, number):
+        task = ChainTask("test", subject, number, Incarnation(1, 1), False, ledger_plan(UNITS[subject]), storage, 4, 60.0)
         # Without someone who watches the ranks, those that are left would wait for ten minutes.
         return ray.get(worker.chain.remote(task, [shard], board), timeout=300)
 
-    def chains(worker, unit):
+    def chains(worker, subject):
         """Records, without the seconds, and what the shard has of the chains."""
-        for number in range(UNITS[unit]):
-            assert chain(worker, unit, number).ending is Ending.CLOSED
-        records, _, part = ray.get(shard.finish.remote(unit, lambda part: part), timeout=100)
+        for number in range(UNITS[subject]):
+            assert chain(worker, subject, number).ending is Ending.CLOSED
+        records, _, part = ray.get(shard.finish.remote(subject, lambda part: part), timeout=100)
         return [(r.chain, r.healthy, r.reason, r.draws, r.steps) for r in records], part.chains
 
     worker = ModelWorker.options(num_cpus=1).remote(sampling_config(), "cpu")
@@ -257,20 +257,20 @@ def test_a_group_is_a_worker_and_its_losses_are_told(tmp_path):
 @pytest.mark.usefixtures("local_ray")
 def test_a_chain_that_loses_ranks_goes_on_and_one_that_always_does_is_left_out(tmp_path):
     """Either rank dies once, in the middle; then one that dies whenever its chain begins. The rest is undisturbed."""
-    from patterning_dist.runtime.chains.run import Events, UnitPlan, run_chains
+    from patterning_dist.runtime.chains.run import Events, ChainsPlan, run_chains
 
-    units = ("group/steady", "group/struck", "group/mortal")
+    subjects = ("group/steady", "group/struck", "group/mortal")
     sampling = sampling_config(
         draws_per_push=2, snapshot_seconds=0, aggregator_shards=2, max_chain_failures=1, min_chains=1
     )
     results, events = {}, []
     told = Events(results.__setitem__, lambda kind, **fields: events.append({"kind": kind, **fields}))
-    plans = {unit: UnitPlan(ledger_plan(2), lambda part: part) for unit in units}
+    plans = {subject: ChainsPlan(ledger_plan(2), lambda part: part) for subject in subjects}
     study = functools.partial(GroupStudy, folder=tmp_path)
     run_chains("test", study, sampling, "cpu", LocalStorage(tmp_path), plans, told, quiet())
-    assert list(results) == list(units)
+    assert list(results) == list(subjects)
 
-    steady, struck, mortal = (results[unit] for unit in units)
+    steady, struck, mortal = (results[subject] for subject in subjects)
     for number in (0, 1):
         np.testing.assert_array_equal(struck.traces[number], steady.traces[number])
         # The centre, and what is left from the second or third push on; never all nine draws.
@@ -292,7 +292,7 @@ def test_a_chain_that_loses_ranks_goes_on_and_one_that_always_does_is_left_out(t
     reasons = {(e["unit"], e["chain"]): e["reason"] for e in events}
     assert re.match("rank 1 of chain group 0 .*died in group/struck chain 0", reasons["group/struck", 0])
     assert re.match("rank 0 of chain group 0 .*died in group/struck chain 1", reasons["group/struck", 1])
-    assert not [file for unit in units for file in (tmp_path / "sampling" / unit / "checkpoints").iterdir()]
+    assert not [file for subject in subjects for file in (tmp_path / "sampling" / subject / "checkpoints").iterdir()]
     assert_all_is_given_back()
 
 

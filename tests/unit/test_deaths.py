@@ -26,7 +26,7 @@ from patterning_dist.config import SamplingConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import select_component
 from patterning_dist.response.susceptibility import susceptibility
-from patterning_dist.runtime.chains.run import Events, UnitPlan, run_chains
+from patterning_dist.runtime.chains.run import Events, ChainsPlan, run_chains
 from patterning_dist.sampling.chain import Chain, ChainSettings
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.statistics import Draw, PositionMeans
@@ -61,7 +61,7 @@ class Watched(TraceRecorder):
 
 
 class LineStudy:
-    """Chains of the one unit, on a line through five points, whose posterior is Gaussian; with all kinds of statistics.
+    """Chains of the one subject, on a line through five points, whose posterior is Gaussian; with all kinds of statistics.
 
     Args:
         traces: where the losses go.
@@ -72,7 +72,7 @@ class LineStudy:
     def __init__(self, traces: Any, world: World, deadly: tuple[int, int] | None) -> None:
         self.traces, self.world, self.deadly, self.num_draws = traces, world, deadly, 0
 
-    def chain(self, unit: str, number: int) -> Chain:
+    def chain(self, subject: str, number: int) -> Chain:
         model = nn.Linear(1, 1)
         with torch.no_grad():
             model.weight.fill_(1.9)
@@ -140,10 +140,10 @@ class Run:
 
     def _drive(self) -> None:
         events = Events(
-            lambda unit, result: setattr(self, "result", result), lambda kind, **fields: self.events.update([kind])
+            lambda subject, result: setattr(self, "result", result), lambda kind, **fields: self.events.update([kind])
         )
-        units = {UNIT: UnitPlan(PLAN, analysis)}
-        run_chains("run", lambda device, ranks: self.study, SAMPLING, "cpu", self.world.files, units, events, quiet())
+        subjects = {UNIT: ChainsPlan(PLAN, analysis)}
+        run_chains("run", lambda device, ranks: self.study, SAMPLING, "cpu", self.world.files, subjects, events, quiet())
 
     def _damage(self, rng: random.Random) -> None:
         contents = self.world.files.contents

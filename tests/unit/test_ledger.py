@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patterning_dist.aggregation.files import read_chains, write_unit
+from patterning_dist.aggregation.files import read_chains, write_subject
 from patterning_dist.aggregation.ledger import ChainRecord, Ledger, LedgerPlan
 from patterning_dist.aggregation.protocol import START, Incarnation, PushId, Verdict, block_digest
 from patterning_dist.errors import PatterningError
@@ -75,7 +75,7 @@ class Shards:
         folder = self.root / "sampling" / UNIT
         ledger = self.ledgers[0]
         records = ledger.records()
-        write_unit(folder, NAMES, records, [ledger.traces(record.chain) for record in records])
+        write_subject(folder, NAMES, records, [ledger.traces(record.chain) for record in records])
         return read_chains(folder)
 
 

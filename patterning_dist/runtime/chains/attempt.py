@@ -91,7 +91,7 @@ class _Attempt:
         self.chain: Chain | None = None
         self.sequence, self.digest = 0, START  # of the next push, and of the one before it
         self.block: Block  # the last draws, on rank 0
-        folder, name = f"sampling/{task.unit}/checkpoints", f"chain-{task.number}-rank-{ranks.rank}"
+        folder, name = f"sampling/{task.subject}/checkpoints", f"chain-{task.number}-rank-{ranks.rank}"
         self.checkpoints = Snapshots(task.storage, folder, name, damaged=lambda message: None)
         if task.anew:
             self.checkpoints.delete()
@@ -243,7 +243,7 @@ class _Attempt:
         """Go to a checkpoint, or to the beginning (0); ``is_restored`` says whether all ranks could."""
         self._flush()  # or else what is held would be taken for what follows the checkpoint
         if number == 0:
-            self.chain = self.study.chain(self.task.unit, self.task.number)
+            self.chain = self.study.chain(self.task.subject, self.task.number)
             self.sequence, self.digest, self.is_restored = 0, START, True
             return
         content = self.checkpoints.read(number)
@@ -264,7 +264,7 @@ class _Attempt:
         for name, statistic in self._begun().statistics.items():
             if (result := statistic.result()) is not None:
                 part = rank_part(task.number, self.ranks.rank, self.ranks.size)
-                Snapshots(task.storage, f"sampling/{task.unit}/{name}", part).write(task.num_pushes, pack(result))
+                Snapshots(task.storage, f"sampling/{task.subject}/{name}", part).write(task.num_pushes, pack(result))
 
     def _record(self, healthy: bool = True, reason: str = "") -> ChainRecord:
         steps = 0 if self.chain is None else self.chain.state.step

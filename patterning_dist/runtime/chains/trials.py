@@ -41,14 +41,14 @@ class TrialPlan:
     """What all trials have in common.
 
     Attributes:
-        unit: the study's name of the set of chains that is calibrated.
+        subject: the study's name of the set of chains that is calibrated.
         num_chains: of every setting.
         num_draws: of every trial, the first of them at the checkpoint itself.
         num_samples: samples of the probe; their mean losses are the last columns of ``Draw.losses``.
         takes_gradients: whether the full run takes gradients at every draw, which cost time as well.
     """
 
-    unit: str
+    subject: str
     num_chains: int
     num_draws: int
     num_samples: int
@@ -134,12 +134,12 @@ class Trials:
 
 
 def _curvature_on(worker: Any, plan: TrialPlan, num_workers: int, board: ActorHandle) -> Result:
-    return {"ends": list(loss_curvature(worker.study, plan.unit))}
+    return {"ends": list(loss_curvature(worker.study, plan.subject))}
 
 
-def loss_curvature(study: ChainStudy, unit: str) -> SpectrumEnds:
+def loss_curvature(study: ChainStudy, subject: str) -> SpectrumEnds:
     """Ends of the spectrum of H, as the posterior's with n_beta = 1 and gamma = 0; every rank calls this."""
-    chain = study.chain(unit, 0, posterior=Posterior(1.0, 0.0), lanczos_steps=_CURVATURE_STEPS, gradient="minibatch")
+    chain = study.chain(subject, 0, posterior=Posterior(1.0, 0.0), lanczos_steps=_CURVATURE_STEPS, gradient="minibatch")
     assert chain.spectrum is not None
     return chain.spectrum
 
@@ -179,7 +179,7 @@ def run_trial(
         note: takes the number of draws done, and the loss.
     """
     chain = study.chain(
-        plan.unit,
+        plan.subject,
         number,
         posterior=Posterior(setting.inverse_temperature, setting.localization),
         step_size=setting.step_size,

@@ -161,7 +161,7 @@ def _probe_chains(config: Config, workspace: RunDirectory, device: str, pending:
         subjects.sampling,
         device,
         {name: name in subjects.gradients_of for name in standing_for if name in wanted},
-        sum(unit.num_chains for unit in counts.values()),
+        sum(subject.num_chains for subject in counts.values()),
         (solved, direction) if direction is not None and "solve" in pending else None,
         _walked(config) if pending & {"solve", "predict"} else None,
     )
