@@ -53,7 +53,7 @@ def online_scores(
             config, run, number, {names[side]: toward for side, toward in scores.items()}, strings, progress
         )
         subjects = {
-            _unit(name, reference): subject(
+            _subject_name(name, reference): subject(
                 config,
                 _FIRST_SUBJECT + (2 * number + place) * _SUBJECTS + reference.index,
                 f"rounds/{name}",
@@ -66,8 +66,8 @@ def online_scores(
         diagnostics |= measured.diagnostics
         written += [*files, *measured.files]
         for side, name in names.items():
-            units = [_unit(name, reference) for reference in references[name]]
-            responses = read_responses(config, run, references[name], units)
+            subject_names = [_subject_name(name, reference) for reference in references[name]]
+            responses = read_responses(config, run, references[name], subject_names)
             kinds = responses.kinds if side == NESTED else 1 - responses.kinds
             toward = toward_first(responses.expected_loss.mean(axis=1), kinds, strings.labels, config.weights.winsorise)
             told[name] = {
@@ -104,7 +104,7 @@ def _train_round(
     return references, written
 
 
-def _unit(name: str, reference: Reference) -> str:
+def _subject_name(name: str, reference: Reference) -> str:
     return f"{name}-{reference.rule}-{reference.index}"
 
 
