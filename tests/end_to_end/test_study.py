@@ -39,7 +39,7 @@ from patterning_dist.storage.run import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-UNITS = [
+SUBJECTS = [
     f"{checkpoint}/{component}" for checkpoint in ("early", "final") for component in ("layer.0.head.1", "layer.1.mlp")
 ]
 
@@ -102,7 +102,7 @@ def chains_by_hand(file: Path, subject: str) -> tuple[list[CoMoments], list[np.n
 
 def test_chains_on_ray_are_those_of_this_process_and_tables_follow_from_them(finished: Path, file: Path) -> None:
     """Also in another order of subjects, and after other chains on the same model: each begins at the checkpoint."""
-    for subject in (UNITS[3], UNITS[0]):
+    for subject in (SUBJECTS[3], SUBJECTS[0]):
         chains, losses, center_losses, results = chains_by_hand(file, subject)
         stored, excluded = read_chains(finished / "sampling" / subject)
         assert excluded == {}
@@ -152,7 +152,7 @@ def test_weights_for_a_controlled_loss(file: Path, local_ray: None, tmp_path: Pa
 def test_split_losses_are_means_over_the_domains(file: Path) -> None:
     """At w* itself: `overall` is the mean of the two domains, of equal size, and `up` that of its own samples."""
     study = open_here(study_config(file))
-    target = study.target(UNITS[0])
+    target = study.target(SUBJECTS[0])
     _, up, everything, _ = target.measure().observables.tolist()
     assert study.held_out is not None and len(study.held_out.samples) == 6  # a third of nine sequences of each
     losses = {
@@ -170,7 +170,7 @@ def test_split_losses_are_means_over_the_domains(file: Path) -> None:
 
 def test_tables_say_what_they_hold(finished: Path, file: Path) -> None:
     study = open_here(study_config(file))
-    for subject in UNITS:
+    for subject in SUBJECTS:
         found, samples = table(finished, subject), table(finished, subject, "-samples")
         assert len(found["sequence_id"]) == 5 * 7 and len(samples["sequence_id"]) == 5
         tokens = study.task.train.tokens(study.probe.ids)
@@ -194,14 +194,14 @@ def test_tables_say_what_they_hold(finished: Path, file: Path) -> None:
         assert header["sign"].startswith("chi = -Cov(phi, l_i - L): negative means")
         assert (header["checkpoint"], header["component"]) == (checkpoint, component)
         assert (header["inverse_temperature"], header["num_training_losses"]) == (200, 40 * 7)
-    assert not np.array_equal(table(finished, UNITS[1])["chi_component"], table(finished, UNITS[3])["chi_component"])
+    assert not np.array_equal(table(finished, SUBJECTS[1])["chi_component"], table(finished, SUBJECTS[3])["chi_component"])
 
 
 def test_the_tree_holds_what_the_tables_and_diagnostics_say(finished: Path) -> None:
     diagnostics = json.loads((finished / "response" / "diagnostics.json").read_text())["subjects"]
-    assert list(diagnostics) == UNITS
+    assert list(diagnostics) == SUBJECTS
     with xr.open_datatree(finished / "response.zarr", engine="zarr") as tree:
-        for subject in UNITS:
+        for subject in SUBJECTS:
             node, found = tree[subject], diagnostics[subject]
             assert node.attrs["inverse_temperature"] == 200 and node.attrs["seed"] == 5
             assert (finished / node.attrs["traces"]).is_dir()
@@ -221,7 +221,7 @@ def test_the_tree_holds_what_the_tables_and_diagnostics_say(finished: Path) -> N
                 node["susceptibility"]["chi"].sel(observable="up").values, table(finished, subject)["chi_up"]
             )
             assert node["susceptibility"]["domain"].values.tolist() == table(finished, subject)["domain"].tolist()
-    coordinates = [diagnostics[subject]["num_coordinates"] for subject in UNITS]
+    coordinates = [diagnostics[subject]["num_coordinates"] for subject in SUBJECTS]
     assert coordinates == [3 * (8 * 4 + 4) + 4 * 8, 8 * 16 + 16 + 16 * 8 + 8] * 2
 
 
@@ -231,7 +231,7 @@ def test_what_is_done_is_kept(finished: Path, file: Path, tmp_path: Path, local_
 
     def written(*names: str) -> dict[Path, int]:
         """Times of files of the subjects, of all or of those named."""
-        files = [file for subject in UNITS for file in (directory / "sampling" / subject).rglob("*") if file.is_file()]
+        files = [file for subject in SUBJECTS for file in (directory / "sampling" / subject).rglob("*") if file.is_file()]
         return {file: file.stat().st_mtime_ns for file in files if not names or file.parent.name in names}
 
     before = written()
@@ -248,13 +248,13 @@ def test_what_is_done_is_kept(finished: Path, file: Path, tmp_path: Path, local_
     added = "final/gpt_neox.embed_in.*[0:3,:]"
     assert len(read_chains(directory / "sampling" / added)[0]) == 3
     # Other observables follow from the same chains: none is run again, and none takes as long as it did.
-    chains = {subject: (directory / "sampling" / subject / "chains.json").read_bytes() for subject in UNITS}
+    chains = {subject: (directory / "sampling" / subject / "chains.json").read_bytes() for subject in SUBJECTS}
     kept = written("shard-0", "losses")
     assert len(kept) > 4 * 3
     run_stages(study_config(file, *overrides, "sampling.observables.4.name=lambda"), None, directory)
     assert written("shard-0", "losses") == kept
-    assert chains == {subject: (directory / "sampling" / subject / "chains.json").read_bytes() for subject in UNITS}
-    found, former = table(directory, UNITS[0]), table(finished, UNITS[0])
+    assert chains == {subject: (directory / "sampling" / subject / "chains.json").read_bytes() for subject in SUBJECTS}
+    found, former = table(directory, SUBJECTS[0]), table(finished, SUBJECTS[0])
     np.testing.assert_array_equal(found["chi_lambda"], former["chi_llc"])
     np.testing.assert_array_equal(found["se_up"], former["se_up"])
     assert "chi_lambda" in table(directory, added)
@@ -275,13 +275,13 @@ def test_what_chains_follow_from_and_what_not(file: Path, tmp_path: Path) -> Non
     assert not set(first.values()) & set(fingerprints("seed=6").values())
     assert not set(first.values()) & set(fingerprints("sampling.sampler={kind: sgnht}").values())
     slower = fingerprints("sampling.components.1.step_size=1e-3")
-    assert [first[subject] == slower[subject] for subject in UNITS] == [True, False, True, False]
+    assert [first[subject] == slower[subject] for subject in SUBJECTS] == [True, False, True, False]
     weights = folder / "model" / "final" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     second = fingerprints()
-    assert [first[subject] == second[subject] for subject in UNITS] == [True, True, False, False]
+    assert [first[subject] == second[subject] for subject in SUBJECTS] == [True, True, False, False]
     table = pq.read_table(folder / "train.parquet")
     pq.write_table(table.slice(1), folder / "train.parquet")
     assert not set(second.values()) & set(fingerprints().values())
@@ -295,7 +295,7 @@ def test_a_failed_chain_is_left_out_and_reported(file: Path, tmp_path: Path, loc
         "sampling.observables.3={kind: function, names: [edge], path: 'study_models:undefined_on_one_side'}",
     )
     run_stages(study_config(file, *overrides), None, tmp_path / "run")
-    found = json.loads((tmp_path / "run" / "response" / "diagnostics.json").read_text())["subjects"][UNITS[3]]
+    found = json.loads((tmp_path / "run" / "response" / "diagnostics.json").read_text())["subjects"][SUBJECTS[3]]
     assert [entry["chain"] for entry in found["excluded"]] == [1, 2]
     assert found["num_chains"] == 3
     for entry in found["excluded"]:
@@ -306,7 +306,7 @@ def test_a_failed_chain_is_left_out_and_reported(file: Path, tmp_path: Path, loc
     assert found["findings"][0]["chains"] == [entry["chain"] for entry in found["excluded"]]
     with xr.open_datatree(tmp_path / "run" / "response.zarr", engine="zarr") as tree:
         healthy = sorted({*range(5)} - {entry["chain"] for entry in found["excluded"]})
-        assert tree[UNITS[3]]["posterior"]["chain"].values.tolist() == healthy
+        assert tree[SUBJECTS[3]]["posterior"]["chain"].values.tolist() == healthy
 
 
 @pytest.mark.parametrize(
@@ -374,12 +374,12 @@ def test_an_interrupted_study_goes_on_where_its_chains_were(
     def study() -> Result:
         return CliRunner().invoke(app, ["study", str(file), "--run-dir", str(directory), *options])
 
-    done, begun = directory / "sampling" / UNITS[0] / "chains.json", directory / "sampling" / UNITS[1] / "checkpoints"
+    done, begun = directory / "sampling" / SUBJECTS[0] / "chains.json", directory / "sampling" / SUBJECTS[1] / "checkpoints"
     (word / "slow").touch()
     first = interrupted(study, lambda: done.exists() and any(begun.glob("*")), signal.SIGINT)
     assert first.exit_code == 130, first.output
-    assert not (directory / "sampling" / UNITS[3] / "chains.json").exists()
-    before, left = done.stat().st_mtime_ns, [place for subject in UNITS for place in places(directory, subject)]
+    assert not (directory / "sampling" / SUBJECTS[3] / "chains.json").exists()
+    before, left = done.stat().st_mtime_ns, [place for subject in SUBJECTS for place in places(directory, subject)]
     assert left[:3] == [None] * 3 and max(place for place in left if place is not None) > 0
 
     (word / "slow").unlink()
@@ -388,10 +388,10 @@ def test_an_interrupted_study_goes_on_where_its_chains_were(
     assert second.exit_code == 0, second.output
     assert "of 4 subjects were done before" in second.stdout
     assert done.stat().st_mtime_ns == before
-    assert [event["unit"] for event in events(directory) if event["kind"] == "subject_resumed"][:1] == [UNITS[1]]
+    assert [event["subject"] for event in events(directory) if event["kind"] == "subject_resumed"][:1] == [SUBJECTS[1]]
     # Every chain that was not through measured its centre again, and then the draws that were left, 5 a push.
     assert (word / "calls").stat().st_size == sum(1 + 16 - 5 * place for place in left if place is not None)
-    for subject in UNITS:
+    for subject in SUBJECTS:
         stored, expected = (read_chains(folder / "sampling" / subject) for folder in (directory, finished))
         assert stored[1] == expected[1] == {}
         for a, b in zip(stored[0], expected[0], strict=True):
@@ -418,7 +418,7 @@ def test_two_ranks_a_chain_give_the_chains_of_one(finished: Path, file: Path, tm
         "traces.thin=3",
     )
     run_stages(study_config(file, *overrides), None, tmp_path / "run")
-    subject = UNITS[2]
+    subject = SUBJECTS[2]
     one, two = (read_chains(directory / "sampling" / subject)[0] for directory in (finished, tmp_path / "run"))
     for a, b in zip(one, two, strict=True):
         spread = np.sqrt(a.total().m2_loss / a.num_recorded)

@@ -166,16 +166,16 @@ def ledger_plan(num_chains):
     return LedgerPlan("run", GroupStudy.observables, num_columns, GroupStudy.num_draws, 2, num_chains)
 
 
-UNITS = {"worker/steady": 2, "worker/diverging": 1, "group/steady": 2, "group/diverging": 1} | dict.fromkeys(
+SUBJECTS = {"worker/steady": 2, "worker/diverging": 1, "group/steady": 2, "group/diverging": 1} | dict.fromkeys(
     ("group/refused", "group/raising", "group/killed"), 1
 )
 
 
 def make_shard(storage):
-    """The only shard of an aggregator for ``UNITS``."""
+    """The only shard of an aggregator for ``SUBJECTS``."""
     from patterning_dist.runtime.chains.aggregator import AggregatorShard
 
-    plans = {subject: ledger_plan(num_chains) for subject, num_chains in UNITS.items()}
+    plans = {subject: ledger_plan(num_chains) for subject, num_chains in SUBJECTS.items()}
     return AggregatorShard.remote("test", plans, 0, 1, storage, 60.0)
 
 
@@ -203,13 +203,13 @@ def test_a_group_is_a_worker_and_its_losses_are_told(tmp_path):
     shard, board = make_shard(storage), progress_board()
 
     def chain(worker, subject, number):
-        task = ChainTask("test", subject, number, Incarnation(1, 1), False, ledger_plan(UNITS[subject]), storage, 4, 60.0)
+        task = ChainTask("test", subject, number, Incarnation(1, 1), False, ledger_plan(SUBJECTS[subject]), storage, 4, 60.0)
         # Without someone who watches the ranks, those that are left would wait for ten minutes.
         return ray.get(worker.chain.remote(task, [shard], board), timeout=300)
 
     def chains(worker, subject):
         """Records, without the seconds, and what the shard has of the chains."""
-        for number in range(UNITS[subject]):
+        for number in range(SUBJECTS[subject]):
             assert chain(worker, subject, number).ending is Ending.CLOSED
         records, _, part = ray.get(shard.finish.remote(subject, lambda part: part), timeout=100)
         return [(r.chain, r.healthy, r.reason, r.draws, r.steps) for r in records], part.chains
@@ -287,9 +287,9 @@ def test_a_chain_that_loses_ranks_goes_on_and_one_that_always_does_is_left_out(t
     assert re.match(lost, record.reason)
     assert all(part.excluded == {1: record.reason} for part in mortal.parts)
 
-    losses = [(e["unit"], e["chain"]) for e in events if e["kind"] == "chain_lost"]
+    losses = [(e["subject"], e["chain"]) for e in events if e["kind"] == "chain_lost"]
     assert sorted(losses) == [("group/mortal", 1)] * 2 + [("group/struck", 0), ("group/struck", 1)]
-    reasons = {(e["unit"], e["chain"]): e["reason"] for e in events}
+    reasons = {(e["subject"], e["chain"]): e["reason"] for e in events}
     assert re.match("rank 1 of chain group 0 .*died in group/struck chain 0", reasons["group/struck", 0])
     assert re.match("rank 0 of chain group 0 .*died in group/struck chain 1", reasons["group/struck", 1])
     assert not [file for subject in subjects for file in (tmp_path / "sampling" / subject / "checkpoints").iterdir()]

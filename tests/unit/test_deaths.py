@@ -35,7 +35,7 @@ from patterning_dist.sampling.traces import TraceRecorder, create_traces
 from patterning_dist.storage.snapshots import Snapshots, unpack
 
 NUM_CHAINS, NUM_DRAWS, NUM_SAMPLES = 2, 11, 5
-UNIT = "early/line"
+SUBJECT = "early/line"
 PLAN = LedgerPlan("run", ("loss", "held out", "slope"), NUM_SAMPLES, NUM_DRAWS, 2, NUM_CHAINS)
 # A snapshot about every second push: a second passes with every call.
 LAYOUT = {"draws_per_push": 2, "aggregator_shards": 2, "snapshot_seconds": 4.0, "min_chains": 1}
@@ -142,7 +142,7 @@ class Run:
         events = Events(
             lambda subject, result: setattr(self, "result", result), lambda kind, **fields: self.events.update([kind])
         )
-        subjects = {UNIT: ChainsPlan(PLAN, analysis)}
+        subjects = {SUBJECT: ChainsPlan(PLAN, analysis)}
         run_chains("run", lambda device, ranks: self.study, SAMPLING, "cpu", self.world.files, subjects, events, quiet())
 
     def _damage(self, rng: random.Random) -> None:
@@ -165,7 +165,7 @@ class Run:
         found["records"] = np.array([(r.chain, r.healthy, r.draws, r.steps) for r in self.result.records])
         found["heat"] = np.array([(r.temperatures, r.step_biases) for r in self.result.records])
         files = self.world.files
-        for name in files.names(folder := f"sampling/{UNIT}/gradients"):
+        for name in files.names(folder := f"sampling/{SUBJECT}/gradients"):
             found |= {name.partition(".")[0]: value for value in unpack(files.contents[f"{folder}/{name}"]).values()}
         return found | {"losses": zarr.open_group(self.traces, mode="r")["losses"][:]}
 
