@@ -112,7 +112,7 @@ def sample_subjects(
             Events(finished, lambda kind, **fields: run.event(stage, kind, **fields)),
             progress,
         )
-    run.place.gather(*(path.relative_to(run.path).as_posix() for path in subject_outputs(run, subjects, sampling)))
+    run.location.gather(*(path.relative_to(run.path).as_posix() for path in subject_outputs(run, subjects, sampling)))
     return {key: _stored(run, key)["diagnostics"] for key in subjects}
 
 
@@ -162,7 +162,7 @@ def is_done(run: RunDirectory, name: str, subject: SubjectPlan) -> bool:
         stored = _stored(run, name)
     except (OSError, ValueError):
         return False
-    return stored["analysis"] == subject.analysis_fingerprint and run.place.sizes(stored["files"]).keys() == set(
+    return stored["analysis"] == subject.analysis_fingerprint and run.location.sizes(stored["files"]).keys() == set(
         stored["files"]
     )
 

@@ -69,7 +69,7 @@ def run_tasks(
     Returns:
         Every result, in the order of the tasks.
     """
-    run.place.fetch(*{str(Path(task.file).parent) for task in tasks})
+    run.location.fetch(*{str(Path(task.file).parent) for task in tasks})
     found = [_read(run.path / task.file, task, progress) for task in tasks]
     missing = [index for index, result in enumerate(found) if result is None]
     if len(missing) < len(tasks):

@@ -53,7 +53,7 @@ def run_jobs(
         start = _run_queue.options(max_retries=config.max_training_failures).remote
         arguments = {
             "config": config,
-            "place": run.place,
+            "location": run.location,
             "control": control,
         }
         running = [start({"groups": groups[n::num_queues], **arguments}, f"queue-{n}") for n in range(num_queues)]

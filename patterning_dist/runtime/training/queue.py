@@ -99,7 +99,7 @@ def run_queue(arguments: dict[str, Any], name: str) -> None:
 
 
 def _fit(arguments: dict[str, Any], name: str) -> None:
-    config, place, groups = (arguments[key] for key in ("config", "place", "groups"))
+    config, location, groups = (arguments[key] for key in ("config", "location", "groups"))
     device = resolve_device(config.device)
     need = training_resources(config, device, groups[0].lead.num_workers)
     # Ray Train counts every restart, this module those without progress. Checkers know its first version only.
@@ -118,7 +118,7 @@ def _fit(arguments: dict[str, Any], name: str) -> None:
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=str(place.path / "retrain" / ".ray"),
+            storage_path=str(location.path / "retrain" / ".ray"),
             failure_config=FailureConfig(**no_restarts),
         ),
     ).fit()
@@ -126,13 +126,13 @@ def _fit(arguments: dict[str, Any], name: str) -> None:
 
 def _progress(arguments: dict[str, Any]) -> tuple[int, int]:
     """Finished groups of jobs, and the step of the newest checkpoint of the next one."""
-    config, place, groups = (arguments[key] for key in ("config", "place", "groups"))
-    place.fetch(*(name for group in groups for name in group.needs(place.path)))
+    config, location, groups = (arguments[key] for key in ("config", "location", "groups"))
+    location.fetch(*(name for group in groups for name in group.needs(location.path)))
     finished = [group.is_finished(config) for group in groups]
     if all(finished):
         return len(groups), 0
     group = groups[finished.index(False)]
-    return sum(finished), newest_step(place.storage, place.path, group.lead, group.fingerprint(config))
+    return sum(finished), newest_step(location.storage, location.path, group.lead, group.fingerprint(config))
 
 
 def _reason(error: Exception) -> str:

@@ -14,7 +14,7 @@ from patterning_dist.runtime.metrics import Metrics
 from patterning_dist.runtime.training.trainer import Member
 from patterning_dist.runtime.training.weights import load_shares, own_share, save_weights
 from patterning_dist.storage.files import write_json, write_parquet
-from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.mirror import Location
 from patterning_dist.training.job import HELD_OUT_TABLE
 
 _NOTE_EVERY = 0.5
@@ -23,9 +23,9 @@ _NOTE_EVERY = 0.5
 class Recorder:
     """Files and notes of rank 0; every rank calls it, since measuring and gathering weights take all of them."""
 
-    def __init__(self, trainer: Member, place: Place, board: ActorHandle, metrics: Metrics) -> None:
+    def __init__(self, trainer: Member, location: Location, board: ActorHandle, metrics: Metrics) -> None:
         self.trainer, self.job, self.writes = trainer, trainer.job, trainer.ranks.rank == 0
-        self.place, self.board, self.metrics = place, board, metrics
+        self.location, self.board, self.metrics = location, board, metrics
         self.reported_step, self.reported_at, self.started = 0, 0.0, time.monotonic()
         self.rows: list[dict[str, float]] = []
         self.average: dict[str, Tensor] = {}  # this rank's share of a sum over steps
@@ -61,7 +61,7 @@ class Recorder:
         file = self.job.folder / f"{name}.safetensors"
         save_weights(self.trainer.engine, file if self.writes else None)
         if self.writes:
-            self.place.publish(file)
+            self.location.publish(file)
 
     def add_to_average(self) -> None:
         """Count the weights in the mean that the annealed checkpoint is."""
@@ -88,6 +88,6 @@ class Recorder:
             write_parquet(job.folder / "metrics.parquet", pa.Table.from_pylist(self.rows))
             write_parquet(job.folder / HELD_OUT_TABLE, pa.table(influences))
             trainer.task.describe(job.folder)
-            self.place.publish(job.folder)
+            self.location.publish(job.folder)
             write_json(job.folder / "evaluation.json", report)
-            self.place.publish(job.folder / "evaluation.json")
+            self.location.publish(job.folder / "evaluation.json")

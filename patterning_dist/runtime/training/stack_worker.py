@@ -16,7 +16,7 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.training.engine import deepspeed_config, initialize_alone
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import stage_fingerprint
 from patterning_dist.training.stacked import Networks, Phase, StackedTraining, StackSettings, TorchEngine
 
@@ -88,9 +88,9 @@ class Trained:
         return Trained(under("parameters/"), under("behaviour/"))
 
 
-def open_stacks(recipe: StackRecipe, place: Place, device: str, ranks: Ranks) -> Any:
+def open_stacks(recipe: StackRecipe, location: Location, device: str, ranks: Ranks) -> Any:
     """The task, in the worker that is to train; what a ``ModelWorker`` calls its study."""
-    return recipe.open_task(place.fetch(*recipe.files), device)
+    return recipe.open_task(location.fetch(*recipe.files), device)
 
 
 def train_stack(worker: Any, recipe: StackRecipe, stack: StackTask, board: ActorHandle) -> dict[str, np.ndarray]:

@@ -51,7 +51,7 @@ def train_stacks(
 
         def start_workers(number: int) -> Workforce:
             resources.enter_context(ray_session(sampling.threads_per_worker))
-            opener = partial(open_stacks, recipe, run.place)
+            opener = partial(open_stacks, recipe, run.location)
             return resources.enter_context(model_workers(opener, sampling, device, number, progress))
 
         def train(stack: StackTask, worker: ActorHandle, board: ActorHandle) -> ray.ObjectRef:

@@ -17,7 +17,7 @@ from patterning_dist.runtime.training.recorder import Recorder
 from patterning_dist.runtime.training.stacked_trainer import StackedTrainer
 from patterning_dist.runtime.training.trainer import Trainer
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.mirror import Location
 from patterning_dist.tasks.open import open_task
 from patterning_dist.tasks.task import Task
 from patterning_dist.training.job import JobGroup
@@ -30,21 +30,21 @@ def train_on_worker(arguments: dict[str, Any]) -> None:
     is left.
 
     Args:
-        arguments: config, place (of the run), groups (of jobs), control.
+        arguments: config, location (of the run), groups (of jobs), control.
 
     Raises:
         Preempted: a rank got SIGTERM; the training under way is saved.
     """
-    config, place, control = (arguments[key] for key in ("config", "place", "control"))
+    config, location, control = (arguments[key] for key in ("config", "location", "control"))
     prepare_process(config.training.threads_per_worker)
     ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
     device, task = resolve_device(config.device), None
     for jobs in arguments["groups"]:
-        place.fetch(*jobs.needs(place.path))
+        location.fetch(*jobs.needs(location.path))
         if jobs.is_finished(config):
             continue
-        task = task or open_task(config, place.path, device)
-        if not _train(config, place, open_trainer(config, task, jobs, ranks, device), control):
+        task = task or open_task(config, location.path, device)
+        if not _train(config, location, open_trainer(config, task, jobs, ranks, device), control):
             return
 
 
@@ -55,11 +55,11 @@ def open_trainer(config: Config, task: Task, jobs: JobGroup, ranks: Ranks, devic
     return Trainer(config, task, jobs.lead, ranks, device)
 
 
-def _train(config: Config, place: Place, trainer: Trainer | StackedTrainer, control: ActorHandle) -> bool:
+def _train(config: Config, location: Location, trainer: Trainer | StackedTrainer, control: ActorHandle) -> bool:
     """Train jobs to their end; False if they were stopped on the way."""
     job, fingerprint = trainer.jobs.lead, trainer.jobs.fingerprint(config)
-    recorders = [Recorder(m, place, control, Metrics(run=config.name, arm=m.job.name)) for m in trainer.members]
-    checkpoints = TrainingCheckpoints(job, fingerprint, place.path, place.storage, control, trainer.device)
+    recorders = [Recorder(m, location, control, Metrics(run=config.name, arm=m.job.name)) for m in trainer.members]
+    checkpoints = TrainingCheckpoints(job, fingerprint, location.path, location.storage, control, trainer.device)
     if (kept := checkpoints.restore(trainer.engine)) is not None:
         for recorder, (shared, own) in zip(recorders, kept["recorders"], strict=True):
             recorder.load_state_dict(shared, own, kept["step"])

@@ -145,7 +145,7 @@ def _fresh_baseline(config: Config, directory: Path) -> None:
 
 def _probe_chains(config: Config, workspace: RunDirectory, device: str, pending: set[str]) -> Chains:
     """Time what stands for all sets of chains, and what pending stages ask of them."""
-    opener = open_subjects(config, workspace.place, device)
+    opener = open_subjects(config, workspace.location, device)
     subjects: Subjects = opener("cpu", Ranks())
     counts = count_chains(subjects)
     components = {name: subject.component for name, subject in subjects.by_name.items()}
