@@ -34,7 +34,7 @@ from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.traces import trace_store
 from patterning_dist.stages.sample import open_subjects
-from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
@@ -62,7 +62,7 @@ def finished(file: Path, local_ray: None, tmp_path_factory: pytest.TempPathFacto
 
 def open_here(config: Config) -> Subjects:
     """The subjects in this process."""
-    return open_subjects(config, Place.at(Path()), "cpu")("cpu", Ranks())
+    return open_subjects(config, Location.at(Path()), "cpu")("cpu", Ranks())
 
 
 def events(directory: Path) -> list[dict]:
