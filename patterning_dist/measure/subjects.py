@@ -192,7 +192,7 @@ class Subjects:
         subject = self.by_name[name]
         model = self.model(subject.checkpoint)
         if self._target is not None:  # an earlier chain has moved it
-            self._target.place(self._target.center)
+            self._target.move_to(self._target.center)
         component = select_component(model, subject.component)
         losses: PerSampleLoss = self.task.losses
         layered, data = self.task.layered(model, component), self.task.train
