@@ -243,18 +243,18 @@ class Attempt:
         if self.is_first and is_ended(self.records):
             self.state = "complete"
             return
-        places = set(self.checkpoints.numbers()) | ({self.sender.sequence} if not self.is_first else set())
-        while (place := self.sender.resume(places)) > 0:
-            if place == self.sender.sequence and not self.is_first:
+        candidates = set(self.checkpoints.numbers()) | ({self.sender.sequence} if not self.is_first else set())
+        while (candidate := self.sender.resume(candidates)) > 0:
+            if candidate == self.sender.sequence and not self.is_first:
                 break
-            if (stored := self.checkpoints.read(place)) is not None:
+            if (stored := self.checkpoints.read(candidate)) is not None:
                 state = json.loads(stored)
                 self.digest, self.path = bytes.fromhex(state["digest"]), tuple(state["path"])
                 break
-            places.discard(place)  # damaged
+            candidates.discard(candidate)  # damaged
         else:
             self.digest, self.path = START, ()
-        self.sender.sequence, self.is_first, self.state = place, False, "running"
+        self.sender.sequence, self.is_first, self.state = candidate, False, "running"
         self.flavour = self.world.flavour()
 
     def _call_all(self, kind: str, *arguments: object) -> None:

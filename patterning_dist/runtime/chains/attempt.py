@@ -173,7 +173,7 @@ class _Attempt:
                 client.metrics.observe("patterning_checkpoint_seconds", time.monotonic() - started)
 
     def _resume(self, client: ShardClient) -> Generator[Decision, None, Verdict]:
-        """Go to a place that no shard is behind of: where the chain is, a checkpoint, or the beginning."""
+        """Go to a candidate that no shard is behind of: where the chain is, a checkpoint, or the beginning."""
         verdict = client.settle(0)  # what is under way would come between
         if verdict in (Verdict.ZOMBIE, Verdict.CONFLICT):
             return verdict
@@ -183,11 +183,11 @@ class _Attempt:
         verdict, _ = client.open(chain.center_losses, chain.center_mean_loss, False)
         if verdict is Verdict.ZOMBIE:
             return verdict
-        places = {0, self.sequence, *self.checkpoints.numbers()}
-        while (place := client.sender.resume(places)) != self.sequence:
-            yield _Action.RESTORE, place
+        candidates = {0, self.sequence, *self.checkpoints.numbers()}
+        while (candidate := client.sender.resume(candidates)) != self.sequence:
+            yield _Action.RESTORE, candidate
             if not self.is_restored:  # damaged, or not there on another rank
-                places.discard(place)
+                candidates.discard(candidate)
         client.sender.sequence = self.sequence
         return Verdict.APPLIED
 
