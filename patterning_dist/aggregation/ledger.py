@@ -132,20 +132,20 @@ class Ledger:
         self._chains: dict[int, _Chain] = {}
 
     def open(
-        self, push: PushId, center_losses: np.ndarray | None = None, *, anew: bool = False
+        self, push: PushId, center_losses: np.ndarray | None = None, *, restart: bool = False
     ) -> tuple[Answer, ChainRecord | None]:
         """Where a chain stands, and how it ended if it has; earlier incarnations are shut out.
 
         Args:
             push: run, chain and incarnation; the sequence number does not matter.
             center_losses: [column + 1] l_i(w*) of this shard's columns and L(w*), nats.
-            anew: forget what earlier incarnations pushed; once an incarnation, however often it asks.
+            restart: forget what earlier incarnations pushed; once an incarnation, however often it asks.
         """
         entry = self._entry(push.chain)
-        anew = anew and push.incarnation > entry.mark.incarnation
+        restart = restart and push.incarnation > entry.mark.incarnation
         if not entry.mark.fence(push.run, push.incarnation):
             return self._answer(entry, Verdict.ZOMBIE), None
-        if anew:
+        if restart:
             self.snapshots[push.chain].delete()
             entry = self._chains[push.chain] = self._empty(push.chain)
             entry.mark.begin_anew(push.incarnation)

@@ -24,13 +24,13 @@ class _Board(Actor):
         return self._notes
 
 
-# One that dies is made anew, and fills with the notes to come.
+# One that dies is made again, and fills with the notes to come.
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class ProgressBoard(_Board):
     """The last word of every chain or arm, for whoever draws the progress display."""
 
 
-# One that dies is made anew, without what it knew: trainings ask it again, and lines not yet said are lost.
+# One that dies is made again, without what it knew: trainings ask it again, and lines not yet said are lost.
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class JobControl(_Board):
     """The board of trainings, with what the driver wants of them, and what they have for the driver to say."""

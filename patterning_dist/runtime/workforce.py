@@ -102,7 +102,7 @@ class Workforce:
                 except (ray.exceptions.RayActorError, WorkerLost) as error:
                     reason = loss_reason(error)
                     if isinstance(error, WorkerLost):
-                        self._idle.append(worker)  # it starts its ranks anew with the next task
+                        self._idle.append(worker)  # it restarts its ranks with the next task
                     else:
                         self._replace(worker)
                     results[index] = (lost or give_up)(index, reason)

@@ -236,7 +236,7 @@ def test_a_group_is_a_worker_and_its_losses_are_told(tmp_path):
         chain(group, "group/refused", 0)
     assert str(caught.value.cause) == "model.path: there is no such folder"
 
-    # Every time the ranks start anew.
+    # Every time the ranks restart.
     what = r"rank 1 of chain group 0 on node .* failed in group/raising chain 0"
     with pytest.raises(RuntimeError, match=what) as caught:
         chain(group, "group/raising", 0)

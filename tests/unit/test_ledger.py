@@ -167,7 +167,7 @@ def test_opening_anew_drops_the_earlier_attempt_and_its_snapshots(tmp_path):
     assert shards.send(0, 0, block(draws(9), 0, 10)) is Verdict.APPLIED
     for ledger in shards.ledgers:
         ledger.snapshot(0)
-        answer, record = ledger.open(shards.id(0, 0, attempt=2), anew=True)
+        answer, record = ledger.open(shards.id(0, 0, attempt=2), restart=True)
         assert (answer.mark, answer.durable, record) == (0, 0, None)
         assert ledger.snapshots[0].numbers() == []
     shards.digests[0] = [START]
@@ -175,7 +175,7 @@ def test_opening_anew_drops_the_earlier_attempt_and_its_snapshots(tmp_path):
     for number, start in enumerate(range(0, NUM_DRAWS, 8)):
         assert shards.send(0, number, block(data, start, start + 8), attempt=2) is Verdict.APPLIED
     for ledger in shards.ledgers:  # the same question once more, late: it is not asked twice of one attempt
-        answer, _ = ledger.open(shards.id(0, 0, attempt=2), anew=True)
+        answer, _ = ledger.open(shards.id(0, 0, attempt=2), restart=True)
         assert answer.mark == 3
         ledger.close(shards.id(0, 3, attempt=2), shards.digests[0][-1], ChainRecord(0))
     shards.close(ChainRecord(1))

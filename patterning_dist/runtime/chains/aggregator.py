@@ -58,10 +58,10 @@ class AggregatorShard(Actor):
         self._stop = False
 
     def open(
-        self, subject: str, push: PushId, center_losses: np.ndarray | None, anew: bool
+        self, subject: str, push: PushId, center_losses: np.ndarray | None, restart: bool
     ) -> tuple[Answer, ChainRecord | None]:
         """See ``Ledger.open``."""
-        answer, record = self._ledgers[subject].open(push, center_losses, anew=anew)
+        answer, record = self._ledgers[subject].open(push, center_losses, restart=restart)
         return answer._replace(stop=self._stop), record
 
     def push(self, subject: str, push: PushId, previous: bytes, digest: bytes, *draws: np.ndarray) -> Answer:

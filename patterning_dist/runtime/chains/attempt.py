@@ -41,7 +41,7 @@ class Ending(enum.StrEnum):
     CLOSED = "closed"  # the chain is through, healthy or not, and all shards know it durably
     STOPPED = "stopped"  # the run is being stopped
     SUPERSEDED = "superseded"  # a later incarnation has taken over
-    CONFLICT = "conflict"  # the replay was not what was pushed before: the chain has to begin anew
+    CONFLICT = "conflict"  # the replay was not what was pushed before: the chain has to start over
 
 
 class Outcome(NamedTuple):
@@ -93,7 +93,7 @@ class _Attempt:
         self.block: Block  # the last draws, on rank 0
         folder, name = f"sampling/{task.subject}/checkpoints", f"chain-{task.number}-rank-{ranks.rank}"
         self.checkpoints = Snapshots(task.storage, folder, name, damaged=lambda message: None)
-        if task.anew:
+        if task.restart:
             self.checkpoints.delete()
         self.checkpoint_at, self.reported_at = self.started + task.snapshot_seconds, 0.0
         self.is_restored = False
@@ -138,7 +138,7 @@ class _Attempt:
     def _decide(self, client: ShardClient) -> Generator[Decision, None, Outcome]:
         """What all ranks do next, one thing after another; returns the outcome."""
         task = self.task
-        verdict, records = client.open(None, 0.0, task.anew)
+        verdict, records = client.open(None, 0.0, task.restart)
         if verdict is Verdict.ZOMBIE:
             return Outcome(Ending.SUPERSEDED)
         if records[0] is not None and all(record == records[0] for record in records):

@@ -31,7 +31,7 @@ class ChainTask:
         subject: the set of chains that the chain is one of.
         number: of the chain.
         incarnation: of this attempt.
-        anew: what earlier attempts left is dropped.
+        restart: what earlier attempts left is dropped.
         plan: of the subject.
         storage: of the run; takes the chain's checkpoints.
         draws_per_push: draws sent at once.
@@ -42,7 +42,7 @@ class ChainTask:
     subject: str
     number: int
     incarnation: Incarnation
-    anew: bool
+    restart: bool
     plan: LedgerPlan
     storage: Storage
     draws_per_push: int
@@ -85,12 +85,12 @@ class ShardClient:
         self._columns = [task.plan.columns(shard, len(shards)) for shard in range(len(shards))]
         self._in_flight: deque[tuple[float, list[ray.ObjectRef]]] = deque()
 
-    def open(self, center_losses: np.ndarray | None, center_mean: float, anew: bool) -> tuple[Verdict, list]:
+    def open(self, center_losses: np.ndarray | None, center_mean: float, restart: bool) -> tuple[Verdict, list]:
         """Ask all shards where the chain stands, waiting for those that are being restarted; records, where closed."""
         worst, records = Verdict.APPLIED, []
         for number, columns in enumerate(self._columns):
             center = None if center_losses is None else np.append(center_losses[columns], center_mean)
-            answer, record = answer_of(self.shards, number, "open", self.task.subject, self._push(), center, anew)
+            answer, record = answer_of(self.shards, number, "open", self.task.subject, self._push(), center, restart)
             worst = self._heard(number, answer, worst)
             records.append(record)
         return worst, records

@@ -133,7 +133,7 @@ class _Run:
         self.tasks = [(subject, n) for subject, plan in subjects.items() for n in range(plan.ledger.num_chains)]
         self.driver = _count_start(storage, any(storage.names(f"sampling/{subject}/shard-0") for subject in subjects))
         self.attempts = [0] * len(self.tasks)
-        self.anew: set[int] = set()
+        self.restart: set[int] = set()
         self.failures = [0] * len(self.tasks)  # since the chain last got further than before
         self.furthest = [-1] * len(self.tasks)
         self.notes: dict[str, dict[str, Any]] = {}
@@ -164,13 +164,13 @@ class _Run:
             subject=subject,
             number=number,
             incarnation=Incarnation(self.driver, self.attempts[index]),
-            anew=index in self.anew,
+            restart=index in self.restart,
             plan=self.subjects[subject].ledger,
             storage=self.storage,
             draws_per_push=self.sampling.draws_per_push,
             snapshot_seconds=self.sampling.snapshot_seconds,
         )
-        self.anew.discard(index)
+        self.restart.discard(index)
         return worker.chain.remote(task, self.shards, self.board)
 
     def _poll(self, outcomes: list[Outcome | None]) -> bool:
@@ -182,7 +182,7 @@ class _Run:
             if outcome is not None and outcome.ending is not Ending.CLOSED:
                 reason = f"attempt {self.attempts[index]} ended: {outcome.ending}"
                 if outcome.ending is Ending.CONFLICT:
-                    self.anew.add(index)
+                    self.restart.add(index)
                 outcomes[index] = self._lost(index, reason)
         self.progress.update(sum(self._done(index, outcome) for index, outcome in enumerate(outcomes)))
         self._refuse_hopeless(outcomes)
