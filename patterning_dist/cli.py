@@ -68,7 +68,7 @@ def _reported() -> Iterator[None]:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(2) from None
     except Preempted:
-        typer.secho("told to leave (SIGTERM); run the same command to resume", err=True)
+        typer.secho("stopped by SIGTERM; run the same command to resume", err=True)
         raise typer.Exit(EXIT_CODE) from None
     except KeyboardInterrupt:
         typer.secho("interrupted; run the same command to resume", err=True)

@@ -113,7 +113,7 @@ class Ledger:
         shard, num_shards: which of how many.
         storage: of the run.
         subject: name, and folder under sampling/.
-        damaged: is told of damaged snapshots.
+        damaged: hears of damaged snapshots.
     """
 
     def __init__(

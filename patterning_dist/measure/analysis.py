@@ -47,7 +47,7 @@ class TablePlan:
 
 @dataclass(frozen=True)
 class PartSummary:
-    """What the driver is told of a part.
+    """What the driver hears of a part.
 
     Attributes:
         chains: numbers of the healthy chains.

@@ -19,7 +19,7 @@ _TOP_ENTRIES = 12
 def write_modes(
     run: RunDirectory, heads: list[str], observable: str, num_modes: int, index: dict[str, np.ndarray]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Modes of chi [head, probe entry] of one observable, as tables; what is told of them, and the files written.
+    """Modes of chi [head, probe entry] of one observable, as tables; what is said of them, and the files written.
 
     Args:
         run: holds the susceptibility tables.

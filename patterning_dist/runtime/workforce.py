@@ -34,7 +34,7 @@ class Workforce:
         start_worker: starts one worker; the actor, and a reference that resolves when it can take tasks.
         number: of workers.
         need: what one worker takes, for messages.
-        progress: is told what is waited for.
+        progress: hears what is waited for.
         dismiss: ends a worker, or gives back what one that died leaves behind.
     """
 

@@ -105,7 +105,7 @@ class RunDirectory:
             try:
                 yield self
             except BaseException as error:
-                # Its own error is the one to be seen; who is told to leave has no time for large files.
+                # Its own error is the one to be seen; who gets SIGTERM has no time for large files.
                 with contextlib.suppress(PatterningError):
                     self.publish(self.path if isinstance(error, Exception) else self.path / "events.jsonl")
                 raise

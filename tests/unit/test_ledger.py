@@ -241,7 +241,7 @@ def test_unhealthy_chains_are_left_out_with_their_reason(tmp_path):
     assert [moments.chain for moments in chains] == healthy
     assert excluded == {1: reason}
     assert all(ledger.part().excluded == {1: reason} for ledger in shards.ledgers)
-    # Chain 1 and chain 11 are told apart, and what chain 1 had is on disk for whoever looks into it.
+    # Chain 1 and chain 11 are distinguished, and what chain 1 had is on disk for whoever looks into it.
     np.testing.assert_allclose(chains[-1].total().comoment, covariance(data[11]), rtol=1e-10, atol=1e-10)
     folder = tmp_path / "sampling" / UNIT
     records = {r["chain"]: r for r in json.loads((folder / "chains.json").read_text())}

@@ -104,7 +104,7 @@ WEIGHTS = np.concatenate([np.ones(ENTRIES), np.zeros(NUM_SAMPLES)])
 def tolerance(seed=0):
     """How far a row of chi may be off [nats times the unit of the observable], but for its own rounding to float32.
 
-    Shards are told L in float64, and all columns together have it as a mean of losses rounded to float32: it is off by
+    Shards have L in float64, and all columns together have it as a mean of losses rounded to float32: it is off by
     up to 2^-24 of the largest loss. In a covariance that comes times the largest observable, at most twice (once by
     deviations from a mean); standard errors are the spread of such covariances.
     """

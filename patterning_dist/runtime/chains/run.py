@@ -64,7 +64,7 @@ class ChainsResult(NamedTuple):
 
 
 class Events(NamedTuple):
-    """Who is told of what happens on the way."""
+    """Who hears of what happens on the way."""
 
     finished: Callable[[str, ChainsResult], None]  # a subject; its snapshots may be relied on
     event: Callable[..., None]  # kind, and fields

@@ -91,7 +91,7 @@ class TrainingCheckpoints:
         fingerprint: of the job; checkpoints of another are deleted.
         directory: of the run.
         storage: of the run.
-        control: is asked whether to stop, and told what the user should know.
+        control: is asked whether to stop, and hears what the user should know.
         device: of the ranks.
     """
 

@@ -50,7 +50,7 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
         stages: that the experiment asks for, in their order; one that is not of the loop is named and not measured.
         directory: of the run, read only, and only if some of its stages are done.
         done: stages that are finished with this configuration.
-        say: is told what is being measured.
+        say: hears what is being measured.
 
     Raises:
         PatterningError: whatever the run itself would refuse.

@@ -33,7 +33,7 @@ _FIRST_SUBJECT, _SUBJECTS = 1_000_000, 100_000
 def online_scores(
     config: ParenthesesConfig, run: RunDirectory, score: Floats, strings: BracketStrings, progress: Progress
 ) -> tuple[dict[str, Floats], dict[str, Any], list[Path]]:
-    """Scores toward either rule after the rounds, what is to be told of each round, and the files written.
+    """Scores toward either rule after the rounds, what is to be said of each round, and the files written.
 
     Args:
         config: of the run.

@@ -20,7 +20,7 @@ from patterning_dist.stages.arms import interval
 from patterning_dist.stages.check import read_coupled
 from patterning_dist.storage.files import read_parquet
 
-# Shares of networks that are told, by the share of out-of-distribution strings that they reject.
+# Shares of networks that are named, by the share of out-of-distribution strings that they reject.
 _SHARES = {"above_half": 0.5, "clean_nested": 0.9, "clean_equal_count": 0.1}
 
 
