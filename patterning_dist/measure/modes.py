@@ -40,13 +40,13 @@ def write_modes(
     files = [f"{folder}/modes.parquet", f"{folder}/mode-tokens.parquet"]
     write_parquet(run.path / files[0], pa.table(table), metadata)
     write_parquet(run.path / files[1], pa.table(_top_entries(modes.right[:kept], index)), metadata)
-    told = {
+    described = {
         "components": heads,
         "observable": observable,
         "singular_values": modes.singular_values,
         "explained_variance": modes.explained_variance,
     }
-    return told, files
+    return described, files
 
 
 def _top_entries(right: np.ndarray, index: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -46,7 +46,7 @@ def online_scores(
         PatterningError: too few networks of a round are accurate.
     """
     scores, written = {NESTED: score, EQUAL_COUNT: -score}, list[Path]()
-    told, diagnostics = dict[str, Any](), dict[str, Any]()
+    described, diagnostics = dict[str, Any](), dict[str, Any]()
     for number in range(1, config.online.num_rounds + 1):
         names = {side: f"toward_{side}_{number}" for side in scores}
         references, files = _train_round(
@@ -70,13 +70,13 @@ def online_scores(
             responses = read_responses(config, run, references[name], subject_names)
             kinds = responses.kinds if side == NESTED else 1 - responses.kinds
             toward = toward_first(responses.expected_loss.mean(axis=1), kinds, strings.labels, config.weights.winsorise)
-            told[name] = {
+            described[name] = {
                 "reliability": reliabilities(responses, strings.labels),
                 "correlation_with_score": float(np.corrcoef(toward, scores[side])[0, 1]),
             }
             scores[side] = standardised(scores[side] + toward, strings.labels)
     write_json(run.path / "response" / "rounds.json", {"subjects": diagnostics})
-    return scores, told, [*written, run.path / "response" / "rounds.json"]
+    return scores, described, [*written, run.path / "response" / "rounds.json"]
 
 
 def _train_round(

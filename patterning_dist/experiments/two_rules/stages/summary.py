@@ -66,12 +66,12 @@ def summarise_rounds(folder: Path) -> list[dict[str, Any]]:
     solution = json.loads((folder / "weights" / "solution.json").read_text())
     plain = {"reliability": solution["reliability"], "correlation_with_score": None}
     found = []
-    for name, told in ({"plain": plain} | solution["rounds"]).items():
+    for name, described in ({"plain": plain} | solution["rounds"]).items():
         networks = folder / "baseline" if name == "plain" else folder / "rounds" / name
         rejected = _behaviour(networks)["rejected"]
         references = [asdict(reference) for reference in read_references(networks)]
         found.append(
-            told
+            described
             | {
                 "round": name,
                 "num_networks": len(rejected),
