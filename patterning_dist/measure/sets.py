@@ -16,7 +16,7 @@ from patterning_dist.measure.analysis import Analysis
 from patterning_dist.measure.diagnostics import chain_diagnostics
 from patterning_dist.progress import Progress
 from patterning_dist.response.reliability import reliability_from_sums
-from patterning_dist.runtime.chains.run import Events, ChainsPlan, ChainsResult, run_chains
+from patterning_dist.runtime.chains.run import ChainsPlan, ChainsResult, Events, run_chains
 from patterning_dist.runtime.chains.workers import MakeStudy
 from patterning_dist.sampling.lanczos import SpectrumEnds
 from patterning_dist.storage.files import write_json

@@ -35,7 +35,9 @@ METRICS = {
     "patterning_unacknowledged_pushes": Definition(
         "gauge", "pushes of a chain that wait for an answer", ("run", "subject", "chain")
     ),
-    "patterning_checkpoint_seconds": Definition("histogram", "time to write a chain checkpoint [s]", ("run", "subject")),
+    "patterning_checkpoint_seconds": Definition(
+        "histogram", "time to write a chain checkpoint [s]", ("run", "subject")
+    ),
     "patterning_snapshot_seconds": Definition("histogram", "time to write a snapshot of a shard [s]", ("run", "shard")),
     "patterning_snapshot_bytes": Definition("gauge", "size of the last snapshot of a shard [bytes]", ("run", "shard")),
     "patterning_chain_restarts": Definition("counter", "restarts of a chain", ("run", "subject", "chain")),

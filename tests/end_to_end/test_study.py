@@ -194,7 +194,9 @@ def test_tables_say_what_they_hold(finished: Path, file: Path) -> None:
         assert header["sign"].startswith("chi = -Cov(phi, l_i - L): negative means")
         assert (header["checkpoint"], header["component"]) == (checkpoint, component)
         assert (header["inverse_temperature"], header["num_training_losses"]) == (200, 40 * 7)
-    assert not np.array_equal(table(finished, SUBJECTS[1])["chi_component"], table(finished, SUBJECTS[3])["chi_component"])
+    assert not np.array_equal(
+        table(finished, SUBJECTS[1])["chi_component"], table(finished, SUBJECTS[3])["chi_component"]
+    )
 
 
 def test_the_tree_holds_what_the_tables_and_diagnostics_say(finished: Path) -> None:
@@ -231,7 +233,9 @@ def test_what_is_done_is_kept(finished: Path, file: Path, tmp_path: Path, local_
 
     def written(*names: str) -> dict[Path, int]:
         """Times of files of the subjects, of all or of those named."""
-        files = [file for subject in SUBJECTS for file in (directory / "sampling" / subject).rglob("*") if file.is_file()]
+        files = [
+            file for subject in SUBJECTS for file in (directory / "sampling" / subject).rglob("*") if file.is_file()
+        ]
         return {file: file.stat().st_mtime_ns for file in files if not names or file.parent.name in names}
 
     before = written()
@@ -374,7 +378,10 @@ def test_an_interrupted_study_goes_on_where_its_chains_were(
     def study() -> Result:
         return CliRunner().invoke(app, ["study", str(file), "--run-dir", str(directory), *options])
 
-    done, begun = directory / "sampling" / SUBJECTS[0] / "chains.json", directory / "sampling" / SUBJECTS[1] / "checkpoints"
+    done, begun = (
+        directory / "sampling" / SUBJECTS[0] / "chains.json",
+        directory / "sampling" / SUBJECTS[1] / "checkpoints",
+    )
     (word / "slow").touch()
     first = interrupted(study, lambda: done.exists() and any(begun.glob("*")), signal.SIGINT)
     assert first.exit_code == 130, first.output

@@ -203,7 +203,9 @@ def test_a_group_is_a_worker_and_its_losses_are_told(tmp_path):
     shard, board = make_shard(storage), progress_board()
 
     def chain(worker, subject, number):
-        task = ChainTask("test", subject, number, Incarnation(1, 1), False, ledger_plan(SUBJECTS[subject]), storage, 4, 60.0)
+        task = ChainTask(
+            "test", subject, number, Incarnation(1, 1), False, ledger_plan(SUBJECTS[subject]), storage, 4, 60.0
+        )
         # Without someone who watches the ranks, those that are left would wait for ten minutes.
         return ray.get(worker.chain.remote(task, [shard], board), timeout=300)
 
@@ -257,7 +259,7 @@ def test_a_group_is_a_worker_and_its_losses_are_told(tmp_path):
 @pytest.mark.usefixtures("local_ray")
 def test_a_chain_that_loses_ranks_goes_on_and_one_that_always_does_is_left_out(tmp_path):
     """Either rank dies once, in the middle; then one that dies whenever its chain begins. The rest is undisturbed."""
-    from patterning_dist.runtime.chains.run import Events, ChainsPlan, run_chains
+    from patterning_dist.runtime.chains.run import ChainsPlan, Events, run_chains
 
     subjects = ("group/steady", "group/struck", "group/mortal")
     sampling = sampling_config(

@@ -46,7 +46,9 @@ def response(subject: str) -> SubjectResponse:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    nodes = [(response(subject), {"step_size": 0.1, "sampler": {"kind": "sgld"}, "probe": None}) for subject in SUBJECTS]
+    nodes = [
+        (response(subject), {"step_size": 0.1, "sampler": {"kind": "sgld"}, "probe": None}) for subject in SUBJECTS
+    ]
     tree = response_tree(nodes, INDEX, {"name": "x", "seed": 7, "versions": {"torch": "2", "transformers": None}})
     write_tree(tree, tmp_path / "response.zarr")
     return tmp_path / "response.zarr"

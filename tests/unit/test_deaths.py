@@ -26,7 +26,7 @@ from patterning_dist.config import SamplingConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import select_component
 from patterning_dist.response.susceptibility import susceptibility
-from patterning_dist.runtime.chains.run import Events, ChainsPlan, run_chains
+from patterning_dist.runtime.chains.run import ChainsPlan, Events, run_chains
 from patterning_dist.sampling.chain import Chain, ChainSettings
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.statistics import Draw, PositionMeans
@@ -143,7 +143,9 @@ class Run:
             lambda subject, result: setattr(self, "result", result), lambda kind, **fields: self.events.update([kind])
         )
         subjects = {SUBJECT: ChainsPlan(PLAN, analysis)}
-        run_chains("run", lambda device, ranks: self.study, SAMPLING, "cpu", self.world.files, subjects, events, quiet())
+        run_chains(
+            "run", lambda device, ranks: self.study, SAMPLING, "cpu", self.world.files, subjects, events, quiet()
+        )
 
     def _damage(self, rng: random.Random) -> None:
         contents = self.world.files.contents

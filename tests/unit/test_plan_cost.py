@@ -6,7 +6,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from patterning_dist.response.cost import NOTHING, Seconds, ChainCounts, aggregator_bytes, makespan
+from patterning_dist.response.cost import NOTHING, ChainCounts, Seconds, aggregator_bytes, makespan
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.stages.plan.table import Plan, StagePlan, duration, size
 

@@ -50,7 +50,8 @@ class AggregatorShard(Actor):
         self._metrics = Metrics(run=run, shard=shard)
         self._damaged: list[str] = []
         self._ledgers = {
-            subject: Ledger(plan, shard, num_shards, storage, subject, self._damaged.append) for subject, plan in plans.items()
+            subject: Ledger(plan, shard, num_shards, storage, subject, self._damaged.append)
+            for subject, plan in plans.items()
         }
         self._shard, self._snapshot_seconds = shard, snapshot_seconds
         self._last: dict[tuple[str, int], float] = {}  # monotonic time of a chain's last snapshot

@@ -143,7 +143,9 @@ class _Run:
         self.metrics, self.rhat_at = Metrics(run=name), 0.0
 
     def run(self, workers: Workforce) -> None:
-        self.progress.start("sampling the posterior", sum(self.subjects[subject].ledger.num_draws for subject, _ in self.tasks))
+        self.progress.start(
+            "sampling the posterior", sum(self.subjects[subject].ledger.num_draws for subject, _ in self.tasks)
+        )
         calls = [lambda worker, index=index: self._call(worker, index) for index in range(len(self.tasks))]
         workers.run(calls, self._poll, self._lost)
 
@@ -227,7 +229,9 @@ class _Run:
     def _finish(self, subject: str, mine: list[int], outcomes: list[Outcome | None]) -> None:
         """Have the shards analyse a subject; a chain that one of them turns out not to have is run again."""
         if subject not in self.finishing:
-            self.finishing[subject] = [shard.finish.remote(subject, self.subjects[subject].analysis) for shard in self.shards]
+            self.finishing[subject] = [
+                shard.finish.remote(subject, self.subjects[subject].analysis) for shard in self.shards
+            ]
             self.finish_by.setdefault(subject, time.monotonic() + RESTART_TIMEOUT)
         _, waiting = ray.wait(self.finishing[subject], num_returns=len(self.shards), timeout=0)
         if waiting:

@@ -12,7 +12,7 @@ from torch import nn
 from patterning_dist.config import Config
 from patterning_dist.measure.subjects import Subjects
 from patterning_dist.models.components import select_component
-from patterning_dist.response.cost import Seconds, ChainCounts, aggregator_bytes, makespan
+from patterning_dist.response.cost import ChainCounts, Seconds, aggregator_bytes, makespan
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import susceptibility
 from patterning_dist.runtime.probe.chains import ChainProbe, ChainTimes
@@ -142,7 +142,9 @@ class Chains:
             total += aggregator_bytes(subject, self.config.sampling.num_batches, controlled, num_columns)
         if takes_gradients and self.subjects.held_out is not None:
             vectors = 1 + len(self.subjects.held_out.names)
-            total += subject.num_chains * vectors * self.probe.chains[self.standing_for[name]].num_coordinates * 2 * _FLOAT
+            total += (
+                subject.num_chains * vectors * self.probe.chains[self.standing_for[name]].num_coordinates * 2 * _FLOAT
+            )
         return total + num_columns * _FLOAT * (3 + 2 * num_observables)
 
 
