@@ -1,4 +1,4 @@
-"""What every aggregator shard makes of its part of a subject: rows of the susceptibility tables, and sums for the driver.
+"""What every aggregator shard makes of its part of a subject: rows of the susceptibility tables, sums for the driver.
 
 The driver never holds [observable, probe column] of a subject: it adds up what the shards return.
 """

@@ -40,8 +40,8 @@ LEGEND = (
 )
 CAVEAT = (
     "Predicted from short trials: the error goes as one over the root of the draws, and the interval comes from the "
-    "spread between {chains} chains alone. Every subject is taken to cost what {component} did, and no slow mode that the "
-    "trials were too short to show is in it. Look at the R-hat of the full run."
+    "spread between {chains} chains alone. Each subject is taken to cost what {component} did, and no slow mode that "
+    "the trials were too short to show is in it. Look at the R-hat of the full run."
 )
 
 
@@ -99,8 +99,8 @@ def predicted_length(found: Calibration, plan: RunPlan) -> str:
     unknown = [name for name, draws in plan.needed.items() if not math.isfinite(draws.value)]
     but = f" but {listed(unknown)}, nothing but noise so far," if unknown else ""
     return (
-        f"for chi of every observable{but} to {found.standard_error:g} of its spread, {found.num_subjects} subject(s) of "
-        f"{plan.num_chains} chains of {plan.num_draws:,} draws: {_between(plan.seconds, duration)} on "
+        f"for chi of every observable{but} to {found.standard_error:g} of its spread, {found.num_subjects} subject(s) "
+        f"of {plan.num_chains} chains of {plan.num_draws:,} draws: {_between(plan.seconds, duration)} on "
         f"{found.num_workers} worker(s); {plan.slowest} needs the most"
     )
 

@@ -89,8 +89,8 @@ class Lease:
             found = self._read()
             if found is not None and _field(found, "owner") != self._owner:
                 self._lost = (
-                    f"{self._location}: another driver ({_holder(found)}) has taken this run over, because this one was "
-                    f"silent for {PATIENCE * BEAT:g} s; let that one go on"
+                    f"{self._location}: another driver ({_holder(found)}) has taken this run over, because this one "
+                    f"was silent for {PATIENCE * BEAT:g} s; let that one go on"
                 )
                 self.refuse_if_lost()
 

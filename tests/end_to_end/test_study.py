@@ -353,7 +353,7 @@ def test_tokens_that_the_model_does_not_know(file: Path, tmp_path: Path) -> None
 
 
 def places(directory: Path, subject: str) -> list[int | None]:
-    """Pushes from which every chain of a subject is to go on; None for a chain that is through (16 draws in 4 pushes)."""
+    """Pushes from which every chain of a subject is to go on; None: the chain is through (16 draws in 4 pushes)."""
     folder, found = directory / "sampling" / subject, []
     for chain in range(3):
         taken_in = max((int(path.name.split(".")[1]) for path in folder.glob(f"shard-0/chain-{chain}.*")), default=0)

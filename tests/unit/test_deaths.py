@@ -61,7 +61,7 @@ class Watched(TraceRecorder):
 
 
 class LineStudy:
-    """Chains of the one subject, on a line through five points, whose posterior is Gaussian; with all kinds of statistics.
+    """Chains of the one subject, on a line through five points with a Gaussian posterior; with every kind of statistic.
 
     Args:
         traces: where the losses go.

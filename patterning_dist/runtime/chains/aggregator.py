@@ -81,7 +81,7 @@ class AggregatorShard(Actor):
         return self._ledgers[subject].close(push, last, record)._replace(stop=self._stop)
 
     def finish(self, subject: str, analysis: Callable[[Part], Any] | None) -> tuple[list[ChainRecord | None], Any, Any]:
-        """Records of a subject, traces of its chains (of the first shard), and what ``analysis`` makes of this part of it.
+        """Records of a subject, traces of its chains (of the first shard), and what ``analysis`` makes of this part.
 
         The analysis is not begun while a chain is missing: its record is None then, and it is to be run again.
         """

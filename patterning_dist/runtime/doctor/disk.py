@@ -83,8 +83,8 @@ def _check_locks(folder: Path, path: Path) -> Finding:
     return Finding(
         "locks",
         "broken",
-        f"{folder}: a lock does not keep others out, so two drivers could write to one run: choose another location with "
-        "--run-dir, or a mount that has locks",
+        f"{folder}: a lock does not keep others out, so two drivers could write to one run: choose another location "
+        "with --run-dir, or a mount that has locks",
     )
 
 
