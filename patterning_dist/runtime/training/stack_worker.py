@@ -18,7 +18,8 @@ from patterning_dist.runtime.training.engine import deepspeed_config, initialize
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import stage_fingerprint
-from patterning_dist.training.stacked import Networks, Phase, StackedTraining, StackSettings, TorchEngine
+from patterning_dist.training.stack import Networks, TorchEngine
+from patterning_dist.training.stacked import Phase, StackedTraining, StackSettings
 
 _NOTE_EVERY = 0.5  # seconds between two notes of a stack to the progress board
 

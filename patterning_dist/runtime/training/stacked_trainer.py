@@ -14,7 +14,7 @@ from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.tasks.optimizers import PerHeadMuon, learning_rate_factor, set_learning_rate_factor
 from patterning_dist.tasks.task import Task
 from patterning_dist.training.job import JobGroup
-from patterning_dist.training.stacked import Mapped, Stack, TorchEngine, stack_networks, stacked_batch
+from patterning_dist.training.stack import Mapped, Stack, TorchEngine, stack_networks, stacked_batch
 from patterning_dist.training.walk import DEFAULT_CLIPPING
 
 # They move every coordinate, or every matrix of a head, by itself, so that those of several networks can be one tensor.
