@@ -81,7 +81,7 @@ class StackedTraining:
         self.engine = make_engine(stack, self.optimizer)
         self.step = 0
 
-    def run(self, phases: Sequence[Phase], after_step: Callable[[int], None] = lambda step: None) -> None:
+    def run(self, phases: Sequence[Phase], after_step: Callable[[int], object] = lambda step: None) -> None:
         """Go on to the end of the last phase; `after_step` is called with the number of steps done."""
         for phase in phases:
             cumulative = np.cumsum(phase.weights, dtype=np.float64)

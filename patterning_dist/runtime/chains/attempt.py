@@ -18,6 +18,7 @@ from patterning_dist.aggregation.files import rank_part
 from patterning_dist.aggregation.ledger import ChainRecord
 from patterning_dist.aggregation.protocol import START, Verdict, block_digest
 from patterning_dist.runtime.actor import ActorHandle
+from patterning_dist.runtime.boards import Notes
 from patterning_dist.runtime.chains.pushes import WINDOW, Block, ChainTask, ShardClient
 from patterning_dist.sampling.chain import Chain, ChainFailure
 from patterning_dist.sampling.ranks import Ranks
@@ -25,7 +26,6 @@ from patterning_dist.sampling.temperature import Temperatures
 from patterning_dist.storage.snapshots import Snapshots, pack
 from patterning_dist.training.state import decode, encode
 
-_NOTE_EVERY = 0.5  # seconds between two notes of a chain to the progress board
 _CHECKPOINT_SHARE = 0.05  # of a chain's time, at most
 
 
@@ -86,7 +86,8 @@ def run_chain(
 
 class _Attempt:
     def __init__(self, study: ChainStudy, ranks: Ranks, task: ChainTask, board: ActorHandle) -> None:
-        self.study, self.ranks, self.task, self.board = study, ranks, task, board
+        self.study, self.ranks, self.task = study, ranks, task
+        self.note = Notes(board, task.key, task.plan.num_draws)
         self.started = time.monotonic()
         self.chain: Chain | None = None
         self.sequence, self.digest = 0, START  # of the next push, and of the one before it
@@ -95,7 +96,7 @@ class _Attempt:
         self.checkpoints = Snapshots(task.storage, folder, name, damaged=lambda message: None)
         if task.restart:
             self.checkpoints.delete()
-        self.checkpoint_at, self.reported_at = self.started + task.snapshot_seconds, 0.0
+        self.checkpoint_at = self.started + task.snapshot_seconds
         self.is_restored = False
         self.temperatures = Temperatures([], [], [])
 
@@ -127,7 +128,7 @@ class _Attempt:
             self._agree(_Action.END, int(closed))
         except ChainFailure as failure:
             record = self._record(healthy=False, reason=str(failure))
-            self._note(0, None, healthy=False)
+            self.note(0, healthy=False)
             client.settle(0)
             closed = client.close(self.digest, record) is not Verdict.ZOMBIE
             outcome = Outcome(Ending.CLOSED, record) if closed else Outcome(Ending.SUPERSEDED)
@@ -213,11 +214,11 @@ class _Attempt:
             self._restore(number)
 
     def _draw(self) -> None:
-        total, draws = self.task.plan.num_draws, []
+        draws = []
         for draw in islice(self._begun().draws(), self.task.draws_per_push):
             draws.append(draw)
-            if self.ranks.rank == 0 and (time.monotonic() - self.reported_at > _NOTE_EVERY or draw.number + 1 == total):
-                self._note(draw.number + 1, draw.mean_loss)
+            if self.ranks.rank == 0:
+                self.note(draw.number + 1, draw.mean_loss)
         self.sequence += 1
         if self.ranks.rank > 0:
             return
@@ -271,8 +272,3 @@ class _Attempt:
         spectrum = [] if self.chain is None or self.chain.spectrum is None else list(self.chain.spectrum)
         seconds = time.monotonic() - self.started
         return ChainRecord(self.task.number, healthy, reason, 0, steps, seconds, *self.temperatures, spectrum)
-
-    def _note(self, done: int, loss: float | None, healthy: bool = True) -> None:
-        total = self.task.plan.num_draws
-        self.board.note.remote(self.task.key, done=done, total=total, loss=loss, healthy=healthy)
-        self.reported_at = time.monotonic()

@@ -16,6 +16,7 @@ from patterning_dist.config import SamplingConfig
 from patterning_dist.progress import Progress
 from patterning_dist.response.calibration import Setting, Trial
 from patterning_dist.runtime.actor import ActorHandle
+from patterning_dist.runtime.boards import Notes
 from patterning_dist.runtime.chains.attempt import ChainStudy
 from patterning_dist.runtime.chains.groups import chain_workers
 from patterning_dist.runtime.chains.workers import MakeStudy, Result
@@ -29,7 +30,6 @@ from patterning_dist.sampling.temperature import Temperatures
 from patterning_dist.storage.run import RunDirectory
 
 # Seconds between two notes of a trial to the progress board.
-_NOTE_EVERY = 0.5
 # A measurement is timed that often: the first one may compile or allocate.
 _TIMED_MEASUREMENTS = 3
 # Hessian products: for both ends of the spectrum, and for the stiffest directions, which come first.
@@ -147,14 +147,7 @@ def loss_curvature(study: ChainStudy, subject: str) -> SpectrumEnds:
 def _run_on(
     worker: Any, plan: TrialPlan, setting: Setting, chain: int, steps: int, num_workers: int, board: ActorHandle
 ) -> Result:
-    key, total, reported_at = _key(setting, chain), plan.num_draws, 0.0
-
-    def note(done: int, loss: float | None) -> None:
-        nonlocal reported_at
-        if done == total or time.monotonic() - reported_at > _NOTE_EVERY:
-            board.note.remote(key, done=done, total=total, loss=loss, healthy=True)
-            reported_at = time.monotonic()
-
+    note = Notes(board, _key(setting, chain), plan.num_draws)
     return vars(replace(run_trial(worker.study, plan, setting, chain, steps, note), num_workers=num_workers))
 
 
@@ -164,7 +157,7 @@ def run_trial(
     setting: Setting,
     number: int,
     steps_between_draws: int,
-    note: Callable[[int, float | None], None] = lambda done, loss: None,
+    note: Callable[[int, float | None], object] = lambda done, loss: None,
 ) -> Trial:
     """Run one chain from the checkpoint, without burn-in, and time its steps and its measurements.
 

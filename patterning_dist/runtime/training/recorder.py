@@ -10,6 +10,7 @@ import pyarrow as pa
 from torch import Tensor
 
 from patterning_dist.runtime.actor import ActorHandle
+from patterning_dist.runtime.boards import Notes
 from patterning_dist.runtime.metrics import Metrics
 from patterning_dist.runtime.training.trainer import Member
 from patterning_dist.runtime.training.weights import load_shares, own_share, save_weights
@@ -17,16 +18,15 @@ from patterning_dist.storage.files import write_json, write_parquet
 from patterning_dist.storage.mirror import Location
 from patterning_dist.training.job import HELD_OUT_TABLE
 
-_NOTE_EVERY = 0.5
-
 
 class Recorder:
     """Files and notes of rank 0; every rank calls it, since measuring and gathering weights take all of them."""
 
     def __init__(self, trainer: Member, location: Location, board: ActorHandle, metrics: Metrics) -> None:
         self.trainer, self.job, self.writes = trainer, trainer.job, trainer.ranks.rank == 0
-        self.location, self.board, self.metrics = location, board, metrics
-        self.reported_step, self.reported_at, self.started = 0, 0.0, time.monotonic()
+        self.location, self.metrics = location, metrics
+        self.notes = Notes(board, self.job.name, self.job.total_steps)
+        self.reported_step, self.started = 0, time.monotonic()
         self.rows: list[dict[str, float]] = []
         self.average: dict[str, Tensor] = {}  # this rank's share of a sum over steps
 
@@ -42,13 +42,10 @@ class Recorder:
 
     def note(self, done: int, loss: float) -> None:
         """Tell the progress display, at most twice a second."""
-        total = self.job.total_steps
-        if self.writes and (time.monotonic() - self.reported_at > _NOTE_EVERY or done == total):
-            self.reported_at = time.monotonic()
+        if self.writes and self.notes(done, loss, healthy=bool(np.isfinite(loss))):
             self.metrics.add("patterning_training_steps", done - self.reported_step)
             self.metrics.set("patterning_training_loss_nats", loss)
             self.reported_step = done
-            self.board.note.remote(self.job.name, done=done, total=total, loss=loss, healthy=bool(np.isfinite(loss)))
 
     def evaluate(self, step: int, loss: float) -> None:
         """Add a row of metrics; loss: of the training batch, nats."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,14 +13,13 @@ from torch import nn
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.runtime.actor import ActorHandle
+from patterning_dist.runtime.boards import Notes
 from patterning_dist.runtime.training.engine import deepspeed_config, initialize_alone
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import stage_fingerprint
 from patterning_dist.training.stack import Networks, TorchEngine
 from patterning_dist.training.stacked import Phase, StackedTraining, StackSettings
-
-_NOTE_EVERY = 0.5  # seconds between two notes of a stack to the progress board
 
 
 @dataclass(frozen=True)
@@ -108,15 +106,7 @@ def train_stack(worker: Any, recipe: StackRecipe, stack: StackTask, board: Actor
         engine = deepspeed_config(None, settings.batch_size, 1) | {"gradient_clipping": 0.0}
         make_engine = partial(initialize_alone, config=engine, device=device)
     training = StackedTraining(task, settings, stack.seeds, device, make_engine)
-    reported_at = 0.0
-
-    def note(step: int) -> None:
-        nonlocal reported_at
-        if time.monotonic() - reported_at > _NOTE_EVERY or step == settings.num_steps:
-            board.note.remote(stack.key, done=step, total=settings.num_steps, loss=None, healthy=True)
-            reported_at = time.monotonic()
-
-    training.run(stack.phases, note)
+    training.run(stack.phases, Notes(board, stack.key, settings.num_steps))
     networks = {name: tensor.numpy() for name, tensor in training.networks().items()}
     _refuse_not_finite(stack, networks)
     return Trained(networks, recipe.behaviour(task, training.skeleton, training.parameters)).arrays()
