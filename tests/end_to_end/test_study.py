@@ -76,8 +76,8 @@ def table(directory: Path, subject: str, suffix: str = "") -> dict[str, np.ndarr
 
 
 def chains_by_hand(file: Path, subject: str) -> tuple[list[CoMoments], list[np.ndarray], np.ndarray, list[Any]]:
-    """The chains of a subject in this process, without Ray: moments, losses [draw, column], losses at the checkpoint, and
-    what became of the controlled observables.
+    """The chains of a subject in this process, without Ray: moments, losses [draw, column], losses at the checkpoint,
+    and what became of the controlled observables.
 
     As in an aggregator shard, the mean loss L is the last column of the moments.
     """
