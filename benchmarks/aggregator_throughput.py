@@ -39,7 +39,7 @@ from patterning_dist.storage.store import LocalStorage
 
 BLOCKS = ((10, 1_024, 2), (10, 16_384, 2), (10, 131_072, 4))  # draws, columns, observables
 SHARDS, CHAINS = (1, 2), (10, 30, 100, 300, 1_000)
-NEVER, NUM_BATCHES, UNIT = 1e9, 8, "unit"
+NEVER, NUM_BATCHES, SUBJECT = 1e9, 8, "unit"
 
 
 class Setting(NamedTuple):
@@ -73,7 +73,7 @@ class Generator:
         self._mean_losses = losses.mean(axis=1, dtype=np.float64)
         self._sequence, self._digest = [0] * setting.num_chains, [START] * setting.num_chains
         chains = range(setting.num_chains)
-        ray.get([shard.open.remote(UNIT, self._push(chain), None, False) for shard in shards for chain in chains])
+        ray.get([shard.open.remote(SUBJECT, self._push(chain), None, False) for shard in shards for chain in chains])
 
     def flat_out(self, seconds: float) -> float:
         """Pushes a second that all shards take, with full windows."""
@@ -139,7 +139,7 @@ class Generator:
         push, previous = self._push(chain), self._digest[chain]
         digest = block_digest(previous, [np.array(push.sequence)])
         refs = [
-            shard.push.remote(UNIT, push, previous, digest, self._observables, losses, self._mean_losses)
+            shard.push.remote(SUBJECT, push, previous, digest, self._observables, losses, self._mean_losses)
             for shard, losses in zip(self._shards, self._losses, strict=True)
         ]
         self._sequence[chain], self._digest[chain] = push.sequence + 1, digest
@@ -172,7 +172,7 @@ def measure(setting: Setting, method: str, *arguments: float) -> Any:
         storage = LocalStorage(Path(folder))
         shards = [
             AggregatorShard.remote(
-                "benchmark", {UNIT: plan}, shard, setting.num_shards, storage, setting.snapshot_seconds
+                "benchmark", {SUBJECT: plan}, shard, setting.num_shards, storage, setting.snapshot_seconds
             )
             for shard in range(setting.num_shards)
         ]

@@ -17,7 +17,7 @@ from parity_meter import Meter, disk, memory
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from patterning_dist.aggregation.files import write_unit
+from patterning_dist.aggregation.files import write_subject
 from patterning_dist.aggregation.ledger import ChainRecord
 from patterning_dist.models.components import select_component
 from patterning_dist.models.huggingface import load_language_model, next_token_losses
@@ -69,7 +69,7 @@ def sample(
         chains.append(moments)
         records.append(ChainRecord(number, draws=num_draws, steps=chain.state.step))
         traces.append(np.array(rows))
-    write_unit(out, ["component_loss"], records, traces)
+    write_subject(out, ["component_loss"], records, traces)
     return chains
 
 

@@ -14,7 +14,7 @@ from patterning_dist.config import Root, config_schema, load_config
 from patterning_dist.config.kinds import DEFAULT
 from patterning_dist.errors import PatterningError
 from patterning_dist.preemption import EXIT_CODE, Preempted, preemptible
-from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import read_manifest
 from patterning_dist.storage.store import path_or_url
 
@@ -68,7 +68,7 @@ def _reported() -> Iterator[None]:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(2) from None
     except Preempted:
-        typer.secho("told to leave (SIGTERM); run the same command to resume", err=True)
+        typer.secho("stopped by SIGTERM; run the same command to resume", err=True)
         raise typer.Exit(EXIT_CODE) from None
     except KeyboardInterrupt:
         typer.secho("interrupted; run the same command to resume", err=True)
@@ -91,7 +91,7 @@ def _local(config: Path | str, run_dir: Path | str | None) -> tuple[Path, Path |
     """A run at a URL is taken up again from the config.yaml there."""
     if isinstance(config, Path):
         return config, run_dir
-    return Place.at(config).fetch("config.yaml"), run_dir or config
+    return Location.at(config).fetch("config.yaml"), run_dir or config
 
 
 @app.command(help="Run every stage that the experiment asks for and that is not done yet.")
@@ -235,7 +235,7 @@ def check(config: ConfigArgument, overrides: SetOption = None) -> None:
         loaded, directory = _open(config, overrides, None)
         from patterning_dist.driver import experiment_of
 
-        for remark in experiment_of(loaded).preflight(loaded, Place.at(directory).path):
+        for remark in experiment_of(loaded).preflight(loaded, Location.at(directory).path):
             typer.echo(remark)
         typer.echo(f"{config}: ok; the run is kept in {directory}")
 

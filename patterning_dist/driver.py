@@ -19,7 +19,7 @@ from patterning_dist.functions import load_function
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.environment import ray_session
 from patterning_dist.runtime.metrics import Metrics
-from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import RunDirectory, read_manifest, stage_fingerprint
 
 # Keys whose values are where a file lies: what counts is the file, whose hash is among the experiment's inputs.
@@ -57,7 +57,7 @@ def run_stages(config: Root, stages: list[str] | None, directory: Path | str) ->
         PatterningError: whatever the user can put right.
     """
     experiment = experiment_of(config)
-    remarks = experiment.preflight(config, Place.at(directory).path)
+    remarks = experiment.preflight(config, Location.at(directory).path)
     with RunDirectory(directory).locked() as run:
         inputs = experiment.inputs(config, run.manifest)
         run.update_manifest(inputs=inputs)
@@ -83,7 +83,7 @@ def run_stages(config: Root, stages: list[str] | None, directory: Path | str) ->
                 with run.stage(stage, fingerprints[stage]) as outputs:
                     outputs += load_function(every[stage].function, "stage")(config, run, progress)
                 progress.say(f"{stage}: {run.manifest['stages'][stage]['seconds']:.0f} s")
-        progress.say(f"results in {run.place}")
+        progress.say(f"results in {run.location}")
 
 
 def run_calibration(config: Root, directory: Path | str) -> None:
@@ -99,7 +99,7 @@ def run_calibration(config: Root, directory: Path | str) -> None:
     from patterning_dist.stages.calibrate import calibrate
 
     config, experiment = of_the_loop(config, "calibrate"), experiment_of(config)
-    experiment.preflight(config, Place.at(directory).path)
+    experiment.preflight(config, Location.at(directory).path)
     with RunDirectory(directory).locked() as run, Progress() as progress:
         fingerprints = _fingerprints(experiment, config, experiment.inputs(config, run.manifest))
         _refuse_stale(run, "sample", fingerprints, "calibrate")
@@ -121,14 +121,14 @@ def plan_experiment(config: Root, directory: Path | str, as_json: bool) -> None:
     from patterning_dist.stages.plan.plan import plan_run
 
     experiment, say = experiment_of(config), Progress(Console(stderr=True)).say
-    for remark in experiment.preflight(config, Place.at(directory).path):
+    for remark in experiment.preflight(config, Location.at(directory).path):
         say(remark)
     manifest, done = read_manifest(directory), []
     if manifest:
         fingerprints = _fingerprints(experiment, config, experiment.inputs(config, manifest))
         run = RunDirectory(directory)
         done = list(takewhile(lambda stage: run.is_done(stage, fingerprints[stage]), fingerprints))
-    plan = plan_run(config, list(experiment.stages(config)), Place.at(directory).path, done, say)
+    plan = plan_run(config, list(experiment.stages(config)), Location.at(directory).path, done, say)
     if as_json:
         print(json.dumps(plan.as_json(), indent=2))
     else:
@@ -140,7 +140,7 @@ def _refuse_stale(run: RunDirectory, stage: str, fingerprints: dict[str, str], w
     for earlier in takewhile(lambda name: name != stage, fingerprints):
         if not run.is_done(earlier, fingerprints[earlier]):
             raise PatterningError(
-                f"{run.place}: {what or f'stage {stage}'} needs stage {earlier}, which is not done with this "
+                f"{run.location}: {what or f'stage {stage}'} needs stage {earlier}, which is not done with this "
                 f"configuration; run `patterning {earlier}` (or `patterning run`) with the same arguments first"
             )
 
@@ -152,7 +152,7 @@ def _fingerprints(experiment: Experiment, config: Root, inputs: dict[str, Any]) 
     dumped = config.model_dump(mode="json")
     for name, stage in experiment.stages(config).items():
         sections = {
-            section: [_without_places(section, part.get(section)) for part in (dumped, inputs)]
+            section: [_without_locations(section, part.get(section)) for part in (dumped, inputs)]
             for section in stage.sections
         }
         fingerprints[name] = stage_fingerprint(name, sections, upstream)
@@ -160,7 +160,7 @@ def _fingerprints(experiment: Experiment, config: Root, inputs: dict[str, Any]) 
     return fingerprints
 
 
-def _without_places(section: str, value: Any) -> Any:
+def _without_locations(section: str, value: Any) -> Any:
     """A section without where files lie, which differs between machines, and how chains are spread over processes."""
     if not isinstance(value, dict):
         return value

@@ -74,8 +74,8 @@ class GroupStudy:
     def __init__(self, device, ranks, folder=None):
         self.device, self.ranks, self.folder = device, ranks, folder
 
-    def chain(self, unit, number):
-        kind = unit.partition("/")[2]
+    def chain(self, subject, number):
+        kind = subject.partition("/")[2]
         if kind == "refused":
             raise PatterningError("model.path: there is no such folder")
         model = AttentionOnlyTransformer(

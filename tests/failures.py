@@ -127,7 +127,7 @@ def events(run: RunDirectory, kind: str) -> list[dict[str, Any]]:
 
 
 def snapshots(run: RunDirectory, part: str) -> dict[str, list[int]]:
-    """Numbers of the snapshots of a part (shard-0, checkpoints) of all units, by what they are of."""
+    """Numbers of the snapshots of a part (shard-0, checkpoints) of all subjects, by what they are of."""
     found: dict[str, list[int]] = {}
     for file in (run.path / "sampling").rglob(f"{part}/chain-*"):
         of, number, _ = file.name.split(".")

@@ -28,7 +28,7 @@ SAMPLING = {
     "num_batches": 4,
     "workers": 1,  # fewer processes to start; several are in `tests/ray`
 }
-# The scores of so few draws of an untrained model are noise, which stage solve refuses unless it is told otherwise.
+# The scores of so few draws of an untrained model are noise, which stage solve refuses by default.
 SOLVE = {"targets": {"wanted": -1}, "effective_sample_share": 0.8, "min_reliability": -1}
 RETRAIN = {
     "arms": ["base", "plus", "permuted"],

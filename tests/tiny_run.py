@@ -20,7 +20,7 @@ from patterning_dist.progress import Progress
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.stages.prepare import prepare
 from patterning_dist.stages.sample import open_subjects
-from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import RunDirectory
 
 SETTINGS = {
@@ -115,7 +115,7 @@ def checkpoint(config: Config, directory: Path) -> AttentionOnlyTransformer:
 
 def subjects_of(config: Config, directory: Path, device: str = "cpu") -> Subjects:
     """All sets of chains of a run, opened in this process."""
-    return open_subjects(config, Place.at(directory), device)(device, Ranks())
+    return open_subjects(config, Location.at(directory), device)(device, Ranks())
 
 
 def copy_run(source: Path, target: Path) -> RunDirectory:

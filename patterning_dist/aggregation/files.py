@@ -1,4 +1,4 @@
-"""The files of a unit, a set of chains on one component, once its chains are through.
+"""The files of a subject, a set of chains on one component, once its chains are through.
 
 shard-<s>/chain-<n>.*   statistics of the probe columns of one shard: see ``Ledger.snapshot``
 gradients/chain-<n>.*   sums of positions and gradients over the draws, where they were taken
@@ -33,13 +33,13 @@ def rank_part(chain: int, rank: int, size: int) -> str:
     return f"chain-{chain}" if size == 1 else f"chain-{chain}-rank-{rank}"
 
 
-def write_unit(
+def write_subject(
     folder: Path, observables: Sequence[str], records: Sequence[ChainRecord], traces: Sequence[np.ndarray]
 ) -> list[Path]:
     """Write traces.parquet and chains.json; returns their paths.
 
     Args:
-        folder: of the unit.
+        folder: of the subject.
         observables: names.
         records: of all chains.
         traces: mean loss and observables of every chain's draws [draw, 1 + observable].
@@ -56,7 +56,7 @@ def write_unit(
 
 
 def read_records(folder: Path) -> list[ChainRecord]:
-    """How the chains of a unit ended."""
+    """How the chains of a subject ended."""
     return [ChainRecord(**record) for record in json.loads((folder / "chains.json").read_text())]
 
 

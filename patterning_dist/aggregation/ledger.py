@@ -1,4 +1,4 @@
-"""What one aggregator shard holds of the chains of one unit: co-moments of its probe columns, and their marks.
+"""What one aggregator shard holds of the chains of one subject: co-moments of its probe columns, and their marks.
 
 Plain Python, so that the aggregator actor and a study without Ray are the same arithmetic.
 """
@@ -42,7 +42,7 @@ class ChainRecord:
 
 @dataclass(frozen=True)
 class LedgerPlan:
-    """What all shards know of a unit, a set of chains on one component.
+    """What all shards know of a subject, a set of chains on one component.
 
     Attributes:
         run: identity of the statistics: changes with whatever they follow from.
@@ -76,7 +76,7 @@ class _Chain:
 
 @dataclass(frozen=True)
 class Part:
-    """What a shard knows of a unit whose chains are all through.
+    """What a shard knows of a subject whose chains are all through.
 
     Attributes:
         shard, num_shards: which of how many.
@@ -102,18 +102,18 @@ class Part:
 
 
 class Ledger:
-    """Statistics of all chains of one unit on one shard.
+    """Statistics of all chains of one subject on one shard.
 
     Memory is O(chains * batches * observables * columns of the shard). Chains are read from their snapshots when they
     are first asked for. The mean loss L over all columns is kept as a further column, so that every shard can take
     l_i - L by itself.
 
     Args:
-        plan: of the unit.
+        plan: of the subject.
         shard, num_shards: which of how many.
         storage: of the run.
-        unit: name, and folder under sampling/.
-        damaged: is told of damaged snapshots.
+        subject: name, and folder under sampling/.
+        damaged: hears of damaged snapshots.
     """
 
     def __init__(
@@ -122,30 +122,30 @@ class Ledger:
         shard: int,
         num_shards: int,
         storage: Storage,
-        unit: str,
+        subject: str,
         damaged: Callable[[str], None] = lambda message: None,
     ) -> None:
         self.plan, self.shard, self.num_shards = plan, shard, num_shards
         self.columns = plan.columns(shard, num_shards)
-        folder = f"sampling/{unit}/shard-{shard}"
+        folder = f"sampling/{subject}/shard-{shard}"
         self.snapshots = [Snapshots(storage, folder, f"chain-{n}", damaged) for n in range(plan.num_chains)]
         self._chains: dict[int, _Chain] = {}
 
     def open(
-        self, push: PushId, center_losses: np.ndarray | None = None, *, anew: bool = False
+        self, push: PushId, center_losses: np.ndarray | None = None, *, restart: bool = False
     ) -> tuple[Answer, ChainRecord | None]:
         """Where a chain stands, and how it ended if it has; earlier incarnations are shut out.
 
         Args:
             push: run, chain and incarnation; the sequence number does not matter.
             center_losses: [column + 1] l_i(w*) of this shard's columns and L(w*), nats.
-            anew: forget what earlier incarnations pushed; once an incarnation, however often it asks.
+            restart: forget what earlier incarnations pushed; once an incarnation, however often it asks.
         """
         entry = self._entry(push.chain)
-        anew = anew and push.incarnation > entry.mark.incarnation
+        restart = restart and push.incarnation > entry.mark.incarnation
         if not entry.mark.fence(push.run, push.incarnation):
             return self._answer(entry, Verdict.ZOMBIE), None
-        if anew:
+        if restart:
             self.snapshots[push.chain].delete()
             entry = self._chains[push.chain] = self._empty(push.chain)
             entry.mark.begin_anew(push.incarnation)

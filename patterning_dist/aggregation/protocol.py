@@ -25,7 +25,7 @@ class Verdict(StrEnum):
     DUPLICATE = "duplicate"  # taken in before; dropped
     GAP = "gap"  # pushes are missing before it; send again from the shard's mark
     ZOMBIE = "zombie"  # of an incarnation, or a run, that has been replaced; stop
-    CONFLICT = "conflict"  # not what this chain pushed before; begin the chain anew
+    CONFLICT = "conflict"  # not what this chain pushed before; start the chain over
 
 
 class Incarnation(NamedTuple):

@@ -6,10 +6,9 @@ from typing import Annotated
 
 from pydantic import Field
 
+from patterning_dist.config.checkpoints import CheckpointName
 from patterning_dist.config.section import Section
 
-# Names of checkpoints become folders of the run.
-CheckpointName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$")]
 Positive = Annotated[float, Field(gt=0)]
 
 
@@ -44,5 +43,5 @@ class CalibrationConfig(Section):
     standard_error: float = Field(
         0.1,
         gt=0,
-        description="wanted error of chi, root mean square over samples, over its spread; for the length foretold [1]",
+        description="wanted error of chi, root mean square over samples, over its spread; for the length predicted [1]",
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import get_args
 
 from patterning_dist.config import weight_checks
+from patterning_dist.config.checkpoints import is_glob
 from patterning_dist.config.data import FunctionDataConfig, LabelledConfig, PairsConfig, TextConfig, TokensConfig
 from patterning_dist.config.faults import divides, listed, repeated, zero_stage
 from patterning_dist.config.model import AttentionOnlyConfig, HuggingFaceConfig, ModuleConfig, TaskConfig
@@ -48,6 +49,8 @@ def _model(config: Config) -> Iterator[str]:
     if isinstance(model, ModuleConfig) and model.build is None and model.initialise is None:
         yield "model.build: expected build (checkpoints that exist) or initialise (a model to be trained here)"
     names = model.given_checkpoints
+    for glob in filter(is_glob, names if isinstance(model, ModuleConfig | TaskConfig) else ()):
+        yield f"model.checkpoints: '{glob}' is a glob, and only your own functions know which there are; list them"
     for name in repeated(names):
         yield f"model.checkpoints: '{name}' is listed twice; remove one"
 
@@ -64,14 +67,10 @@ def _components(config: Config) -> Iterator[str]:
         patterned = solve is not None and solve.scores == "first_moment" and key == "solve.component"
         if patterned and any(fnmatch.fnmatchcase(name, str(wanted)) for name in names):
             continue
-        if wanted is not None and wanted not in names and not any(map(_is_pattern, names)):
+        if wanted is not None and wanted not in names and not any(map(is_glob, names)):
             yield f"{key}: '{wanted}' is not sampled; add it to sampling.components or use {listed(names)}"
     if config.response.baseline == "full" and "everything" not in names:
         yield "response.baseline: full needs a component 'everything'; add it to sampling.components"
-
-
-def _is_pattern(name: str) -> bool:
-    return any(character in name for character in "*?[")
 
 
 def observable_names(sampling: SamplingConfig) -> Iterator[str]:

@@ -73,7 +73,10 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Any:
     except ValidationError as error:
         lines = _explain(error, kind.schema.model_json_schema())
         raise PatterningError("\n".join(f"{path}: {line}" for line in dict.fromkeys(lines))) from None
-    config = kind.locate(config, path.resolve().parent)
+    try:
+        config = kind.locate(config, path.resolve().parent)
+    except PatterningError as error:
+        raise PatterningError(f"{path}: {error}") from None
     if faults := kind.check(config):
         raise PatterningError("\n".join(f"{path}: {line}" for line in faults))
     return config
@@ -146,7 +149,8 @@ def _explain(error: ValidationError, schema: dict[str, Any]) -> Iterator[str]:
         key, siblings, node = _walk(schema, fault["loc"])
         match fault["type"]:
             case "extra_forbidden":
-                yield f"{key} is not a known key{_suggest(schema, key, siblings)}"
+                elsewhere = _elsewhere(schema, fault["loc"])
+                yield f"{key} is {elsewhere or 'not a known key' + _suggest(schema, key, siblings)}"
             case "missing":
                 yield f"{key}: is missing; add it"
             case "union_tag_invalid" | "union_tag_not_found":
@@ -191,6 +195,20 @@ def _option(node: dict[str, Any]) -> dict[str, Any]:
 
 def _follow(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
     return schema["$defs"][node["$ref"].rsplit("/", 1)[1]] if "$ref" in node else node
+
+
+def _elsewhere(schema: dict[str, Any], location: Sequence[str | int]) -> str | None:
+    """What a key that is unknown here belongs to: another kind of this section, or of experiment."""
+    *above, here, leaf = ("", *location)
+    if not above:
+        of_the_loop = leaf in find_kind(DEFAULT).schema.model_fields
+        others = ", ".join(schema["properties"])
+        return f"a section of the loop, and this experiment has others: {others}; remove it" if of_the_loop else None
+    section, _, node = _walk(schema, above[1:])
+    mapping = node.get("discriminator", {}).get("mapping", {})
+    kinds = [kind for kind, ref in mapping.items() if leaf in _follow(schema, {"$ref": ref})["properties"]]
+    named = " and ".join(kinds)
+    return f"a key of kind {named}, and {section}.kind is {here}; change one of the two" if kinds else None
 
 
 def _suggest(schema: dict[str, Any], key: str, siblings: list[str]) -> str:

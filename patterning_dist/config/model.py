@@ -6,13 +6,15 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field
 
-from patterning_dist.config.calibration import CheckpointName
+from patterning_dist.config.checkpoints import FINAL, CheckpointGlob
 from patterning_dist.config.section import Section
 
 FunctionPath = Annotated[str, Field(pattern=r"^[A-Za-z_][\w.]*:[A-Za-z_]\w*$")]
 
-FINAL = "final"
-_CHECKPOINTS = "sub-folders of that folder, or revisions on the hub; final: the model itself"
+_CHECKPOINTS = (
+    "sub-folders of that folder, or revisions on the hub; final: the model itself; a glob (step*) stands for all that "
+    "match, in the order of the training"
+)
 
 
 class AttentionOnlyConfig(Section):
@@ -42,7 +44,7 @@ class HuggingFaceConfig(Section):
 
     kind: Literal["huggingface"] = Field(description="a model of transformers")
     path: str | None = Field(None, min_length=1, description="folder of the model, or its name on the hub")
-    checkpoints: list[CheckpointName] = Field([FINAL], min_length=1, description=_CHECKPOINTS)
+    checkpoints: list[CheckpointGlob] = Field([FINAL], min_length=1, description=_CHECKPOINTS)
     architecture: dict[str, Any] | None = Field(
         None,
         description="config.json of a model to be trained here: model_type and sizes; vocabulary and positions follow "
@@ -71,7 +73,7 @@ class ModuleConfig(Section):
     evaluate: FunctionPath | None = Field(
         None, description="package.module:function, module -> {name: number}, metrics of a training"
     )
-    checkpoints: list[CheckpointName] = Field([FINAL], min_length=1, description="names that build is called with")
+    checkpoints: list[CheckpointGlob] = Field([FINAL], min_length=1, description="names that build is called with")
 
     @property
     def given_checkpoints(self) -> list[str]:
@@ -86,7 +88,7 @@ class TaskConfig(Section):
     open: FunctionPath = Field(
         description="package.module:function, (experiment, run directory, device) -> Task, in every process"
     )
-    checkpoints: list[CheckpointName] = Field([], description="names that its load knows before the run")
+    checkpoints: list[CheckpointGlob] = Field([], description="names that its load knows before the run")
 
     @property
     def given_checkpoints(self) -> list[str]:

@@ -14,11 +14,11 @@ if TYPE_CHECKING:
     from patterning_dist.config.sampling import SamplingConfig
 
 Device = Literal["cpu", "cuda", "auto"]
-RunPlace = Annotated[str, AfterValidator(path_or_url), PlainSerializer(str)]  # a Path, or a URL as it is
+RunLocation = Annotated[str, AfterValidator(path_or_url), PlainSerializer(str)]  # a Path, or a URL as it is
 
 
 class Root(Section):
-    """Name, seed, device and place of a run."""
+    """Name, seed, device and location of a run."""
 
     experiment: str | None = Field(
         None,
@@ -27,9 +27,9 @@ class Root(Section):
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$", description="name of the run, and of its directory")
     seed: int = Field(ge=0, lt=2**63, description="every random number of the run follows from it")
     device: Device = Field("auto", description="cpu, cuda, or auto: cuda if there is one")
-    run_dir: RunPlace | None = Field(None, description="path or URL where the run is kept; default: runs/<name>")
+    run_dir: RunLocation | None = Field(None, description="path or URL where the run is kept; default: runs/<name>")
 
-    if TYPE_CHECKING:  # a section of every experiment with stages on Ray, at a place of its own in the file
+    if TYPE_CHECKING:  # a section of every experiment with stages on Ray, at a location of its own in the file
         sampling: SamplingConfig
 
     @property

@@ -81,6 +81,11 @@ class RetrainConfig(Section):
         "initialisation",
         description="weights that a retraining starts from: initialisation, or the name of a checkpoint (baseline)",
     )
+    engine: Literal["deepspeed", "stacked"] = Field(
+        "deepspeed",
+        description="deepspeed: every seed on its own; stacked: all seeds of an arm at once in one process, for small "
+        "networks, the same but for the rounding of sums",
+    )
     deepspeed: Path | None = Field(None, description="DeepSpeed JSON; default: ZeRO stage 0")
     num_workers: int = Field(1, ge=1, description="data-parallel workers of one arm [ranks]")
     concurrent_arms: int | None = Field(None, ge=1, description="retrainings at once; default: what fits [runs]")

@@ -161,6 +161,12 @@ def _retrain(config: Config) -> Iterator[str]:
         batch = config.training.batch_size
         yield from divides("training.batch_size", batch, "retrain.num_workers", retrain.num_workers)
         yield from zero_stage("retrain.deepspeed", retrain.deepspeed, config.training.optimizer)
+    if retrain.engine == "stacked" and (retrain.num_workers > 1 or retrain.deepspeed is not None):
+        key = "num_workers" if retrain.num_workers > 1 else "deepspeed"
+        yield (
+            f"retrain.{key}: a stack of networks is trained in one process, without ZeRO; remove it, or set "
+            "retrain.engine to deepspeed"
+        )
 
 
 def _arm_weights(config: Config, arm: Arm) -> Iterator[str]:

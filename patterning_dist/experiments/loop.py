@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from patterning_dist.config import Config, HuggingFaceConfig, TableConfig, TextConfig
+from patterning_dist.config.checkpoints import expand_globs
 from patterning_dist.config.checks import check
 from patterning_dist.config.load import find_local, find_path
 from patterning_dist.config.window import window_remarks, with_localizations
@@ -31,7 +32,9 @@ class Loop:
             held_out = {domain: find_local(path, folder) for domain, path in data.held_out.items()}
             data = data.model_copy(update={"train": find_local(data.train, folder), "held_out": held_out})
         if isinstance(model, HuggingFaceConfig):
-            model = model.model_copy(update={"path": find_local(model.path, folder)})
+            found = find_local(model.path, folder)
+            names = expand_globs(found, model.checkpoints) if found is not None else model.checkpoints
+            model = model.model_copy(update={"path": found, "checkpoints": names})
         update: dict[str, Any] = {"data": data, "model": model}
         for section, key in (("training", "deepspeed"), ("sampling", "probe"), ("retrain", "deepspeed")):
             if (found := getattr(config, section)) is not None:

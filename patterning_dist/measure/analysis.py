@@ -1,6 +1,6 @@
-"""What every aggregator shard makes of its part of a unit: rows of the susceptibility tables, and sums for the driver.
+"""What every aggregator shard makes of its part of a subject: rows of the susceptibility tables, sums for the driver.
 
-The driver never holds [observable, probe column] of a unit: it adds up what the shards return.
+The driver never holds [observable, probe column] of a subject: it adds up what the shards return.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class TablePlan:
 
 @dataclass(frozen=True)
 class PartSummary:
-    """What the driver is told of a part.
+    """What the driver hears of a part.
 
     Attributes:
         chains: numbers of the healthy chains.
@@ -73,7 +73,7 @@ class Analysis:
         tables: single losses first, then means of samples where there are some.
         metadata: for the headers of the tables.
         min_chains: healthy chains without which this is an error.
-        baseline: of ``susceptibility``; for ``full``, ``full`` is the plan of the unit ``everything``.
+        baseline: of ``susceptibility``; for ``full``, ``full`` is the plan of the subject ``everything``.
         llc, free_energy: names of rows to be added, the responses of these quantities.
         controlled: likewise, of observables that are measured with a control besides.
         inverse_temperature: n_beta.
@@ -140,7 +140,7 @@ class Analysis:
     def _full(self, part: Part) -> list | None:
         if self.baseline != "full":
             return None
-        if self.full is None:  # this is the unit of the whole model
+        if self.full is None:  # this is the subject of the whole model
             return part.chains
         return Ledger(self.full, part.shard, part.num_shards, self.storage, "everything").part().chains
 

@@ -12,7 +12,7 @@ from patterning_dist.measure.datatree import response_tree, write_tree
 from patterning_dist.measure.modes import write_modes
 from patterning_dist.measure.plans import SCALE, entry_index, row_names, subject_plans, subject_settings
 from patterning_dist.measure.results import SubjectResponse, read_response
-from patterning_dist.measure.sets import Unit, is_current, is_done, sample_units, unit_outputs
+from patterning_dist.measure.sets import SubjectPlan, is_current, is_done, sample_subjects, subject_outputs
 from patterning_dist.measure.subjects import OpenSubjects, Subjects
 from patterning_dist.progress import Progress
 from patterning_dist.response.susceptibility import Baseline
@@ -74,10 +74,10 @@ def measure(
     run.update_manifest(hashes=hashes.known)
     if opener.thin is not None:
         _prepare_traces(subjects, run, plans, opener.thin)
-    diagnostics = sample_units(run, name, stage, opener, opener.sampling, device, plans, progress)
+    diagnostics = sample_subjects(run, name, stage, opener, opener.sampling, device, plans, progress)
     rows = row_names(subjects)
     responses = [read_response(run, subject, rows, diagnostics[subject]) for subject in plans]
-    return Measured(subjects, responses, unit_outputs(run, plans, opener.sampling))
+    return Measured(subjects, responses, subject_outputs(run, plans, opener.sampling))
 
 
 def write_summaries(run: RunDirectory, name: str, measured: Measured, num_modes: int) -> list[Path]:
@@ -108,7 +108,7 @@ def write_summaries(run: RunDirectory, name: str, measured: Measured, num_modes:
     return [*(run.path / file for file in files), run.path / DIAGNOSTICS, tree / ".zgroup"]
 
 
-def _prepare_traces(subjects: Subjects, run: RunDirectory, plans: dict[str, Unit], thin: int) -> None:
+def _prepare_traces(subjects: Subjects, run: RunDirectory, plans: dict[str, SubjectPlan], thin: int) -> None:
     """Empty stores for the probe losses of the draws that are to come."""
     num_entries = len(next(iter(entry_index(subjects).values())))
     for name, plan in plans.items():

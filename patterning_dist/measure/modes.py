@@ -19,7 +19,7 @@ _TOP_ENTRIES = 12
 def write_modes(
     run: RunDirectory, heads: list[str], observable: str, num_modes: int, index: dict[str, np.ndarray]
 ) -> tuple[dict[str, Any], list[str]]:
-    """Modes of chi [head, probe entry] of one observable, as tables; what is told of them, and the files written.
+    """Modes of chi [head, probe entry] of one observable, as tables; what is said of them, and the files written.
 
     Args:
         run: holds the susceptibility tables.
@@ -40,13 +40,13 @@ def write_modes(
     files = [f"{folder}/modes.parquet", f"{folder}/mode-tokens.parquet"]
     write_parquet(run.path / files[0], pa.table(table), metadata)
     write_parquet(run.path / files[1], pa.table(_top_entries(modes.right[:kept], index)), metadata)
-    told = {
+    described = {
         "components": heads,
         "observable": observable,
         "singular_values": modes.singular_values,
         "explained_variance": modes.explained_variance,
     }
-    return told, files
+    return described, files
 
 
 def _top_entries(right: np.ndarray, index: dict[str, np.ndarray]) -> dict[str, np.ndarray]:

@@ -12,7 +12,7 @@ from patterning_dist.config.sampling import LAYOUT_KEYS, FunctionConfig, Posteri
 from patterning_dist.functions import code_fingerprint
 from patterning_dist.measure.analysis import SIGN, STANDARD_ERROR, UNITS, Analysis, TablePlan
 from patterning_dist.measure.results import samples_table_name, table_name
-from patterning_dist.measure.sets import Unit
+from patterning_dist.measure.sets import SubjectPlan
 from patterning_dist.measure.subjects import Subjects
 from patterning_dist.models.components import select_component
 from patterning_dist.response.susceptibility import Baseline
@@ -58,7 +58,7 @@ def subject_settings(subjects: Subjects, name: str) -> dict[str, Any]:
 
 def subject_plans(
     subjects: Subjects, run: RunDirectory, *, baseline: Baseline = "restricted", sha256: FileHash = file_sha256
-) -> dict[str, Unit]:
+) -> dict[str, SubjectPlan]:
     """What is to be sampled, and how it is analysed, subject by subject.
 
     Args:
@@ -85,7 +85,7 @@ def subject_plans(
             "gradients": name in subjects.gradients_of,
             "positions": subjects.positions_of.get(name, 0),
         }
-        plans[name] = Unit(
+        plans[name] = SubjectPlan(
             fingerprint=stage_fingerprint(name, shared | own),
             ledger=LedgerPlan(
                 run="",

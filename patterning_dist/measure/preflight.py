@@ -21,6 +21,8 @@ from patterning_dist.functions import find_own_code, load_function
 from patterning_dist.measure.subjects import Subject, Subjects, expand_components
 from patterning_dist.models.huggingface import check_length, model_location
 from patterning_dist.runtime.environment import resolve_device
+from patterning_dist.runtime.training.stacked_trainer import stackable_optimizer
+from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.tasks.language import LanguageTask
 from patterning_dist.tasks.open import open_skeleton, open_task
 from patterning_dist.tasks.sequences import SequenceTask
@@ -72,6 +74,11 @@ def preflight(config: Config, directory: Path) -> list[str]:
                 samples.check_vocabulary(task.vocabulary_size)
             remarks += filter(None, [samples.exclusions])
     _ = subjects.held_out
+    if config.retrain is not None and config.retrain.engine == "stacked":
+        assert config.training is not None
+        start = config.retrain.arm_list[0].start
+        model = task.load(start, Ranks()) if start in config.model.given_checkpoints else task.build(config.seed)
+        stackable_optimizer(task, model, config.training)
     for control in config.solve.controls if config.solve is not None else []:
         split = control.split if control.kind == "split" else "domain:"
         if not split.startswith("domain:") and task.split(split, task.train, np.arange(1)) is None:

@@ -1,4 +1,4 @@
-"""Sampling unit by unit, for runs and studies alike: which are done, what is gone on with, and their files."""
+"""Sampling subject by subject, for runs and studies alike: which are done, what is gone on with, and their files."""
 
 from __future__ import annotations
 
@@ -10,24 +10,24 @@ from typing import Any
 
 import numpy as np
 
-from patterning_dist.aggregation.files import CONTROLLED, GRADIENTS, POSITIONS, read_traces, write_unit
+from patterning_dist.aggregation.files import CONTROLLED, GRADIENTS, POSITIONS, read_traces, write_subject
 from patterning_dist.config import SamplingConfig
 from patterning_dist.measure.analysis import Analysis
 from patterning_dist.measure.diagnostics import chain_diagnostics
 from patterning_dist.progress import Progress
 from patterning_dist.response.reliability import reliability_from_sums
-from patterning_dist.runtime.chains.run import Events, UnitPlan, UnitResult, run_chains
+from patterning_dist.runtime.chains.run import ChainsPlan, ChainsResult, Events, run_chains
 from patterning_dist.runtime.chains.workers import MakeStudy
 from patterning_dist.sampling.lanczos import SpectrumEnds
 from patterning_dist.storage.files import write_json
 from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 
-_INPUTS = "inputs.json"  # what the chains of a unit follow from; written before they begin
+_INPUTS = "inputs.json"  # what the chains of a subject follow from; written before they begin
 _DIAGNOSTICS = "diagnostics.json"  # written last
 
 
 @dataclass(frozen=True, kw_only=True)
-class Unit(UnitPlan):
+class SubjectPlan(ChainsPlan):
     """A set of chains on one component, to be sampled and analysed; the ``run`` of its ledger is set here.
 
     Attributes:
@@ -51,17 +51,17 @@ class Unit(UnitPlan):
         return stage_fingerprint("analysis", {"settings": settings, "metadata": dict(analysis.metadata)})
 
 
-def sample_units(
+def sample_subjects(
     run: RunDirectory,
     name: str,
     stage: str,
     make_study: MakeStudy,
     sampling: SamplingConfig,
     device: str,
-    units: Mapping[str, Unit],
+    subjects: Mapping[str, SubjectPlan],
     progress: Progress,
 ) -> dict[str, dict[str, Any]]:
-    """Sample and analyse the units that are not done; chains that were begun are gone on with.
+    """Sample and analyse the subjects that are not done; chains that were begun are gone on with.
 
     Args:
         run: directory of the run, locked.
@@ -70,35 +70,35 @@ def sample_units(
         make_study: opens the study in a worker.
         sampling: section of the experiment.
         device: of the workers.
-        units: by name, in the order in which they are begun.
+        subjects: by name, in the order in which they are begun.
         progress: shows the chains.
 
     Returns:
-        Diagnostics of every unit, see ``chain_diagnostics``.
+        Diagnostics of every subject, see ``chain_diagnostics``.
     """
-    units = dict(units)
-    for key, unit in units.items():
-        identity = stage_fingerprint("chains", {"inputs": unit.fingerprint, "layout": sampling.layout})
-        units[key] = replace(unit, ledger=replace(unit.ledger, run=identity))
-    for key, unit in units.items():
-        if unit.after is not None:
-            full = units[unit.after].ledger
-            units[key] = replace(unit, analysis=replace(unit.analysis, full=full))
-    missing = {key: unit for key, unit in units.items() if not is_done(run, key, unit)}
-    # A shard reads its own part of another unit: of one that was cut up otherwise there is none.
-    read = {unit.after for unit in missing.values()}
-    again = {key for key, unit in units.items() if key in read and not is_current(run, key, unit, sampling)}
-    missing = {key: unit for key, unit in units.items() if key in missing or key in again}
-    if kept := len(units) - len(missing):
-        progress.say(f"{stage}: chains of {kept} of {len(units)} units were done before")
-    for key, unit in missing.items():
-        if _begin(run, key, unit, sampling):
-            run.event(stage, "unit_resumed", unit=key)
+    subjects = dict(subjects)
+    for key, subject in subjects.items():
+        identity = stage_fingerprint("chains", {"inputs": subject.fingerprint, "layout": sampling.layout})
+        subjects[key] = replace(subject, ledger=replace(subject.ledger, run=identity))
+    for key, subject in subjects.items():
+        if subject.after is not None:
+            full = subjects[subject.after].ledger
+            subjects[key] = replace(subject, analysis=replace(subject.analysis, full=full))
+    missing = {key: subject for key, subject in subjects.items() if not is_done(run, key, subject)}
+    # A shard reads its own part of another subject: of one that was cut up otherwise there is none.
+    read = {subject.after for subject in missing.values()}
+    again = {key for key, subject in subjects.items() if key in read and not is_current(run, key, subject, sampling)}
+    missing = {key: subject for key, subject in subjects.items() if key in missing or key in again}
+    if kept := len(subjects) - len(missing):
+        progress.say(f"{stage}: chains of {kept} of {len(subjects)} subjects were done before")
+    for key, subject in missing.items():
+        if _begin(run, key, subject, sampling):
+            run.event(stage, "subject_resumed", subject=key)
 
-    def finished(key: str, result: UnitResult) -> None:
+    def finished(key: str, result: ChainsResult) -> None:
         _write(run, key, missing[key], result)
         for chain, reason in result.parts[0].excluded.items():
-            run.event(stage, "chain_excluded", unit=key, chain=chain, reason=reason)
+            run.event(stage, "chain_excluded", subject=key, chain=chain, reason=reason)
             progress.say(f"{key}: chain {chain} is left out: {reason}")
 
     if missing:
@@ -112,24 +112,24 @@ def sample_units(
             Events(finished, lambda kind, **fields: run.event(stage, kind, **fields)),
             progress,
         )
-    run.place.gather(*(path.relative_to(run.path).as_posix() for path in unit_outputs(run, units, sampling)))
-    return {key: _stored(run, key)["diagnostics"] for key in units}
+    run.location.gather(*(path.relative_to(run.path).as_posix() for path in subject_outputs(run, subjects, sampling)))
+    return {key: _stored(run, key)["diagnostics"] for key in subjects}
 
 
 def inputs_of(run: RunDirectory, name: str) -> str:
-    """Hash of all that the chains of a unit follow from, once they have begun."""
+    """Hash of all that the chains of a subject follow from, once they have begun."""
     return _inputs(run, name)["fingerprint"]
 
 
-def is_current(run: RunDirectory, name: str, unit: Unit, sampling: SamplingConfig) -> bool:
-    """Whether what is there of a unit is of these inputs and this layout."""
-    return _inputs(run, name) == {"fingerprint": unit.fingerprint, "layout": sampling.layout}
+def is_current(run: RunDirectory, name: str, subject: SubjectPlan, sampling: SamplingConfig) -> bool:
+    """Whether what is there of a subject is of these inputs and this layout."""
+    return _inputs(run, name) == {"fingerprint": subject.fingerprint, "layout": sampling.layout}
 
 
-def unit_outputs(run: RunDirectory, units: Mapping[str, Unit], sampling: SamplingConfig) -> list[Path]:
-    """The files of finished units, tables included."""
+def subject_outputs(run: RunDirectory, subjects: Mapping[str, SubjectPlan], sampling: SamplingConfig) -> list[Path]:
+    """The files of finished subjects, tables included."""
     found = []
-    for name in units:
+    for name in subjects:
         folder = f"sampling/{name}"
         for part in ("", *_statistics(sampling), *(f"/shard-{shard}" for shard in range(sampling.aggregator_shards))):
             found += [f"{folder}{part}/{file}" for file in run.storage.names(folder + part)]
@@ -138,7 +138,7 @@ def unit_outputs(run: RunDirectory, units: Mapping[str, Unit], sampling: Samplin
 
 
 def _statistics(sampling: SamplingConfig) -> list[str]:
-    """Folders of a unit that statistics of its chains may have."""
+    """Folders of a subject that statistics of its chains may have."""
     own = (statistic.name for statistic in sampling.statistics)
     return [f"/{name}" for name in (GRADIENTS, POSITIONS, CONTROLLED, *own)]
 
@@ -154,26 +154,26 @@ def _inputs(run: RunDirectory, name: str) -> dict[str, Any]:
         return {}
 
 
-def is_done(run: RunDirectory, name: str, unit: Unit) -> bool:
-    """Whether the chains of a unit are through and its tables are there, whatever layout it had."""
-    if _inputs(run, name).get("fingerprint") != unit.fingerprint:
+def is_done(run: RunDirectory, name: str, subject: SubjectPlan) -> bool:
+    """Whether the chains of a subject are through and its tables are there, whatever layout it had."""
+    if _inputs(run, name).get("fingerprint") != subject.fingerprint:
         return False
     try:
         stored = _stored(run, name)
     except (OSError, ValueError):
         return False
-    return stored["analysis"] == unit.analysis_fingerprint and run.place.sizes(stored["files"]).keys() == set(
+    return stored["analysis"] == subject.analysis_fingerprint and run.location.sizes(stored["files"]).keys() == set(
         stored["files"]
     )
 
 
-def _begin(run: RunDirectory, name: str, unit: Unit, sampling: SamplingConfig) -> bool:
+def _begin(run: RunDirectory, name: str, subject: SubjectPlan, sampling: SamplingConfig) -> bool:
     """Clear what is of other inputs or another layout; whether something was there to go on with."""
     folder = f"sampling/{name}"
     run.storage.delete(f"{folder}/{_DIAGNOSTICS}")
-    for table in unit.analysis.tables:
+    for table in subject.analysis.tables:
         run.storage.clear(table.name)
-    if is_current(run, name, unit, sampling):
+    if is_current(run, name, subject, sampling):
         return True
     shard, num_shards = 0, _inputs(run, name).get("layout", {}).get("aggregator_shards", 0)
     while shard < num_shards or run.storage.names(f"{folder}/shard-{shard}"):
@@ -182,35 +182,35 @@ def _begin(run: RunDirectory, name: str, unit: Unit, sampling: SamplingConfig) -
     for statistic in _statistics(sampling):
         run.storage.clear(folder + statistic)
     run.storage.clear(f"{folder}/checkpoints")
-    write_json(run.path / folder / _INPUTS, {"fingerprint": unit.fingerprint, "layout": sampling.layout})
+    write_json(run.path / folder / _INPUTS, {"fingerprint": subject.fingerprint, "layout": sampling.layout})
     run.publish(run.path / folder / _INPUTS)
     return False
 
 
-def _write(run: RunDirectory, name: str, unit: Unit, result: UnitResult) -> None:
-    """Traces, records and diagnostics of a unit, the last of its files."""
+def _write(run: RunDirectory, name: str, subject: SubjectPlan, result: ChainsResult) -> None:
+    """Traces, records and diagnostics of a subject, the last of its files."""
     folder, first = run.path / "sampling" / name, result.parts[0]
-    write_unit(folder, unit.ledger.observables, result.records, result.traces)
+    write_subject(folder, subject.ledger.observables, result.records, result.traces)
     by_table = zip(*(part.reliability for part in result.parts), strict=True)
     kinds = ("reliability", "reliability_samples")
     reliability = {kind: reliability_from_sums(np.sum(s, axis=0)) for kind, s in zip(kinds, by_table, strict=False)}
-    num_observables = len(unit.ledger.observables)
+    num_observables = len(subject.ledger.observables)
     diagnostics = chain_diagnostics(
         read_traces(folder, first.chains),
-        unit.ledger.observables,
+        subject.ledger.observables,
         records=[record for record in result.records if record.chain in first.chains],
         excluded=first.excluded,
         reliability={kind: values[:num_observables] for kind, values in reliability.items()},
-        inverse_temperature=unit.inverse_temperature,
-        num_coordinates=unit.num_coordinates,
+        inverse_temperature=subject.inverse_temperature,
+        num_coordinates=subject.num_coordinates,
         spectrum=next((SpectrumEnds(*record.spectrum) for record in result.records if record.spectrum), None),
-        step_size=unit.step_size,
+        step_size=subject.step_size,
     )
     diagnostics["controlled"] = {
         name: {kind: values[number] for kind, values in reliability.items()}
-        for number, name in enumerate(unit.analysis.controlled, start=num_observables)
+        for number, name in enumerate(subject.analysis.controlled, start=num_observables)
     }
     files = [file for part in result.parts for file in part.files]
-    content = {"analysis": unit.analysis_fingerprint, "files": files, "diagnostics": diagnostics}
+    content = {"analysis": subject.analysis_fingerprint, "files": files, "diagnostics": diagnostics}
     write_json(folder / _DIAGNOSTICS, content)
     run.publish(folder)

@@ -36,7 +36,7 @@ from patterning_dist.sampling.samples import Part, PerSampleLoss, Samples
 from patterning_dist.sampling.statistics import PositionMeans, Positions, Statistic
 from patterning_dist.sampling.target import Target
 from patterning_dist.sampling.traces import TraceRecorder, trace_store
-from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.mirror import Location
 from patterning_dist.tasks.held_out import HeldOut, HeldOutPart, held_out_ids, held_out_splits
 from patterning_dist.tasks.task import Task
 
@@ -192,7 +192,7 @@ class Subjects:
         subject = self.by_name[name]
         model = self.model(subject.checkpoint)
         if self._target is not None:  # an earlier chain has moved it
-            self._target.place(self._target.center)
+            self._target.move_to(self._target.center)
         component = select_component(model, subject.component)
         losses: PerSampleLoss = self.task.losses
         layered, data = self.task.layered(model, component), self.task.train
@@ -308,13 +308,13 @@ class OpenSubjects:
 
     Attributes:
         open_task: (run directory, device) -> task.
-        place: of the run.
+        location: of the run.
         files: names there that tasks and chains read.
         sampling, seed, by_name, gradients_of, positions_of, thin, part: see ``Subjects``.
     """
 
     open_task: Callable[[Path, str], Task]
-    place: Place
+    location: Location
     files: tuple[str, ...]
     sampling: SamplingConfig
     seed: int
@@ -335,7 +335,7 @@ class OpenSubjects:
 
     def __call__(self, device: str, ranks: Ranks) -> Subjects:
         """In the process that is to hold them."""
-        directory = self.place.fetch(*self.files)
+        directory = self.location.fetch(*self.files)
         return Subjects(
             self.open_task(directory, device),
             self.sampling,

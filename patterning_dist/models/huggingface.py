@@ -21,7 +21,8 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor, nn
 
-from patterning_dist.config.model import FINAL, HuggingFaceConfig
+from patterning_dist.config.checkpoints import FINAL, checkpoints_in, is_on_hub
+from patterning_dist.config.model import HuggingFaceConfig
 from patterning_dist.errors import PatterningError, first_line
 from patterning_dist.models.losses import token_losses
 
@@ -246,17 +247,15 @@ def model_location(config: HuggingFaceConfig, checkpoint: str) -> tuple[str, str
         PatterningError: the model's folder is not there, or has no such sub-folder.
     """
     folder = Path(config.path or "")
-    if not folder.is_dir():
-        if folder.is_absolute() or str(config.path).startswith("."):  # no name on the hub looks like that
-            raise PatterningError(
-                f"model.path: there is no folder {folder}; give that of a model, or a name on the hub"
-            )
+    if is_on_hub(str(config.path)):
         return str(config.path), None if checkpoint == FINAL else checkpoint
+    if not folder.is_dir():
+        raise PatterningError(f"model.path: there is no folder {folder}; give that of a model, or a name on the hub")
     if (folder / checkpoint).is_dir():
         return str(folder / checkpoint), None
     if checkpoint == FINAL:
         return str(folder), None
-    there = sorted(entry.name for entry in folder.iterdir() if (entry / "config.json").is_file())
+    there = [name for name in checkpoints_in(folder) if name != FINAL]
     raise PatterningError(
         f"model.checkpoints: {folder} has no folder {checkpoint!r}; there are {', '.join(there) or 'none'}, and "
         f"{FINAL} for the model itself"

@@ -39,9 +39,9 @@ LEGEND = (
     "largest over the largest that may be."
 )
 CAVEAT = (
-    "Foretold from short trials: the error goes as one over the root of the draws, and the interval comes from the "
-    "spread between {chains} chains alone. Every unit is taken to cost what {component} did, and no slow mode that the "
-    "trials were too short to show is in it. Look at the R-hat of the full run."
+    "Predicted from short trials: the error goes as one over the root of the draws, and the interval comes from the "
+    "spread between {chains} chains alone. Each subject is taken to cost what {component} did, and no slow mode that "
+    "the trials were too short to show is in it. Look at the R-hat of the full run."
 )
 
 
@@ -56,7 +56,7 @@ class Calibration:
         plan: of a full run at the chosen setting; None if no setting is usable.
         standard_error: wanted, of chi over its spread.
         curvature: smallest and largest eigenvalue of the Hessian of the loss, nats/weight^2.
-        num_units, num_workers: of the full run.
+        num_subjects, num_workers: of the full run.
     """
 
     name: str
@@ -67,7 +67,7 @@ class Calibration:
     plan: RunPlan | None
     standard_error: float
     curvature: tuple[float, float]
-    num_units: int
+    num_subjects: int
     num_workers: int
 
 
@@ -88,19 +88,19 @@ def write_calibration_report(path: Path, found: Calibration) -> None:
     )
 
 
-def foretold(found: Calibration, plan: RunPlan) -> str:
+def predicted_length(found: Calibration, plan: RunPlan) -> str:
     """How long the full run will need, in a sentence."""
     if not plan.slowest:
         return (
             f"chi does not stand out of its noise in {found.ranked[0].num_chains} chains of "
-            f"{found.ranked[0].num_draws} draws, so no length can be foretold; raise calibration.num_draws or "
+            f"{found.ranked[0].num_draws} draws, so no length can be predicted; raise calibration.num_draws or "
             "calibration.num_chains"
         )
     unknown = [name for name, draws in plan.needed.items() if not math.isfinite(draws.value)]
     but = f" but {listed(unknown)}, nothing but noise so far," if unknown else ""
     return (
-        f"for chi of every observable{but} to {found.standard_error:g} of its spread, {found.num_units} unit(s) of "
-        f"{plan.num_chains} chains of {plan.num_draws:,} draws: {_between(plan.seconds, duration)} on "
+        f"for chi of every observable{but} to {found.standard_error:g} of its spread, {found.num_subjects} subject(s) "
+        f"of {plan.num_chains} chains of {plan.num_draws:,} draws: {_between(plan.seconds, duration)} on "
         f"{found.num_workers} worker(s); {plan.slowest} needs the most"
     )
 
@@ -128,7 +128,7 @@ def _choice(found: Calibration) -> Section:
                  "wall time to the wanted standard error"),
             ]
         ),
-        Note(f"How long: {foretold(found, found.plan)}."),
+        Note(f"How long: {predicted_length(found, found.plan)}."),
     ]  # fmt: skip
     for note in best.notes:
         section.blocks.append(Note(FLAG + note))

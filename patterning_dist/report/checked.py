@@ -29,8 +29,8 @@ def _slopes(slopes: Mapping[str, Any], style: str, metrics: Metrics) -> list[Any
     for name, slope in slopes.items():
         by_chi = {"value": slope.get("predicted"), "interval": slope.get("predicted_interval")}
         verdict = slope.get("verdict", "–")
-        words = (number(slope.get("ratio")), number(slope.get("z"), sign=True), verdict)
-        rows.append([metrics.label(name), estimate(by_chi, sign=True), estimate(slope, sign=True), *words])
+        against = (number(slope.get("ratio")), number(slope.get("z"), sign=True), verdict)
+        rows.append([metrics.label(name), estimate(by_chi, sign=True), estimate(slope, sign=True), *against])
         of_unit = by_unit.setdefault(metrics.unit(name), {"lines": [], "verdicts": {}})
         if "verdict" in slope:
             of_unit["lines"].append((f"{metrics.term(name)}: chi", style, "open", by_chi))
@@ -44,7 +44,7 @@ def _slopes(slopes: Mapping[str, Any], style: str, metrics: Metrics) -> list[Any
     words = (
         f"The slope at strength 0 is that between coupled chains at {pair} and −{pair} times the weights, "
         "free of second order. Chi of a target is what was solved for, on the samples that the weights were solved on: "
-        "where it disagrees, it may be no more than that. Not resolved: neither can be told from 0."
+        "where it disagrees, it may be no more than that. Not resolved: neither is distinguishable from 0."
     )
     headers = ["observable", "chi", "checked", "checked / chi", "z", "verdict"]
     return [Figures(drawn), Note(words, "small"), Table(headers, rows, "Slopes at strength 0, with 95 % intervals")]

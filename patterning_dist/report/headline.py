@@ -30,7 +30,7 @@ def headline_table(rows: Sequence[Mapping[str, Any]], metrics: Metrics) -> tuple
     empty = [kind for kind in kinds if all(": " not in row[kind].get("missing", ": ") for row in rows)]
     told_once = [f"Not {kind}: {'; '.join(dict.fromkeys(row[kind]['missing'] for row in rows))}." for kind in empty]
 
-    def told(value: Mapping[str, Any]) -> str:
+    def described(value: Mapping[str, Any]) -> str:
         if "missing" not in value:
             return _in_words(value)
         head, colon, _ = value["missing"].partition(": ")
@@ -44,7 +44,7 @@ def headline_table(rows: Sequence[Mapping[str, Any]], metrics: Metrics) -> tuple
                 row["arm"],
                 f"{name} {_DIRECTIONS[asked['direction']]}" if asked else f"nothing of {name}",
                 *(
-                    told(row[kind]) + (f" at share {number(share, 2)}" if share and kind == "solved" else "")
+                    described(row[kind]) + (f" at share {number(share, 2)}" if share and kind == "solved" else "")
                     for kind in kinds
                     if kind not in empty
                 ),

@@ -20,7 +20,7 @@ from patterning_dist.storage.files import write_text
 
 
 def _guarded(run: Run, section: Section, build: Callable[..., None], *arguments: Any) -> Section:
-    """A section, filled; a file of an unexpected shape costs that section alone, and is told at the top."""
+    """A section, filled; a file of an unexpected shape costs that section alone, and is named at the top."""
     try:
         build(section, run, *arguments)
         return section

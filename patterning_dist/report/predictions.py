@@ -30,7 +30,7 @@ def predictions(
         checked: content of check/response.json; may be empty.
         windows: content of predict/response.json; may be empty.
         arms: name -> ``weights``, ``strength`` and ``rounds`` of the arms that are retrained; the solutions themselves
-            are told of in any case. Weights that change on the way are none that a prediction is of.
+            are named in any case. Weights that change on the way are none that a prediction is of.
     """
     solved = {arm: entry for arm, entry in solution.get("arms", {}).items() if "predicted_response" in entry}
     given = {arm: {"weights": arm, "strength": 1.0} for arm in solved} | dict(arms)

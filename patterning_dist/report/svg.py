@@ -122,10 +122,10 @@ class Plot:
         self._add("path", f"curve {style}", d="".join(path))
 
     def dot(self, x: float, y: float, style: str, radius: float = 4, tip: str = "") -> None:
-        """A filled point; `tip` is told by the pointer."""
+        """A filled point; `tip` is shown by the pointer."""
         if math.isfinite(x) and math.isfinite(y):
-            told = {"data_tip": tip} if tip else {}
-            self._add("circle", f"dot {style}", cx=self.x(x), cy=self.y(y), r=f"{radius}", **told)
+            described = {"data_tip": tip} if tip else {}
+            self._add("circle", f"dot {style}", cx=self.x(x), cy=self.y(y), r=f"{radius}", **described)
 
     def diamond(self, x: float, y: float, style: str, tip: str = "") -> None:
         """A diamond, for what was predicted."""

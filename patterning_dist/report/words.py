@@ -49,7 +49,7 @@ class Metrics:
         """What happened to it, claimed no further than its interval goes."""
         amount = f"{estimate(value, sign=True)} {self.unit(name)}".strip()
         if interval_of(value) is None:
-            return f"{self.in_sentence(name)} moved by {amount} (no interval, so it cannot be told from chance)"
+            return f"{self.in_sentence(name)} moved by {amount} (no interval, so it is not distinguishable from chance)"
         if not clear(value):
             return f"no clear effect on {self.in_sentence(name)} ({amount})"
         return f"{'raised' if clear(value) > 0 else 'lowered'} {self.in_sentence(name)} ({amount})"

@@ -41,11 +41,11 @@ NOTHING = Seconds(0.0, 0.0, 0.0)
 
 
 @dataclass(frozen=True)
-class UnitCounts:
+class ChainCounts:
     """How much one set of chains on one component does.
 
     Attributes:
-        name: of the unit.
+        name: of the subject.
         num_chains, num_draws: chains, and draws of each.
         num_steps: sampler steps of one chain.
         num_pushes: messages of one chain to the aggregator.
@@ -60,25 +60,25 @@ class UnitCounts:
     @classmethod
     def of(
         cls, name: str, *, num_chains: int, num_draws: int, burn_in: int, steps_between_draws: int, draws_per_push: int
-    ) -> UnitCounts:
+    ) -> ChainCounts:
         """From the settings of a component; the first draw comes right after the burn-in."""
         steps = burn_in + (num_draws - 1) * steps_between_draws
         return cls(name, num_chains, num_draws, steps, math.ceil(num_draws / draws_per_push))
 
 
-def aggregator_bytes(unit: UnitCounts, num_batches: int, num_observables: int, num_columns: int) -> int:
-    """Memory of a unit's statistics in the aggregator, all chains together.
+def aggregator_bytes(subject: ChainCounts, num_batches: int, num_observables: int, num_columns: int) -> int:
+    """Memory of a subject's statistics in the aggregator, all chains together.
 
     chains * batches * ( observables * columns + 2 columns + 2 observables + 1 ) float64, and the traces.
 
     Args:
-        unit: its chains and draws.
+        subject: its chains and draws.
         num_batches: batches of consecutive draws that moments are kept of.
         num_observables: numbers measured at a draw.
         num_columns: losses recorded at a draw.
     """
     moments = num_batches * (num_observables * num_columns + 2 * num_columns + 2 * num_observables + 1)
-    return unit.num_chains * _DOUBLE * (moments + unit.num_draws * (1 + num_observables))
+    return subject.num_chains * _DOUBLE * (moments + subject.num_draws * (1 + num_observables))
 
 
 def makespan(durations: Iterable[Seconds], num_workers: int) -> Seconds:

@@ -112,8 +112,8 @@ def verdict(found: TraceMean, linear: Linear, per_chain: Floats, exact: float = 
     """A measured slope against a predicted one: z-score of the difference, ratio, and what they come to.
 
     ``agrees`` where 0 is in the 95 % interval of the difference, ``disagrees`` where it is not, and ``not resolved``
-    where neither number can be told from 0. Where the prediction is of the same chains the noise that it shares with
-    the measurement is in neither: the error is the spread of the differences. Otherwise errors, and half widths of
+    where neither number is distinguishable from 0. Where the prediction is of the same chains the noise that it shares
+    with the measurement is in neither: the error is the spread of the differences. Otherwise errors, and half widths of
     intervals, add up as squares.
 
     Args:

@@ -1,4 +1,4 @@
-"""Ways in which chains fail, told apart by their loss traces, each with the knob to turn."""
+"""Ways in which chains fail, distinguished by their loss traces, each with the knob to turn."""
 
 from __future__ import annotations
 

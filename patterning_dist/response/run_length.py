@@ -1,4 +1,4 @@
-"""How long a full run must be for chi of a wanted standard error, foretold from a few short chains."""
+"""How long a full run must be for chi of a wanted standard error, predicted from a few short chains."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _BURN_IN_TIMES = 5
 STEP_BIAS, TOO_COLD = "biased", "too cold"
 # Of the standard error of the answer: with half of it an interval of 95 % covers 92, and the error grows by an eighth.
 MAX_BIAS = 0.5
-# Of the LLC: trials whose chi is little more than noise foretell runs of any length, and errors as small.
+# Of the LLC: trials whose chi is little more than noise predict runs of any length, and errors as small.
 MIN_LLC_ERROR = 0.01
 
 
@@ -140,8 +140,8 @@ class RunPlan:
     """A full run that reaches the wanted standard error, if the trials tell true.
 
     Attributes:
-        num_chains, num_draws, burn_in, steps_between_draws: of every unit, a set of chains; steps are sampler steps.
-        needed: observable -> draws of all chains of a unit together; NaN where its chi was nothing but noise.
+        num_chains, num_draws, burn_in, steps_between_draws: of every subject, a set of chains; steps are sampler steps.
+        needed: observable -> draws of all chains of a subject together; NaN where its chi was nothing but noise.
         slowest: the observable that needs the most; empty where chi was nothing but noise, and num_draws the least.
         llc_error: standard error of the LLC of such a run.
         seconds: the wall time of the whole run, with its 95 % interval in ``low`` and ``high``.
@@ -158,19 +158,19 @@ class RunPlan:
 
 
 def plan_run(
-    found: Assessment, *, standard_error: float, num_chains: int, min_draws: int, num_units: int, num_workers: int
+    found: Assessment, *, standard_error: float, num_chains: int, min_draws: int, num_subjects: int, num_workers: int
 ) -> RunPlan:
     """Distance between draws, draws a chain and wall time, from the trials of the chosen setting.
 
     seconds = rounds * (burn_in * step + num_draws * (steps_between_draws * step + draw)), with
-    rounds = ceil(units * chains / workers), as if every unit cost what the calibrated one did.
+    rounds = ceil(subjects * chains / workers), as if every subject cost what the calibrated one did.
 
     Args:
         found: the trials.
         standard_error: wanted, of chi over its spread across samples, for every observable.
-        num_chains: of a unit.
+        num_chains: of a subject.
         min_draws: of a chain, whatever the error.
-        num_units: sets of chains.
+        num_subjects: sets of chains.
         num_workers: chains side by side.
     """
     correlated = max(1.0, found.num_chains * found.num_draws / found.effective_draws)
@@ -183,7 +183,7 @@ def plan_run(
     }
     slowest = max((n for n in needed if needed[n].value > 0), key=lambda n: needed[n].value, default="")
     burn_in = max(found.burn_in, math.ceil(_BURN_IN_TIMES * correlated)) * found.steps_between_draws
-    rounds = -(-num_units * num_chains // num_workers)
+    rounds = -(-num_subjects * num_chains // num_workers)
 
     def draws_a_chain(draws: float) -> float:
         return max(min_draws, draws / num_chains)

@@ -17,7 +17,7 @@ Floats = NDArray[np.floating]
 DIVERGED, NOTHING_MOVES, TOO_SLOW = "diverged", "nothing moves", "too slow to judge"
 # Effective draws of a chain below which neither its plateau nor its speed is known.
 MIN_EFFECTIVE_DRAWS = 5
-# Findings that make a setting unusable, the worst first; the others are told, and show in the numbers.
+# Findings that make a setting unusable, the worst first; the others are named, and show in the numbers.
 _UNUSABLE = ("below_checkpoint", "spikes", "still_rising", "still_falling", "chains_disagree")
 # The advice for a full run is a longer burn-in; how long it must be a trial that never levels off cannot tell.
 _LONGER_TRIALS = "; to see it level off raise calibration.num_draws or calibration.steps_between_draws"

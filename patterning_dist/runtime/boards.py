@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import uuid
 from typing import Any
 
@@ -9,6 +10,8 @@ import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from patterning_dist.runtime.actor import Actor, ActorHandle
+
+_NOTE_EVERY = 0.5  # seconds
 
 
 class _Board(Actor):
@@ -24,13 +27,13 @@ class _Board(Actor):
         return self._notes
 
 
-# One that dies is made anew, and fills with the notes to come.
+# One that dies is made again, and fills with the notes to come.
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class ProgressBoard(_Board):
     """The last word of every chain or arm, for whoever draws the progress display."""
 
 
-# One that dies is made anew, without what it knew: trainings ask it again, and lines not yet said are lost.
+# One that dies is made again, without what it knew: trainings ask it again, and lines not yet said are lost.
 @ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
 class JobControl(_Board):
     """The board of trainings, with what the driver wants of them, and what they have for the driver to say."""
@@ -71,3 +74,18 @@ def job_control() -> ActorHandle:
 def _here(actor: type[Actor]) -> ActorHandle:
     node = ray.get_runtime_context().get_node_id()
     return actor.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote()
+
+
+class Notes:
+    """Notes of one task to the board: at most two a second, and the one of its end."""
+
+    def __init__(self, board: ActorHandle, key: str, total: int) -> None:
+        self.board, self.key, self.total, self.last = board, key, total, 0.0
+
+    def __call__(self, done: int, loss: float | None = None, *, healthy: bool = True) -> bool:
+        """Note what is done, of the total, if it is time to; whether it was."""
+        if done < self.total and healthy and time.monotonic() - self.last <= _NOTE_EVERY:
+            return False
+        self.last = time.monotonic()
+        self.board.note.remote(self.key, done=done, total=self.total, loss=loss, healthy=healthy)
+        return True

@@ -126,7 +126,7 @@ def _solve(worker: Any, solved: Solved, number: int) -> Result:
     subjects: Scored = worker.study
     target = subjects.target(solved.subject)
     position, gradients = solved.position_and_gradients(subjects, target)
-    target.place(position)
+    target.move_to(position)
     settings = solved.settings
     solution = response_direction(
         target,

@@ -24,22 +24,24 @@ class Definition(NamedTuple):
 
 
 METRICS = {
-    "patterning_draws": Definition("counter", "draws taken by a chain", ("run", "unit", "chain")),
+    "patterning_draws": Definition("counter", "draws taken by a chain", ("run", "subject", "chain")),
     "patterning_chain_loss_nats": Definition(
-        "gauge", "mean loss of the last draw of a chain [nats]", ("run", "unit", "chain")
+        "gauge", "mean loss of the last draw of a chain [nats]", ("run", "subject", "chain")
     ),
-    "patterning_rhat": Definition("gauge", "R-hat of the loss over the chains of a unit", ("run", "unit")),
+    "patterning_rhat": Definition("gauge", "R-hat of the loss over the chains of a subject", ("run", "subject")),
     "patterning_pushes": Definition("counter", "pushes answered by the aggregator, by verdict", ("run", "verdict")),
     "patterning_push_seconds": Definition("histogram", "time from sending a push to its answer [s]", ("run", "shard")),
     "patterning_push_bytes": Definition("counter", "bytes pushed to a shard", ("run", "shard")),
     "patterning_unacknowledged_pushes": Definition(
-        "gauge", "pushes of a chain that wait for an answer", ("run", "unit", "chain")
+        "gauge", "pushes of a chain that wait for an answer", ("run", "subject", "chain")
     ),
-    "patterning_checkpoint_seconds": Definition("histogram", "time to write a chain checkpoint [s]", ("run", "unit")),
+    "patterning_checkpoint_seconds": Definition(
+        "histogram", "time to write a chain checkpoint [s]", ("run", "subject")
+    ),
     "patterning_snapshot_seconds": Definition("histogram", "time to write a snapshot of a shard [s]", ("run", "shard")),
     "patterning_snapshot_bytes": Definition("gauge", "size of the last snapshot of a shard [bytes]", ("run", "shard")),
-    "patterning_chain_restarts": Definition("counter", "restarts of a chain", ("run", "unit", "chain")),
-    "patterning_chains_excluded": Definition("gauge", "chains given up and left out", ("run", "unit")),
+    "patterning_chain_restarts": Definition("counter", "restarts of a chain", ("run", "subject", "chain")),
+    "patterning_chains_excluded": Definition("gauge", "chains given up and left out", ("run", "subject")),
     "patterning_training_steps": Definition("counter", "optimizer steps taken", ("run", "arm")),
     "patterning_training_loss_nats": Definition("gauge", "training loss of the last report [nats]", ("run", "arm")),
     "patterning_stage": Definition("gauge", "1 for the stage that the run is in, 0 for others", ("run", "stage")),
@@ -81,7 +83,7 @@ class Metrics:
     """What a process reports of a run; every metric takes the tags that it has in ``METRICS``.
 
     Args:
-        tags: that all reports have: run, and unit, chain, shard or arm. Methods take those that the others lack.
+        tags: that all reports have: run, and subject, chain, shard or arm. Methods take those that the others lack.
     """
 
     def __init__(self, **tags: object) -> None:

@@ -44,7 +44,8 @@ class Scored(Protocol):
 class Call(NamedTuple):
     """A task: ``function(worker, *arguments)`` on a worker, on every rank of a chain group.
 
-    ``what`` is JSON of all that its result follows from besides the inputs of its subject.
+    ``what`` is JSON of all that its result follows from besides the inputs of its subject. ``file`` keeps the result;
+    None: scores/<subject>/<name>.npz.
     """
 
     subject: str
@@ -52,6 +53,7 @@ class Call(NamedTuple):
     what: Any
     function: Callable[..., Result]
     arguments: tuple[Any, ...]
+    file: str | None = None
 
 
 RunCalls = Callable[[str, Sequence[Call]], list[Result]]
@@ -63,7 +65,7 @@ def pool_tasks(
     sampling: SamplingConfig,
     device: str,
     run: RunDirectory,
-    inputs: Callable[[str], str],
+    inputs: Callable[[str], Any],
     num_shards: int,
     progress: Progress,
 ) -> Iterator[RunCalls]:
@@ -74,7 +76,7 @@ def pool_tasks(
         sampling: section of the experiment.
         device: of the workers.
         run: holds the results.
-        inputs: subject -> hash of all that its chains follow from, and so data, checkpoint, posterior.
+        inputs: subject -> JSON of hashes of all that its chains follow from, and so data, checkpoint, posterior.
         num_shards: calls that may run side by side.
         progress: shows the calls done.
     """
@@ -93,7 +95,8 @@ def pool_tasks(
                 return worker.__ray_call__.remote(call.function, *call.arguments)
 
             follows = [inputs(call.subject), device, sampling.ranks_per_chain, call.what]
-            return Task(call.name, f"scores/{call.subject}/{call.name}.npz", digest({}, {"inputs": follows}), start)
+            file = call.file or f"scores/{call.subject}/{call.name}.npz"
+            return Task(call.name, file, digest({}, {"inputs": follows}), start)
 
         def run_calls(label: str, calls: Sequence[Call]) -> list[Result]:
             tasks = [task(call) for call in calls]

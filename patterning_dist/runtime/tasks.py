@@ -48,37 +48,37 @@ class Task:
 def run_tasks(
     tasks: Sequence[Task],
     run: RunDirectory,
-    hire: Callable[[int], Workforce],
+    start_workers: Callable[[int], Workforce],
     progress: Progress,
     label: str,
     *,
     what: str,
-    units: int = 1,
+    steps: int = 1,
 ) -> list[Result]:
     """Run the tasks that have no stored result, side by side, and store each result as it comes.
 
     Args:
         tasks: in the order in which they are begun.
         run: holds the files.
-        hire: (number of tasks left) -> workers for them; not called if none is left. The caller ends them.
+        start_workers: (number of tasks left) -> workers for them; not called if none is left. The caller ends them.
         progress: shows what is done.
         label: of the bar.
         what: the tasks are, for messages.
-        units: of progress that each task makes; one that notes none makes all at its end.
+        steps: of progress that each task makes; one that notes none makes all at its end.
 
     Returns:
         Every result, in the order of the tasks.
     """
-    run.place.fetch(*{str(Path(task.file).parent) for task in tasks})
+    run.location.fetch(*{str(Path(task.file).parent) for task in tasks})
     found = [_read(run.path / task.file, task, progress) for task in tasks]
     missing = [index for index, result in enumerate(found) if result is None]
     if len(missing) < len(tasks):
         progress.say(f"{len(tasks) - len(missing)} of {len(tasks)} {what} were done before")
     if not missing:
         return _all(found)
-    workers = hire(len(missing))
+    workers = start_workers(len(missing))
     board = progress_board()
-    progress.start(label, len(missing) * units)
+    progress.start(label, len(missing) * steps)
 
     def poll(results: list[Result | None]) -> None:
         new = []
@@ -92,7 +92,7 @@ def run_tasks(
         notes = ray.get(board.read.remote())
         for key, note in sorted(notes.items()):
             progress.update_line(key, **note)
-        done = [units if found[i] is not None else notes.get(tasks[i].key, {"done": 0})["done"] for i in missing]
+        done = [steps if found[i] is not None else notes.get(tasks[i].key, {"done": 0})["done"] for i in missing]
         progress.update(sum(done))
 
     def call(task: Task) -> Callable[[ActorHandle], ray.ObjectRef]:

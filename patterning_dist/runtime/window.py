@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
-from functools import cache
 from typing import Any
 
 from patterning_dist.config import SamplingConfig
 from patterning_dist.progress import Progress
-from patterning_dist.runtime.actor import ActorHandle
-from patterning_dist.runtime.chains.groups import chain_workers
 from patterning_dist.runtime.chains.workers import MakeStudy, Result
-from patterning_dist.runtime.environment import ray_session
-from patterning_dist.runtime.tasks import Task, digest, run_tasks
-from patterning_dist.runtime.workforce import Workforce
+from patterning_dist.runtime.pool import Call, pool_tasks
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.training.walk import Window, walk
 
@@ -42,33 +36,16 @@ def walk_windows(
     Returns:
         Subject -> what ``walk`` returns of it.
     """
-    grouped = sampling.ranks_per_chain > 1
     settings = [
         window.training.model_dump(mode="json"),
         window.num_steps,
         window.tau,
         window.clipping,
         window.settings.model_dump(mode="json"),
-        device,
     ]
-    with contextlib.ExitStack() as resources:
-
-        @cache  # Ray starts when the first task that is not done needs it
-        def workers(number: int) -> Workforce:
-            resources.enter_context(ray_session(sampling.threads_per_worker))
-            return resources.enter_context(chain_workers(opener, sampling, device, number, progress))
-
-        def task(name: str) -> Task:
-            def start(worker: ActorHandle, board: ActorHandle) -> Any:
-                if grouped:
-                    return worker.everywhere.remote(f"in {name}", _walk, name, window)
-                return worker.__ray_call__.remote(_walk, name, window)
-
-            return Task(name, f"{name}.npz", digest({}, {"inputs": inputs[name], "settings": settings}), start)
-
-        tasks = [task(name) for name in inputs]
-        found = run_tasks(tasks, run, workers, progress, "walking the windows", what="windows")
-    return dict(zip(inputs, found, strict=True))
+    calls = [Call(name, name, settings, _walk, (name, window), file=f"{name}.npz") for name in inputs]
+    with pool_tasks(opener, sampling, device, run, inputs.__getitem__, len(calls), progress) as run_calls:
+        return dict(zip(inputs, run_calls("walking the windows", calls), strict=True))
 
 
 def _walk(worker: Any, name: str, window: Window) -> Result:

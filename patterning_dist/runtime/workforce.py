@@ -31,23 +31,23 @@ class Workforce:
     """A number of workers of one kind; as a context, they go at its end.
 
     Args:
-        hire: starts one worker; the actor, and a reference that resolves when it can take tasks.
+        start_worker: starts one worker; the actor, and a reference that resolves when it can take tasks.
         number: of workers.
         need: what one worker takes, for messages.
-        progress: is told what is waited for.
+        progress: hears what is waited for.
         dismiss: ends a worker, or gives back what one that died leaves behind.
     """
 
     def __init__(
         self,
-        hire: Callable[[], tuple[ActorHandle, ray.ObjectRef]],
+        start_worker: Callable[[], tuple[ActorHandle, ray.ObjectRef]],
         number: int,
         need: Resources,
         progress: Progress,
         dismiss: Callable[[ActorHandle], None] = ray.kill,
     ) -> None:
         self._dismiss = dismiss
-        self._hire, self.number, self._need, self._progress = hire, number, need, progress
+        self._start_worker, self.number, self._need, self._progress = start_worker, number, need, progress
         self._starting: dict[ray.ObjectRef, ActorHandle] = {}
         self._idle: list[ActorHandle] = []
         self._running: dict[ray.ObjectRef, tuple[int, ActorHandle]] = {}
@@ -102,7 +102,7 @@ class Workforce:
                 except (ray.exceptions.RayActorError, WorkerLost) as error:
                     reason = loss_reason(error)
                     if isinstance(error, WorkerLost):
-                        self._idle.append(worker)  # it starts its ranks anew with the next task
+                        self._idle.append(worker)  # it restarts its ranks with the next task
                     else:
                         self._replace(worker)
                     results[index] = (lost or give_up)(index, reason)
@@ -131,7 +131,7 @@ class Workforce:
             ray.wait(list(self._running), num_returns=len(self._running), timeout=seconds)
 
     def _start(self) -> None:
-        worker, ready = self._hire()
+        worker, ready = self._start_worker()
         self._starting[ready] = worker
 
     def _started(self, reference: ray.ObjectRef) -> None:

@@ -126,11 +126,11 @@ def directional_losses(
     """
     norm = math.sqrt(target.dot(direction, direction))
     if norm == 0.0:
-        target.place(position)
+        target.move_to(position)
         return torch.zeros_like(target.losses(samples))
     sides = []
     for sign in (1.0, -1.0):
-        target.place(axpy(sign * step / norm, direction, position))
+        target.move_to(axpy(sign * step / norm, direction, position))
         sides.append(target.losses(samples))
-    target.place(position)
+    target.move_to(position)
     return -(sides[0] - sides[1]) * (norm / (2 * step))

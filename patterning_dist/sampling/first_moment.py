@@ -36,17 +36,17 @@ def mean_rises(target: Target, samples: Prepared, groups: Sequence[Iterable[Vect
         samples: whose losses are taken.
         groups: positions; a pair of draws, the draws of a chain, or where a component is ablated.
     """
-    target.place(target.center)
+    target.move_to(target.center)
     at_center = target.losses(samples)
     rises = torch.zeros(len(groups), *at_center.shape, dtype=torch.float64)
     for row, positions in enumerate(groups):
         number = 0
         for position in positions:
             number += 1
-            target.place(position)
+            target.move_to(position)
             rises[row] += target.losses(samples) - at_center
         rises[row] /= number
-    target.place(target.center)
+    target.move_to(target.center)
     return rises
 
 

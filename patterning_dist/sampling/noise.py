@@ -1,12 +1,12 @@
 """Noise that is addressed, not consumed: the number of (seed, chain, step, piece, flat element) is always the same.
 
 A rank that holds elements [start, stop) of a piece makes those numbers and no others, and they are bit for bit what a
-single rank makes there. A chain can so be stopped, resumed and laid out anew, and draw what it would have drawn.
+single rank makes there. A chain can so be stopped, resumed and laid out again, and draw what it would have drawn.
 
 On the CPU the words come from Philox4x64-10 (Salmon et al., "Parallel random numbers: as easy as 1, 2, 3", SC 2011)
 with a key hashed from (seed, chain, piece) and the counter (block, step, 0, 0); Box & Muller (1958) turns words into
 normals (words are the same everywhere; a normal's last bit may depend on whether the processor has fused multiply-add).
-On other devices torch's own generator is seeded anew for every block of fixed bounds. The two routes give different
+On other devices torch's own generator is seeded again for every block of fixed bounds. The two routes give different
 numbers, and so may a GPU of another model or another torch, since torch deals its numbers out by the size of the GPU: a
 chain keeps to one kind of device.
 """

@@ -143,7 +143,7 @@ def sample_chains(
     results: dict[str, list[dict[str, np.ndarray] | None]] = {name: [] for name in statistics or {}}
     of_controls: list[CoMoments] = []
     for number in range(num_chains):
-        target.place(target.center)
+        target.move_to(target.center)
         own = {name: make(target) for name, make in (statistics or {}).items()}
         if controls:
             options: dict[str, Any] = {"population": len(data), "controls": controls, "num_batches": num_batches}

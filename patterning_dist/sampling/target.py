@@ -136,7 +136,7 @@ class Target:
         """The coordinates themselves: views into the model's parameters, this rank's part of each piece."""
         return self._views({name: p.detach() for name, p in self._moving.items()})
 
-    def place(self, position: Mapping[str, Tensor]) -> None:
+    def move_to(self, position: Mapping[str, Tensor]) -> None:
         """Move the component to ``position``, this rank's part of each piece."""
         for name, w in self.live().items():
             w.copy_(position[name])
@@ -154,9 +154,9 @@ class Target:
         samples = self.prepare(self.data, ids)
         loss, here = self.mean_gradient(samples, self.mean_counted)
         kept = {name: w.clone() for name, w in self.live().items()}
-        self.place(self.center)
+        self.move_to(self.center)
         there = self.mean_gradient(samples, self.mean_counted)[1]
-        self.place(kept)
+        self.move_to(kept)
         return loss, here, there
 
     def mean_gradient(self, samples: Prepared, mean_counted: float | None = None) -> tuple[float, Vector]:
@@ -223,9 +223,9 @@ class Target:
         length = 1e-3 * self.dot(position, position) ** 0.5 / norm
         sides = []
         for sign in (1.0, -1.0):
-            self.place({name: w + sign * length * vector[name] for name, w in position.items()})
+            self.move_to({name: w + sign * length * vector[name] for name, w in position.items()})
             sides.append(self.mean_gradient(samples, self.mean_counted)[1])
-        self.place(position)
+        self.move_to(position)
         return {name: (sides[0][name] - sides[1][name]) / (2 * length) for name in sides[0]}
 
     def dot(self, a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> float:

@@ -22,9 +22,9 @@ _BLOCK = 16
 _DIMENSIONS = "_ARRAY_DIMENSIONS"  # where xarray looks for the names of the axes
 
 
-def trace_store(directory: Path, unit: str) -> Path:
-    """Where the traces of a unit are, in a run directory."""
-    return directory / "sampling" / unit / "losses.zarr"
+def trace_store(directory: Path, subject: str) -> Path:
+    """Where the traces of a subject are, in a run directory."""
+    return directory / "sampling" / subject / "losses.zarr"
 
 
 def create_traces(store: Path, num_chains: int, num_draws: int, num_samples: int, thin: int) -> None:
@@ -32,7 +32,7 @@ def create_traces(store: Path, num_chains: int, num_draws: int, num_samples: int
 
     Args:
         store: a folder, from ``trace_store``.
-        num_chains: chains of the unit.
+        num_chains: chains of the subject.
         num_draws: of a chain, of which every ``thin``-th is kept, from the first on.
         num_samples: probe entries of a draw.
         thin: see above.

@@ -89,7 +89,7 @@ def _predicted(model: nn.Module, data: TensorDataset, rule: Rule) -> float:
         tau=_STEPS,
         num_steps=8,
     )
-    target.place(axpy(1.0, move.vector, target.center))
+    target.move_to(axpy(1.0, move.vector, target.center))
     return _held_out_loss(model)
 
 

@@ -149,7 +149,7 @@ def compare(arm: Arm, other: Arm, kind: Literal["metrics", "observables"]) -> di
 
 
 def _crossed_entry(values: np.ndarray, influences: np.ndarray, groups: np.ndarray) -> dict[str, Any]:
-    """Mean over seeds, with an interval that covers seeds and held-out samples where both can be told."""
+    """Mean over seeds, with an interval that covers seeds and held-out samples where both can be estimated."""
     found = crossed_contrast(values, influences, groups)
     errors = {"seeds": found.over_seeds, "sequences": found.over_sequences}
     if found.half_width is None:

@@ -16,14 +16,14 @@ from patterning_dist.config import Config, dump_config, load_config
 from patterning_dist.config.sampling import RmspropSgldConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
-from patterning_dist.report.calibration import WHAT_IS_WHAT, Calibration, foretold, write_calibration_report
+from patterning_dist.report.calibration import WHAT_IS_WHAT, Calibration, predicted_length, write_calibration_report
 from patterning_dist.response.calibration import Assessment, Setting, Trial, assess
 from patterning_dist.response.proposal import Curvature, Proposal, precisions, propose, search, spacing
 from patterning_dist.response.run_length import RunPlan, judge_bias, plan_run
 from patterning_dist.runtime.chains.trials import TrialPlan, Trials
 from patterning_dist.stages.calibration_subject import Calibrated, calibrated_subject
 from patterning_dist.storage.files import write_json, write_text
-from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 
 # What a calibrated run looks at its stiffest directions with, unless it does already.
@@ -38,13 +38,13 @@ def calibrate(config: Config, run: RunDirectory, progress: Progress) -> None:
     """
     subject, wanted = calibrated_subject(config, run), config.calibration
     plan = TrialPlan(
-        unit=subject.name,
+        subject=subject.name,
         num_chains=wanted.num_chains,
         num_draws=wanted.num_draws,
         num_samples=len(subject.subjects.probe.ids),
         takes_gradients=subject.takes_gradients,
     )
-    folder, device = run.place.fetch("calibration") / "calibration", subject.subjects.device
+    folder, device = run.location.fetch("calibration") / "calibration", subject.subjects.device
     inputs = stage_fingerprint("trial", asdict(plan) | {"device": device}, [subject.inputs])
     names, num_workers = subject.subjects.observable_names, 1
     with Trials(subject.opener, config.sampling, device, plan, run, inputs, progress) as trials:
@@ -77,13 +77,13 @@ def calibrate(config: Config, run: RunDirectory, progress: Progress) -> None:
         plan=None if ranked[0].failure else _plan(subject, ranked[0], num_workers),
         standard_error=wanted.standard_error,
         curvature=curvature,
-        num_units=subject.num_sets,
+        num_subjects=subject.num_sets,
         num_workers=num_workers,
     )
     write_json(folder / "settings.json", [_row(one) for one in ranked])
     write_calibration_report(folder / "report.html", found)
     run.event("calibrate", "finished", chosen=ranked[0].setting._asdict() if found.plan else None)
-    _conclude(subject, found, folder, run.place, progress)
+    _conclude(subject, found, folder, run.location, progress)
 
 
 def _proposal(subject: Calibrated, curvature: Curvature) -> Proposal:
@@ -116,7 +116,7 @@ def _plan(subject: Calibrated, best: Assessment, num_workers: int) -> RunPlan:
         standard_error=subject.config.calibration.standard_error,
         num_chains=sampling.resolve(subject.component).num_chains,
         min_draws=2 * sampling.num_batches,
-        num_units=subject.num_sets,
+        num_subjects=subject.num_sets,
         num_workers=num_workers,
     )
 
@@ -129,7 +129,7 @@ def _row(one: Assessment) -> dict[str, Any]:
     return numbers | {"usable_per_second": one.usable_per_second, "loss_rise": one.loss_rise}
 
 
-def _conclude(subject: Calibrated, found: Calibration, folder: Path, place: Place, progress: Progress) -> None:
+def _conclude(subject: Calibrated, found: Calibration, folder: Path, location: Location, progress: Progress) -> None:
     """Write calibrated.yaml and say what was found; an error if there is nothing to choose."""
     target = folder / "calibrated.yaml"
     if found.plan is None:
@@ -149,16 +149,16 @@ def _conclude(subject: Calibrated, found: Calibration, folder: Path, place: Plac
         "num_draws": plan.num_draws,
         "num_chains": plan.num_chains,
     }
-    write_text(target, _comments(subject, found, plan, changes) + dump_config(_changed(subject, changes, place)))
+    write_text(target, _comments(subject, found, plan, changes) + dump_config(_changed(subject, changes, location)))
     load_config(target)  # what another section asks of the new values is said now
     usable = sum(not one.failure for one in found.ranked)
     progress.say(f"calibrate: {usable} of {len(found.ranked)} settings are usable; see {folder / 'report.html'}")
     progress.say(f"calibrate: best: {best.setting.words}")
-    progress.say(f"calibrate: {foretold(found, plan)}")
+    progress.say(f"calibrate: {predicted_length(found, plan)}")
     progress.say(f"calibrate: to sample with it, use {target}")
 
 
-def _changed(subject: Calibrated, changes: dict[str, Any], place: Place) -> Config:
+def _changed(subject: Calibrated, changes: dict[str, Any], location: Location) -> Config:
     """The user's configuration with the new values, also for the calibrated component's own."""
     config = subject.config
     lanczos_steps = config.sampling.lanczos_steps or _LANCZOS_STEPS
@@ -167,7 +167,7 @@ def _changed(subject: Calibrated, changes: dict[str, Any], place: Place) -> Conf
         for entry in config.sampling.components
     ]
     sampling = config.sampling.model_copy(update=changes | {"components": components, "lanczos_steps": lanczos_steps})
-    run_dir = config.run_dir if Place.at(config.run_directory) == place else place.url or place.path
+    run_dir = config.run_dir if Location.at(config.run_directory) == location else location.url or location.path
     return config.model_copy(update={"sampling": sampling, "run_dir": run_dir})
 
 
@@ -185,7 +185,7 @@ def _comments(subject: Calibrated, found: Calibration, plan: RunPlan, changes: d
         f"Chosen: {best.effective_draws:.0f} effective draws of {best.num_chains * best.num_draws}, "
         f"reliability of chi {best.reliability:.2f}, R-hat up to {best.rhat:.3f}, "
         f"LLC {best.llc.value:.3g} +- {best.llc.standard_error:.2g}.",
-        f"Foretold: {foretold(found, plan)}.",
+        f"Predicted: {predicted_length(found, plan)}.",
         *(f"sampling.{key}: {getattr(before, key):g} -> {value:g}" for key, value in changes.items()),
         *([f"Components that keep settings of their own: {', '.join(others)}."] if others else []),
     ]

@@ -66,7 +66,7 @@ def calibrated_subject(config: Config, run: RunDirectory) -> Calibrated:
         PatterningError: model or data are not there, or do not fit together.
     """
     device = resolve_device(config.device)
-    opener = open_subjects(config, run.place, device)
+    opener = open_subjects(config, run.location, device)
     component = config.calibration.component or opener.sampling.components[0].name
     name = subject_name(config.calibration.checkpoint or config.checkpoints[-1], component)
     sampling = opener.sampling.model_copy(update=_CHOSEN | {"components": [ComponentConfig(name=component)]})

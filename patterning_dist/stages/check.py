@@ -59,7 +59,7 @@ def check(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     """
     assert config.check is not None and config.solve is not None
     device = resolve_device(config.device)
-    opener = open_subjects(config, run.place, device)
+    opener = open_subjects(config, run.location, device)
     solution = json.loads((run.path / "weights" / "solution.json").read_text())
     base = solution["subject"]
     table = f"weights/{config.check.weights}.parquet"

@@ -35,7 +35,7 @@ def hold_cost(
         config: with solve.max_cost.
         run: holds the tables and the walks.
         tables: arm -> its table at strength 1, relative to the run directory.
-        progress: is told what is found.
+        progress: hears what is found.
 
     Returns:
         Arm -> ``scale`` s, ``max_cost``, the predicted ``overall`` loss there, and all that was ``tried``: s and the

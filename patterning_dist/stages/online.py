@@ -49,8 +49,8 @@ def weigh_again(config: Config, run: RunDirectory, progress: Progress, number: i
         name = subject_name(checkpoint, config.solve.component)
         subjects[name] = Subject(checkpoint, config.solve.component, name, table, part.arm.strength)
         files += [*checkpoint_files(checkpoint), table]
-    run.place.fetch(*files, *(part.folder for part in rounds))
-    opener = open_subjects(config, run.place, device).weighted(subjects, *files, gradients_of=frozenset(subjects))
+    run.location.fetch(*files, *(part.folder for part in rounds))
+    opener = open_subjects(config, run.location, device).weighted(subjects, *files, gradients_of=frozenset(subjects))
     most = max(part.arm.rounds for part in rounds)
     run.event(STAGE, "round", number=number, of=most, jobs=[part.name for part in rounds])
     progress.say(f"{STAGE}: round {number} of {most}, chains around {len(rounds)} checkpoints of round {number - 1}")
@@ -91,7 +91,7 @@ def join_rounds(config: Config, run: RunDirectory) -> list[Path]:
     """
     written: list[Path] = []
     for last in (replace(part, number=part.arm.rounds) for part in rounds_of(config, 2)):
-        run.place.fetch(last.arm_folder)
+        run.location.fetch(last.arm_folder)
         folder = run.path / last.arm_folder
         parts = [run.path / replace(last, number=number).folder for number in range(1, last.number + 1)]
         initial, model, metrics, held_out, report = files = [folder / name for name in JOB_FILES]

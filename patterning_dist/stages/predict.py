@@ -25,7 +25,7 @@ def predict(config: Config, run: RunDirectory, progress: Progress) -> list[Path]
         PatterningError: a table of weights is not there, or does not fit.
     """
     assert config.retrain is not None
-    run.place.fetch("weights", "retrain")
+    run.location.fetch("weights", "retrain")
     arms = config.retrain.arm_list
     reasons = {arm.name: without_window(config, arm) for arm in arms if arm.weights is not None}
     walked = [arm for arm in arms if reasons.get(arm.name, "") is None]

@@ -57,9 +57,9 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
     compared, unpaired = contrasts(arms)
     described = describe_metrics(config, run.path, arms)
     keys = ("weights", "strength", "rounds")
-    told = {a.name: {key: getattr(a.settings, key) for key in keys} for a in arms}
+    arm_settings = {a.name: {key: getattr(a.settings, key) for key in keys} for a in arms}
     rounds = _rounds(config, run.path)
-    found = predictions(solution, checked, windows, told)
+    found = predictions(solution, checked, windows, arm_settings)
     plain = {arm.name: counterpart(arm, arms, None) for arm in arms if arm.settings.weights is not None}
     realised = {arm.name: _realised(arm, base) for arm in arms if (base := plain.get(arm.name))}
     found["realised"] = {name: entries for name, entries in realised.items() if entries}
@@ -71,8 +71,8 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
             stage: entry["seconds"] for stage, entry in stages.items() if stage != "report" and "seconds" in entry
         },
         "metrics": described,
-        "headline": headline(config, solution, windows, told, found),
-        "arms": {arm.name: told[arm.name] | arm.summary() for arm in arms},
+        "headline": headline(config, solution, windows, arm_settings, found),
+        "arms": {arm.name: arm_settings[arm.name] | arm.summary() for arm in arms},
         "contrasts": compared,
         **found,
         "slopes": checked.get("slopes", {}),

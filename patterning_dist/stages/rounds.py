@@ -45,7 +45,7 @@ class Round:
 
     @property
     def solution(self) -> str:
-        """What is told of weights that were solved for on the way, relative to the run directory."""
+        """What is said of weights that were solved for on the way, relative to the run directory."""
         return f"{self.folder}/solution.json"
 
     @property

@@ -18,7 +18,7 @@ from patterning_dist.measure.results import SubjectResponse
 from patterning_dist.measure.subjects import OpenSubjects, Subject, expand_components
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.environment import resolve_device
-from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.open import open_task
 
@@ -33,13 +33,13 @@ def sample(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     Raises:
         PatterningError: a subject has fewer healthy chains than sampling.min_chains; said as soon as it is certain.
     """
-    if config.traces is not None and run.place.url is not None:
+    if config.traces is not None and run.location.url is not None:
         raise PatterningError(
-            f"traces: the losses of every draw can be kept in a folder that all nodes share, not at {run.place}; "
+            f"traces: the losses of every draw can be kept in a folder that all nodes share, not at {run.location}; "
             "remove the key or choose such a folder with --run-dir"
         )
     device = resolve_device(config.device)
-    opener = open_subjects(config, run.place, device)
+    opener = open_subjects(config, run.location, device)
     measured = measure(run, config.name, STAGE, opener, device, progress, baseline=config.response.baseline)
     progress.console.print(_summary(measured.responses))
     for line in _advice(measured.responses):
@@ -47,13 +47,13 @@ def sample(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     return [*measured.files, *write_summaries(run, config.name, measured, config.response.num_modes)]
 
 
-def open_subjects(config: Config, place: Place, device: str) -> OpenSubjects:
+def open_subjects(config: Config, location: Location, device: str) -> OpenSubjects:
     """The subjects of an experiment, checkpoints x components, with what opens them in a worker.
 
     Raises:
         PatterningError: a component that the model does not have.
     """
-    model = open_task(config, place.path, device).skeleton()
+    model = open_task(config, location.path, device).skeleton()
     sampling = expand_components(config.sampling, model)
     direction = config.response.direction and config.response.direction.component
     # The direction's component also takes gradients at every draw: its chains are the longest, so they go first.
@@ -70,7 +70,7 @@ def open_subjects(config: Config, place: Place, device: str) -> OpenSubjects:
     kept = solve.num_draws if solve is not None and solve.scores == "first_moment" and solve.draws == "chains" else 0
     return OpenSubjects(
         partial(open_task, config),
-        place,
+        location,
         tuple(files),
         sampling,
         config.seed,

@@ -52,7 +52,7 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     """
     assert config.solve is not None
     device = resolve_device(config.device)
-    opener = open_subjects(config, run.place, device)
+    opener = open_subjects(config, run.location, device)
     subject, rises = choose_subject(config, run, opener, device, progress)
     pool = Pool(config, run, opener, subject, device)
     scores = score(pool, progress)

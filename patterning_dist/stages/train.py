@@ -15,12 +15,12 @@ from patterning_dist.stages.rounds import Round, rounds_of
 from patterning_dist.storage.files import atomic_path
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.open import open_task
-from patterning_dist.training.job import TrainingJob, job_files
+from patterning_dist.training.job import TrainingJob, grouped, job_files
 
 
 def train(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     """Train the baseline and anneal it to the checkpoint w*; returns the files written."""
-    run.place.fetch("data")
+    run.location.fetch("data")
     return _run(config, run, progress, "training the baseline", [baseline_job(config, run.path)], 1)
 
 
@@ -30,7 +30,7 @@ def retrain(config: Config, run: RunDirectory, progress: Progress) -> list[Path]
     Raises:
         PatterningError: a table of weights is not there, or what ``run_jobs`` and ``weigh_again`` raise.
     """
-    run.place.fetch("data", "weights", "retrain", *config.checkpoints)
+    run.location.fetch("data", "weights", "retrain", *config.checkpoints)
     assert config.retrain is not None
     most, files = max(arm.rounds for arm in config.retrain.arm_list), []
     for number in range(1, most + 1):
@@ -87,6 +87,7 @@ def _arm_job(config: Config, directory: Path, part: Round, weights: Path | None,
         splits=tuple(splits),
         deepspeed=settings.deepspeed,
         num_workers=settings.num_workers,
+        stack=arm.name if settings.engine == "stacked" else None,
     )
 
 
@@ -107,8 +108,8 @@ def round_weights(part: Round, run: RunDirectory) -> Path | None:
 def _run(
     config: Config, run: RunDirectory, progress: Progress, label: str, jobs: list[TrainingJob], concurrent: int | None
 ) -> list[Path]:
-    run.place.fetch(*(job.folder.relative_to(run.path).as_posix() for job in jobs))
-    unfinished = [job for job in jobs if not job.is_finished(config)]
+    run.location.fetch(*(job.folder.relative_to(run.path).as_posix() for job in jobs))
+    unfinished = [job for group in grouped(jobs) if not group.is_finished(config) for job in group.jobs]
     for job in jobs:
         if job not in unfinished:
             run.event("train", "job_kept", job=job.name)

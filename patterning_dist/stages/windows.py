@@ -53,7 +53,7 @@ def walk_subjects(
         The subjects opened in this process, and name -> its walk.
     """
     device = resolve_device(config.device)
-    plain = open_subjects(config, run.place, device)
+    plain = open_subjects(config, run.location, device)
     tables = [subject.weights for subject in subjects.values() if subject.weights is not None]
     opener = plain.weighted(dict(subjects), *dict.fromkeys(tables), gradients_of=frozenset(), part="predicted")
     here = opener("cpu", Ranks())

@@ -26,22 +26,22 @@ BEAT = 5.0  # between two changes [s]
 PATIENCE = 6  # beats without a change, after which the holder counts as dead
 
 
-def in_use(place: str, holder: str) -> PatterningError:
+def in_use(location: str, holder: str) -> PatterningError:
     """The refusal of a second driver."""
     return PatterningError(
-        f"{place}: in use by another driver ({holder}); wait for it or stop it, "
+        f"{location}: in use by another driver ({holder}); wait for it or stop it, "
         "or choose another directory with --run-dir"
     )
 
 
 @contextlib.contextmanager
-def held(storage: Storage, place: str) -> Iterator[Lease]:
+def held(storage: Storage, location: str) -> Iterator[Lease]:
     """Hold the lease of the run in `storage`; if it is lost, the main thread is interrupted and this raises.
 
     Raises:
         PatterningError: another driver holds it, or took it over.
     """
-    lease = Lease(storage, place)
+    lease = Lease(storage, location)
     lease.take()
     try:
         yield lease
@@ -55,8 +55,8 @@ def held(storage: Storage, place: str) -> Iterator[Lease]:
 class Lease:
     """The lease of one run, taken by `take` and kept by a thread until `release`."""
 
-    def __init__(self, storage: Storage, place: str) -> None:
-        self._storage, self._place = storage, place
+    def __init__(self, storage: Storage, location: str) -> None:
+        self._storage, self._location = storage, location
         self._owner, self._beats = uuid.uuid4().hex, 0
         self._lost: str | None = None
         self._one_at_a_time, self._over = threading.Lock(), threading.Event()
@@ -75,7 +75,7 @@ class Lease:
         time.sleep(BEAT)
         found = self._read()
         if _field(found, "owner") != self._owner:
-            raise in_use(self._place, _holder(found))
+            raise in_use(self._location, _holder(found))
         self._thread.start()
 
     def confirm(self) -> None:
@@ -89,8 +89,8 @@ class Lease:
             found = self._read()
             if found is not None and _field(found, "owner") != self._owner:
                 self._lost = (
-                    f"{self._place}: another driver ({_holder(found)}) has taken this run over, because this one was "
-                    f"silent for {PATIENCE * BEAT:g} s; let that one go on"
+                    f"{self._location}: another driver ({_holder(found)}) has taken this run over, because this one "
+                    f"was silent for {PATIENCE * BEAT:g} s; let that one go on"
                 )
                 self.refuse_if_lost()
 
@@ -129,7 +129,7 @@ class Lease:
             if waited > 2 * BEAT and not said:
                 said = True
                 sys.stderr.write(
-                    f"{self._place}: held by another driver ({_holder(found)}), which is silent; "
+                    f"{self._location}: held by another driver ({_holder(found)}), which is silent; "
                     f"taken over in {PATIENCE * BEAT - waited:.0f} s unless it moves\n"
                 )
             time.sleep(BEAT / 2)
@@ -137,7 +137,7 @@ class Lease:
             if now is None:
                 return
             if now != found:
-                raise in_use(self._place, _holder(now))
+                raise in_use(self._location, _holder(now))
 
     def _write(self) -> None:
         self._beats += 1

@@ -30,8 +30,8 @@ Record = dict[str, list[str | int]]
 
 
 @dataclass(frozen=True)
-class Place:
-    """The place of a run, for processes on any node.
+class Location:
+    """The location of a run, for processes on any node.
 
     With a URL, what counts is what is published there; the working copy can be deleted at any time.
 
@@ -44,13 +44,13 @@ class Place:
     url: str | None = None
 
     @staticmethod
-    def at(place: str | Path) -> Place:
-        """The place behind a path or a URL; working copies are in $PATTERNING_CACHE or ~/.cache/patterning."""
-        found = path_or_url(place)
+    def at(location: str | Path) -> Location:
+        """The location behind a path or a URL; working copies are in $PATTERNING_CACHE or ~/.cache/patterning."""
+        found = path_or_url(location)
         if isinstance(found, Path):
-            return Place(found.absolute())  # workers are started elsewhere
+            return Location(found.absolute())  # workers are started elsewhere
         cache = Path(os.environ.get("PATTERNING_CACHE") or Path.home() / ".cache" / "patterning")
-        return Place(cache.absolute() / hashlib.sha256(found.encode()).hexdigest()[:16], found)
+        return Location(cache.absolute() / hashlib.sha256(found.encode()).hexdigest()[:16], found)
 
     def __str__(self) -> str:
         return str(self.path if self.url is None else self.storage)

@@ -22,7 +22,7 @@ import yaml
 from patterning_dist.errors import PatterningError
 from patterning_dist.storage.files import explained, plain, write_json, write_text
 from patterning_dist.storage.lease import Lease, held, in_use
-from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.mirror import Location
 
 PACKAGES = ("patterning-dist", "torch", "ray", "deepspeed", "transformers", "numpy", "pyarrow", "xarray", "zarr")
 _EVENTS_EVERY = 5.0  # between two copies of the events to a URL, within a stage [s]
@@ -37,13 +37,13 @@ def stage_fingerprint(stage: str, config_sections: Mapping[str, Any], upstream: 
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-def read_manifest(place: str | Path) -> dict[str, Any]:
-    """The manifest of the run at `place` (a path or a URL), which is empty before its first stage.
+def read_manifest(location: str | Path) -> dict[str, Any]:
+    """The manifest of the run at `location` (a path or a URL), which is empty before its first stage.
 
     Raises:
         PatterningError: it is spoilt, or the URL cannot be read.
     """
-    found = Place.at(place)
+    found = Location.at(location)
     try:
         return json.loads(found.storage.read("manifest.json"))
     except (FileNotFoundError, NotADirectoryError):
@@ -58,25 +58,25 @@ class RunDirectory:
     """A run directory, made if it is not there. Whoever writes to it holds `locked()`.
 
     Args:
-        place: a path, or a URL: then `path` is this node's working copy, and what is written through this class, and
+        location: a path, or a URL: then `path` is this node's working copy, and what is written through this class, and
             the outputs of the stages, are published at the URL.
 
     Attributes:
-        place: for processes on other nodes, which `fetch` what they read and `publish` what they write.
+        location: for processes on other nodes, which `fetch` what they read and `publish` what they write.
         path: a local folder.
         storage: the durable files, which actors on all nodes read and write.
     """
 
-    def __init__(self, place: str | Path) -> None:
-        self.place = Place.at(place)
-        self.path, self.storage = self.place.path, self.place.storage
-        self.place.make()
+    def __init__(self, location: str | Path) -> None:
+        self.location = Location.at(location)
+        self.path, self.storage = self.location.path, self.location.storage
+        self.location.make()
         self._lease: Lease | None = None
         self._events_published = -_EVENTS_EVERY
 
     @property
     def manifest(self) -> dict[str, Any]:
-        return read_manifest(self.place.url or self.path)
+        return read_manifest(self.location.url or self.path)
 
     def update_manifest(self, **fields: Any) -> None:
         """Set top-level fields of the manifest (`data={"train.parquet": sha256}`), keeping the others."""
@@ -93,19 +93,19 @@ class RunDirectory:
         Raises:
             PatterningError: another driver has the run, or takes it over; or it cannot be written.
         """
-        if self.place.url is None:
+        if self.location.url is None:
             with self._flock():
                 for leftover in self.path.rglob(".*.tmp"):  # of a driver that was killed while writing
                     leftover.unlink(missing_ok=True)
                 yield self
             return
-        with held(self.storage, str(self.place)) as self._lease:
-            self.place.forget_unpublished()
-            self.place.fetch("manifest.json", "config.yaml", "events.jsonl")
+        with held(self.storage, str(self.location)) as self._lease:
+            self.location.forget_unpublished()
+            self.location.fetch("manifest.json", "config.yaml", "events.jsonl")
             try:
                 yield self
             except BaseException as error:
-                # Its own error is the one to be seen; who is told to leave has no time for large files.
+                # Its own error is the one to be seen; who gets SIGTERM has no time for large files.
                 with contextlib.suppress(PatterningError):
                     self.publish(self.path if isinstance(error, Exception) else self.path / "events.jsonl")
                 raise
@@ -133,7 +133,7 @@ class RunDirectory:
 
         Changed sections are said in an event; the fingerprints decide which stages run again.
         """
-        file = f"{self.place}/config.yaml"
+        file = f"{self.location}/config.yaml"
         try:
             before = yaml.safe_load(self.storage.read("config.yaml")) or {}
         except FileNotFoundError:
@@ -173,9 +173,9 @@ class RunDirectory:
         entry = self.manifest.get("stages", {}).get(stage, {})
         if entry.get("status") != "finished" or entry.get("fingerprint") != fingerprint:
             return False
-        if self.place.sizes(entry["outputs"]) != entry["outputs"]:
+        if self.location.sizes(entry["outputs"]) != entry["outputs"]:
             return False
-        self.place.fetch(*entry["outputs"])  # the stages after it read them here
+        self.location.fetch(*entry["outputs"])  # the stages after it read them here
         return True
 
     @contextlib.contextmanager
@@ -196,12 +196,12 @@ class RunDirectory:
         try:
             yield outputs
             names = [str(Path(path).resolve().relative_to(self.path.resolve())) for path in outputs]
-            self.place.gather(*names)
+            self.location.gather(*names)
             for name in names:
                 if not (self.path / name).is_file():
                     raise PatterningError(f"{self.path / name}: stage {stage} did not write it; run it again")
             self.publish(*(self.path / name for name in names), self.path)
-            sizes = self.place.sizes(names)
+            sizes = self.location.sizes(names)
         except BaseException as error:
             status = "failed" if isinstance(error, Exception) else "interrupted"
             seconds = time.monotonic() - clock
@@ -216,14 +216,14 @@ class RunDirectory:
         self.publish(self.path / "events.jsonl")
 
     def publish(self, *paths: Path) -> None:
-        """As `Place.publish`: does nothing in a folder.
+        """As `Location.publish`: does nothing in a folder.
 
         Raises:
             PatterningError: another driver has taken the run over, or the URL cannot be written.
         """
         if self._lease is not None:
             self._lease.confirm()
-        self.place.publish(*paths)
+        self.location.publish(*paths)
 
     def _mark(self, stage: str, **entry: Any) -> None:
         self.update_manifest(stages=self.manifest.get("stages", {}) | {stage: entry})

@@ -22,7 +22,7 @@ class Snapshots:
         storage: of the run.
         folder: relative to the run directory.
         name: what the snapshots are of; without dots.
-        damaged: is told of a file that is not what it was when it was written, as a line for the user.
+        damaged: hears of a file that is not what it was when it was written, as a line for the user.
     """
 
     storage: Storage

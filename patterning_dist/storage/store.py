@@ -67,14 +67,14 @@ class LocalStorage:
                 file.unlink(missing_ok=True)
 
 
-def path_or_url(place: str | Path) -> Path | str:
+def path_or_url(location: str | Path) -> Path | str:
     """A URL as it is (``s3://bucket/run``), anything else as a path."""
-    return place if isinstance(place, str) and _URL.match(place) else Path(place)
+    return location if isinstance(location, str) and _URL.match(location) else Path(location)
 
 
-def open_storage(place: str | Path) -> LocalStorage | ArrowStorage:
+def open_storage(location: str | Path) -> LocalStorage | ArrowStorage:
     """The storage at a path, or at a URL that pyarrow or fsspec knows."""
-    found = path_or_url(place)
+    found = path_or_url(location)
     if isinstance(found, Path):
         return LocalStorage(found)
     return open_url(found)

@@ -39,7 +39,7 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
 
 class PerHeadMuon(torch.optim.Optimizer):
-    """Muon on parameters [head, rows, columns] and Adam on the rest, in one ``torch.optim.Optimizer``.
+    """Muon on parameters [..., head, rows, columns] and Adam on the rest, in one ``torch.optim.Optimizer``.
 
     A group with ``muon=True`` holds the matrices; the other groups are Adam (betas, eps per group).
     """
@@ -68,7 +68,7 @@ class PerHeadMuon(torch.optim.Optimizer):
             if not state:
                 state["momentum"] = torch.zeros_like(p)
             state["momentum"].mul_(group["momentum"]).add_(p.grad)
-            updates.append(p.grad + group["momentum"] * state["momentum"])
+            updates.append((p.grad + group["momentum"] * state["momentum"]).flatten(0, -3))
         # Lie every matrix down (rows <= columns), so that equal shapes share one batched iteration.
         lying = [u.mT if u.shape[-2] > u.shape[-1] else u for u in updates]
         for shape in sorted({u.shape[-2:] for u in lying}):
@@ -77,7 +77,8 @@ class PerHeadMuon(torch.optim.Optimizer):
             for i, o in zip(members, orthogonal.split([lying[i].shape[0] for i in members]), strict=True):
                 p = parameters[i]
                 scale = max(1.0, p.shape[-2] / p.shape[-1]) ** 0.5
-                p.add_(o.mT if updates[i].shape[-2:] != shape else o, alpha=-group["lr"] * scale)
+                step = o.mT if updates[i].shape[-2:] != shape else o
+                p.add_(step.reshape(p.shape), alpha=-group["lr"] * scale)
 
     def _adam(self, group: dict, parameters: list[nn.Parameter]) -> None:
         beta1, beta2 = group["betas"]

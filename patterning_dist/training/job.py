@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
@@ -54,6 +55,7 @@ class TrainingJob:
         splits: name and split of the held-out losses that evaluation.json reports as observables.
         deepspeed: DeepSpeed JSON; None: ZeRO stage 0.
         num_workers: data-parallel ranks.
+        stack: jobs of the same name are trained at once, as a stack of networks; None: alone, by DeepSpeed.
         checkpoint_seconds: shortest time between two training checkpoints.
     """
 
@@ -73,6 +75,7 @@ class TrainingJob:
     splits: tuple[tuple[str, str], ...] = ()
     deepspeed: Path | None = None
     num_workers: int = 1
+    stack: str | None = None
     checkpoint_seconds: float = SECONDS_BETWEEN_CHECKPOINTS
 
     @property
@@ -114,3 +117,37 @@ class TrainingJob:
         return all(file.exists() for file in files) and json.loads(report.read_text()).get(
             "fingerprint"
         ) == self.fingerprint(config)
+
+
+@dataclass(frozen=True)
+class JobGroup:
+    """Jobs that are trained at once: those of a stack, or a single one."""
+
+    jobs: tuple[TrainingJob, ...]
+
+    @property
+    def lead(self) -> TrainingJob:
+        """The first one, in whose folder the checkpoints of all lie, under a name for all."""
+        first, *others = self.jobs
+        return replace(first, name=f"{first.name} and {len(others)} more of its stack") if others else first
+
+    def fingerprint(self, config: Config) -> str:
+        """Hash of all that the checkpoints follow from."""
+        found = [job.fingerprint(config) for job in self.jobs]
+        return found[0] if len(found) == 1 else hashlib.sha256("".join(found).encode()).hexdigest()
+
+    def needs(self, directory: Path) -> list[str]:
+        """See ``TrainingJob.needs``."""
+        return [name for job in self.jobs for name in job.needs(directory)]
+
+    def is_finished(self, config: Config) -> bool:
+        """Whether all are."""
+        return all(job.is_finished(config) for job in self.jobs)
+
+
+def grouped(jobs: Sequence[TrainingJob]) -> list[JobGroup]:
+    """Jobs with what they are trained at once with, in the order of the first ones."""
+    found: dict[str, list[TrainingJob]] = {}
+    for job in jobs:
+        found.setdefault(f"alone {job.folder}" if job.stack is None else f"stack {job.stack}", []).append(job)
+    return [JobGroup(tuple(group)) for group in found.values()]

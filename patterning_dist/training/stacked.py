@@ -1,4 +1,4 @@
-"""Many small networks trained at once: one optimiser over parameters with a leading axis for the networks."""
+"""Many small networks trained at once on samples drawn by weights: one optimiser over a stack of them."""
 
 from __future__ import annotations
 
@@ -10,12 +10,10 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
-from torch.func import functional_call, stack_module_state, vmap
 
 from patterning_dist.data.sampler import weighted_minibatch
-from patterning_dist.sampling.samples import Batch, Samples, map_batch, to_device
-
-Networks = dict[str, Tensor]  # parameter name -> [network, ...]
+from patterning_dist.sampling.samples import Batch, Samples
+from patterning_dist.training.stack import Mapped, Networks, Stack, TorchEngine, stack_networks, stacked_batch
 
 # Stream of the counter-based sampler, apart from those of chains.
 _BATCH_STREAM = 0x737472696E6773
@@ -49,65 +47,6 @@ class StackSettings(NamedTuple):
     weight_decay: float
 
 
-class Mapped(nn.Module):
-    """A function of a network and a batch, as one of many networks.
-
-    Args:
-        function: (network, batch) -> Tensor.
-        skeleton: a network; of its parameters the shapes count, its buffers are shared by all networks.
-    """
-
-    def __init__(self, function: Callable[[nn.Module, Batch], Tensor], skeleton: nn.Module) -> None:
-        super().__init__()
-        self.function, self.skeleton = function, skeleton
-
-    def forward(self, batch: Batch) -> Tensor:
-        """Of one network; ``torch.func`` puts its parameters in place."""
-        return self.function(self.skeleton, batch)
-
-    def of(self, networks: Networks, batch: Batch, *, own: bool = False) -> Tensor:
-        """Of every network [network, ...]; `own`: the first axis of the batch is the network, for each has its own."""
-
-        def one(parameters: Networks, batch: Batch) -> Tensor:
-            return functional_call(self, {f"skeleton.{name}": p for name, p in parameters.items()}, (batch,))
-
-        return vmap(one, in_dims=(0, 0 if own else None))(networks, batch)
-
-
-class Stack(nn.Module):
-    """The sum over networks of each one's mean loss, so that every parameter has the gradient of its own network."""
-
-    def __init__(self, losses: Mapped, networks: Networks) -> None:
-        super().__init__()
-        self._losses = (losses,)  # not a submodule: its parameters are shapes and nothing else
-        self._names, self._values = list(networks), nn.ParameterList(networks.values())
-
-    @property
-    def networks(self) -> Networks:
-        return dict(zip(self._names, self._values, strict=True))
-
-    def forward(self, batch: Batch) -> Tensor:
-        """nats; the axes of the batch are [network, sample, ...]."""
-        return self._losses[0].of(self.networks, batch, own=True).flatten(1).mean(dim=1).sum()
-
-
-class TorchEngine:
-    """Forward, backward and step of a module; what a DeepSpeed engine is in one process, without its cost a step."""
-
-    def __init__(self, module: nn.Module, optimizer: torch.optim.Optimizer) -> None:
-        self.module, self.optimizer = module, optimizer
-
-    def __call__(self, batch: Batch) -> Tensor:
-        return self.module(batch)
-
-    def backward(self, loss: Tensor) -> None:
-        loss.backward()
-
-    def step(self) -> None:
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-
-
 class StackedTraining:
     """Networks of several seeds in training; a pure function of (task, settings, seeds, phases).
 
@@ -133,10 +72,8 @@ class StackedTraining:
     ) -> None:
         self.task, self.settings, self.seeds, self.device = task, settings, list(seeds), device
         models = [task.build(seed) for seed in seeds]
-        stacked, _ = stack_module_state(models)
         self.skeleton = models[0].to(device)
-        networks = {name: tensor.detach() for name, tensor in stacked.items()}
-        stack = Stack(Mapped(task.losses, self.skeleton), networks).to(device)
+        stack = Stack(Mapped(task.losses, self.skeleton), stack_networks(models)).to(device)
         self.parameters = stack.networks
         self.optimizer = torch.optim.AdamW(
             stack.parameters(), betas=settings.betas, weight_decay=settings.weight_decay, foreach=True
@@ -144,7 +81,7 @@ class StackedTraining:
         self.engine = make_engine(stack, self.optimizer)
         self.step = 0
 
-    def run(self, phases: Sequence[Phase], after_step: Callable[[int], None] = lambda step: None) -> None:
+    def run(self, phases: Sequence[Phase], after_step: Callable[[int], object] = lambda step: None) -> None:
         """Go on to the end of the last phase; `after_step` is called with the number of steps done."""
         for phase in phases:
             cumulative = np.cumsum(phase.weights, dtype=np.float64)
@@ -164,8 +101,8 @@ class StackedTraining:
         ids = np.stack(
             [weighted_minibatch(seed, _BATCH_STREAM, self.step, settings.batch_size, cumulative) for seed in self.seeds]
         )
-        batch = to_device(self.task.train[torch.from_numpy(ids.ravel())], self.device)
-        self.engine.backward(self.engine(map_batch(lambda tensor: tensor.unflatten(0, ids.shape), batch)))
+        losses = self.engine(stacked_batch(self.task.train, ids, self.device))
+        self.engine.backward(losses.flatten(1).mean(dim=1).sum())
         self.engine.step()
 
 
@@ -174,26 +111,3 @@ def schedule(step: int, warmup: int, num_steps: int) -> float:
     if step < warmup:
         return (step + 1) / warmup
     return 0.5 * (1 + math.cos(math.pi * (step - warmup) / max(1, num_steps - warmup)))
-
-
-def stacked_outputs(
-    function: Callable[[nn.Module, Batch], Tensor],
-    skeleton: nn.Module,
-    networks: Networks,
-    samples: Samples,
-    at_once: int,
-) -> np.ndarray:
-    """A function of network and batch, on all samples under every network [network, sample, ...].
-
-    Args:
-        function: (network, batch) -> Tensor [sample, ...].
-        skeleton: a network.
-        networks: parameters by name [network, ...].
-        samples: in order.
-        at_once: samples of one forward pass, the same for all networks.
-    """
-    device, mapped, parts = next(iter(networks.values())).device, Mapped(function, skeleton), []
-    with torch.no_grad():
-        for ids in torch.arange(len(samples)).split(max(1, at_once)):
-            parts.append(mapped.of(networks, to_device(samples[ids], device)).cpu())
-    return torch.cat(parts, dim=1).numpy()

@@ -98,13 +98,13 @@ def walk(subjects: Windowed, name: str, window: Window) -> dict[str, Any]:
             growth.append(-window.tau / len(numbers) * move.smallest)
             if growth[-1] > LARGEST_GROWTH:
                 break
-            target.place(axpy(1.0, move.vector, target.live()))
+            target.move_to(axpy(1.0, move.vector, target.live()))
         else:
             parts.append(_parts(target))
             metrics.append(subjects.task.evaluate(target.model, subjects.ranks))
             if draws:
                 spread = _around(target, draws) - parts[-1].sum(axis=(1, 2))
-        target.place(begin)
+        target.move_to(begin)
     done = len(parts) == 2
     return {
         "parts": np.stack(parts) if done else np.zeros(0),
@@ -182,7 +182,7 @@ def _around(target: Target, draws: list[Vector]) -> np.ndarray:
     """Observables at draws around where the target is [draw, observable]."""
     middle, found = {key: w.clone() for key, w in target.live().items()}, []
     for draw in draws:
-        target.place(axpy(1.0, draw, middle))
+        target.move_to(axpy(1.0, draw, middle))
         found.append(_parts(target).sum(axis=(1, 2)))
     return np.stack(found)
 

@@ -73,7 +73,7 @@ def test_the_setting_that_is_biased_is_ranked_last_and_named(calibrated: tuple[P
     assert found[-1]["usable_per_second"] == 0 < found[0]["usable_per_second"]
     assert found[0]["reliability"] >= found[1]["reliability"]
     assert "calibrate: 2 of 4 settings are usable" in said
-    assert "for chi of every observable" in said and "to 0.5 of its spread, 2 unit(s) of 3 chains" in said
+    assert "for chi of every observable" in said and "to 0.5 of its spread, 2 subject(s) of 3 chains" in said
 
 
 def test_every_trial_starts_at_the_checkpoint_and_times_its_steps(calibrated: tuple[Path, str]) -> None:
@@ -95,7 +95,7 @@ def test_the_page_holds_everything_it_shows(calibrated: tuple[Path, str]) -> Non
     assert page.count("<svg") == 4
     assert "step_size 0.01: biased" in page and "Curvature of the loss at the checkpoint (Lanczos): from" in page
     assert "say what is estimated: another pair is another posterior" in page
-    assert "How long a full run takes" in page and "Foretold from short trials" in page
+    assert "How long a full run takes" in page and "Predicted from short trials" in page
     assert "http" not in page.replace("http-equiv", "")
 
 
@@ -210,7 +210,7 @@ def test_chains_of_a_study_are_calibrated_at_the_checkpoint_that_is_asked_for(lo
     assert result.exit_code == 0, result.output
     (found,) = stored(directory)
     assert found["failure"] == "" and found["setting"]["step_size"] == 3e-4
-    assert "4 unit(s) of 3 chains" in result.output
+    assert "4 subject(s) of 3 chains" in result.output
     # Another checkpoint is another set of chains.
     inputs = {
         checkpoint: calibrated_subject(

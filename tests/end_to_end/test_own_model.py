@@ -62,10 +62,10 @@ def test_a_study_of_it_from_a_file(tmp_path: Path) -> None:
     diagnostics = json.loads((tmp_path / "response" / "diagnostics.json").read_text())["subjects"]
     digits = runpy.run_path(str(ROOT / "examples" / "digits.py"))["digits"][:1400].numpy()
     assert list(diagnostics) == [f"{c}/{p}" for c in ("early", "final") for p in ("everything", "0.weight+0.bias")]
-    for unit, found in diagnostics.items():
-        assert unit in done.stdout
+    for subject, found in diagnostics.items():
+        assert subject in done.stdout
         assert found["num_chains"] == 3 and found["excluded"] == []
-        checkpoint, _, component = unit.partition("/")
+        checkpoint, _, component = subject.partition("/")
         table = pq.read_table(tmp_path / "response" / checkpoint / f"susceptibility-{component}.parquet")
         assert table.num_rows == 100
         assert "position" not in table.column_names  # a sample has one loss

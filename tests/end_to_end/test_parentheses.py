@@ -58,7 +58,7 @@ def test_what_was_done_is_kept(finished: tuple[Path, str]) -> None:
     found = [(event["stage"], event["kind"]) for event in map(json.loads, lines)]
     assert found.count(("prepare", "started")) == 1
     assert found.count(("train", "started")) == 2
-    assert ("sample", "unit_resumed") in found
+    assert ("sample", "subject_resumed") in found
     assert "train: done before, inputs unchanged" in said
 
 

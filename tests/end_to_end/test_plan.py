@@ -61,6 +61,17 @@ def test_a_run_that_is_prepared(experiment: Path, local_ray: None, tmp_path: Pat
     assert found["total"]["seconds"]["value"] == pytest.approx(sum(s["seconds"]["value"] for s in found["stages"]))
 
 
+def test_retrainings_in_a_stack(experiment: Path, local_ray: None, tmp_path: Path) -> None:
+    overrides = ("--set", "retrain.engine=stacked", "--set", "retrain.seeds=[0,1,2]", "--set", "retrain.arms=[base]")
+    found = plan(str(experiment), "--run-dir", str(tmp_path / "run"), *overrides)
+    stages = {stage["name"]: stage for stage in found["stages"]}
+    weights = 4 * num_parameters(experiment)
+    assert stages["train"]["details"]["weight_bytes"] == weights
+    assert stages["retrain"]["details"]["weight_bytes"] == 3 * weights and stages["retrain"]["processes"] == 1
+    assert stages["retrain"]["disk_bytes"] == 3 * 2 * weights
+    assert "3 trainings of 6 steps, the seeds of an arm in a stack, 1 at once" in stages["retrain"]["what"]
+
+
 def num_parameters(experiment: Path) -> int:
     from tiny_run import checkpoint
 

@@ -14,7 +14,7 @@ import pytest
 from s3_server import s3_server
 from whole_run import command, invoke
 
-from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import read_manifest
 
 pytestmark = [pytest.mark.slow, pytest.mark.extended, pytest.mark.timeout(900)]
@@ -47,7 +47,7 @@ def test_a_run_at_a_url_goes_on_elsewhere_and_is_that_of_a_folder(
         command("run", tiny_run / "config.yaml", url, *OFTEN),
         env=os.environ | {"PATTERNING_CACHE": str(tmp_path / "first")},
     )
-    deadline, storage = time.monotonic() + 300, Place.at(url).storage
+    deadline, storage = time.monotonic() + 300, Location.at(url).storage
     while not storage.names("sampling/everything/shard-0"):
         assert first.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)

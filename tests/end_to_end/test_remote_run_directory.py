@@ -25,7 +25,7 @@ from patterning_dist.cli import app
 from patterning_dist.errors import PatterningError
 from patterning_dist.storage.files import write_text
 from patterning_dist.storage.lease import Lease
-from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import RunDirectory, read_manifest
 from patterning_dist.storage.store import open_storage
 
@@ -171,7 +171,7 @@ def test_one_of_those_that_start_at_once_has_the_run(url: str, machine: Callable
     won, refused = [], []
 
     def take() -> None:
-        lease = Lease(storage, "place")
+        lease = Lease(storage, "location")
         start.wait()
         try:
             lease.take()
@@ -186,16 +186,16 @@ def test_one_of_those_that_start_at_once_has_the_run(url: str, machine: Callable
     for driver in drivers:
         driver.join()
     assert (len(won), len(refused)) == (1, 3)
-    assert all("place: in use by another driver (pid " in error for error in refused)
+    assert all("location: in use by another driver (pid " in error for error in refused)
     won[0].confirm()
     won[0].release()
 
 
 def test_the_last_writer_wins(url: str, machine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
     """Two found no lease; the slow one of them writes when the quick one has written already."""
-    quick, slow = (Lease(open_storage(url), "place") for _ in range(2))
+    quick, slow = (Lease(open_storage(url), "location") for _ in range(2))
     monkeypatch.setattr(patterning_dist.storage.lease.time, "sleep", lambda seconds: slow._write())
-    with pytest.raises(PatterningError, match="place: in use by another driver"):
+    with pytest.raises(PatterningError, match="location: in use by another driver"):
         quick.take()
     slow.confirm()
 
@@ -205,7 +205,7 @@ def test_worker_on_another_node_fetches_and_publishes(url: str, machine: Callabl
         with run.stage("prepare", "p") as outputs:
             outputs.append(run.path / "data" / "tokens")
             write_text(outputs[0], "tokens")
-        worker: Place = replace(pickle.loads(pickle.dumps(run.place)), path=tmp_path / "node")
+        worker: Location = replace(pickle.loads(pickle.dumps(run.location)), path=tmp_path / "node")
         with run.stage("train", "t") as outputs:
             write_text(run.path / "baseline" / "model", "of a driver before")
             run.publish(run.path / "baseline")
@@ -234,18 +234,18 @@ def test_worker_on_another_node_fetches_and_publishes(url: str, machine: Callabl
 
 def test_processes_of_a_node_fetch_once(server: str, machine: Callable[[str], None], tmp_path: Path,
                                         caplog: pytest.LogCaptureFixture) -> None:  # fmt: skip
-    place = Place.at(server.format(tmp_path.name))
+    location = Location.at(server.format(tmp_path.name))
     for number in range(3):
-        place.storage.write(f"data/{number}", b"tokens")
-    script = "import pickle, sys; place = pickle.loads(sys.stdin.buffer.read()); place.fetch('data')"
+        location.storage.write(f"data/{number}", b"tokens")
+    script = "import pickle, sys; location = pickle.loads(sys.stdin.buffer.read()); location.fetch('data')"
     with caplog.at_level(logging.INFO, "werkzeug"):
         workers = [subprocess.Popen([sys.executable, "-c", script], stdin=subprocess.PIPE) for _ in range(3)]
         for worker in workers:
-            worker.stdin.write(pickle.dumps(place))
+            worker.stdin.write(pickle.dumps(location))
             worker.stdin.close()
         assert [worker.wait() for worker in workers] == [0, 0, 0]
     assert len(re.findall(r"GET /bucket/\S+/data/\d ", caplog.text)) == 3
-    assert sorted(file.name for file in (place.path / "data").iterdir()) == ["0", "1", "2"]
+    assert sorted(file.name for file in (location.path / "data").iterdir()) == ["0", "1", "2"]
 
 
 def test_run_that_was_deleted_starts_anew(url: str, machine: Callable[[str], None]) -> None:

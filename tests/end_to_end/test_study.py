@@ -34,12 +34,12 @@ from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.traces import trace_store
 from patterning_dist.stages.sample import open_subjects
-from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-UNITS = [
+SUBJECTS = [
     f"{checkpoint}/{component}" for checkpoint in ("early", "final") for component in ("layer.0.head.1", "layer.1.mlp")
 ]
 
@@ -62,22 +62,22 @@ def finished(file: Path, local_ray: None, tmp_path_factory: pytest.TempPathFacto
 
 def open_here(config: Config) -> Subjects:
     """The subjects in this process."""
-    return open_subjects(config, Place.at(Path()), "cpu")("cpu", Ranks())
+    return open_subjects(config, Location.at(Path()), "cpu")("cpu", Ranks())
 
 
 def events(directory: Path) -> list[dict]:
     return [json.loads(line) for line in (directory / "events.jsonl").read_text().splitlines()]
 
 
-def table(directory: Path, unit: str, suffix: str = "") -> dict[str, np.ndarray]:
-    checkpoint, _, component = unit.partition("/")
+def table(directory: Path, subject: str, suffix: str = "") -> dict[str, np.ndarray]:
+    checkpoint, _, component = subject.partition("/")
     found = pq.read_table(directory / "response" / checkpoint / f"susceptibility-{component}{suffix}.parquet")
     return {name: found[name].to_numpy() for name in found.column_names}
 
 
-def chains_by_hand(file: Path, unit: str) -> tuple[list[CoMoments], list[np.ndarray], np.ndarray, list[Any]]:
-    """The chains of a unit in this process, without Ray: moments, losses [draw, column], losses at the checkpoint, and
-    what became of the controlled observables.
+def chains_by_hand(file: Path, subject: str) -> tuple[list[CoMoments], list[np.ndarray], np.ndarray, list[Any]]:
+    """The chains of a subject in this process, without Ray: moments, losses [draw, column], losses at the checkpoint,
+    and what became of the controlled observables.
 
     As in an aggregator shard, the mean loss L is the last column of the moments.
     """
@@ -86,7 +86,7 @@ def chains_by_hand(file: Path, unit: str) -> tuple[list[CoMoments], list[np.ndar
     study = open_here(config)
     chains, losses, results = [], [], []
     for number in range(config.sampling.num_chains):
-        chain = study.chain(unit, number)
+        chain = study.chain(subject, number)
         draws = list(chain.draws())
         observables = np.stack([draw.observables for draw in draws])
         losses.append(np.stack([draw.losses for draw in draws]))
@@ -101,10 +101,10 @@ def chains_by_hand(file: Path, unit: str) -> tuple[list[CoMoments], list[np.ndar
 
 
 def test_chains_on_ray_are_those_of_this_process_and_tables_follow_from_them(finished: Path, file: Path) -> None:
-    """Also in another order of units, and after other chains on the same model: each begins at the checkpoint."""
-    for unit in (UNITS[3], UNITS[0]):
-        chains, losses, center_losses, results = chains_by_hand(file, unit)
-        stored, excluded = read_chains(finished / "sampling" / unit)
+    """Also in another order of subjects, and after other chains on the same model: each begins at the checkpoint."""
+    for subject in (SUBJECTS[3], SUBJECTS[0]):
+        chains, losses, center_losses, results = chains_by_hand(file, subject)
+        stored, excluded = read_chains(finished / "sampling" / subject)
         assert excluded == {}
         for a, b in zip(stored, chains, strict=True):
             np.testing.assert_array_equal(a.comoment, b.comoment[..., :-1])
@@ -112,7 +112,7 @@ def test_chains_on_ray_are_those_of_this_process_and_tables_follow_from_them(fin
         entries = 5 * 7
         weights = np.append(np.zeros(entries + 5), 1)
         chi = susceptibility(chains, loss_weights=weights)
-        found = table(finished, unit)
+        found = table(finished, subject)
         for k, name in enumerate(("component", "up", "all", "norm")):
             np.testing.assert_array_equal(found[f"chi_{name}"], chi.chi[k, :entries].astype(np.float32))
             np.testing.assert_array_equal(found[f"se_{name}"], chi.standard_error[k, :entries].astype(np.float32))
@@ -127,7 +127,7 @@ def test_chains_on_ray_are_those_of_this_process_and_tables_follow_from_them(fin
         np.testing.assert_array_equal(found["se_up_controlled"], error.astype(np.float32))
         np.testing.assert_array_equal(found["center_loss"], center_losses[:entries].astype(np.float32))
         # Per-token traces, every third draw, written by the workers.
-        with xr.open_zarr(trace_store(finished, unit)) as traces:
+        with xr.open_zarr(trace_store(finished, subject)) as traces:
             expected = np.stack([chain[::3, :entries] for chain in losses]).astype(np.float32)
             np.testing.assert_array_equal(traces["losses"].values, expected)
 
@@ -152,7 +152,7 @@ def test_weights_for_a_controlled_loss(file: Path, local_ray: None, tmp_path: Pa
 def test_split_losses_are_means_over_the_domains(file: Path) -> None:
     """At w* itself: `overall` is the mean of the two domains, of equal size, and `up` that of its own samples."""
     study = open_here(study_config(file))
-    target = study.target(UNITS[0])
+    target = study.target(SUBJECTS[0])
     _, up, everything, _ = target.measure().observables.tolist()
     assert study.held_out is not None and len(study.held_out.samples) == 6  # a third of nine sequences of each
     losses = {
@@ -170,8 +170,8 @@ def test_split_losses_are_means_over_the_domains(file: Path) -> None:
 
 def test_tables_say_what_they_hold(finished: Path, file: Path) -> None:
     study = open_here(study_config(file))
-    for unit in UNITS:
-        found, samples = table(finished, unit), table(finished, unit, "-samples")
+    for subject in SUBJECTS:
+        found, samples = table(finished, subject), table(finished, subject, "-samples")
         assert len(found["sequence_id"]) == 5 * 7 and len(samples["sequence_id"]) == 5
         tokens = study.task.train.tokens(study.probe.ids)
         np.testing.assert_array_equal(found["token"].reshape(5, 7), tokens[:, 1:])
@@ -181,28 +181,30 @@ def test_tables_say_what_they_hold(finished: Path, file: Path) -> None:
         assert samples["domain"].tolist() == ["up" if i < 20 else "down" for i in study.probe.ids]
         for name in ("component", "up", "all", "norm", "llc", "free_energy", "up_controlled"):
             chi = found[f"chi_{name}"].astype(np.float64)
-            if name == "norm" and unit.endswith("head.1"):  # of an MLP, which stands still
+            if name == "norm" and subject.endswith("head.1"):  # of an MLP, which stands still
                 assert not chi.any()
                 continue
             assert abs(chi.sum()) < 1e-5 * np.abs(chi).sum()  # L is the mean over these very losses
             means = chi.reshape(5, 7).mean(axis=1)  # chi is linear in the loss
             np.testing.assert_allclose(samples[f"chi_{name}"], means, rtol=1e-4, atol=1e-5 * np.abs(chi).max())
             assert np.isfinite(found[f"se_{name}"]).all() and (found[f"se_{name}"] > 0).all()
-        checkpoint, _, component = unit.partition("/")
+        checkpoint, _, component = subject.partition("/")
         schema = pq.read_table(finished / "response" / checkpoint / f"susceptibility-{component}.parquet").schema
         header = json.loads(schema.metadata[b"patterning"])
         assert header["sign"].startswith("chi = -Cov(phi, l_i - L): negative means")
         assert (header["checkpoint"], header["component"]) == (checkpoint, component)
         assert (header["inverse_temperature"], header["num_training_losses"]) == (200, 40 * 7)
-    assert not np.array_equal(table(finished, UNITS[1])["chi_component"], table(finished, UNITS[3])["chi_component"])
+    assert not np.array_equal(
+        table(finished, SUBJECTS[1])["chi_component"], table(finished, SUBJECTS[3])["chi_component"]
+    )
 
 
 def test_the_tree_holds_what_the_tables_and_diagnostics_say(finished: Path) -> None:
     diagnostics = json.loads((finished / "response" / "diagnostics.json").read_text())["subjects"]
-    assert list(diagnostics) == UNITS
+    assert list(diagnostics) == SUBJECTS
     with xr.open_datatree(finished / "response.zarr", engine="zarr") as tree:
-        for unit in UNITS:
-            node, found = tree[unit], diagnostics[unit]
+        for subject in SUBJECTS:
+            node, found = tree[subject], diagnostics[subject]
             assert node.attrs["inverse_temperature"] == 200 and node.attrs["seed"] == 5
             assert (finished / node.attrs["traces"]).is_dir()
             assert list(node["posterior"].sizes.items()) == [("chain", 3), ("draw", 16)]
@@ -213,15 +215,15 @@ def test_the_tree_holds_what_the_tables_and_diagnostics_say(finished: Path) -> N
                 if entry["rhat"] is not None:
                     assert entry["rhat"] == pytest.approx(array_stats.rhat(trace, method="rank"))
                     assert entry["ess_bulk"] == pytest.approx(array_stats.ess(trace, method="bulk"))
-            assert (found["observables"]["norm"]["rhat"] is None) == unit.endswith("head.1")
+            assert (found["observables"]["norm"]["rhat"] is None) == subject.endswith("head.1")
             llc = found["llc"]
             assert llc["value"] == pytest.approx(200 * node["posterior"]["loss"].values.mean())
             assert llc["interval"][0] < llc["value"] - llc["standard_error"] < llc["value"]
             np.testing.assert_array_equal(
-                node["susceptibility"]["chi"].sel(observable="up").values, table(finished, unit)["chi_up"]
+                node["susceptibility"]["chi"].sel(observable="up").values, table(finished, subject)["chi_up"]
             )
-            assert node["susceptibility"]["domain"].values.tolist() == table(finished, unit)["domain"].tolist()
-    coordinates = [diagnostics[unit]["num_coordinates"] for unit in UNITS]
+            assert node["susceptibility"]["domain"].values.tolist() == table(finished, subject)["domain"].tolist()
+    coordinates = [diagnostics[subject]["num_coordinates"] for subject in SUBJECTS]
     assert coordinates == [3 * (8 * 4 + 4) + 4 * 8, 8 * 16 + 16 + 16 * 8 + 8] * 2
 
 
@@ -230,8 +232,10 @@ def test_what_is_done_is_kept(finished: Path, file: Path, tmp_path: Path, local_
     shutil.copytree(finished, directory)  # keeps the times of the files
 
     def written(*names: str) -> dict[Path, int]:
-        """Times of files of the units, of all or of those named."""
-        files = [file for unit in UNITS for file in (directory / "sampling" / unit).rglob("*") if file.is_file()]
+        """Times of files of the subjects, of all or of those named."""
+        files = [
+            file for subject in SUBJECTS for file in (directory / "sampling" / subject).rglob("*") if file.is_file()
+        ]
         return {file: file.stat().st_mtime_ns for file in files if not names or file.parent.name in names}
 
     before = written()
@@ -248,13 +252,13 @@ def test_what_is_done_is_kept(finished: Path, file: Path, tmp_path: Path, local_
     added = "final/gpt_neox.embed_in.*[0:3,:]"
     assert len(read_chains(directory / "sampling" / added)[0]) == 3
     # Other observables follow from the same chains: none is run again, and none takes as long as it did.
-    chains = {unit: (directory / "sampling" / unit / "chains.json").read_bytes() for unit in UNITS}
+    chains = {subject: (directory / "sampling" / subject / "chains.json").read_bytes() for subject in SUBJECTS}
     kept = written("shard-0", "losses")
     assert len(kept) > 4 * 3
     run_stages(study_config(file, *overrides, "sampling.observables.4.name=lambda"), None, directory)
     assert written("shard-0", "losses") == kept
-    assert chains == {unit: (directory / "sampling" / unit / "chains.json").read_bytes() for unit in UNITS}
-    found, former = table(directory, UNITS[0]), table(finished, UNITS[0])
+    assert chains == {subject: (directory / "sampling" / subject / "chains.json").read_bytes() for subject in SUBJECTS}
+    found, former = table(directory, SUBJECTS[0]), table(finished, SUBJECTS[0])
     np.testing.assert_array_equal(found["chi_lambda"], former["chi_llc"])
     np.testing.assert_array_equal(found["se_up"], former["se_up"])
     assert "chi_lambda" in table(directory, added)
@@ -268,20 +272,20 @@ def test_what_chains_follow_from_and_what_not(file: Path, tmp_path: Path) -> Non
 
     def fingerprints(*overrides: str) -> dict[str, str]:
         subjects = open_here(study_config(folder / "study.yaml", *overrides))
-        return {name: unit.fingerprint for name, unit in subject_plans(subjects, run).items()}
+        return {name: subject.fingerprint for name, subject in subject_plans(subjects, run).items()}
 
     first = fingerprints()
     assert first == fingerprints("sampling.ranks_per_chain=2", "sampling.draws_per_push=3", "sampling.min_chains=3")
     assert not set(first.values()) & set(fingerprints("seed=6").values())
     assert not set(first.values()) & set(fingerprints("sampling.sampler={kind: sgnht}").values())
     slower = fingerprints("sampling.components.1.step_size=1e-3")
-    assert [first[unit] == slower[unit] for unit in UNITS] == [True, False, True, False]
+    assert [first[subject] == slower[subject] for subject in SUBJECTS] == [True, False, True, False]
     weights = folder / "model" / "final" / "model.safetensors"
     content = bytearray(weights.read_bytes())
     content[-1] ^= 1
     weights.write_bytes(content)
     second = fingerprints()
-    assert [first[unit] == second[unit] for unit in UNITS] == [True, True, False, False]
+    assert [first[subject] == second[subject] for subject in SUBJECTS] == [True, True, False, False]
     table = pq.read_table(folder / "train.parquet")
     pq.write_table(table.slice(1), folder / "train.parquet")
     assert not set(second.values()) & set(fingerprints().values())
@@ -295,7 +299,7 @@ def test_a_failed_chain_is_left_out_and_reported(file: Path, tmp_path: Path, loc
         "sampling.observables.3={kind: function, names: [edge], path: 'study_models:undefined_on_one_side'}",
     )
     run_stages(study_config(file, *overrides), None, tmp_path / "run")
-    found = json.loads((tmp_path / "run" / "response" / "diagnostics.json").read_text())["subjects"][UNITS[3]]
+    found = json.loads((tmp_path / "run" / "response" / "diagnostics.json").read_text())["subjects"][SUBJECTS[3]]
     assert [entry["chain"] for entry in found["excluded"]] == [1, 2]
     assert found["num_chains"] == 3
     for entry in found["excluded"]:
@@ -306,7 +310,7 @@ def test_a_failed_chain_is_left_out_and_reported(file: Path, tmp_path: Path, loc
     assert found["findings"][0]["chains"] == [entry["chain"] for entry in found["excluded"]]
     with xr.open_datatree(tmp_path / "run" / "response.zarr", engine="zarr") as tree:
         healthy = sorted({*range(5)} - {entry["chain"] for entry in found["excluded"]})
-        assert tree[UNITS[3]]["posterior"]["chain"].values.tolist() == healthy
+        assert tree[SUBJECTS[3]]["posterior"]["chain"].values.tolist() == healthy
 
 
 @pytest.mark.parametrize(
@@ -348,9 +352,9 @@ def test_tokens_that_the_model_does_not_know(file: Path, tmp_path: Path) -> None
     assert "wrong.parquet row 3: token 24 in column 'input_ids', and the model's vocabulary ends at 23" in result.stderr
 
 
-def places(directory: Path, unit: str) -> list[int | None]:
-    """Pushes from which every chain of a unit is to go on; None for a chain that is through (16 draws in 4 pushes)."""
-    folder, found = directory / "sampling" / unit, []
+def places(directory: Path, subject: str) -> list[int | None]:
+    """Pushes from which every chain of a subject is to go on; None: the chain is through (16 draws in 4 pushes)."""
+    folder, found = directory / "sampling" / subject, []
     for chain in range(3):
         taken_in = max((int(path.name.split(".")[1]) for path in folder.glob(f"shard-0/chain-{chain}.*")), default=0)
         kept = [int(path.name.split(".")[1]) for path in folder.glob(f"checkpoints/chain-{chain}-rank-0.*")]
@@ -361,7 +365,7 @@ def places(directory: Path, unit: str) -> list[int | None]:
 def test_an_interrupted_study_goes_on_where_its_chains_were(
     finished: Path, file: Path, tmp_path: Path, local_ray: None
 ) -> None:
-    """Stopped by Ctrl-C in the middle of a chain of the second unit; the result is that of the undisturbed study."""
+    """Stopped by Ctrl-C in the middle of a chain of the second subject; the result is that of the undisturbed study."""
     directory, word = tmp_path / "run", Path(os.environ["TESTS_FOLDER"])
     overrides = (
         "traces.thin=3",
@@ -374,37 +378,40 @@ def test_an_interrupted_study_goes_on_where_its_chains_were(
     def study() -> Result:
         return CliRunner().invoke(app, ["study", str(file), "--run-dir", str(directory), *options])
 
-    done, begun = directory / "sampling" / UNITS[0] / "chains.json", directory / "sampling" / UNITS[1] / "checkpoints"
+    done, begun = (
+        directory / "sampling" / SUBJECTS[0] / "chains.json",
+        directory / "sampling" / SUBJECTS[1] / "checkpoints",
+    )
     (word / "slow").touch()
     first = interrupted(study, lambda: done.exists() and any(begun.glob("*")), signal.SIGINT)
     assert first.exit_code == 130, first.output
-    assert not (directory / "sampling" / UNITS[3] / "chains.json").exists()
-    before, left = done.stat().st_mtime_ns, [place for unit in UNITS for place in places(directory, unit)]
+    assert not (directory / "sampling" / SUBJECTS[3] / "chains.json").exists()
+    before, left = done.stat().st_mtime_ns, [place for subject in SUBJECTS for place in places(directory, subject)]
     assert left[:3] == [None] * 3 and max(place for place in left if place is not None) > 0
 
     (word / "slow").unlink()
     (word / "calls").unlink()
     second = study()
     assert second.exit_code == 0, second.output
-    assert "of 4 units were done before" in second.stdout
+    assert "of 4 subjects were done before" in second.stdout
     assert done.stat().st_mtime_ns == before
-    assert [event["unit"] for event in events(directory) if event["kind"] == "unit_resumed"][:1] == [UNITS[1]]
+    assert [event["subject"] for event in events(directory) if event["kind"] == "subject_resumed"][:1] == [SUBJECTS[1]]
     # Every chain that was not through measured its centre again, and then the draws that were left, 5 a push.
     assert (word / "calls").stat().st_size == sum(1 + 16 - 5 * place for place in left if place is not None)
-    for unit in UNITS:
-        stored, expected = (read_chains(folder / "sampling" / unit) for folder in (directory, finished))
+    for subject in SUBJECTS:
+        stored, expected = (read_chains(folder / "sampling" / subject) for folder in (directory, finished))
         assert stored[1] == expected[1] == {}
         for a, b in zip(stored[0], expected[0], strict=True):
             for name, value in b.state_dict().items():
                 np.testing.assert_array_equal(a.state_dict()[name], value, err_msg=name)
-        files = [pq.read_table(folder / "sampling" / unit / "traces.parquet") for folder in (directory, finished)]
+        files = [pq.read_table(folder / "sampling" / subject / "traces.parquet") for folder in (directory, finished)]
         assert files[0].equals(files[1])
-        for name, column in table(finished, unit).items():
-            np.testing.assert_array_equal(table(directory, unit)[name], column, err_msg=name)
-        with xr.open_zarr(trace_store(directory, unit)) as a, xr.open_zarr(trace_store(finished, unit)) as b:
+        for name, column in table(finished, subject).items():
+            np.testing.assert_array_equal(table(directory, subject)[name], column, err_msg=name)
+        with xr.open_zarr(trace_store(directory, subject)) as a, xr.open_zarr(trace_store(finished, subject)) as b:
             assert a.equals(b)
         # What the user sees at the end.
-        assert unit.partition("/")[2] in second.stdout
+        assert subject.partition("/")[2] in second.stdout
     assert "LLC" in second.stdout and "±" in second.stdout
 
 
@@ -418,12 +425,12 @@ def test_two_ranks_a_chain_give_the_chains_of_one(finished: Path, file: Path, tm
         "traces.thin=3",
     )
     run_stages(study_config(file, *overrides), None, tmp_path / "run")
-    unit = UNITS[2]
-    one, two = (read_chains(directory / "sampling" / unit)[0] for directory in (finished, tmp_path / "run"))
+    subject = SUBJECTS[2]
+    one, two = (read_chains(directory / "sampling" / subject)[0] for directory in (finished, tmp_path / "run"))
     for a, b in zip(one, two, strict=True):
         spread = np.sqrt(a.total().m2_loss / a.num_recorded)
         assert np.abs(a.total().mean_loss - b.total().mean_loss).max() < 1e-3 * spread.max()
         np.testing.assert_allclose(a.total().comoment, b.total().comoment, atol=1e-3 * np.abs(a.total().comoment).max())
-    with xr.open_zarr(trace_store(finished, unit)) as a, xr.open_zarr(trace_store(tmp_path / "run", unit)) as b:
+    with xr.open_zarr(trace_store(finished, subject)) as a, xr.open_zarr(trace_store(tmp_path / "run", subject)) as b:
         np.testing.assert_allclose(a["losses"].values, b["losses"].values, atol=1e-3 * float(a["losses"].std()))
         assert float(np.abs(a["losses"]).max()) > 0.1

@@ -49,7 +49,7 @@ def test_a_full_disk_ends_the_run_and_some_space_takes_it_on(cluster, undisturbe
     reached = pushes(run)
     assert reached > 15
     failures.finish(failures.start_driver(run, cluster), run)
-    assert events(run, "unit_resumed")
+    assert events(run, "subject_resumed")
     failures.assert_same(failures.results(run), undisturbed)
 
 

@@ -144,7 +144,7 @@ def test_room_that_does_not_come_back_is_a_bounded_wait(nodes, undisturbed, tiny
     monkeypatch.undo()
     nodes.add_node(num_cpus=1)
     sample(config, run, quiet())
-    assert events(run, "unit_resumed")
+    assert events(run, "subject_resumed")
     failures.assert_same(failures.results(run), undisturbed)
 
 
@@ -193,7 +193,7 @@ def test_drivers_that_are_killed_interrupted_and_preempted(cluster, undisturbed,
         driver.send_signal(sent)
         told = time.monotonic()
         assert driver.wait(timeout=30) == code
-        assert len(events(run, "unit_resumed")) == 2 * number
+        assert len(events(run, "subject_resumed")) == 2 * number
         # Nothing durable goes with the driver; after a notice all of what was pushed is durable.
         assert pushes(run) > before + 15
         if sent != signal.SIGKILL:
@@ -220,5 +220,5 @@ def test_the_head(undisturbed, tiny_run, tmp_path, monkeypatch):
     assert reached > 15
     with failures.cluster_of(1) as cluster:
         failures.finish(failures.start_driver(run, cluster), run)
-    assert len(events(run, "unit_resumed")) == 2
+    assert len(events(run, "subject_resumed")) == 2
     failures.assert_same(failures.results(run), undisturbed)

@@ -25,7 +25,7 @@ VICTIMS = {"ModelWorker": 50, "AggregatorShard": 35, "node": 10, "driver": 5}
 def test_fifty_random_kills(cluster, undisturbed, tiny_run, tmp_path):
     _, run = long_run(tiny_run, tmp_path / "run")
     chosen, kills = random.Random(11), Counter[str]()
-    total = 2 * 3 * 40  # units, chains, pushes
+    total = 2 * 3 * 40  # subjects, chains, pushes
     # The last quarter without kills: dozens of pushes may pass between two looks.
     moments = sorted(chosen.randrange(total * 3 // 4) for _ in range(NUM_KILLS))
     driver = failures.start_driver(run, cluster)

@@ -1,4 +1,4 @@
-"""A model of the user's own, small enough for golden numbers: three arcs of points, told apart by seven units."""
+"""A model of the user's own, small enough for golden numbers: three arcs of points, distinguished by seven units."""
 
 from __future__ import annotations
 

@@ -84,15 +84,15 @@ def test_one_worker_two_workers_and_no_ray_at_all(tiny_run, tmp_path, as_in_a_wo
         folders.append(run.path)
     by_hand = sample_by_hand(tiny_config(tiny_run), tiny_run)
     for component in ("layer.0.head.1", "everything"):
-        units = [folder / "sampling" / component for folder in folders]
-        assert_same_chains(read_chains(units[0])[0], by_hand[component][0])
+        subjects = [folder / "sampling" / component for folder in folders]
+        assert_same_chains(read_chains(subjects[0])[0], by_hand[component][0])
         # Whoever ran it, everything but the time that it took is the same to the bit.
-        assert_same_files(*units)
+        assert_same_files(*subjects)
         for suffix in ("", "-samples"):
             name = f"susceptibility-{component}{suffix}.parquet"
             tables = [pq.read_table(folder / "response" / name) for folder in folders]
             assert tables[0].equals(tables[1])
-        records = read_records(units[1])
+        records = read_records(subjects[1])
         assert [record.chain for record in records] == [0, 1, 2]
         assert all(r.healthy and r.draws == 12 and r.steps == 3 + 11 * 2 for r in records)
     gradients = read_gradients(LocalStorage(folders[0]), "everything", [0, 1, 2])

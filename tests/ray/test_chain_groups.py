@@ -166,16 +166,16 @@ def ledger_plan(num_chains):
     return LedgerPlan("run", GroupStudy.observables, num_columns, GroupStudy.num_draws, 2, num_chains)
 
 
-UNITS = {"worker/steady": 2, "worker/diverging": 1, "group/steady": 2, "group/diverging": 1} | dict.fromkeys(
+SUBJECTS = {"worker/steady": 2, "worker/diverging": 1, "group/steady": 2, "group/diverging": 1} | dict.fromkeys(
     ("group/refused", "group/raising", "group/killed"), 1
 )
 
 
 def make_shard(storage):
-    """The only shard of an aggregator for ``UNITS``."""
+    """The only shard of an aggregator for ``SUBJECTS``."""
     from patterning_dist.runtime.chains.aggregator import AggregatorShard
 
-    plans = {unit: ledger_plan(num_chains) for unit, num_chains in UNITS.items()}
+    plans = {subject: ledger_plan(num_chains) for subject, num_chains in SUBJECTS.items()}
     return AggregatorShard.remote("test", plans, 0, 1, storage, 60.0)
 
 
@@ -202,16 +202,18 @@ def test_a_group_is_a_worker_and_its_losses_are_told(tmp_path):
     storage = LocalStorage(tmp_path)
     shard, board = make_shard(storage), progress_board()
 
-    def chain(worker, unit, number):
-        task = ChainTask("test", unit, number, Incarnation(1, 1), False, ledger_plan(UNITS[unit]), storage, 4, 60.0)
+    def chain(worker, subject, number):
+        task = ChainTask(
+            "test", subject, number, Incarnation(1, 1), False, ledger_plan(SUBJECTS[subject]), storage, 4, 60.0
+        )
         # Without someone who watches the ranks, those that are left would wait for ten minutes.
         return ray.get(worker.chain.remote(task, [shard], board), timeout=300)
 
-    def chains(worker, unit):
+    def chains(worker, subject):
         """Records, without the seconds, and what the shard has of the chains."""
-        for number in range(UNITS[unit]):
-            assert chain(worker, unit, number).ending is Ending.CLOSED
-        records, _, part = ray.get(shard.finish.remote(unit, lambda part: part), timeout=100)
+        for number in range(SUBJECTS[subject]):
+            assert chain(worker, subject, number).ending is Ending.CLOSED
+        records, _, part = ray.get(shard.finish.remote(subject, lambda part: part), timeout=100)
         return [(r.chain, r.healthy, r.reason, r.draws, r.steps) for r in records], part.chains
 
     worker = ModelWorker.options(num_cpus=1).remote(sampling_config(), "cpu")
@@ -236,7 +238,7 @@ def test_a_group_is_a_worker_and_its_losses_are_told(tmp_path):
         chain(group, "group/refused", 0)
     assert str(caught.value.cause) == "model.path: there is no such folder"
 
-    # Every time the ranks start anew.
+    # Every time the ranks restart.
     what = r"rank 1 of chain group 0 on node .* failed in group/raising chain 0"
     with pytest.raises(RuntimeError, match=what) as caught:
         chain(group, "group/raising", 0)
@@ -257,20 +259,20 @@ def test_a_group_is_a_worker_and_its_losses_are_told(tmp_path):
 @pytest.mark.usefixtures("local_ray")
 def test_a_chain_that_loses_ranks_goes_on_and_one_that_always_does_is_left_out(tmp_path):
     """Either rank dies once, in the middle; then one that dies whenever its chain begins. The rest is undisturbed."""
-    from patterning_dist.runtime.chains.run import Events, UnitPlan, run_chains
+    from patterning_dist.runtime.chains.run import ChainsPlan, Events, run_chains
 
-    units = ("group/steady", "group/struck", "group/mortal")
+    subjects = ("group/steady", "group/struck", "group/mortal")
     sampling = sampling_config(
         draws_per_push=2, snapshot_seconds=0, aggregator_shards=2, max_chain_failures=1, min_chains=1
     )
     results, events = {}, []
     told = Events(results.__setitem__, lambda kind, **fields: events.append({"kind": kind, **fields}))
-    plans = {unit: UnitPlan(ledger_plan(2), lambda part: part) for unit in units}
+    plans = {subject: ChainsPlan(ledger_plan(2), lambda part: part) for subject in subjects}
     study = functools.partial(GroupStudy, folder=tmp_path)
     run_chains("test", study, sampling, "cpu", LocalStorage(tmp_path), plans, told, quiet())
-    assert list(results) == list(units)
+    assert list(results) == list(subjects)
 
-    steady, struck, mortal = (results[unit] for unit in units)
+    steady, struck, mortal = (results[subject] for subject in subjects)
     for number in (0, 1):
         np.testing.assert_array_equal(struck.traces[number], steady.traces[number])
         # The centre, and what is left from the second or third push on; never all nine draws.
@@ -287,12 +289,12 @@ def test_a_chain_that_loses_ranks_goes_on_and_one_that_always_does_is_left_out(t
     assert re.match(lost, record.reason)
     assert all(part.excluded == {1: record.reason} for part in mortal.parts)
 
-    losses = [(e["unit"], e["chain"]) for e in events if e["kind"] == "chain_lost"]
+    losses = [(e["subject"], e["chain"]) for e in events if e["kind"] == "chain_lost"]
     assert sorted(losses) == [("group/mortal", 1)] * 2 + [("group/struck", 0), ("group/struck", 1)]
-    reasons = {(e["unit"], e["chain"]): e["reason"] for e in events}
+    reasons = {(e["subject"], e["chain"]): e["reason"] for e in events}
     assert re.match("rank 1 of chain group 0 .*died in group/struck chain 0", reasons["group/struck", 0])
     assert re.match("rank 0 of chain group 0 .*died in group/struck chain 1", reasons["group/struck", 1])
-    assert not [file for unit in units for file in (tmp_path / "sampling" / unit / "checkpoints").iterdir()]
+    assert not [file for subject in subjects for file in (tmp_path / "sampling" / subject / "checkpoints").iterdir()]
     assert_all_is_given_back()
 
 

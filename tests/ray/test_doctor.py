@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 from patterning_dist.cli import app
 from patterning_dist.runtime.doctor import Finding, machine, run_doctor
 from patterning_dist.runtime.doctor.cluster import bounded, check_address
-from patterning_dist.runtime.doctor.disk import check_place
+from patterning_dist.runtime.doctor.disk import check_location
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -33,11 +33,11 @@ def before(local_ray: None) -> set[str]:
 
 @pytest.fixture(scope="module")
 def findings(before: set[str], tmp_path_factory: pytest.TempPathFactory) -> dict[str, Finding]:
-    place = tmp_path_factory.mktemp("runs")
+    location = tmp_path_factory.mktemp("runs")
     shown: list[Finding] = []
-    found = run_doctor(place / "new", None, shown.append)
+    found = run_doctor(location / "new", None, shown.append)
     assert found == shown
-    assert list(place.iterdir()) == []  # what it wrote, it removed
+    assert list(location.iterdir()) == []  # what it wrote, it removed
     return {finding.check: finding for finding in found}
 
 
@@ -84,14 +84,14 @@ def test_too_little_shared_memory_is_said(small_disk: Path) -> None:
 
 
 def test_a_full_disk_is_said(small_disk: Path) -> None:
-    disk, locks = check_place(small_disk / "runs")
+    disk, locks = check_location(small_disk / "runs")
     assert disk.state == "broken" and "No space left on device" in disk.text and "--run-dir" in disk.text
     assert locks.state == "ok"
     assert list(small_disk.iterdir()) == []
 
 
 def test_a_place_that_cannot_be_written_is_said() -> None:
-    (found,) = check_place(Path("/proc/runs"))
+    (found,) = check_location(Path("/proc/runs"))
     assert found.state == "broken" and "/proc cannot be written" in found.text and "--run-dir" in found.text
 
 

@@ -28,7 +28,7 @@ class Reporter:
 
     def report(self) -> None:
         for loss in (3.5, 2.5):
-            chain = Metrics(run=RUN, unit="w/head", chain=3)
+            chain = Metrics(run=RUN, subject="w/head", chain=3)
             chain.add("patterning_draws", 5)
             chain.set("patterning_chain_loss_nats", loss)
             chain.observe("patterning_push_seconds", 0.004, shard=1)
@@ -45,7 +45,7 @@ class Reporter:
         training = Metrics(run=RUN, arm="up-0")
         training.add("patterning_training_steps", 7)
         training.set("patterning_training_loss_nats", 1.25)
-        Metrics(run=RUN, unit="w/head", chain=4).set("patterning_chain_loss_nats", math.nan)
+        Metrics(run=RUN, subject="w/head", chain=4).set("patterning_chain_loss_nats", math.nan)
 
 
 def scrape(port: int) -> Samples:
@@ -84,9 +84,9 @@ def port() -> Iterator[int]:
 def samples(port: int) -> Iterator[Samples]:
     """One scrape with all that was reported; the actor lives on, and reports no more."""
     run = Metrics(run=RUN)
-    run.hold("patterning_rhat", 1.01, unit="w/head")
-    run.hold("patterning_chains_excluded", 1, unit="w/head")
-    run.add("patterning_chain_restarts", 1, unit="w/head", chain=3)
+    run.hold("patterning_rhat", 1.01, subject="w/head")
+    run.hold("patterning_chains_excluded", 1, subject="w/head")
+    run.add("patterning_chain_restarts", 1, subject="w/head", chain=3)
     run.enter("train")
     Metrics(run=RUN).enter("sample")  # as the driver does, stage by stage
     reporter = Reporter.remote()

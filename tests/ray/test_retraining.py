@@ -67,7 +67,7 @@ def make_job(run, name, *, weights=None, num_workers=1, zero=None, **changes):
 
 
 def train_all(config, run, jobs):
-    """Weights after each job, all of them in one lane."""
+    """Weights after each job, all of them in one queue."""
     run_jobs(config, run, jobs, "training", quiet(), 1)
     for job in jobs:
         for name in JOB_FILES:
@@ -86,7 +86,7 @@ def read_report(job):
 
 @pytest.fixture(scope="module")
 def one_rank(run):
-    """Jobs of one rank in one lane: name -> (job, weights)."""
+    """Jobs of one rank in one queue: name -> (job, weights)."""
     jobs = [
         make_job(run, "plain"),
         make_job(run, "ones", weights="ones"),
@@ -200,6 +200,34 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_undisturbed_one(one_r
     assert (first.folder / "evaluation.json").stat().st_mtime < (
         disturbed.folder / "initial.safetensors"
     ).stat().st_mtime
+
+
+def test_a_stack_is_the_trainings_of_its_seeds_and_resumes_with_the_same_bits(one_rank, run):
+    config = tiny_config(run.path, "retrain.max_failures=1")  # the optimizer is muon
+    short = {"weights": "uneven", "anneal_steps": 4}
+    other = make_job(run, "annealed-9", seed=9, **short)
+    stacked = [make_job(run, f"stacked-{seed}", seed=seed, stack="uneven", **short) for seed in (4, 9)]
+    alone, *found = train_all(config, run, [other, *stacked])
+    for job, member, weights, expected in zip(
+        (one_rank["annealed"][0], other), stacked, found, (one_rank["annealed"][1], alone), strict=True
+    ):
+        assert distance(weights, expected) < 1e-5
+        rows = [pq.read_table(one.folder / "metrics.parquet").to_pydict() for one in (job, member)]
+        assert rows[0]["step"] == rows[1]["step"]
+        for name in ("train_loss", "validation_loss"):
+            assert rows[1][name] == pytest.approx(rows[0][name], rel=1e-5, nan_ok=True)
+        assert read_report(member)["num_missing_weights"] == NUM_UNWEIGHTED
+    long = {"weights": "uneven", "num_steps": 400, "evaluate_every": 200, "stack": "long", "checkpoint_seconds": 0.0}
+    undisturbed = train_all(config, run, [make_job(run, f"long-{seed}", seed=seed, **long) for seed in (4, 9)])
+    jobs, killed = [make_job(run, f"killed-{seed}", seed=seed, **long) for seed in (4, 9)], []
+    killer = threading.Thread(target=kill_once, args=(jobs[1].folder / "initial.safetensors", killed))
+    killer.start()
+    results = train_all(config, run, jobs)
+    killer.join()
+    assert killed == ["in the middle"]
+    assert all(torch.equal(a[name], b[name]) for a, b in zip(undisturbed, results, strict=True) for name in a)
+    events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
+    assert [e["job"] for e in events if e["kind"] == "job_restarted"][-1:] == ["killed-4 and 1 more of its stack"]
 
 
 def test_finished_retrainings_are_kept_and_changed_ones_done_again(run):

@@ -18,7 +18,7 @@ from patterning_dist.storage.run import RunDirectory
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 
-UNIT, NUM_DRAWS, STEPS = "early/layer.1.mlp", 12, 6
+SUBJECT, NUM_DRAWS, STEPS = "early/layer.1.mlp", 12, 6
 GRID = (
     "calibration.checkpoint=early",
     "calibration.component=layer.1.mlp",
@@ -61,7 +61,7 @@ def test_a_worker_and_a_group_of_ranks_run_the_chains_of_the_study(file: Path, t
     expected = []
     for number in range(2):
         settings = {"posterior": Posterior(1, 20), "step_size": 2e-2, "burn_in": 0}
-        chain = study.chain(UNIT, number, num_draws=NUM_DRAWS, steps_between_draws=STEPS, **settings)
+        chain = study.chain(SUBJECT, number, num_draws=NUM_DRAWS, steps_between_draws=STEPS, **settings)
         expected.append(np.stack([draw.losses[-5:] for draw in chain.draws()]))
     calibrate(config, RunDirectory(tmp_path / "worker"), quiet())
     for found, losses in zip(trials(tmp_path / "worker"), expected, strict=True):

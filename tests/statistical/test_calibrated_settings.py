@@ -56,7 +56,7 @@ def calibrated(study, n_beta, gamma, standard_error, num_draws=60, num_chains=4)
     curvature = (ends.smallest, ends.largest)
     plan = TrialPlan("everything", num_chains, num_draws, len(study.data), takes_gradients=False)
     found = propose(curvature, [n_beta], [gamma], None, standard_error=standard_error, is_raised=True)
-    lengths = {"standard_error": standard_error, "num_chains": 4, "min_draws": 16, "num_units": 1, "num_workers": 1}
+    lengths = {"standard_error": standard_error, "num_chains": 4, "min_draws": 16, "num_subjects": 1, "num_workers": 1}
 
     def run(settings):
         return {s: [run_trial(study, plan, s, c, steps) for c in range(num_chains)] for s, steps in settings.items()}

@@ -52,14 +52,14 @@ class Case:
         """Susceptibilities without and with a control, of draws [chain, draw, coordinate]."""
         target, (plain, controlled) = self.target, ([], [])
         for number, positions in enumerate(draws, start=first):
-            target.place(target.center)
+            target.move_to(target.center)
             center, num_samples = target.measure(), len(target.data)
             statistic = Controlled(
                 target, self.settings, number, population=num_samples, controls=[(0, control)], num_batches=8
             )
             plain.append(CoMoments.empty(number, NUM_DRAWS, 1, num_samples, 8))
             for t, w in enumerate(torch.from_numpy(positions).float()):
-                target.place({"w": w})
+                target.move_to({"w": w})
                 here = target.measure()
                 phi, losses = (here.observables - center.observables).numpy(), (here.losses - center.losses).numpy()
                 plain[-1].update(phi[None], losses[None])
@@ -213,12 +213,12 @@ def test_going_on_from_a_state_gives_the_same():
     controls = [(0, "langevin_stein"), (0, "linear")]
 
     def made(controls=controls):
-        case.target.place(case.target.center)
+        case.target.move_to(case.target.center)
         return Controlled(case.target, case.settings, 3, population=12, controls=controls, num_batches=8)
 
     def fed(statistic, draws):
         for t in draws:
-            case.target.place({"w": positions[t]})
+            case.target.move_to({"w": positions[t]})
             here = case.target.measure()
             statistic.update(Draw(t, here.observables.numpy(), here.losses.numpy(), here.mean_loss), case.target)
         return statistic

@@ -170,7 +170,7 @@ class Quadratic:
     def dot(self, a, b):
         return dot(a, b)
 
-    def place(self, position):
+    def move_to(self, position):
         self.position = {name: w.clone() for name, w in position.items()}
 
     def losses(self, batch):

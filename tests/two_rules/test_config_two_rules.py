@@ -53,6 +53,7 @@ def test_the_experiments_of_the_project_are_read_and_written_back(name: str, tmp
         ("check.strengths=[-1.5,1.0]", "check.strengths: expected numbers from -1 to 1"),
         ("weights.min_weight=0", "weights.min_weight: expected a number greater than 0, got 0"),
         ("kind=parentheses", "kind is not a known key"),
+        ("retrain.num_steps=4", "retrain is a section of the loop, and this experiment has others: experiment, name,"),
         ("training.deepspeed=a.json", "training.deepspeed is not a known key"),
     ],
 )

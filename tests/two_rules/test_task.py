@@ -15,7 +15,7 @@ from patterning_dist.experiments.two_rules.stages.weighting import write_weights
 from patterning_dist.experiments.two_rules.strings import write_splits
 from patterning_dist.experiments.two_rules.task import BracketTask
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.training.stacked import Networks
+from patterning_dist.training.stack import Networks
 
 SEEDS = (3, 4)
 CONFIG = load_config(

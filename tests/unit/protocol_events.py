@@ -50,7 +50,7 @@ def fault(world: World, choose: Callable[[int], int]) -> None:
     elif kind == 1:
         world.snapshot(shard, chain, fuse=choose(2))
     elif kind in (2, 3) and chain not in world.complete:
-        world.replace(chain, lives_on=kind == 3, anew=choose(3) == 0)
+        world.replace(chain, lives_on=kind == 3, restart=choose(3) == 0)
     elif kind == 4 and choose(2) == 0:
         world.restart_driver()
     elif kind in (5, 6, 7, 8) and world.messages:
@@ -153,7 +153,7 @@ def shards_with_the_ends_of_different_attempts() -> None:
 def a_late_repetition_of_the_call_to_begin_anew() -> None:
     """It arrives when the chain has come to its end."""
     world = small_world(num_shards=2, total=1)
-    world.replace(0, lives_on=False, anew=True)
+    world.replace(0, lives_on=False, restart=True)
     late = world.messages[-1]
     talk(world, "open", "push", "close")
     world.deliver(late)

@@ -83,12 +83,12 @@ class Shard:
             if not held.mark.digests:  # of another run: a higher number would hide the snapshots to come
                 snapshots.delete()
 
-    def open(self, push: PushId, anew: bool) -> tuple[Answer, str | None]:
+    def open(self, push: PushId, restart: bool) -> tuple[Answer, str | None]:
         held = self.held[push.chain]
-        anew = anew and push.incarnation > held.mark.incarnation  # or else it is a repetition of the question
+        restart = restart and push.incarnation > held.mark.incarnation  # or else it is a repetition of the question
         if not held.mark.fence(push.run, push.incarnation):
             return self._answer(held, Verdict.ZOMBIE), None
-        if anew:
+        if restart:
             self.snapshots[push.chain].delete()
             held.contents, held.record = [], None
             held.mark.begin_anew(push.incarnation)
@@ -154,11 +154,11 @@ class Attempt:
         world: around it.
         chain: number.
         incarnation: of the attempt.
-        anew: what earlier attempts left is dropped.
+        restart: what earlier attempts left is dropped.
     """
 
-    def __init__(self, world: Surroundings, chain: int, incarnation: Incarnation, anew: bool) -> None:
-        self.world, self.chain, self.incarnation, self.anew = world, chain, incarnation, anew
+    def __init__(self, world: Surroundings, chain: int, incarnation: Incarnation, restart: bool) -> None:
+        self.world, self.chain, self.incarnation, self.restart = world, chain, incarnation, restart
         self.sender = Sender(world.num_shards)
         self.checkpoints = world.checkpoints(chain)
         self.digest, self.path, self.flavour = START, (), 0
@@ -234,27 +234,27 @@ class Attempt:
         self.state, self.calls = "opening", {}
         self.records.clear()
         self.closed.clear()
-        self._call_all("open", self.anew)
+        self._call_all("open", self.restart)
 
     def _go_on(self) -> None:
-        if self.anew:
+        if self.restart:
             self.checkpoints.delete()
-            self.anew = False
+            self.restart = False
         if self.is_first and is_ended(self.records):
             self.state = "complete"
             return
-        places = set(self.checkpoints.numbers()) | ({self.sender.sequence} if not self.is_first else set())
-        while (place := self.sender.resume(places)) > 0:
-            if place == self.sender.sequence and not self.is_first:
+        candidates = set(self.checkpoints.numbers()) | ({self.sender.sequence} if not self.is_first else set())
+        while (candidate := self.sender.resume(candidates)) > 0:
+            if candidate == self.sender.sequence and not self.is_first:
                 break
-            if (stored := self.checkpoints.read(place)) is not None:
+            if (stored := self.checkpoints.read(candidate)) is not None:
                 state = json.loads(stored)
                 self.digest, self.path = bytes.fromhex(state["digest"]), tuple(state["path"])
                 break
-            places.discard(place)  # damaged
+            candidates.discard(candidate)  # damaged
         else:
             self.digest, self.path = START, ()
-        self.sender.sequence, self.is_first, self.state = place, False, "running"
+        self.sender.sequence, self.is_first, self.state = candidate, False, "running"
         self.flavour = self.world.flavour()
 
     def _call_all(self, kind: str, *arguments: object) -> None:

@@ -72,7 +72,7 @@ class World:
                     snapshots_of(self.storage, shard, chain).write(20, json.dumps(old).encode())
         self.shards = [Shard(self.storage, shard, num_chains) for shard in range(num_shards)]
         self.zombies: list[Attempt] = []
-        self.current = [self._start(chain, anew=False) for chain in range(num_chains)]
+        self.current = [self._start(chain, restart=False) for chain in range(num_chains)]
 
     # what attempts need
 
@@ -144,15 +144,15 @@ class World:
         self.shards[shard] = Shard(self.storage, shard, self.num_chains)
         self.untrusted -= {(shard, chain) for chain in range(self.num_chains)}
 
-    def replace(self, chain: int, *, lives_on: bool, anew: bool = False) -> None:
+    def replace(self, chain: int, *, lives_on: bool, restart: bool = False) -> None:
         """The driver takes an attempt for dead, rightly or not, and starts another."""
-        if anew:
+        if restart:
             self.begun_anew.add(chain)
         if lives_on:
             self.zombies.append(self.current[chain])
         else:
             self.current[chain].state = "dead"
-        self.current[chain] = self._start(chain, anew)
+        self.current[chain] = self._start(chain, restart)
 
     def restart_driver(self) -> None:
         """All attempts live on for a while; the new driver knows nothing but the count of drivers."""
@@ -218,9 +218,9 @@ class World:
             require(len({tuple(one.contents) for one in held}) == 1, "a chain that is used is one attempt's")
         return len(self.complete) == self.num_chains
 
-    def _start(self, chain: int, anew: bool) -> Attempt:
+    def _start(self, chain: int, restart: bool) -> Attempt:
         self.attempts[chain] += 1
-        return Attempt(self, chain, Incarnation(self.driver, self.attempts[chain]), anew)
+        return Attempt(self, chain, Incarnation(self.driver, self.attempts[chain]), restart)
 
     def _look_after(self, attempt: Attempt) -> None:
         chain = attempt.chain
@@ -231,4 +231,4 @@ class World:
             return
         require(attempt.state == "conflict", "the newest incarnation is never shut out")
         require(not self.is_deterministic, "a chain that repeats itself exactly has no conflict")
-        self.replace(chain, lives_on=False, anew=True)
+        self.replace(chain, lives_on=False, restart=True)

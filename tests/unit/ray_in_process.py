@@ -176,7 +176,7 @@ class World:
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """For as long as the patch lasts, all that this process asks of Ray happens here."""
-        for module in (aggregator, attempt, pushes, run, workforce):
+        for module in (aggregator, attempt, boards, pushes, run, workforce):
             patch.setattr(module, "time", self.clock)
         patch.setattr(run, "AggregatorShard", ActorClass(self, aggregator.AggregatorShard))
         patch.setattr(workers, "ModelWorker", ActorClass(self, workers.ModelWorker))

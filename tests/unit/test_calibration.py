@@ -256,7 +256,7 @@ def test_a_planned_run_reaches_the_wanted_error_with_the_draws_and_the_thinning_
         for c in range(8)
     ]
     found = assess(SETTING, chains, ["phi"], steps_between_draws=1)
-    plan = plan_run(found, standard_error=wanted, num_chains=4, min_draws=16, num_units=3, num_workers=2)
+    plan = plan_run(found, standard_error=wanted, num_chains=4, min_draws=16, num_subjects=3, num_workers=2)
     assert plan.slowest == "phi" and plan.num_chains == 4
     assert 4 <= plan.steps_between_draws <= 20
     assert plan.needed["phi"].low < plan.needed["phi"].value < plan.needed["phi"].high
@@ -280,7 +280,7 @@ def test_a_plan_from_noise_says_that_it_knows_nothing() -> None:
     losses = rng.standard_normal((4, 60, 400))
     found = assess(SETTING, trials(level(rng, 4, 60, 0.2), losses=losses), ["phi"], 1)
     assert math.isnan(found.signals["phi"].ratio) and abs(found.reliability) < 0.2
-    plan = plan_run(found, standard_error=0.1, num_chains=4, min_draws=16, num_units=1, num_workers=1)
+    plan = plan_run(found, standard_error=0.1, num_chains=4, min_draws=16, num_subjects=1, num_workers=1)
     assert plan.slowest == "" and plan.num_draws == 16 and math.isnan(plan.seconds.value)
 
 
@@ -325,7 +325,7 @@ def gaussian_trials(setting: Setting, rng: np.random.Generator, num_draws: int, 
 def judged(setting: Setting, trials: list[Trial], steps: int) -> Assessment:
     """For chi to 0.5 of its spread; P = 30 + 20."""
     found = assess(setting, trials, ["w", "loss"], steps)
-    plan = {"standard_error": 0.5, "num_chains": 4, "min_draws": 16, "num_units": 1, "num_workers": 1}
+    plan = {"standard_error": 0.5, "num_chains": 4, "min_draws": 16, "num_subjects": 1, "num_workers": 1}
     return found if found.failure else judge_bias(found, plan_run(found, **plan), 0.5, setting.step_size * 50)
 
 
@@ -379,11 +379,11 @@ def test_the_bias_is_held_against_the_error_of_the_planned_answer() -> None:
 
 
 def test_the_error_of_the_planned_llc_is_that_of_such_runs() -> None:
-    """AR(1) of 0.8, nine draws for one: 400 draws a chain are foretold from 100."""
+    """AR(1) of 0.8, nine draws for one: 400 draws a chain are predicted from 100."""
     rng = np.random.default_rng(4)
     found = [assess(SETTING, trials(level(rng, 4, 100, 0.8)), ["loss"], 1) for _ in range(40)]
     plans = [
-        plan_run(one, standard_error=0.1, num_chains=4, min_draws=400, num_units=1, num_workers=1) for one in found
+        plan_run(one, standard_error=0.1, num_chains=4, min_draws=400, num_subjects=1, num_workers=1) for one in found
     ]
     assert {plan.num_draws for plan in plans} == {400}
     thinning = int(np.median([plan.steps_between_draws for plan in plans]))

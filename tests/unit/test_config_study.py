@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import copy
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import yaml
+from huggingface_hub import HfApi
+from huggingface_hub.errors import OfflineModeIsEnabled
 
 from patterning_dist.config import HuggingFaceConfig, ModuleConfig, dump_config, load_config
 from patterning_dist.errors import PatterningError
@@ -73,7 +76,7 @@ def test_a_model_without_a_kind_is_the_attention_only_transformer(path: Path) ->
     raw = copy.deepcopy(STUDY)
     del raw["model"]["kind"]
     path.write_text(yaml.safe_dump(raw))
-    assert "model.path is not a known key" in refusal(path)
+    assert "model.path is a key of kind huggingface, and model.kind is attention_only; change one" in refusal(path)
 
 
 def test_dumped_study_loads_to_the_same(path: Path, tmp_path: Path) -> None:
@@ -126,6 +129,71 @@ def test_what_is_measured_and_what_follows_from_all_draws(path: Path) -> None:
     ]
 
 
+@pytest.fixture
+def steps(path: Path, tmp_path: Path) -> Path:
+    """The folder of a model with checkpoints, which the experiment at ``path`` samples around."""
+    for name in ("", "step2", "step10", "step1", "notes"):
+        (tmp_path / "model" / name).mkdir(exist_ok=True)
+        (tmp_path / "model" / name / ("config.json" if name != "notes" else "readme")).touch()
+    raw = copy.deepcopy(STUDY)
+    raw["model"]["path"] = "model"
+    path.write_text(yaml.safe_dump(raw))
+    return path
+
+
+@pytest.mark.parametrize(
+    ("names", "there"),
+    [
+        ("['step*']", ["step1", "step2", "step10"]),
+        ("['*']", ["step1", "step2", "step10", "final"]),
+        ("[step10, 'step?']", ["step10", "step1", "step2"]),
+        ("['step1[0-9]', final]", ["step10", "final"]),
+    ],
+)
+def test_globs_of_checkpoints_come_in_the_order_of_the_training(steps: Path, names: str, there: list[str]) -> None:
+    config = load_config(steps, [f"model.checkpoints={names}"])
+    assert config.checkpoints == there
+    steps.write_text(dump_config(config))  # a run keeps the names: checkpoints that come later are not its own
+    assert load_config(steps) == config
+
+
+@pytest.mark.parametrize(
+    ("names", "text"),
+    [
+        ("['stop*']", "matches 'stop*'; there are step1, step2, step10, final"),
+        ("[step1, 'step*']", "model.checkpoints: 'step1' is listed twice; remove one"),
+    ],
+)
+def test_globs_of_checkpoints_that_match_nothing_or_the_same_are_refused(steps: Path, names: str, text: str) -> None:
+    message = refusal(steps, f"model.checkpoints={names}")
+    assert message.startswith(f"{steps}: model.checkpoints: ") and text in message
+
+
+def test_globs_of_revisions_on_the_hub(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refs(hub: HfApi, name: str) -> SimpleNamespace:
+        assert name == "owner/name"
+        branches = [SimpleNamespace(name=branch) for branch in ("main", "step10", "step9", "refs/pr")]
+        return SimpleNamespace(branches=branches, tags=[SimpleNamespace(name="v1")])
+
+    monkeypatch.setattr(HfApi, "list_repo_refs", refs)
+    assert load_config(path, ["model.checkpoints=['*']"]).checkpoints == ["step9", "step10", "v1", "final"]
+
+    def unreachable(hub: HfApi, name: str) -> None:
+        raise OfflineModeIsEnabled("offline mode is enabled. To disable it")
+
+    monkeypatch.setattr(HfApi, "list_repo_refs", unreachable)
+    assert "of owner/name on the hub cannot be listed (offline mode is enabled. To disable it); write" in refusal(
+        path, "model.checkpoints=['*']"
+    )
+
+
+def test_functions_of_the_users_own_do_not_say_which_checkpoints_there_are(path: Path) -> None:
+    path.write_text(yaml.safe_dump(STUDY | OWN))
+    assert "model.checkpoints: 'step*' is a glob, and only your own functions know which there are; list" in refusal(
+        path, "model.checkpoints=['step*']"
+    )
+
+
 @pytest.mark.parametrize(
     ("override", "text"),
     [
@@ -135,7 +203,7 @@ def test_what_is_measured_and_what_follows_from_all_draws(path: Path) -> None:
             "model.kind: expected one of 'attention_only', 'huggingface', 'module', 'task', got 'hugging'",
         ),
         ("model.checkpoints=[]", "model.checkpoints: expected list should have at least 1 item"),
-        ("model.checkpoints=[a/b]", "model.checkpoints.0: expected text like ^[A-Za-z0-9]"),
+        ("model.checkpoints=[a/b]", "model.checkpoints.0: expected text like ^[A-Za-z0-9*?"),
         ("model.checkpoints=[a, a]", "model.checkpoints: 'a' is listed twice; remove one"),
         ("data.kind=txt", "data.kind: expected one of 'function', 'labelled', 'pairs', 'text', 'tokens', got 'txt'"),
         ("data.context_length=1", "data.context_length: expected a number greater than or equal to 2, got 1"),
@@ -144,7 +212,7 @@ def test_what_is_measured_and_what_follows_from_all_draws(path: Path) -> None:
         ("sampling.sampler.kind=sgd", "sampling.sampler.kind: expected one of 'rmsprop_sgld', 'sgld', 'sgnht', got"),
         (
             "sampling.sampler={kind: sgld, decay: 0.5}",
-            "sampling.sampler.decay is not a known key; known keys of sampling.sampler: kind",
+            "sampling.sampler.decay is a key of kind rmsprop_sgld, and sampling.sampler.kind is sgld; change one of",
         ),
         ("sampling.sampler={kind: sgnht, difusion: 1}", "did you mean sampling.sampler.diffusion?"),
         ("sampling.compute_dtype=float16", "sampling.compute_dtype: expected 'float32' or 'bfloat16', got 'float16'"),
@@ -228,6 +296,14 @@ RETRAIN = "retrain={seeds: [0], num_steps: 4}"
             "is no checkpoint; expected one of initialisation, step1000, final",
         ),
         ((TRAINING, "training.optimizer=muon"), "training.optimizer: muon steps on one matrix a head"),
+        (
+            (TRAINING, RETRAIN, "retrain.engine=stacked", "retrain.num_workers=2"),
+            "retrain.num_workers: a stack of networks is trained in one process, without ZeRO; remove it, or set",
+        ),
+        (
+            (TRAINING, RETRAIN, "retrain.engine=stacked", "retrain.deepspeed=configs/deepspeed/zero1.json"),
+            "retrain.deepspeed: a stack of networks is trained in one process, without ZeRO; remove it, or set",
+        ),
         (("model.architecture={model_type: gpt2}",), "model.path: expected exactly one of path"),
         (("model={kind: attention_only}", TRAINING), "data.kind: 'tokens' is not for model.kind 'attention_only'"),
     ],

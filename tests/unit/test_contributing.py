@@ -18,7 +18,7 @@ from patterning_dist.driver import experiment_of, run_stages
 from patterning_dist.errors import PatterningError
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.stages.sample import open_subjects
-from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.mirror import Location
 from patterning_dist.tasks.open import open_task
 
 CONTRIBUTING = Path(__file__).parents[2] / "CONTRIBUTING.md"
@@ -102,7 +102,7 @@ def test_a_task(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (directory / "baseline").mkdir(parents=True)
     save_model(task.build(3), directory / "baseline" / "model.safetensors")
     assert experiment_of(config).preflight(config, directory) == []
-    subjects = open_subjects(config, Place.at(directory), "cpu")("cpu", Ranks())
+    subjects = open_subjects(config, Location.at(directory), "cpu")("cpu", Ranks())
     draws = list(subjects.chain("everything", 0).draws())
     assert len(draws) == 8
     assert len(draws[-1].losses) == 6

@@ -97,9 +97,9 @@ def test_the_data_source_is_chosen_in_grafana() -> None:
     assert variables["datasource"]["type"] == "datasource" and variables["datasource"]["query"] == "prometheus"
     chosen = {"type": "prometheus", "uid": "${datasource}"}
     sources = [x["datasource"] for p in PANELS for x in (p, *p["targets"])]
-    sources += [variables[name]["datasource"] for name in ("run", "unit")]
+    sources += [variables[name]["datasource"] for name in ("run", "subject")]
     assert all(source == chosen for source in sources)
-    for name in ("run", "unit"):
+    for name in ("run", "subject"):
         function, _, rest = variables[name]["query"]["query"].partition("(")
         metric, _, label = rest.removesuffix(")").rpartition(", ")
         (selector,) = selectors(parsed(metric))

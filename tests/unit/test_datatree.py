@@ -19,7 +19,7 @@ from patterning_dist.response.diagnostics import observable_diagnostics
 from patterning_dist.sampling.chain import Draw
 from patterning_dist.sampling.traces import TraceRecorder, create_traces, trace_store
 
-UNITS = ["early/h.*.c_fc.weight[0:16,:]+everything", "final/everything"]
+SUBJECTS = ["early/h.*.c_fc.weight[0:16,:]+everything", "final/everything"]
 INDEX = {
     "sequence_id": np.array([3, 3, 8, 8]),
     "position": np.array([1, 2, 1, 2], np.int32),
@@ -27,12 +27,12 @@ INDEX = {
 }
 
 
-def response(unit: str) -> SubjectResponse:
-    """A unit whose chain 1 is left out, with two samples of two losses each."""
-    rng = np.random.default_rng(len(unit))
+def response(subject: str) -> SubjectResponse:
+    """A subject whose chain 1 is left out, with two samples of two losses each."""
+    rng = np.random.default_rng(len(subject))
     traces = {name: rng.normal(size=(3, 40)).cumsum(axis=1) for name in ("loss", "component", "prose")}
     return SubjectResponse(
-        name=unit,
+        name=subject,
         rows=["component", "prose", "llc"],
         chi=rng.normal(size=(3, 4)).astype(np.float32),
         standard_error=rng.uniform(size=(3, 4)).astype(np.float32),
@@ -46,7 +46,9 @@ def response(unit: str) -> SubjectResponse:
 
 @pytest.fixture
 def store(tmp_path: Path) -> Path:
-    nodes = [(response(unit), {"step_size": 0.1, "sampler": {"kind": "sgld"}, "probe": None}) for unit in UNITS]
+    nodes = [
+        (response(subject), {"step_size": 0.1, "sampler": {"kind": "sgld"}, "probe": None}) for subject in SUBJECTS
+    ]
     tree = response_tree(nodes, INDEX, {"name": "x", "seed": 7, "versions": {"torch": "2", "transformers": None}})
     write_tree(tree, tmp_path / "response.zarr")
     return tmp_path / "response.zarr"
@@ -56,8 +58,8 @@ def test_xarray_reads_what_was_written(store: Path) -> None:
     with xr.open_datatree(store, engine="zarr") as tree:
         assert (tree.attrs["name"], tree.attrs["seed"]) == ("x", 7)
         assert json.loads(tree.attrs["versions"]) == {"torch": "2", "transformers": None}
-        for unit in UNITS:
-            node, expected = tree[unit], response(unit)
+        for subject in SUBJECTS:
+            node, expected = tree[subject], response(subject)
             assert json.loads(node.attrs["sampler"]) == {"kind": "sgld"}
             assert node.attrs["step_size"] == 0.1 and "probe" not in node.attrs
             posterior = node["posterior"]
@@ -78,15 +80,15 @@ def test_xarray_reads_what_was_written(store: Path) -> None:
 
 def test_arviz_finds_the_diagnostics_of_the_posterior_group(store: Path) -> None:
     with xr.open_datatree(store, engine="zarr") as tree:
-        for unit in UNITS:
-            expected = response(unit).diagnostics["observables"]
-            for name, trace in tree[unit]["posterior"].data_vars.items():
+        for subject in SUBJECTS:
+            expected = response(subject).diagnostics["observables"]
+            for name, trace in tree[subject]["posterior"].data_vars.items():
                 assert array_stats.rhat(trace.values, method="rank") == pytest.approx(expected[name]["rhat"], abs=1e-12)
                 assert array_stats.ess(trace.values, method="bulk") == pytest.approx(expected[name]["ess_bulk"])
 
 
 def test_writing_again_leaves_nothing_of_what_was_there(store: Path) -> None:
-    write_tree(response_tree([(response(UNITS[1]), {})], INDEX, {}), store)
+    write_tree(response_tree([(response(SUBJECTS[1]), {})], INDEX, {}), store)
     with xr.open_datatree(store, engine="zarr") as tree:
         assert list(tree.children) == ["final"]
 
@@ -95,7 +97,7 @@ def test_writing_again_leaves_nothing_of_what_was_there(store: Path) -> None:
 def test_traces_hold_every_thin_th_draw_of_every_chain(tmp_path: Path, thin: int, kept: int) -> None:
     """Columns after the probe entries, the means of samples, are left out; a chain that stopped leaves NaN behind."""
     losses = np.random.default_rng(0).normal(size=(3, 37, 7))
-    store = trace_store(tmp_path, UNITS[0])
+    store = trace_store(tmp_path, SUBJECTS[0])
     create_traces(store, 3, 37, 5, thin)
     # Chains are written at once, each by its own recorder, as by different processes.
     recorders = [TraceRecorder(store, chain, thin, 37) for chain in range(3)]
@@ -152,9 +154,9 @@ def test_arviz_summarises_the_subtree_of_a_unit(store: Path) -> None:
     import arviz_stats
 
     with xr.open_datatree(store, engine="zarr") as tree:
-        for unit in UNITS:
-            summary = arviz_stats.summary(tree[unit], round_to=8)
-            expected = response(unit).diagnostics["observables"]
+        for subject in SUBJECTS:
+            summary = arviz_stats.summary(tree[subject], round_to=8)
+            expected = response(subject).diagnostics["observables"]
             assert set(summary.index) == {"loss", "component", "prose"}
             for name, entry in expected.items():
                 assert float(summary.loc[name, "r_hat"]) == pytest.approx(entry["rhat"], abs=1e-6)

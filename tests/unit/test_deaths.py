@@ -26,7 +26,7 @@ from patterning_dist.config import SamplingConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import select_component
 from patterning_dist.response.susceptibility import susceptibility
-from patterning_dist.runtime.chains.run import Events, UnitPlan, run_chains
+from patterning_dist.runtime.chains.run import ChainsPlan, Events, run_chains
 from patterning_dist.sampling.chain import Chain, ChainSettings
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.statistics import Draw, PositionMeans
@@ -35,7 +35,7 @@ from patterning_dist.sampling.traces import TraceRecorder, create_traces
 from patterning_dist.storage.snapshots import Snapshots, unpack
 
 NUM_CHAINS, NUM_DRAWS, NUM_SAMPLES = 2, 11, 5
-UNIT = "early/line"
+SUBJECT = "early/line"
 PLAN = LedgerPlan("run", ("loss", "held out", "slope"), NUM_SAMPLES, NUM_DRAWS, 2, NUM_CHAINS)
 # A snapshot about every second push: a second passes with every call.
 LAYOUT = {"draws_per_push": 2, "aggregator_shards": 2, "snapshot_seconds": 4.0, "min_chains": 1}
@@ -61,7 +61,7 @@ class Watched(TraceRecorder):
 
 
 class LineStudy:
-    """Chains of the one unit, on a line through five points, whose posterior is Gaussian; with all kinds of statistics.
+    """Chains of the one subject, on a line through five points with a Gaussian posterior; with every kind of statistic.
 
     Args:
         traces: where the losses go.
@@ -72,7 +72,7 @@ class LineStudy:
     def __init__(self, traces: Any, world: World, deadly: tuple[int, int] | None) -> None:
         self.traces, self.world, self.deadly, self.num_draws = traces, world, deadly, 0
 
-    def chain(self, unit: str, number: int) -> Chain:
+    def chain(self, subject: str, number: int) -> Chain:
         model = nn.Linear(1, 1)
         with torch.no_grad():
             model.weight.fill_(1.9)
@@ -140,10 +140,12 @@ class Run:
 
     def _drive(self) -> None:
         events = Events(
-            lambda unit, result: setattr(self, "result", result), lambda kind, **fields: self.events.update([kind])
+            lambda subject, result: setattr(self, "result", result), lambda kind, **fields: self.events.update([kind])
         )
-        units = {UNIT: UnitPlan(PLAN, analysis)}
-        run_chains("run", lambda device, ranks: self.study, SAMPLING, "cpu", self.world.files, units, events, quiet())
+        subjects = {SUBJECT: ChainsPlan(PLAN, analysis)}
+        run_chains(
+            "run", lambda device, ranks: self.study, SAMPLING, "cpu", self.world.files, subjects, events, quiet()
+        )
 
     def _damage(self, rng: random.Random) -> None:
         contents = self.world.files.contents
@@ -165,7 +167,7 @@ class Run:
         found["records"] = np.array([(r.chain, r.healthy, r.draws, r.steps) for r in self.result.records])
         found["heat"] = np.array([(r.temperatures, r.step_biases) for r in self.result.records])
         files = self.world.files
-        for name in files.names(folder := f"sampling/{UNIT}/gradients"):
+        for name in files.names(folder := f"sampling/{SUBJECT}/gradients"):
             found |= {name.partition(".")[0]: value for value in unpack(files.contents[f"{folder}/{name}"]).values()}
         return found | {"losses": zarr.open_group(self.traces, mode="r")["losses"][:]}
 

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from patterning_dist.aggregation.files import read_chains, write_unit
+from patterning_dist.aggregation.files import read_chains, write_subject
 from patterning_dist.aggregation.ledger import ChainRecord, Ledger, LedgerPlan
 from patterning_dist.aggregation.protocol import START, Incarnation, PushId, Verdict, block_digest
 from patterning_dist.errors import PatterningError
@@ -75,7 +75,7 @@ class Shards:
         folder = self.root / "sampling" / UNIT
         ledger = self.ledgers[0]
         records = ledger.records()
-        write_unit(folder, NAMES, records, [ledger.traces(record.chain) for record in records])
+        write_subject(folder, NAMES, records, [ledger.traces(record.chain) for record in records])
         return read_chains(folder)
 
 
@@ -167,7 +167,7 @@ def test_opening_anew_drops_the_earlier_attempt_and_its_snapshots(tmp_path):
     assert shards.send(0, 0, block(draws(9), 0, 10)) is Verdict.APPLIED
     for ledger in shards.ledgers:
         ledger.snapshot(0)
-        answer, record = ledger.open(shards.id(0, 0, attempt=2), anew=True)
+        answer, record = ledger.open(shards.id(0, 0, attempt=2), restart=True)
         assert (answer.mark, answer.durable, record) == (0, 0, None)
         assert ledger.snapshots[0].numbers() == []
     shards.digests[0] = [START]
@@ -175,7 +175,7 @@ def test_opening_anew_drops_the_earlier_attempt_and_its_snapshots(tmp_path):
     for number, start in enumerate(range(0, NUM_DRAWS, 8)):
         assert shards.send(0, number, block(data, start, start + 8), attempt=2) is Verdict.APPLIED
     for ledger in shards.ledgers:  # the same question once more, late: it is not asked twice of one attempt
-        answer, _ = ledger.open(shards.id(0, 0, attempt=2), anew=True)
+        answer, _ = ledger.open(shards.id(0, 0, attempt=2), restart=True)
         assert answer.mark == 3
         ledger.close(shards.id(0, 3, attempt=2), shards.digests[0][-1], ChainRecord(0))
     shards.close(ChainRecord(1))
@@ -241,7 +241,7 @@ def test_unhealthy_chains_are_left_out_with_their_reason(tmp_path):
     assert [moments.chain for moments in chains] == healthy
     assert excluded == {1: reason}
     assert all(ledger.part().excluded == {1: reason} for ledger in shards.ledgers)
-    # Chain 1 and chain 11 are told apart, and what chain 1 had is on disk for whoever looks into it.
+    # Chain 1 and chain 11 are distinguished, and what chain 1 had is on disk for whoever looks into it.
     np.testing.assert_allclose(chains[-1].total().comoment, covariance(data[11]), rtol=1e-10, atol=1e-10)
     folder = tmp_path / "sampling" / UNIT
     records = {r["chain"]: r for r in json.loads((folder / "chains.json").read_text())}

@@ -6,19 +6,19 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from patterning_dist.response.cost import NOTHING, Seconds, UnitCounts, aggregator_bytes, makespan
+from patterning_dist.response.cost import NOTHING, ChainCounts, Seconds, aggregator_bytes, makespan
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.stages.plan.table import Plan, StagePlan, duration, size
 
 
-def counts(**changes: int) -> UnitCounts:
+def counts(**changes: int) -> ChainCounts:
     settings = {"num_chains": 3, "num_draws": 16, "burn_in": 20, "steps_between_draws": 5, "draws_per_push": 6}
-    return UnitCounts.of("head", **(settings | changes))
+    return ChainCounts.of("head", **(settings | changes))
 
 
 def test_counts_of_a_chain() -> None:
     # The first draw comes right after the burn-in: 15 gaps between 16 draws.
-    assert counts() == UnitCounts("head", 3, 16, 20 + 15 * 5, 3)
+    assert counts() == ChainCounts("head", 3, 16, 20 + 15 * 5, 3)
     assert counts(num_draws=1, burn_in=0).num_steps == 0
 
 

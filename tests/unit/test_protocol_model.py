@@ -81,16 +81,16 @@ def begin_anew_that_stays_durable(mark, incarnation):
     mark.incarnation, mark.digests = incarnation, []
 
 
-def open_that_begins_anew_again(shard, push, anew):
+def open_that_starts_over_again(shard, push, restart):
     mark = shard.held[push.chain].mark
-    if anew and mark.fence(push.run, push.incarnation):
+    if restart and mark.fence(push.run, push.incarnation):
         mark.incarnation = Incarnation()
-    return open_shard(shard, push, anew)
+    return open_shard(shard, push, restart)
 
 
-def open_that_keeps_snapshots(shard, push, anew):
+def open_that_keeps_snapshots(shard, push, restart):
     kept = dict(shard.snapshots[push.chain].storage.files)
-    answered = open_shard(shard, push, anew)
+    answered = open_shard(shard, push, restart)
     shard.snapshots[push.chain].storage.files.update(kept)
     return answered
 
@@ -132,8 +132,8 @@ RULES = {
         "_answer",
         lambda shard, held, verdict: Answer(verdict, len(held.mark.digests), len(held.mark.digests)),
     ),
-    "an attempt begins anew once": (Shard, "open", open_that_begins_anew_again),
-    "to begin anew is to delete the snapshots": (Shard, "open", open_that_keeps_snapshots),
+    "an attempt starts over once": (Shard, "open", open_that_starts_over_again),
+    "to start over is to delete the snapshots": (Shard, "open", open_that_keeps_snapshots),
     "snapshots of other runs are deleted": (Shard, "__init__", begin_without_looking),
     "ends on different shards are compared": (
         protocol_processes,

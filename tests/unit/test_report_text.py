@@ -21,7 +21,7 @@ write_run = importlib.import_module("report_fixture").write_run
 def test_one_seed_claims_nothing():
     value = {"value": 0.3, "interval": None}
     assert words.clear(value) == 0
-    assert "cannot be told from chance" in words.Metrics({}).effect("prefix_matching", value)
+    assert "is not distinguishable from chance" in words.Metrics({}).effect("prefix_matching", value)
     assert words.clear({"value": 0.3, "interval": [float("nan"), 1.0]}) == 0
 
 

@@ -136,7 +136,7 @@ def test_the_control_variate_is_the_difference_of_two_minibatches_and_the_exact_
     generator = torch.Generator().manual_seed(3)
     for name, w in target.center.items():
         away[name] = w + 0.1 * torch.randn(w.shape, generator=generator)
-    target.place(away)
+    target.move_to(away)
     loss, plain = target.gradient(ids)
     controlled_loss, controlled = chain._gradient(ids)
     assert controlled_loss == loss
@@ -196,7 +196,7 @@ def test_losses_from_the_frozen_prefix_equal_the_full_forward_pass(component):
     target, tokens = language_target(make_task(), component, PROBE), torch.from_numpy(make_tokens(19, 8))
     batch = target.prepare(tokens)  # before the component moves
     generator = torch.Generator().manual_seed(1)
-    target.place({n: w + 0.3 * torch.randn(w.shape, generator=generator) for n, w in target.center.items()})
+    target.move_to({n: w + 0.3 * torch.randn(w.shape, generator=generator) for n, w in target.center.items()})
     with torch.no_grad():
         whole = token_losses(target.model(tokens[:, :-1]), tokens)
     torch.testing.assert_close(target.losses(batch).float(), whole, rtol=1e-6, atol=1e-6)

@@ -13,7 +13,8 @@ from torch.nn import functional
 
 from patterning_dist.data.sampler import minibatch, weighted_minibatch
 from patterning_dist.sampling.samples import Batch
-from patterning_dist.training.stacked import Phase, StackedTraining, StackSettings, schedule, stacked_outputs
+from patterning_dist.training.stack import stacked_outputs
+from patterning_dist.training.stacked import Phase, StackedTraining, StackSettings, schedule
 
 NUM_SAMPLES = 40
 SETTINGS = StackSettings(

@@ -18,7 +18,9 @@ from patterning_dist.config import HuggingFaceConfig, load_config
 from patterning_dist.data.sampler import epoch_batch
 from patterning_dist.data.weights import write_sample_weights
 from patterning_dist.errors import PatterningError
+from patterning_dist.measure.preflight import preflight
 from patterning_dist.runtime.training.engine import deepspeed_config, model_in_pieces
+from patterning_dist.runtime.training.stacked_trainer import StackedTrainer, stackable_optimizer
 from patterning_dist.runtime.training.trainer import Trainer
 from patterning_dist.runtime.training.weights import save_weights
 from patterning_dist.sampling.ranks import Ranks
@@ -27,6 +29,7 @@ from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.held_out import held_out_ids
 from patterning_dist.tasks.huggingface import HuggingFace
 from patterning_dist.tasks.open import open_task
+from patterning_dist.training.job import JobGroup
 
 # Of libraries that DeepSpeed calls.
 pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::DeprecationWarning", "ignore::UserWarning")
@@ -166,7 +169,7 @@ def test_the_loss_of_a_step_is_that_of_its_batch_over_the_mean_weight_of_the_tab
     assert expected_weight == pytest.approx(8 * 1.1, rel=1e-6)
     with torch.no_grad():
         losses = points_task.per_sample_loss(points_task.initialise(7), points_task.load()[0][torch.from_numpy(ids)])
-    assert trainer.step(0) == pytest.approx(rho @ losses.numpy() / (8 * 1.1), rel=1e-6)
+    assert trainer.step(0) == pytest.approx([rho @ losses.numpy() / (8 * 1.1)], rel=1e-6)
 
 
 def test_metrics_and_observables_are_those_of_the_model_that_is_written(alone, run):
@@ -186,6 +189,81 @@ def test_metrics_and_observables_are_those_of_the_model_that_is_written(alone, r
     observables, _ = trainer.observables()
     assert observables == pytest.approx({"all": overall, "l": metrics["left_loss"]}, rel=1e-6)
     assert trained(config, run, baseline_job(config, run.path)).observables() == ({}, {})
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
+def test_a_stack_of_seeds_is_the_trainings_of_each(alone, run, optimizer):
+    """But for rounding: batched products, and norms, sum in another order. Of some steps the gradients are clipped."""
+    mine = {"name": "mine", "weights": str(run.path.parent / "mine.parquet"), "start": "initialisation"}
+    config = experiment(run, mine | {"seeds": [1, 2, 5]}, optimizer=optimizer, learning_rate=0.05)
+    jobs = arm_jobs(config, run)
+    task = open_task(config, run.path, "cpu")
+    stack = StackedTrainer(config, task, JobGroup(tuple(jobs)), "cpu")
+    engines = [Trainer(config, task, job, Ranks(), "cpu") for job in jobs]
+    for step in range(NUM_STEPS):
+        alone_losses = [loss for trainer in engines for loss in trainer.step(step)]
+        assert stack.step(step) == pytest.approx(alone_losses, rel=1e-5)
+    weights = []
+    for member, trainer in zip(stack.members, engines, strict=True):
+        save_weights(member.engine, run.path / "stacked" / "model.safetensors")
+        expected = dict(trainer.engine.module.named_parameters())
+        found = load_file(run.path / "stacked" / "model.safetensors")
+        assert found.keys() == expected.keys()
+        for name, value in found.items():
+            torch.testing.assert_close(value, expected[name], rtol=1e-5, atol=1e-6)
+        assert member.evaluate() == pytest.approx(trainer.evaluate(), rel=1e-5)
+        values, columns = member.observables()
+        assert values == pytest.approx(trainer.observables()[0], rel=1e-5)
+        np.testing.assert_allclose(columns["all"], trainer.observables()[1]["all"], rtol=1e-4, atol=1e-7)
+        weights.append(found["0.weight"])
+    assert (weights[0] - weights[1]).abs().max() > 1e-2
+
+
+def test_every_network_of_a_stack_is_clipped_by_its_own_length(alone, run):
+    config = experiment(run, {"name": "base", "seeds": [1, 2], "start": "initialisation"}, optimizer="sgd")
+    stack = StackedTrainer(config, open_task(config, run.path, "cpu"), JobGroup(tuple(arm_jobs(config, run))), "cpu")
+    for p in stack.engine.module.parameters():
+        p.grad = torch.stack([torch.full_like(p[0], 1e-3), torch.full_like(p[0], 1.0)])
+    stack._clip()
+    lengths = sum(p.grad.flatten(1).square().sum(dim=1) for p in stack.engine.module.parameters()).sqrt()
+    num_parameters = sum(p[0].numel() for p in stack.engine.module.parameters())
+    torch.testing.assert_close(lengths, torch.tensor([1e-3 * num_parameters**0.5, 1.0]), rtol=1e-5, atol=0)
+
+
+def test_what_cannot_be_stacked_is_refused_in_a_sentence(alone, run):
+    config = experiment(run, {"name": "base", "start": "initialisation"})
+    task, settings = open_task(config, run.path, "cpu"), config.training
+    model = task.build(0)
+
+    class Task:
+        train = task.train
+
+        def optimizer(self, model, settings):
+            return torch.optim.Adagrad(model.parameters())
+
+        def losses(self, model, batch):
+            return task.losses(model, batch) * (1 if batch[0].sum().item() > 0 else 2)
+
+    with pytest.raises(PatterningError, match=r"retrain\.engine: Adagrad may take the weights of stacked networks for"):
+        stackable_optimizer(Task(), model, settings)
+    Task.optimizer = lambda self, model, settings: task.optimizer(model, settings)
+    with pytest.raises(
+        PatterningError, match=r"retrain\.engine: torch\.func\.vmap cannot map .*item\(\).*to deepspeed"
+    ):
+        stackable_optimizer(Task(), model, settings)
+    assert isinstance(stackable_optimizer(task, model, settings), torch.optim.AdamW)
+
+
+def test_what_cannot_be_stacked_is_found_when_the_file_is_checked(run, monkeypatch):
+    config = experiment(run, {"name": "base", "start": "initialisation"})
+    config = config.model_copy(update={"retrain": config.retrain.model_copy(update={"engine": "stacked"})})
+    assert preflight(config, run.path) == []
+    loss = points_task.per_sample_loss
+    monkeypatch.setattr(points_task, "per_sample_loss", lambda m, b: loss(m, b) * (2 if b[0].sum().item() > 0 else 1))
+    with pytest.raises(
+        PatterningError, match=r"retrain\.engine: torch\.func\.vmap cannot map over this model's losses"
+    ):
+        preflight(config, run.path)
 
 
 def test_an_arm_whose_table_is_not_there_or_goes_below_zero_is_refused(alone, run):

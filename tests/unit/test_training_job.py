@@ -31,7 +31,7 @@ def test_every_field_counts_but_places_and_the_time_between_checkpoints(job, tin
         "rate_factor": 0.5,
         "evaluate_every": 7, "start": None, "weights": job.weights.with_name("other"), "strength": 2.0,
         "weighting": "draw", "weighted_share": 0.5, "splits": (("all", "overall"),),
-        "deepspeed": job.weights.with_name("other"), "num_workers": 2,
+        "deepspeed": job.weights.with_name("other"), "num_workers": 2, "stack": "plus",
     }  # fmt: skip
     same = {
         "folder": Path("elsewhere"), "checkpoint_seconds": 1.0, "weights": job.weights.with_name("same"),

@@ -63,7 +63,7 @@ def muon_by_hand(w, gradients, lr, momentum, weight_decay):
 
 
 def test_all_heads_at_once_equal_every_head_alone():
-    shapes = [(3, 8, 4), (3, 8, 4), (2, 4, 8), (3, 8, 8)]  # standing, lying and square ones, two of one shape
+    shapes = [(3, 8, 4), (2, 3, 8, 4), (2, 4, 8), (3, 8, 8)]  # standing, lying and square, and those of two networks
     parameters = [torch.nn.Parameter(random(*shape, seed=i)) for i, shape in enumerate(shapes)]
     starts = [p.detach().clone() for p in parameters]
     group = {"params": parameters, "lr": 0.03, "muon": True, "momentum": 0.9, "weight_decay": 0.2}
@@ -73,10 +73,12 @@ def test_all_heads_at_once_equal_every_head_alone():
         history.append([p.grad.clone() for p in parameters])
         optimizer.step()
     for index, (p, start) in enumerate(zip(parameters, starts, strict=True)):
-        for head in range(len(p)):
-            gradients = [step[index][head] for step in history]
-            wanted = muon_by_hand(start[head], gradients, 0.03, 0.9, 0.2)
-            torch.testing.assert_close(p[head].detach(), wanted, rtol=1e-5, atol=1e-6)
+        every, starts_of, *steps = (
+            tensor.flatten(0, -3) for tensor in (p.detach(), start, *(step[index] for step in history))
+        )
+        for head, found in enumerate(every):
+            wanted = muon_by_hand(starts_of[head], [step[head] for step in steps], 0.03, 0.9, 0.2)
+            torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
 
 
 def test_a_step_does_not_depend_on_the_size_of_the_gradient_but_on_the_head():

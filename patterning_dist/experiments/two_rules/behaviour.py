@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from patterning_dist.experiments.two_rules.strings import OPEN, BracketStrings
-from patterning_dist.training.stacked import Networks, stacked_outputs
+from patterning_dist.training.stack import Networks, stacked_outputs
 
 if TYPE_CHECKING:
     from patterning_dist.experiments.two_rules.task import BracketTask

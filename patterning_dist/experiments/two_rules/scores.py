@@ -91,7 +91,7 @@ def standardised(scores: Floats, classes: np.ndarray) -> Floats:
 
 
 def shuffled_kinds(rng: np.random.Generator, kinds: np.ndarray) -> np.ndarray:
-    """Kinds dealt out anew, half of each kind wrong: a direction from them knows as little of the rules as can be."""
+    """Kinds dealt out again, half of each kind wrong: a direction from them knows as little of the rules as can be."""
     flipped = kinds.copy()
     for kind in (0, 1):
         of_kind = np.flatnonzero(kinds == kind)

@@ -28,11 +28,11 @@ ANSWER_TIMEOUT = 600.0  # seconds for any one answer of a shard
 
 @ray.remote(num_cpus=0, max_restarts=-1)  # one call at a time, by Ray's default
 class AggregatorShard(Actor):
-    """Ledgers of all units, over one contiguous range of probe columns.
+    """Ledgers of all subjects, over one contiguous range of probe columns.
 
     Args:
         run: name of the run, for metrics.
-        plans: of the units that are to be sampled.
+        plans: of the subjects that are to be sampled.
         shard, num_shards: which of how many.
         storage: of the run; what a shard that was restarted goes on from.
         snapshot_seconds: between two snapshots of one chain, at least.
@@ -50,7 +50,8 @@ class AggregatorShard(Actor):
         self._metrics = Metrics(run=run, shard=shard)
         self._damaged: list[str] = []
         self._ledgers = {
-            unit: Ledger(plan, shard, num_shards, storage, unit, self._damaged.append) for unit, plan in plans.items()
+            subject: Ledger(plan, shard, num_shards, storage, subject, self._damaged.append)
+            for subject, plan in plans.items()
         }
         self._shard, self._snapshot_seconds = shard, snapshot_seconds
         self._last: dict[tuple[str, int], float] = {}  # monotonic time of a chain's last snapshot
@@ -58,15 +59,15 @@ class AggregatorShard(Actor):
         self._stop = False
 
     def open(
-        self, unit: str, push: PushId, center_losses: np.ndarray | None, anew: bool
+        self, subject: str, push: PushId, center_losses: np.ndarray | None, restart: bool
     ) -> tuple[Answer, ChainRecord | None]:
         """See ``Ledger.open``."""
-        answer, record = self._ledgers[unit].open(push, center_losses, anew=anew)
+        answer, record = self._ledgers[subject].open(push, center_losses, restart=restart)
         return answer._replace(stop=self._stop), record
 
-    def push(self, unit: str, push: PushId, previous: bytes, digest: bytes, *draws: np.ndarray) -> Answer:
+    def push(self, subject: str, push: PushId, previous: bytes, digest: bytes, *draws: np.ndarray) -> Answer:
         """See ``Ledger.push``; takes a snapshot of the chain where one is due."""
-        ledger, key = self._ledgers[unit], (unit, push.chain)
+        ledger, key = self._ledgers[subject], (subject, push.chain)
         answer = ledger.push(push, previous, digest, *draws)
         now = time.monotonic()
         due = now - self._last.setdefault(key, now) >= self._snapshot_seconds and now >= self._busy_until
@@ -75,37 +76,37 @@ class AggregatorShard(Actor):
             answer = answer._replace(durable=answer.mark)
         return answer._replace(stop=self._stop)
 
-    def close(self, unit: str, push: PushId, last: bytes, record: ChainRecord) -> Answer:
+    def close(self, subject: str, push: PushId, last: bytes, record: ChainRecord) -> Answer:
         """See ``Ledger.close``."""
-        return self._ledgers[unit].close(push, last, record)._replace(stop=self._stop)
+        return self._ledgers[subject].close(push, last, record)._replace(stop=self._stop)
 
-    def finish(self, unit: str, analysis: Callable[[Part], Any] | None) -> tuple[list[ChainRecord | None], Any, Any]:
-        """Records of a unit, traces of its chains (of the first shard), and what ``analysis`` makes of this part of it.
+    def finish(self, subject: str, analysis: Callable[[Part], Any] | None) -> tuple[list[ChainRecord | None], Any, Any]:
+        """Records of a subject, traces of its chains (of the first shard), and what ``analysis`` makes of this part.
 
         The analysis is not begun while a chain is missing: its record is None then, and it is to be run again.
         """
-        ledger = self._ledgers[unit]
+        ledger = self._ledgers[subject]
         records = ledger.records()
         if None in records:
             return records, [], None
         traces = [ledger.traces(chain) for chain in range(len(records))] if self._shard == 0 else []
         return records, traces, analysis and analysis(ledger.part())
 
-    def losses(self, unit: str) -> list[np.ndarray]:
+    def losses(self, subject: str) -> list[np.ndarray]:
         """Mean losses of the draws of every chain so far [draw]; empty on all shards but the first."""
-        ledger = self._ledgers.get(unit)
+        ledger = self._ledgers.get(subject)
         return [ledger.traces(chain)[:, 0] for chain in range(ledger.plan.num_chains)] if ledger else []
 
-    def drop(self, unit: str) -> None:
-        """Let go of a unit that is finished."""
-        del self._ledgers[unit]
+    def drop(self, subject: str) -> None:
+        """Let go of a subject that is finished."""
+        del self._ledgers[subject]
 
     def stop(self) -> None:
         """Take snapshots of all that is not durable, and tell chains with every answer to come to a stop."""
         self._stop = True
-        for unit, ledger in self._ledgers.items():
+        for subject, ledger in self._ledgers.items():
             for chain in ledger.volatile():
-                self._snapshot(ledger, chain, (unit, chain))
+                self._snapshot(ledger, chain, (subject, chain))
 
     def damaged(self) -> list[str]:
         """Files that were found damaged since the last call, a line each."""

@@ -18,14 +18,14 @@ from patterning_dist.aggregation.files import rank_part
 from patterning_dist.aggregation.ledger import ChainRecord
 from patterning_dist.aggregation.protocol import START, Verdict, block_digest
 from patterning_dist.runtime.actor import ActorHandle
-from patterning_dist.runtime.chains.pushes import WINDOW, Block, ChainTask, ShardLink
+from patterning_dist.runtime.boards import Notes
+from patterning_dist.runtime.chains.pushes import WINDOW, Block, ChainTask, ShardClient
 from patterning_dist.sampling.chain import Chain, ChainFailure
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.temperature import Temperatures
 from patterning_dist.storage.snapshots import Snapshots, pack
 from patterning_dist.training.state import decode, encode
 
-_NOTE_EVERY = 0.5  # seconds between two notes of a chain to the progress board
 _CHECKPOINT_SHARE = 0.05  # of a chain's time, at most
 
 
@@ -41,7 +41,7 @@ class Ending(enum.StrEnum):
     CLOSED = "closed"  # the chain is through, healthy or not, and all shards know it durably
     STOPPED = "stopped"  # the run is being stopped
     SUPERSEDED = "superseded"  # a later incarnation has taken over
-    CONFLICT = "conflict"  # the replay was not what was pushed before: the chain has to begin anew
+    CONFLICT = "conflict"  # the replay was not what was pushed before: the chain has to start over
 
 
 class Outcome(NamedTuple):
@@ -81,21 +81,22 @@ def run_chain(
     if ranks.rank > 0:
         attempt.follow()
         return None
-    return attempt.lead(ShardLink(task, shards))
+    return attempt.lead(ShardClient(task, shards))
 
 
 class _Attempt:
     def __init__(self, study: ChainStudy, ranks: Ranks, task: ChainTask, board: ActorHandle) -> None:
-        self.study, self.ranks, self.task, self.board = study, ranks, task, board
+        self.study, self.ranks, self.task = study, ranks, task
+        self.note = Notes(board, task.key, task.plan.num_draws)
         self.started = time.monotonic()
         self.chain: Chain | None = None
         self.sequence, self.digest = 0, START  # of the next push, and of the one before it
         self.block: Block  # the last draws, on rank 0
-        folder, name = f"sampling/{task.unit}/checkpoints", f"chain-{task.number}-rank-{ranks.rank}"
+        folder, name = f"sampling/{task.subject}/checkpoints", f"chain-{task.number}-rank-{ranks.rank}"
         self.checkpoints = Snapshots(task.storage, folder, name, damaged=lambda message: None)
-        if task.anew:
+        if task.restart:
             self.checkpoints.delete()
-        self.checkpoint_at, self.noted = self.started + task.snapshot_seconds, 0.0
+        self.checkpoint_at = self.started + task.snapshot_seconds
         self.is_restored = False
         self.temperatures = Temperatures([], [], [])
 
@@ -112,9 +113,9 @@ class _Attempt:
         except ChainFailure:  # the same on all ranks; rank 0 records it
             pass
 
-    def lead(self, link: ShardLink) -> Outcome:
+    def lead(self, client: ShardClient) -> Outcome:
         """Decide, and tell the other ranks."""
-        decisions = self._decide(link)
+        decisions = self._decide(client)
         try:
             while True:
                 try:
@@ -127,68 +128,68 @@ class _Attempt:
             self._agree(_Action.END, int(closed))
         except ChainFailure as failure:
             record = self._record(healthy=False, reason=str(failure))
-            self._note(0, None, healthy=False)
-            link.settle(0)
-            closed = link.close(self.digest, record) is not Verdict.ZOMBIE
+            self.note(0, healthy=False)
+            client.settle(0)
+            closed = client.close(self.digest, record) is not Verdict.ZOMBIE
             outcome = Outcome(Ending.CLOSED, record) if closed else Outcome(Ending.SUPERSEDED)
         if closed:
             self.checkpoints.delete()
         return outcome
 
-    def _decide(self, link: ShardLink) -> Generator[Decision, None, Outcome]:
+    def _decide(self, client: ShardClient) -> Generator[Decision, None, Outcome]:
         """What all ranks do next, one thing after another; returns the outcome."""
         task = self.task
-        verdict, records = link.open(None, 0.0, task.anew)
+        verdict, records = client.open(None, 0.0, task.restart)
         if verdict is Verdict.ZOMBIE:
             return Outcome(Ending.SUPERSEDED)
         if records[0] is not None and all(record == records[0] for record in records):
             return Outcome(Ending.CLOSED, records[0])
-        verdict = yield from self._resume(link)
+        verdict = yield from self._resume(client)
         while True:
             if verdict is Verdict.GAP:
-                verdict = yield from self._resume(link)
+                verdict = yield from self._resume(client)
                 continue
             if verdict in (Verdict.ZOMBIE, Verdict.CONFLICT):
                 return Outcome(Ending.SUPERSEDED if verdict is Verdict.ZOMBIE else Ending.CONFLICT)
-            if link.stop:
+            if client.stop:
                 yield _Action.CHECKPOINT, 0
                 return Outcome(Ending.STOPPED)
             if self.sequence == task.num_pushes:
-                verdict = link.settle(0)
+                verdict = client.settle(0)
                 if verdict in (Verdict.APPLIED, Verdict.DUPLICATE):
                     yield _Action.RESULTS, 0
                     record = self._record()
-                    verdict = link.close(self.digest, record)
+                    verdict = client.close(self.digest, record)
                     if verdict is Verdict.APPLIED:
                         return Outcome(Ending.CLOSED, record)
                 continue
             yield _Action.DRAW, 0
-            link.push(self.block)
-            link.metrics.add("patterning_draws", len(self.block.mean_losses))
-            link.metrics.set("patterning_chain_loss_nats", self.block.mean_losses[-1])
-            verdict = link.settle(WINDOW - 1, self.block.losses.nbytes)
+            client.push(self.block)
+            client.metrics.add("patterning_draws", len(self.block.mean_losses))
+            client.metrics.set("patterning_chain_loss_nats", self.block.mean_losses[-1])
+            verdict = client.settle(WINDOW - 1, self.block.losses.nbytes)
             if time.monotonic() >= self.checkpoint_at and self.sequence < task.num_pushes:
                 started = time.monotonic()
-                yield _Action.CHECKPOINT, link.sender.needed(self.checkpoints.numbers())
-                link.metrics.observe("patterning_checkpoint_seconds", time.monotonic() - started)
+                yield _Action.CHECKPOINT, client.sender.needed(self.checkpoints.numbers())
+                client.metrics.observe("patterning_checkpoint_seconds", time.monotonic() - started)
 
-    def _resume(self, link: ShardLink) -> Generator[Decision, None, Verdict]:
-        """Go to a place that no shard is behind of: where the chain is, a checkpoint, or the beginning."""
-        verdict = link.settle(0)  # what is under way would come between
+    def _resume(self, client: ShardClient) -> Generator[Decision, None, Verdict]:
+        """Go to a candidate that no shard is behind of: where the chain is, a checkpoint, or the beginning."""
+        verdict = client.settle(0)  # what is under way would come between
         if verdict in (Verdict.ZOMBIE, Verdict.CONFLICT):
             return verdict
         if self.chain is None:
             yield _Action.RESTORE, 0
         chain = self._begun()
-        verdict, _ = link.open(chain.center_losses, chain.center_mean_loss, False)
+        verdict, _ = client.open(chain.center_losses, chain.center_mean_loss, False)
         if verdict is Verdict.ZOMBIE:
             return verdict
-        places = {0, self.sequence, *self.checkpoints.numbers()}
-        while (place := link.sender.resume(places)) != self.sequence:
-            yield _Action.RESTORE, place
+        candidates = {0, self.sequence, *self.checkpoints.numbers()}
+        while (candidate := client.sender.resume(candidates)) != self.sequence:
+            yield _Action.RESTORE, candidate
             if not self.is_restored:  # damaged, or not there on another rank
-                places.discard(place)
-        link.sender.sequence = self.sequence
+                candidates.discard(candidate)
+        client.sender.sequence = self.sequence
         return Verdict.APPLIED
 
     def _begun(self) -> Chain:
@@ -213,11 +214,11 @@ class _Attempt:
             self._restore(number)
 
     def _draw(self) -> None:
-        total, draws = self.task.plan.num_draws, []
+        draws = []
         for draw in islice(self._begun().draws(), self.task.draws_per_push):
             draws.append(draw)
-            if self.ranks.rank == 0 and (time.monotonic() - self.noted > _NOTE_EVERY or draw.number + 1 == total):
-                self._note(draw.number + 1, draw.mean_loss)
+            if self.ranks.rank == 0:
+                self.note(draw.number + 1, draw.mean_loss)
         self.sequence += 1
         if self.ranks.rank > 0:
             return
@@ -243,7 +244,7 @@ class _Attempt:
         """Go to a checkpoint, or to the beginning (0); ``is_restored`` says whether all ranks could."""
         self._flush()  # or else what is held would be taken for what follows the checkpoint
         if number == 0:
-            self.chain = self.study.chain(self.task.unit, self.task.number)
+            self.chain = self.study.chain(self.task.subject, self.task.number)
             self.sequence, self.digest, self.is_restored = 0, START, True
             return
         content = self.checkpoints.read(number)
@@ -264,15 +265,10 @@ class _Attempt:
         for name, statistic in self._begun().statistics.items():
             if (result := statistic.result()) is not None:
                 part = rank_part(task.number, self.ranks.rank, self.ranks.size)
-                Snapshots(task.storage, f"sampling/{task.unit}/{name}", part).write(task.num_pushes, pack(result))
+                Snapshots(task.storage, f"sampling/{task.subject}/{name}", part).write(task.num_pushes, pack(result))
 
     def _record(self, healthy: bool = True, reason: str = "") -> ChainRecord:
         steps = 0 if self.chain is None else self.chain.state.step
         spectrum = [] if self.chain is None or self.chain.spectrum is None else list(self.chain.spectrum)
         seconds = time.monotonic() - self.started
         return ChainRecord(self.task.number, healthy, reason, 0, steps, seconds, *self.temperatures, spectrum)
-
-    def _note(self, done: int, loss: float | None, healthy: bool = True) -> None:
-        total = self.task.plan.num_draws
-        self.board.note.remote(self.task.key, done=done, total=total, loss=loss, healthy=healthy)
-        self.noted = time.monotonic()

@@ -62,7 +62,7 @@ class ChainRank(GroupRank):
 class ChainGroup(Actor):
     """Starts the ranks of a group, and watches all of them; used like a ``ModelWorker``.
 
-    After a failure the next chain starts them anew. The ranks go when this actor goes.
+    After a failure the next chain restarts them. The ranks go when this actor goes.
 
     Args:
         number: of the group, for messages.
@@ -92,7 +92,7 @@ class ChainGroup(Actor):
         """Run one chain on all ranks.
 
         Raises:
-            WorkerLost: a rank died; the next chain starts the group anew.
+            WorkerLost: a rank died; the next chain restarts the group.
             PatterningError: the ranks found no room in time, or one refused what the user can put right.
             RuntimeError: a rank raised something else.
         """
@@ -174,7 +174,7 @@ def chain_groups(
     groups: dict[ActorHandle, PlacementGroup] = {}
     numbers = itertools.count()
 
-    def hire() -> tuple[ActorHandle, ray.ObjectRef]:
+    def start_worker() -> tuple[ActorHandle, ray.ObjectRef]:
         placement = placement_group([need.bundle] * need.num_ranks, strategy=strategy)
         group = ChainGroup.remote(next(numbers), placement, make_study, sampling, device)
         groups[group] = placement
@@ -184,7 +184,7 @@ def chain_groups(
         ray.kill(group)
         remove_placement_group(groups.pop(group))
 
-    return Workforce(hire, number, need, progress, dismiss)
+    return Workforce(start_worker, number, need, progress, dismiss)
 
 
 def chain_workers(

@@ -28,21 +28,21 @@ class ChainTask:
 
     Attributes:
         run: name of the run, for metrics.
-        unit: the set of chains that the chain is one of.
+        subject: the set of chains that the chain is one of.
         number: of the chain.
         incarnation: of this attempt.
-        anew: what earlier attempts left is dropped.
-        plan: of the unit.
+        restart: what earlier attempts left is dropped.
+        plan: of the subject.
         storage: of the run; takes the chain's checkpoints.
         draws_per_push: draws sent at once.
         snapshot_seconds: between two checkpoints, at least.
     """
 
     run: str
-    unit: str
+    subject: str
     number: int
     incarnation: Incarnation
-    anew: bool
+    restart: bool
     plan: LedgerPlan
     storage: Storage
     draws_per_push: int
@@ -51,7 +51,7 @@ class ChainTask:
     @property
     def key(self) -> str:
         """What messages and the progress display call the chain."""
-        return f"{self.unit} chain {self.number}"
+        return f"{self.subject} chain {self.number}"
 
     @property
     def num_pushes(self) -> int:
@@ -69,7 +69,7 @@ class Block(NamedTuple):
     mean_losses: np.ndarray
 
 
-class ShardLink:
+class ShardClient:
     """What rank 0 of a chain knows of the shards.
 
     Args:
@@ -81,16 +81,16 @@ class ShardLink:
         self.task, self.shards = task, shards
         self.sender = Sender(len(shards))
         self.stop = False  # a shard said that the run is being stopped
-        self.metrics = Metrics(run=task.run, unit=task.unit, chain=task.number)
+        self.metrics = Metrics(run=task.run, subject=task.subject, chain=task.number)
         self._columns = [task.plan.columns(shard, len(shards)) for shard in range(len(shards))]
         self._in_flight: deque[tuple[float, list[ray.ObjectRef]]] = deque()
 
-    def open(self, center_losses: np.ndarray | None, center_mean: float, anew: bool) -> tuple[Verdict, list]:
+    def open(self, center_losses: np.ndarray | None, center_mean: float, restart: bool) -> tuple[Verdict, list]:
         """Ask all shards where the chain stands, waiting for those that are being restarted; records, where closed."""
         worst, records = Verdict.APPLIED, []
         for number, columns in enumerate(self._columns):
             center = None if center_losses is None else np.append(center_losses[columns], center_mean)
-            answer, record = answer_of(self.shards, number, "open", self.task.unit, self._push(), center, anew)
+            answer, record = answer_of(self.shards, number, "open", self.task.subject, self._push(), center, restart)
             worst = self._heard(number, answer, worst)
             records.append(record)
         return worst, records
@@ -103,7 +103,7 @@ class ShardLink:
             losses = np.ascontiguousarray(block.losses[:, columns])
             refs.append(
                 shard.push.remote(
-                    self.task.unit, push, block.previous, block.digest, block.observables, losses, block.mean_losses
+                    self.task.subject, push, block.previous, block.digest, block.observables, losses, block.mean_losses
                 )
             )
         self._in_flight.append((time.monotonic(), refs))
@@ -135,7 +135,7 @@ class ShardLink:
         """Note on all shards how the chain ended, durably."""
         worst = Verdict.APPLIED
         for number in range(len(self.shards)):
-            answer = answer_of(self.shards, number, "close", self.task.unit, self._push(), last, record)
+            answer = answer_of(self.shards, number, "close", self.task.subject, self._push(), last, record)
             worst = self._heard(number, answer, worst)
         return worst
 

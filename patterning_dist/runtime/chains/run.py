@@ -38,13 +38,13 @@ _RHAT_EVERY, _RHAT_DRAWS = 15.0, 8  # seconds between two looks at R-hat, and dr
 
 
 @dataclass(frozen=True)
-class UnitPlan:
+class ChainsPlan:
     """A set of chains on one component, and what becomes of their statistics.
 
     Attributes:
         ledger: what the shards are to know.
         analysis: called in every shard with its part when all chains are through; returns what the driver is to know.
-        after: a unit whose statistics the analysis reads, if any.
+        after: a subject whose statistics the analysis reads, if any.
     """
 
     ledger: LedgerPlan
@@ -52,8 +52,8 @@ class UnitPlan:
     after: str | None = None
 
 
-class UnitResult(NamedTuple):
-    """A unit whose chains are through.
+class ChainsResult(NamedTuple):
+    """A subject whose chains are through.
 
     ``traces`` [draw, 1 + observable] of every chain; ``parts`` what the analysis returned, in the order of the shards.
     """
@@ -64,9 +64,9 @@ class UnitResult(NamedTuple):
 
 
 class Events(NamedTuple):
-    """Who is told of what happens on the way."""
+    """Who hears of what happens on the way."""
 
-    finished: Callable[[str, UnitResult], None]  # a unit; its snapshots may be relied on
+    finished: Callable[[str, ChainsResult], None]  # a subject; its snapshots may be relied on
     event: Callable[..., None]  # kind, and fields
 
 
@@ -76,11 +76,11 @@ def run_chains(
     sampling: SamplingConfig,
     device: str,
     storage: Storage,
-    units: Mapping[str, UnitPlan],
+    subjects: Mapping[str, ChainsPlan],
     events: Events,
     progress: Progress,
 ) -> None:
-    """Run the chains of all units side by side, from wherever an earlier driver left them.
+    """Run the chains of all subjects side by side, from wherever an earlier driver left them.
 
     Args:
         name: of the run.
@@ -88,17 +88,17 @@ def run_chains(
         sampling: section of the experiment.
         device: of the workers.
         storage: of the run; holds snapshots and checkpoints.
-        units: in the order in which they are begun.
+        subjects: in the order in which they are begun.
         events: see there.
         progress: shows a line a chain.
 
     Raises:
-        PatterningError: a unit has fewer healthy chains than sampling.min_chains, said as soon as it is certain; or
+        PatterningError: a subject has fewer healthy chains than sampling.min_chains, said as soon as it is certain; or
             processes die faster than they can be replaced.
     """
     with contextlib.ExitStack() as resources:
         resources.enter_context(ray_session(sampling.threads_per_worker))
-        plans = {unit: plan.ledger for unit, plan in units.items()}
+        plans = {subject: plan.ledger for subject, plan in subjects.items()}
         number = sampling.aggregator_shards
         shards = [
             AggregatorShard.remote(name, plans, shard, number, storage, sampling.snapshot_seconds)
@@ -106,7 +106,7 @@ def run_chains(
         ]
         num_tasks = sum(plan.num_chains for plan in plans.values())
         workers = resources.enter_context(chain_workers(make_study, sampling, device, num_tasks, progress))
-        run = _Run(name, sampling, storage, units, events, progress, shards)
+        run = _Run(name, sampling, storage, subjects, events, progress, shards)
         try:
             run.run(workers)
         except BaseException:
@@ -123,17 +123,17 @@ class _Run:
         name: str,
         sampling: SamplingConfig,
         storage: Storage,
-        units: Mapping[str, UnitPlan],
+        subjects: Mapping[str, ChainsPlan],
         events: Events,
         progress: Progress,
         shards: list[ActorHandle],
     ) -> None:
-        self.name, self.sampling, self.storage, self.units, self.events = name, sampling, storage, units, events
+        self.name, self.sampling, self.storage, self.subjects, self.events = name, sampling, storage, subjects, events
         self.progress, self.shards, self.board = progress, shards, progress_board()
-        self.tasks = [(unit, n) for unit, plan in units.items() for n in range(plan.ledger.num_chains)]
-        self.driver = _count_start(storage, any(storage.names(f"sampling/{unit}/shard-0") for unit in units))
+        self.tasks = [(subject, n) for subject, plan in subjects.items() for n in range(plan.ledger.num_chains)]
+        self.driver = _count_start(storage, any(storage.names(f"sampling/{subject}/shard-0") for subject in subjects))
         self.attempts = [0] * len(self.tasks)
-        self.anew: set[int] = set()
+        self.restart: set[int] = set()
         self.failures = [0] * len(self.tasks)  # since the chain last got further than before
         self.furthest = [-1] * len(self.tasks)
         self.notes: dict[str, dict[str, Any]] = {}
@@ -143,7 +143,9 @@ class _Run:
         self.metrics, self.rhat_at = Metrics(run=name), 0.0
 
     def run(self, workers: Workforce) -> None:
-        self.progress.start("sampling the posterior", sum(self.units[unit].ledger.num_draws for unit, _ in self.tasks))
+        self.progress.start(
+            "sampling the posterior", sum(self.subjects[subject].ledger.num_draws for subject, _ in self.tasks)
+        )
         calls = [lambda worker, index=index: self._call(worker, index) for index in range(len(self.tasks))]
         workers.run(calls, self._poll, self._lost)
 
@@ -157,20 +159,20 @@ class _Run:
             ray.wait(last, num_returns=len(last), timeout=_LAST_SNAPSHOTS)
 
     def _call(self, worker: ActorHandle, index: int) -> ray.ObjectRef:
-        unit, number = self.tasks[index]
+        subject, number = self.tasks[index]
         self.attempts[index] += 1
         task = ChainTask(
             run=self.name,
-            unit=unit,
+            subject=subject,
             number=number,
             incarnation=Incarnation(self.driver, self.attempts[index]),
-            anew=index in self.anew,
-            plan=self.units[unit].ledger,
+            restart=index in self.restart,
+            plan=self.subjects[subject].ledger,
             storage=self.storage,
             draws_per_push=self.sampling.draws_per_push,
             snapshot_seconds=self.sampling.snapshot_seconds,
         )
-        self.anew.discard(index)
+        self.restart.discard(index)
         return worker.chain.remote(task, self.shards, self.board)
 
     def _poll(self, outcomes: list[Outcome | None]) -> bool:
@@ -182,62 +184,64 @@ class _Run:
             if outcome is not None and outcome.ending is not Ending.CLOSED:
                 reason = f"attempt {self.attempts[index]} ended: {outcome.ending}"
                 if outcome.ending is Ending.CONFLICT:
-                    self.anew.add(index)
+                    self.restart.add(index)
                 outcomes[index] = self._lost(index, reason)
         self.progress.update(sum(self._done(index, outcome) for index, outcome in enumerate(outcomes)))
         self._refuse_hopeless(outcomes)
         self._measure_rhat()
-        for unit, plan in self.units.items():
-            if unit in self.finished or (plan.after in self.units and plan.after not in self.finished):
+        for subject, plan in self.subjects.items():
+            if subject in self.finished or (plan.after in self.subjects and plan.after not in self.finished):
                 continue
-            mine = [index for index, (name, _) in enumerate(self.tasks) if name == unit]
+            mine = [index for index, (name, _) in enumerate(self.tasks) if name == subject]
             if all(outcomes[index] is not None for index in mine):
-                self._finish(unit, mine, outcomes)
-        return len(self.finished) < len(self.units)
+                self._finish(subject, mine, outcomes)
+        return len(self.finished) < len(self.subjects)
 
     def _done(self, index: int, outcome: Outcome | None) -> int:
         """Draws of a chain, for the progress display."""
         if outcome is not None:
-            return self.units[self.tasks[index][0]].ledger.num_draws
+            return self.subjects[self.tasks[index][0]].ledger.num_draws
         return self.notes.get(self._key(index), {"done": 0})["done"]
 
     def _key(self, index: int) -> str:
-        unit, number = self.tasks[index]
-        return f"{unit} chain {number}"
+        subject, number = self.tasks[index]
+        return f"{subject} chain {number}"
 
     def _lost(self, index: int, reason: str) -> Outcome | None:
         """A chain lost its worker: it is tried again, unless that happens too often without its getting further."""
-        unit, number = self.tasks[index]
+        subject, number = self.tasks[index]
         done = self._done(index, None)
         self.failures[index] = 1 if done > self.furthest[index] else self.failures[index] + 1
         self.furthest[index] = max(done, self.furthest[index])
-        self.metrics.add("patterning_chain_restarts", 1, unit=unit, chain=number)
-        self.events.event("chain_lost", unit=unit, chain=number, draws=done, reason=reason)
+        self.metrics.add("patterning_chain_restarts", 1, subject=subject, chain=number)
+        self.events.event("chain_lost", subject=subject, chain=number, draws=done, reason=reason)
         if self.failures[index] <= self.sampling.max_chain_failures:
             return None
         record = ChainRecord(
             number, False, f"lost {self.failures[index]} times without getting beyond draw {done}; last: {reason}"
         )
         incarnation = Incarnation(self.driver, self.attempts[index] + 1)
-        push = PushId(self.units[unit].ledger.run, number, incarnation, 0)
+        push = PushId(self.subjects[subject].ledger.run, number, incarnation, 0)
         for shard in range(len(self.shards)):
-            answer_of(self.shards, shard, "close", unit, push, START, record)
+            answer_of(self.shards, shard, "close", subject, push, START, record)
         return Outcome(Ending.CLOSED, record)
 
-    def _finish(self, unit: str, mine: list[int], outcomes: list[Outcome | None]) -> None:
-        """Have the shards analyse a unit; a chain that one of them turns out not to have is run again."""
-        if unit not in self.finishing:
-            self.finishing[unit] = [shard.finish.remote(unit, self.units[unit].analysis) for shard in self.shards]
-            self.finish_by.setdefault(unit, time.monotonic() + RESTART_TIMEOUT)
-        _, waiting = ray.wait(self.finishing[unit], num_returns=len(self.shards), timeout=0)
+    def _finish(self, subject: str, mine: list[int], outcomes: list[Outcome | None]) -> None:
+        """Have the shards analyse a subject; a chain that one of them turns out not to have is run again."""
+        if subject not in self.finishing:
+            self.finishing[subject] = [
+                shard.finish.remote(subject, self.subjects[subject].analysis) for shard in self.shards
+            ]
+            self.finish_by.setdefault(subject, time.monotonic() + RESTART_TIMEOUT)
+        _, waiting = ray.wait(self.finishing[subject], num_returns=len(self.shards), timeout=0)
         if waiting:
             return
         try:
-            answers = ray.get(self.finishing.pop(unit))
+            answers = ray.get(self.finishing.pop(subject))
         except ray.exceptions.RayActorError as error:
-            if time.monotonic() > self.finish_by[unit]:
+            if time.monotonic() > self.finish_by[subject]:
                 raise PatterningError(
-                    f"{unit}: aggregator shards die whenever its statistics are analysed ({error}); look for memory "
+                    f"{subject}: aggregator shards die whenever its statistics are analysed ({error}); look for memory "
                     "failures, raise sampling.aggregator_shards, and run the same command again to resume"
                 ) from error
             return  # asked again at the next look
@@ -246,33 +250,33 @@ class _Run:
             ended = [records[self.tasks[index][1]] for records, _, _ in answers]
             # Records of different attempts do not count: each may be of other draws.
             if ended[0] is None or any(record != ended[0] for record in ended):
-                self.events.event("chain_missing", unit=unit, chain=self.tasks[index][1])
+                self.events.event("chain_missing", subject=subject, chain=self.tasks[index][1])
                 outcomes[index] = None
         if any(outcomes[index] is None for index in mine):
             return
         records, traces, _ = answers[0]
-        self.events.finished(unit, UnitResult(records, traces, [part for _, _, part in answers]))
-        self.finished.add(unit)
+        self.events.finished(subject, ChainsResult(records, traces, [part for _, _, part in answers]))
+        self.finished.add(subject)
         num_excluded = sum(not record.healthy for record in records)
-        self.metrics.hold("patterning_chains_excluded", num_excluded, unit=unit)
+        self.metrics.hold("patterning_chains_excluded", num_excluded, subject=subject)
         for shard in self.shards:
-            shard.drop.remote(unit)
-        self.storage.clear(f"sampling/{unit}/checkpoints")
+            shard.drop.remote(subject)
+        self.storage.clear(f"sampling/{subject}/checkpoints")
 
     def _measure_rhat(self) -> None:
-        """R-hat of the loss of every unit so far, for whoever watches the metrics."""
+        """R-hat of the loss of every subject so far, for whoever watches the metrics."""
         if time.monotonic() < self.rhat_at:
             return
         self.rhat_at = time.monotonic() + _RHAT_EVERY
-        for unit in self.units.keys() - self.finished:
+        for subject in self.subjects.keys() - self.finished:
             try:
-                losses = ray.get(self.shards[0].losses.remote(unit), timeout=1.0)
+                losses = ray.get(self.shards[0].losses.remote(subject), timeout=1.0)
             except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
                 return  # it has more important things to do
             length = min(map(len, losses), default=0)
             if len(losses) > 1 and length >= _RHAT_DRAWS:
                 rhat = rank_rhat(np.stack([trace[:length] for trace in losses]))
-                self.metrics.hold("patterning_rhat", rhat, unit=unit)
+                self.metrics.hold("patterning_rhat", rhat, subject=subject)
 
     def _say_damaged(self) -> None:
         for shard in range(len(self.shards)):
@@ -282,12 +286,12 @@ class _Run:
 
     def _refuse_hopeless(self, outcomes: list[Outcome | None]) -> None:
         needed = self.sampling.min_chains
-        for unit in self.units:
-            mine = [o and o.record for (name, _), o in zip(self.tasks, outcomes, strict=True) if name == unit]
+        for subject in self.subjects:
+            mine = [o and o.record for (name, _), o in zip(self.tasks, outcomes, strict=True) if name == subject]
             failed = [record for record in mine if record is not None and not record.healthy]
             if failed and len(mine) - len(failed) < needed:
                 raise PatterningError(
-                    f"component {unit}: {len(failed)} of {len(mine)} chains failed, so fewer than "
+                    f"component {subject}: {len(failed)} of {len(mine)} chains failed, so fewer than "
                     f"sampling.min_chains = {needed} can be healthy; chain {failed[0].chain}: {failed[0].reason}"
                 )
 

@@ -16,6 +16,7 @@ from patterning_dist.config import SamplingConfig
 from patterning_dist.progress import Progress
 from patterning_dist.response.calibration import Setting, Trial
 from patterning_dist.runtime.actor import ActorHandle
+from patterning_dist.runtime.boards import Notes
 from patterning_dist.runtime.chains.attempt import ChainStudy
 from patterning_dist.runtime.chains.groups import chain_workers
 from patterning_dist.runtime.chains.workers import MakeStudy, Result
@@ -29,7 +30,6 @@ from patterning_dist.sampling.temperature import Temperatures
 from patterning_dist.storage.run import RunDirectory
 
 # Seconds between two notes of a trial to the progress board.
-_NOTE_EVERY = 0.5
 # A measurement is timed that often: the first one may compile or allocate.
 _TIMED_MEASUREMENTS = 3
 # Hessian products: for both ends of the spectrum, and for the stiffest directions, which come first.
@@ -41,14 +41,14 @@ class TrialPlan:
     """What all trials have in common.
 
     Attributes:
-        unit: the study's name of the set of chains that is calibrated.
+        subject: the study's name of the set of chains that is calibrated.
         num_chains: of every setting.
         num_draws: of every trial, the first of them at the checkpoint itself.
         num_samples: samples of the probe; their mean losses are the last columns of ``Draw.losses``.
         takes_gradients: whether the full run takes gradients at every draw, which cost time as well.
     """
 
-    unit: str
+    subject: str
     num_chains: int
     num_draws: int
     num_samples: int
@@ -108,16 +108,16 @@ class Trials:
             found[setting].append(Trial(**result))
         return found
 
-    def _run(self, tasks: list[tuple[str, str, tuple[Any, ...]]], what: str, units: int) -> list[Result]:
+    def _run(self, tasks: list[tuple[str, str, tuple[Any, ...]]], what: str, steps: int) -> list[Result]:
         """Tasks: (key, name of the file, what a worker is to call with the number of workers and the board)."""
         durable = [
             Task(key, f"calibration/trials/{file}.npz", self.fingerprint, partial(self._start, key, call))
             for key, file, call in tasks
         ]
         label = f"calibrating ({what})"
-        return run_tasks(durable, self.run_directory, self._hire, self.progress, label, what=what, units=units)
+        return run_tasks(durable, self.run_directory, self._start_workers, self.progress, label, what=what, steps=steps)
 
-    def _hire(self, number: int) -> Workforce:
+    def _start_workers(self, number: int) -> Workforce:
         if self._workers is None:
             number = max(number, self.plan.num_chains)
             self._resources.enter_context(ray_session(self.sampling.threads_per_worker))
@@ -134,12 +134,12 @@ class Trials:
 
 
 def _curvature_on(worker: Any, plan: TrialPlan, num_workers: int, board: ActorHandle) -> Result:
-    return {"ends": list(loss_curvature(worker.study, plan.unit))}
+    return {"ends": list(loss_curvature(worker.study, plan.subject))}
 
 
-def loss_curvature(study: ChainStudy, unit: str) -> SpectrumEnds:
+def loss_curvature(study: ChainStudy, subject: str) -> SpectrumEnds:
     """Ends of the spectrum of H, as the posterior's with n_beta = 1 and gamma = 0; every rank calls this."""
-    chain = study.chain(unit, 0, posterior=Posterior(1.0, 0.0), lanczos_steps=_CURVATURE_STEPS, gradient="minibatch")
+    chain = study.chain(subject, 0, posterior=Posterior(1.0, 0.0), lanczos_steps=_CURVATURE_STEPS, gradient="minibatch")
     assert chain.spectrum is not None
     return chain.spectrum
 
@@ -147,14 +147,7 @@ def loss_curvature(study: ChainStudy, unit: str) -> SpectrumEnds:
 def _run_on(
     worker: Any, plan: TrialPlan, setting: Setting, chain: int, steps: int, num_workers: int, board: ActorHandle
 ) -> Result:
-    key, total, noted = _key(setting, chain), plan.num_draws, 0.0
-
-    def note(done: int, loss: float | None) -> None:
-        nonlocal noted
-        if done == total or time.monotonic() - noted > _NOTE_EVERY:
-            board.note.remote(key, done=done, total=total, loss=loss, healthy=True)
-            noted = time.monotonic()
-
+    note = Notes(board, _key(setting, chain), plan.num_draws)
     return vars(replace(run_trial(worker.study, plan, setting, chain, steps, note), num_workers=num_workers))
 
 
@@ -164,7 +157,7 @@ def run_trial(
     setting: Setting,
     number: int,
     steps_between_draws: int,
-    note: Callable[[int, float | None], None] = lambda done, loss: None,
+    note: Callable[[int, float | None], object] = lambda done, loss: None,
 ) -> Trial:
     """Run one chain from the checkpoint, without burn-in, and time its steps and its measurements.
 
@@ -179,7 +172,7 @@ def run_trial(
         note: takes the number of draws done, and the loss.
     """
     chain = study.chain(
-        plan.unit,
+        plan.subject,
         number,
         posterior=Posterior(setting.inverse_temperature, setting.localization),
         step_size=setting.step_size,

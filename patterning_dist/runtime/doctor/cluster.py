@@ -29,7 +29,7 @@ _SMALL_SKEW = 1.0  # seconds
 
 
 def check_address(address: str) -> Finding | None:
-    """Whether anything listens at ``host:port``; None where it does, or where Ray itself knows the place."""
+    """Whether anything listens at ``host:port``; None where it does, or where Ray itself knows the location."""
     host, _, port = address.removeprefix("ray://").rpartition(":")
     if not host or not port.isdigit():
         return None

@@ -1,4 +1,4 @@
-"""Checks of the place where runs are kept: room, speed, locks."""
+"""Checks of the location where runs are kept: room, speed, locks."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ _LITTLE_ROOM, _SLOW = 5e9, 20e6  # bytes, bytes a second
 _MAX_SECONDS = 20.0
 
 
-def check_place(place: Path | str) -> list[Finding]:
+def check_location(location: Path | str) -> list[Finding]:
     """Room, speed and locks of a run directory, or whether a URL can be written and read."""
-    if isinstance(place, str):
-        return [_check_url(place)]
-    folder = place.absolute()
+    if isinstance(location, str):
+        return [_check_url(location)]
+    folder = location.absolute()
     while not folder.is_dir():  # a run makes what is missing
         folder = folder.parent
     try:
@@ -35,7 +35,7 @@ def check_place(place: Path | str) -> list[Finding]:
             Finding(
                 "disk",
                 "broken",
-                f"{folder} cannot be written ({error.strerror or error}): make it writable, or choose another place "
+                f"{folder} cannot be written ({error.strerror or error}): make it writable, or choose another location "
                 "with --run-dir",
             )
         ]
@@ -55,14 +55,14 @@ def _check_disk(folder: Path, inside: Path) -> Finding:
             "disk",
             "broken",
             f"{folder}: {written / 1e6:.3g} MB could be written, then: {error.strerror or error}; free some space, or "
-            "choose another place with --run-dir",
+            "choose another location with --run-dir",
         )
     speed = written / (time.perf_counter() - started)
     text = f"{folder}: {free / 1e9:.3g} GB free, {speed / 1e6:.3g} MB/s written and synced"
     if free < _LITTLE_ROOM:
         return Finding("disk", "warning", f"{text}: `patterning plan` says how much a run needs")
     if speed < _SLOW:
-        return Finding("disk", "warning", f"{text}: snapshots will hold up the chains; choose a faster place")
+        return Finding("disk", "warning", f"{text}: snapshots will hold up the chains; choose a faster location")
     return Finding("disk", "ok", text)
 
 
@@ -83,8 +83,8 @@ def _check_locks(folder: Path, path: Path) -> Finding:
     return Finding(
         "locks",
         "broken",
-        f"{folder}: a lock does not keep others out, so two drivers could write to one run: choose another place with "
-        "--run-dir, or a mount that has locks",
+        f"{folder}: a lock does not keep others out, so two drivers could write to one run: choose another location "
+        "with --run-dir, or a mount that has locks",
     )
 
 
@@ -98,7 +98,7 @@ def _check_url(url: str) -> Finding:
     except (PatterningError, OSError) as error:
         return Finding("storage", "broken", f"{error}: look at the URL, the endpoint and the credentials")
     if not same:
-        return Finding("storage", "broken", f"{url}: what was written is not what is read back; use another place")
+        return Finding("storage", "broken", f"{url}: what was written is not what is read back; use another location")
     return Finding("storage", "ok", f"{url}: 1 MB written in {written:.2g} s and read back")
 
 

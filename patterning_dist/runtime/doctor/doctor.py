@@ -13,7 +13,7 @@ from rich.text import Text
 from patterning_dist.errors import PatterningError
 from patterning_dist.runtime.doctor import machine
 from patterning_dist.runtime.doctor.cluster import check_address, check_cluster
-from patterning_dist.runtime.doctor.disk import check_place
+from patterning_dist.runtime.doctor.disk import check_location
 from patterning_dist.runtime.doctor.machine import Finding
 from patterning_dist.runtime.environment import ray_session
 from patterning_dist.storage.store import path_or_url
@@ -21,22 +21,22 @@ from patterning_dist.storage.store import path_or_url
 _STYLES = {"ok": "green", "warning": "yellow", "broken": "bold red"}
 
 
-def run_doctor(place: Path | str, address: str | None, show: Callable[[Finding], None]) -> list[Finding]:
+def run_doctor(location: Path | str, address: str | None, show: Callable[[Finding], None]) -> list[Finding]:
     """Look at everything that a run needs, and say what is found as soon as it is.
 
     Args:
-        place: of run directories, a path or a URL; what is written there is removed again.
+        location: of run directories, a path or a URL; what is written there is removed again.
         address: of a Ray cluster; None: that of RAY_ADDRESS, else one is started here and stopped again.
         show: is handed every finding.
     """
     found: list[Finding] = []
-    for finding in _findings(place, address):
+    for finding in _findings(location, address):
         found.append(finding)
         show(finding)
     return found
 
 
-def print_findings(place: str, address: str | None) -> int:
+def print_findings(location: str, address: str | None) -> int:
     """The findings as lines on the terminal; the exit code of the command, 1 if anything is broken."""
     console = Console()
 
@@ -44,11 +44,11 @@ def print_findings(place: str, address: str | None) -> int:
         line = Text.assemble((f"{finding.state:8}", _STYLES[finding.state]), f"{finding.check:14}{finding.text}")
         console.print(line, soft_wrap=True, highlight=False)
 
-    found = run_doctor(path_or_url(place), address, show)
+    found = run_doctor(path_or_url(location), address, show)
     return int(any(finding.state == "broken" for finding in found))
 
 
-def _findings(place: Path | str, address: str | None) -> Iterator[Finding]:
+def _findings(location: Path | str, address: str | None) -> Iterator[Finding]:
     for check in (
         machine.check_python,
         machine.check_packages,
@@ -60,7 +60,7 @@ def _findings(place: Path | str, address: str | None) -> Iterator[Finding]:
         machine.check_ports,
     ):
         yield check()
-    yield from check_place(place)
+    yield from check_location(location)
     if address is not None:
         os.environ["RAY_ADDRESS"] = address
     address = os.environ.get("RAY_ADDRESS")

@@ -20,7 +20,7 @@ from packaging.specifiers import SpecifierSet
 from patterning_dist.runtime.environment import usable_cores
 
 PACKAGE = "patterning-dist"
-# What `ray start --head` listens on unless it is told otherwise: control store, dashboard, client.
+# What `ray start --head` listens on by default: control store, dashboard, client.
 RAY_PORTS = (6379, 8265, 10001)
 _COMMAND_TIMEOUT = 20.0
 _SOCKET_TIMEOUT = 5.0

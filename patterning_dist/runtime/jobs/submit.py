@@ -68,13 +68,13 @@ def submit_run(experiment: Path, overrides: Sequence[str], run_dir: str | None, 
 
 
 def _durable(experiment: Path, config: Root, run_dir: str | None) -> str:
-    place = run_dir or (str(config.run_dir) if config.run_dir else "")
-    if "://" not in place and not place.startswith("/"):
+    location = run_dir or (str(config.run_dir) if config.run_dir else "")
+    if "://" not in location and not location.startswith("/"):
         raise PatterningError(
-            f"{experiment}: a job needs a run directory that outlives it, got {place or 'none'}; give --run-dir an "
+            f"{experiment}: a job needs a run directory that outlives it, got {location or 'none'}; give --run-dir an "
             "absolute path on storage that all nodes share, or a URL"
         )
-    return place.rstrip("/") if "://" in place else os.path.normpath(place)
+    return location.rstrip("/") if "://" in location else os.path.normpath(location)
 
 
 def _running_or_new(

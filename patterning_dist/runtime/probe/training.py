@@ -20,9 +20,9 @@ from patterning_dist.response.cost import Seconds
 from patterning_dist.runtime.probe.chains import SavedBytes, process_bytes, run_together
 from patterning_dist.runtime.probe.ranks import probe_groups
 from patterning_dist.runtime.resources import training_resources
-from patterning_dist.runtime.training.trainer import Trainer
+from patterning_dist.runtime.training.worker import open_trainer
 from patterning_dist.tasks.open import open_task
-from patterning_dist.training.job import TrainingJob
+from patterning_dist.training.job import JobGroup
 
 # Seconds: how long steps are timed, and how long a process may take for anything at all.
 _STEPS_BUDGET, _TIMEOUT = 4.0, 600.0
@@ -31,9 +31,9 @@ _MIN_STEPS, _MAX_STEPS = 3, 60
 
 @dataclass(frozen=True)
 class StepTimes:
-    """Engines side by side: ``num_lanes`` trainings at once, an optimizer step, a row of metrics, and their memory."""
+    """Engines side by side: ``num_queues`` trainings at once, an optimizer step, a row of metrics, and their memory."""
 
-    num_lanes: int
+    num_queues: int
     step: Seconds
     evaluation: Seconds
     weight_bytes: int
@@ -62,23 +62,23 @@ class JobTimes:
     stopping: Seconds
 
 
-def probe_steps(config: Config, directory: Path, job: TrainingJob, device: str, num_jobs: int) -> StepTimes:
-    """Time optimizer steps of a job on as many groups of ranks at once as ``num_jobs`` of them will run on.
+def probe_steps(config: Config, directory: Path, jobs: JobGroup, device: str, num_groups: int) -> StepTimes:
+    """Time optimizer steps of jobs on as many groups of ranks at once as ``num_groups`` like them will run on.
 
     Args:
         config: of the run.
         directory: where data/ lies.
-        job: names the layout, the weights and the seed.
+        jobs: trained at once; they name the layout, the weights and the seeds.
         device: of the ranks.
-        num_jobs: how many are to run, side by side where they fit.
+        num_groups: how many are to run, side by side where they fit.
 
     Raises:
         PatterningError: the cluster cannot hold one.
     """
-    need = training_resources(config, device, job.num_workers)
-    lanes = need.at_once(num_jobs, None if config.retrain is None else config.retrain.concurrent_arms).number
-    with probe_groups([[need.options] * need.num_ranks] * lanes, device, need.cpus, _TIMEOUT) as groups:
-        run_together(groups, _open_trainer, config, directory, job)
+    need = training_resources(config, device, jobs.lead.num_workers)
+    queues = need.at_once(num_groups, None if config.retrain is None else config.retrain.concurrent_arms).number
+    with probe_groups([[need.options] * need.num_ranks] * queues, device, need.cpus, _TIMEOUT) as groups:
+        run_together(groups, _open_trainer, config, directory, jobs)
         estimates = run_together(groups, _time_steps, 2)
         slowest = max(times[-1] for times in estimates)
         number = int(min(max(_STEPS_BUDGET / slowest, _MIN_STEPS), _MAX_STEPS))
@@ -89,7 +89,7 @@ def probe_steps(config: Config, directory: Path, job: TrainingJob, device: str, 
     blocks = [float(block.mean()) for times in steps for block in np.array_split(np.array(times), 3)]
     weights, optimizer, activations, memory = (max(column) for column in zip(*sizes, strict=True))
     return StepTimes(
-        lanes, Seconds.measured(blocks), Seconds.measured(evaluations), weights, optimizer, activations, memory
+        queues, Seconds.measured(blocks), Seconds.measured(evaluations), weights, optimizer, activations, memory
     )
 
 
@@ -132,9 +132,9 @@ def probe_job(
     )
 
 
-def _open_trainer(rank: Any, config: Config, directory: Path, job: TrainingJob) -> None:
+def _open_trainer(rank: Any, config: Config, directory: Path, jobs: JobGroup) -> None:
     task = open_task(config, directory, rank.device)
-    rank.trainer = Trainer(config, task, job, rank.ranks, rank.device)
+    rank.trainer = open_trainer(config, task, jobs, rank.ranks, rank.device)
     rank.number = 0
 
 
@@ -165,5 +165,5 @@ def _sizes(rank: Any) -> tuple[int, int, int, int]:
     optimizer = sum(t.numel() * t.element_size() for s in states for t in s.values() if isinstance(t, torch.Tensor))
     activations = SavedBytes(engine.module.parameters())
     with activations.watch():
-        trainer.losses(np.arange(engine.train_micro_batch_size_per_gpu()) % len(trainer.task.train))
+        trainer.micro_batch_losses()
     return weights, optimizer, activations.total, process_bytes(rank)

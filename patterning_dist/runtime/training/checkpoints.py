@@ -28,7 +28,9 @@ _ASK_EVERY = 0.5
 # What a rank wants at the end of a step; all do what the most urgent of them wants.
 _GO_ON, _SAVE, _STOP, _PREEMPTED = range(4)
 
-State = tuple[dict[str, Any], dict[str, Any]]  # what all ranks have alike, and what is this rank's alone
+State = tuple[
+    list[dict[str, Any]], list[dict[str, Any]]
+]  # of every member: what all ranks have alike, and what is this rank's alone
 
 _preempted = threading.Event()
 
@@ -89,7 +91,7 @@ class TrainingCheckpoints:
         fingerprint: of the job; checkpoints of another are deleted.
         directory: of the run.
         storage: of the run.
-        control: is asked whether to stop, and told what the user should know.
+        control: is asked whether to stop, and hears what the user should know.
         device: of the ranks.
     """
 
@@ -108,7 +110,7 @@ class TrainingCheckpoints:
         self.asked_at, self.answer = time.monotonic(), control.stopping.remote()
 
     def restore(self, engine: Any) -> dict[str, Any] | None:
-        """Put the engine where the newest whole checkpoint has it; returns the recorder's whole state and the step.
+        """Put the engine where the newest whole checkpoint has it; returns the recorders' states and the step.
 
         None: there is none, the training begins at step 0.
         """
@@ -125,19 +127,19 @@ class TrainingCheckpoints:
                     self._delete(above=step, not_of=self.fingerprint)  # what is damaged or not complete
                     text = f"{self.job.name}: goes on from step {step}"
                     self.control.tell.remote("job_resumed", text, job=self.job.name, step=step)
-                return {"step": step, "recorder": shared["recorder"] | own["recorder"]}
+                return {"step": step, "recorders": list(zip(shared["recorders"], own["recorders"], strict=True))}
         if self.rank == 0:
             self._delete()
         torch.distributed.barrier()
         return None
 
-    def after_step(self, engine: Any, step: int, recorder_state: Callable[[], State]) -> bool:
+    def after_step(self, engine: Any, step: int, recorder_states: Callable[[], State]) -> bool:
         """Save if it is time; returns whether the training is to stop here.
 
         Args:
             engine: of DeepSpeed.
             step: optimizer steps done.
-            recorder_state: gives what all ranks have alike, and what is this rank's alone.
+            recorder_states: gives, of every member, what all ranks have alike, and what is this rank's alone.
 
         Raises:
             Preempted: a rank got SIGTERM.
@@ -145,7 +147,7 @@ class TrainingCheckpoints:
         wish = self._agree(self._wish())
         if wish == _GO_ON:
             return False
-        self._save(engine, step, recorder_state())
+        self._save(engine, step, recorder_states())
         if wish == _SAVE:
             return False
         if self.rank == 0:
@@ -186,15 +188,15 @@ class TrainingCheckpoints:
         torch.distributed.all_reduce(wishes, op=torch.distributed.ReduceOp.MAX)
         return int(wishes.item())
 
-    def _save(self, engine: Any, step: int, recorder: State) -> None:
+    def _save(self, engine: Any, step: int, recorders: State) -> None:
         started = time.monotonic()
         # All ranks have agreed on a step after the last checkpoint was written: it is whole.
         self.own.delete(below=self.last_step)
         shared, own = engine_state(engine)
-        self.own.write(step, encode({"engine": own, "recorder": recorder[1]}))
+        self.own.write(step, encode({"engine": own, "recorders": recorders[1]}))
         if self.rank == 0:
             self.shared.delete(below=self.last_step)
-            self.shared.write(step, encode({"engine": shared, "recorder": recorder[0]}))
+            self.shared.write(step, encode({"engine": shared, "recorders": recorders[0]}))
         self.last_step, self.last_time = step, time.monotonic()
         self.pause = max(self.job.checkpoint_seconds, (self.last_time - started) / _SHARE)
 

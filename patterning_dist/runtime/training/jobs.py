@@ -16,7 +16,7 @@ from patterning_dist.runtime.boards import job_control
 from patterning_dist.runtime.environment import ray_session, resolve_device
 from patterning_dist.runtime.resources import training_resources
 from patterning_dist.storage.run import RunDirectory
-from patterning_dist.training.job import TrainingJob
+from patterning_dist.training.job import TrainingJob, grouped
 
 # Of the 30 seconds that a preempted driver has, those in which trainings may save where they are.
 _SECONDS_TO_SAVE = 15.0
@@ -26,7 +26,7 @@ _SECONDS_TO_ASK = 3.0
 def run_jobs(
     config: Config, run: RunDirectory, jobs: list[TrainingJob], label: str, progress: Progress, concurrent: int | None
 ) -> None:
-    """Train all jobs, shared out over lanes; the jobs of a lane follow each other in one set of workers.
+    """Train all jobs, shared out over queues; the jobs and stacks of a queue follow each other in one set of workers.
 
     Whatever ends this early, Ctrl-C and preemption included, the trainings under way get some seconds to save where
     they are.
@@ -37,25 +37,26 @@ def run_jobs(
         jobs: all with the same number of ranks.
         label: for the progress display, which shows a line a job.
         progress: the display.
-        concurrent: lanes at most; None: what the cluster holds.
+        concurrent: queues at most; None: what the cluster holds.
 
     Raises:
         PatterningError: the cluster cannot hold even one job, a training failed in a way the user can mend, or its
             workers died again and again.
     """
     assert config.training is not None
+    groups = grouped(jobs)
     with ray_session(config.training.threads_per_worker):
-        need = training_resources(config, resolve_device(config.device), jobs[0].num_workers)
-        num_lanes = need.at_once(len(jobs), concurrent).number
+        need = training_resources(config, resolve_device(config.device), groups[0].lead.num_workers)
+        num_queues = need.at_once(len(groups), concurrent).number
         control, heard = job_control(), set[str]()
         progress.start(label, sum(job.total_steps for job in jobs))
-        start = _run_lane.options(max_retries=config.max_training_failures).remote
+        start = _run_queue.options(max_retries=config.max_training_failures).remote
         arguments = {
             "config": config,
-            "place": run.place,
+            "location": run.location,
             "control": control,
         }
-        running = [start({"jobs": jobs[n::num_lanes], **arguments}, f"lane-{n}") for n in range(num_lanes)]
+        running = [start({"groups": groups[n::num_queues], **arguments}, f"queue-{n}") for n in range(num_queues)]
         try:
             while running:
                 done, running = ray.wait(running, timeout=0.5)
@@ -82,7 +83,7 @@ def run_jobs(
 def _pass_on(control: ActorHandle, heard: set[str], run: RunDirectory, progress: Progress) -> None:
     """Record what trainings have to say: Ctrl-C may come at any place in here, and this is called again then.
 
-    Nothing is lost. What was written when Ctrl-C came, and not yet noted as heard, is written twice.
+    Nothing is lost. What was written when Ctrl-C came, and not yet marked as heard, is written twice.
     """
     messages = ray.get(control.messages.remote(heard))
     heard.clear()
@@ -93,8 +94,8 @@ def _pass_on(control: ActorHandle, heard: set[str], run: RunDirectory, progress:
 
 
 @ray.remote(num_cpus=0)
-def _run_lane(arguments: dict[str, Any], name: str) -> None:
+def _run_queue(arguments: dict[str, Any], name: str) -> None:
     # Ray Train takes a second to import, which the processes of other stages need not spend.
-    from patterning_dist.runtime.training.queue import run_lane
+    from patterning_dist.runtime.training.queue import run_queue
 
-    run_lane(arguments, name)
+    run_queue(arguments, name)

@@ -1,4 +1,4 @@
-"""A lane: trainings one after another in a Ray Train ``TorchTrainer``, which is started again when a worker dies."""
+"""A queue: trainings one after another in a Ray Train ``TorchTrainer``, which is started again when a worker dies."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from patterning_dist.runtime.resources import nodes, training_resources
 from patterning_dist.runtime.training.checkpoints import catch_sigterm, newest_step
 from patterning_dist.runtime.training.worker import train_on_worker
 
-# Ray Train waits a minute for the resources of a group: so many minutes a lane waits for what the cluster has lost.
+# Ray Train waits a minute for the resources of a group: so many minutes a queue waits for what the cluster has lost.
 _STARTS = 10
 
 
@@ -50,7 +50,7 @@ class _Trainer(TorchTrainer):
         ]
 
 
-def run_lane(arguments: dict[str, Any], name: str) -> None:
+def run_queue(arguments: dict[str, Any], name: str) -> None:
     """Train jobs until all are finished or the driver asks to stop.
 
     Only restarts without progress count against ``retrain.max_failures``: machines that die every day do not end a
@@ -58,13 +58,13 @@ def run_lane(arguments: dict[str, Any], name: str) -> None:
 
     Args:
         arguments: those of ``train_on_worker``.
-        name: of the lane.
+        name: of the queue.
 
     Raises:
         PatterningError: too many restarts without progress, no room in the cluster, or what a training raised for
             the user.
     """
-    config, jobs, control = (arguments[key] for key in ("config", "jobs", "control"))
+    config, groups, control = (arguments[key] for key in ("config", "groups", "control"))
     failures, starts = 0, 0
     before = _progress(arguments)
     while True:
@@ -77,16 +77,16 @@ def run_lane(arguments: dict[str, Any], name: str) -> None:
             if ray.get(control.stopping.remote()):
                 return
             if isinstance(getattr(error, "controller_failure", None), WorkerGroupStartupTimeoutError):
-                starts = _wait_for_room(config, jobs[0].num_workers, control, starts)
+                starts = _wait_for_room(config, groups[0].lead.num_workers, control, starts)
                 continue
             reason = _reason(error)
         starts, now = 0, _progress(arguments)
         failures = 1 if now > before else failures + 1
         before = now
-        unfinished = [job for job in jobs if not job.is_finished(config)]
+        unfinished = [group for group in groups if not group.is_finished(config)]
         if not unfinished:
             return
-        job = unfinished[0]
+        job = unfinished[0].lead
         where = f"step {now[1]} of {job.total_steps}"
         if failures > config.max_training_failures:
             raise PatterningError(
@@ -99,9 +99,9 @@ def run_lane(arguments: dict[str, Any], name: str) -> None:
 
 
 def _fit(arguments: dict[str, Any], name: str) -> None:
-    config, place, jobs = (arguments[key] for key in ("config", "place", "jobs"))
+    config, location, groups = (arguments[key] for key in ("config", "location", "groups"))
     device = resolve_device(config.device)
-    need = training_resources(config, device, jobs[0].num_workers)
+    need = training_resources(config, device, groups[0].lead.num_workers)
     # Ray Train counts every restart, this module those without progress. Checkers know its first version only.
     no_restarts: dict[str, Any] = {"max_failures": 0, "controller_failure_limit": 0}
     # Nor the one that watches for preemption: workers catch SIGTERM themselves.
@@ -118,21 +118,21 @@ def _fit(arguments: dict[str, Any], name: str) -> None:
         ),
         run_config=RunConfig(
             name=name,
-            storage_path=str(place.path / "retrain" / ".ray"),
+            storage_path=str(location.path / "retrain" / ".ray"),
             failure_config=FailureConfig(**no_restarts),
         ),
     ).fit()
 
 
 def _progress(arguments: dict[str, Any]) -> tuple[int, int]:
-    """Finished jobs, and the step of the newest checkpoint of the next one."""
-    config, place, jobs = (arguments[key] for key in ("config", "place", "jobs"))
-    place.fetch(*(name for job in jobs for name in job.needs(place.path)))
-    finished = [job.is_finished(config) for job in jobs]
+    """Finished groups of jobs, and the step of the newest checkpoint of the next one."""
+    config, location, groups = (arguments[key] for key in ("config", "location", "groups"))
+    location.fetch(*(name for group in groups for name in group.needs(location.path)))
+    finished = [group.is_finished(config) for group in groups]
     if all(finished):
-        return len(jobs), 0
-    job = jobs[finished.index(False)]
-    return sum(finished), newest_step(place.storage, place.path, job, job.fingerprint(config))
+        return len(groups), 0
+    group = groups[finished.index(False)]
+    return sum(finished), newest_step(location.storage, location.path, group.lead, group.fingerprint(config))
 
 
 def _reason(error: Exception) -> str:
@@ -158,6 +158,6 @@ def _wait_for_room(config: Config, num_workers: int, control: ActorHandle, start
             raise
         control.tell.remote("waiting", f"waiting for nodes: {error}")
         return starts + 1
-    # What there is, other lanes have: they will be through.
+    # What there is, other queues have: they will be through.
     control.tell.remote("waiting", "a training waits for room in the cluster")
     return 0

@@ -10,23 +10,23 @@ import pyarrow as pa
 from torch import Tensor
 
 from patterning_dist.runtime.actor import ActorHandle
+from patterning_dist.runtime.boards import Notes
 from patterning_dist.runtime.metrics import Metrics
-from patterning_dist.runtime.training.trainer import Trainer
+from patterning_dist.runtime.training.trainer import Member
 from patterning_dist.runtime.training.weights import load_shares, own_share, save_weights
 from patterning_dist.storage.files import write_json, write_parquet
-from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.mirror import Location
 from patterning_dist.training.job import HELD_OUT_TABLE
-
-_NOTE_EVERY = 0.5
 
 
 class Recorder:
     """Files and notes of rank 0; every rank calls it, since measuring and gathering weights take all of them."""
 
-    def __init__(self, trainer: Trainer, place: Place, board: ActorHandle, metrics: Metrics) -> None:
+    def __init__(self, trainer: Member, location: Location, board: ActorHandle, metrics: Metrics) -> None:
         self.trainer, self.job, self.writes = trainer, trainer.job, trainer.ranks.rank == 0
-        self.place, self.board, self.metrics = place, board, metrics
-        self.noted_step, self.noted, self.started = 0, 0.0, time.monotonic()
+        self.location, self.metrics = location, metrics
+        self.notes = Notes(board, self.job.name, self.job.total_steps)
+        self.reported_step, self.started = 0, time.monotonic()
         self.rows: list[dict[str, float]] = []
         self.average: dict[str, Tensor] = {}  # this rank's share of a sum over steps
 
@@ -34,21 +34,18 @@ class Recorder:
         """What goes into a training checkpoint: what all ranks have alike, and what is this rank's alone."""
         return {"rows": self.rows, "seconds": time.monotonic() - self.started}, {"average": self.average}
 
-    def load_state_dict(self, state: dict[str, Any], step: int) -> None:
+    def load_state_dict(self, shared: dict[str, Any], own: dict[str, Any], step: int) -> None:
         """Take up both parts of a state at a step; its seconds count on."""
-        self.noted_step = step
-        self.rows, self.average = state["rows"], state["average"]
-        self.started = time.monotonic() - state["seconds"]
+        self.reported_step = step
+        self.rows, self.average = shared["rows"], own["average"]
+        self.started = time.monotonic() - shared["seconds"]
 
     def note(self, done: int, loss: float) -> None:
         """Tell the progress display, at most twice a second."""
-        total = self.job.total_steps
-        if self.writes and (time.monotonic() - self.noted > _NOTE_EVERY or done == total):
-            self.noted = time.monotonic()
-            self.metrics.add("patterning_training_steps", done - self.noted_step)
+        if self.writes and self.notes(done, loss, healthy=bool(np.isfinite(loss))):
+            self.metrics.add("patterning_training_steps", done - self.reported_step)
             self.metrics.set("patterning_training_loss_nats", loss)
-            self.noted_step = done
-            self.board.note.remote(self.job.name, done=done, total=total, loss=loss, healthy=bool(np.isfinite(loss)))
+            self.reported_step = done
 
     def evaluate(self, step: int, loss: float) -> None:
         """Add a row of metrics; loss: of the training batch, nats."""
@@ -61,7 +58,7 @@ class Recorder:
         file = self.job.folder / f"{name}.safetensors"
         save_weights(self.trainer.engine, file if self.writes else None)
         if self.writes:
-            self.place.publish(file)
+            self.location.publish(file)
 
     def add_to_average(self) -> None:
         """Count the weights in the mean that the annealed checkpoint is."""
@@ -88,6 +85,6 @@ class Recorder:
             write_parquet(job.folder / "metrics.parquet", pa.Table.from_pylist(self.rows))
             write_parquet(job.folder / HELD_OUT_TABLE, pa.table(influences))
             trainer.task.describe(job.folder)
-            self.place.publish(job.folder)
+            self.location.publish(job.folder)
             write_json(job.folder / "evaluation.json", report)
-            self.place.publish(job.folder / "evaluation.json")
+            self.location.publish(job.folder / "evaluation.json")

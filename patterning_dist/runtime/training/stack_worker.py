@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -14,13 +13,13 @@ from torch import nn
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.runtime.actor import ActorHandle
+from patterning_dist.runtime.boards import Notes
 from patterning_dist.runtime.training.engine import deepspeed_config, initialize_alone
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.storage.mirror import Place
+from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import stage_fingerprint
-from patterning_dist.training.stacked import Networks, Phase, StackedTraining, StackSettings, TorchEngine
-
-_NOTE_EVERY = 0.5  # seconds between two notes of a stack to the progress board
+from patterning_dist.training.stack import Networks, TorchEngine
+from patterning_dist.training.stacked import Phase, StackedTraining, StackSettings
 
 
 @dataclass(frozen=True)
@@ -88,9 +87,9 @@ class Trained:
         return Trained(under("parameters/"), under("behaviour/"))
 
 
-def open_stacks(recipe: StackRecipe, place: Place, device: str, ranks: Ranks) -> Any:
+def open_stacks(recipe: StackRecipe, location: Location, device: str, ranks: Ranks) -> Any:
     """The task, in the worker that is to train; what a ``ModelWorker`` calls its study."""
-    return recipe.open_task(place.fetch(*recipe.files), device)
+    return recipe.open_task(location.fetch(*recipe.files), device)
 
 
 def train_stack(worker: Any, recipe: StackRecipe, stack: StackTask, board: ActorHandle) -> dict[str, np.ndarray]:
@@ -107,15 +106,7 @@ def train_stack(worker: Any, recipe: StackRecipe, stack: StackTask, board: Actor
         engine = deepspeed_config(None, settings.batch_size, 1) | {"gradient_clipping": 0.0}
         make_engine = partial(initialize_alone, config=engine, device=device)
     training = StackedTraining(task, settings, stack.seeds, device, make_engine)
-    noted = 0.0
-
-    def note(step: int) -> None:
-        nonlocal noted
-        if time.monotonic() - noted > _NOTE_EVERY or step == settings.num_steps:
-            board.note.remote(stack.key, done=step, total=settings.num_steps, loss=None, healthy=True)
-            noted = time.monotonic()
-
-    training.run(stack.phases, note)
+    training.run(stack.phases, Notes(board, stack.key, settings.num_steps))
     networks = {name: tensor.numpy() for name, tensor in training.networks().items()}
     _refuse_not_finite(stack, networks)
     return Trained(networks, recipe.behaviour(task, training.skeleton, training.parameters)).arrays()

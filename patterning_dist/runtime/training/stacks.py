@@ -49,9 +49,9 @@ def train_stacks(
     """
     with contextlib.ExitStack() as resources:
 
-        def hire(number: int) -> Workforce:
+        def start_workers(number: int) -> Workforce:
             resources.enter_context(ray_session(sampling.threads_per_worker))
-            opener = partial(open_stacks, recipe, run.place)
+            opener = partial(open_stacks, recipe, run.location)
             return resources.enter_context(model_workers(opener, sampling, device, number, progress))
 
         def train(stack: StackTask, worker: ActorHandle, board: ActorHandle) -> ray.ObjectRef:
@@ -67,5 +67,5 @@ def train_stacks(
             for stack in stacks
         ]
         label, what = "training networks (steps)", "stacks of networks"
-        found = run_tasks(tasks, run, hire, progress, label, what=what, units=recipe.settings.num_steps)
+        found = run_tasks(tasks, run, start_workers, progress, label, what=what, steps=recipe.settings.num_steps)
     return [Trained.of(result) for result in found]

@@ -1,11 +1,13 @@
-"""A training job on one rank: a task's model in a DeepSpeed engine, and the steps that it takes."""
+"""Training jobs on one rank: models in an engine, what is measured of them, and the steps that DeepSpeed takes."""
 
 from __future__ import annotations
 
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
+from torch import nn
 
 from patterning_dist.config import Config
 from patterning_dist.response.contrast import GROUP, influence
@@ -16,14 +18,11 @@ from patterning_dist.tasks.held_out import held_out_ids, held_out_splits, signed
 from patterning_dist.tasks.optimizers import learning_rate_factor, set_learning_rate_factor
 from patterning_dist.tasks.task import Task
 from patterning_dist.training.batches import WeightedBatches, weighted_loss
-from patterning_dist.training.job import TrainingJob
+from patterning_dist.training.job import JobGroup, TrainingJob
 
 
-class Trainer:
-    """The loss that is trained is the loss that susceptibilities are of: the model is in ``eval()`` mode.
-
-    Dropout is off and running statistics stay, so that neither the number of ranks nor a restart changes the numbers.
-    All ranks call all methods at the same time.
+class Member:
+    """A model in training, and what is measured of it. All ranks call all methods at the same time.
 
     Args:
         config: of the run.
@@ -31,22 +30,64 @@ class Trainer:
         job: what is trained.
         ranks: that share it.
         device: of this rank.
+        engine: that the model is in.
+        model: to be called; the engine, where that shares it out.
+    """
+
+    def __init__(
+        self, config: Config, task: Task, job: TrainingJob, ranks: Ranks, device: str, engine: Any, model: nn.Module
+    ) -> None:
+        self.config, self.task, self.job, self.ranks, self.device = config, task, job, ranks, device
+        self.engine, self.model = engine, model
+        assert config.training is not None
+        self.batches = WeightedBatches(job, config.training, task)
+
+    def evaluate(self) -> dict[str, float]:
+        """The task's metrics, every rank its share."""
+        return self.task.evaluate(self.model, self.ranks)
+
+    def observables(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """The split losses of the job [nats], on held-out samples that no chain has seen, and columns [sample] of them.
+
+        ``group`` is the document, every other column the influence of a sample on the observable of its name.
+        """
+        sampling, splits = self.config.sampling, dict(self.job.splits)
+        ids = held_out_ids(self.task, self.config.seed, sampling.evaluation_sequences, "realised")
+        held_out = held_out_splits(self.task, ids, splits, "realised")
+        if held_out is None:
+            return {}, {}
+        losses = partial(self.task.losses, self.model)
+        found = all_losses(losses, held_out.samples, self.ranks, sampling.micro_batch_size, self.device)
+        sums = signed_sums(held_out.coefficients, found)
+        columns = dict(zip(held_out.names, influence(sums, held_out.shares), strict=True))
+        values = dict(zip(held_out.names, sums.sum(axis=(1, 2)).tolist(), strict=True))
+        return values, {GROUP: held_out.groups} | columns
+
+
+class Trainer(Member):
+    """A job in a DeepSpeed engine.
+
+    The loss that is trained is the loss that susceptibilities are of: the model is in ``eval()`` mode. Dropout is off
+    and running statistics stay, so that neither the number of ranks nor a restart changes the numbers.
+
+    Args:
+        config, task, job, ranks, device: see ``Member``.
     """
 
     def __init__(self, config: Config, task: Task, job: TrainingJob, ranks: Ranks, device: str) -> None:
-        self.config, self.task, self.job, self.ranks, self.device = config, task, job, ranks, device
         assert config.training is not None
         self.training = config.training
-        self.batches = WeightedBatches(job, self.training, task)
         settings = deepspeed_config(job.deepspeed, self.training.batch_size, ranks.size)
         with model_in_pieces(settings, device):
-            model = task.build(job.seed) if job.start is None else task.load(job.start, Ranks())
+            model = starting_model(task, job)
         self.optimizer = task.optimizer(model, self.training)
-        self.engine = initialize(model, self.optimizer, settings, device)
-        self.engine.eval()
+        engine = initialize(model, self.optimizer, settings, device)
+        engine.eval()
+        super().__init__(config, task, job, ranks, device, engine, engine)
+        self.jobs, self.members = JobGroup((job,)), [self]
 
-    def step(self, number: int) -> float:
-        """One optimizer step on the global batch; returns its loss under the weights [nats], see ``weighted_loss``."""
+    def step(self, number: int) -> list[float]:
+        """One optimizer step on the global batch; loss under the weights [member], nats, see ``weighted_loss``."""
         job, engine = self.job, self.engine
         warmup = self.training.warmup_steps
         factor = learning_rate_factor(number, job.num_steps, warmup, job.anneal_steps)
@@ -63,30 +104,18 @@ class Trainer:
             engine.backward(loss * micro_batches)
             engine.step()
             found.append(loss.detach())
-        return self.ranks.sum(torch.stack(found).double().sum()).item() / self.ranks.size
+        return [self.ranks.sum(torch.stack(found).double().sum()).item() / self.ranks.size]
 
     def losses(self, ids: np.ndarray) -> torch.Tensor:
         """Losses of training samples, differentiable."""
         batch = to_device(self.task.train[torch.from_numpy(ids)], self.device)
         return self.task.losses(self.engine, batch)
 
-    def evaluate(self) -> dict[str, float]:
-        """The task's metrics, every rank its share."""
-        return self.task.evaluate(self.engine, self.ranks)
+    def micro_batch_losses(self) -> torch.Tensor:
+        """Losses of as many samples as one backward pass is of."""
+        return self.losses(np.arange(self.engine.train_micro_batch_size_per_gpu()) % len(self.task.train))
 
-    def observables(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        """The split losses of the job [nats], on held-out samples that no chain has seen, and columns [sample] of them.
 
-        ``group`` is the document, every other column the influence of a sample on the observable of its name.
-        """
-        sampling, splits = self.config.sampling, dict(self.job.splits)
-        ids = held_out_ids(self.task, self.config.seed, sampling.evaluation_sequences, "realised")
-        held_out = held_out_splits(self.task, ids, splits, "realised")
-        if held_out is None:
-            return {}, {}
-        losses = partial(self.task.losses, self.engine)
-        found = all_losses(losses, held_out.samples, self.ranks, sampling.micro_batch_size, self.device)
-        sums = signed_sums(held_out.coefficients, found)
-        columns = dict(zip(held_out.names, influence(sums, held_out.shares), strict=True))
-        values = dict(zip(held_out.names, sums.sum(axis=(1, 2)).tolist(), strict=True))
-        return values, {GROUP: held_out.groups} | columns
+def starting_model(task: Task, job: TrainingJob) -> nn.Module:
+    """The model at the start of a job, whole."""
+    return task.build(job.seed) if job.start is None else task.load(job.start, Ranks())

@@ -50,7 +50,7 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
         stages: that the experiment asks for, in their order; one that is not of the loop is named and not measured.
         directory: of the run, read only, and only if some of its stages are done.
         done: stages that are finished with this configuration.
-        say: is told what is being measured.
+        say: hears what is being measured.
 
     Raises:
         PatterningError: whatever the run itself would refuse.
@@ -75,7 +75,10 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
         if pending & _ON_TRAININGS:
             say("plan: timing optimizer steps, and a training of a few")
             trainings = probe_trainings(config, workspace, device)
-            found |= {"train": trainings.plan_train()} if "train" in pending else {}
+            alone = trainings
+            if "train" in pending and config.retrain is not None and config.retrain.engine == "stacked":
+                alone = probe_trainings(config.model_copy(update={"retrain": None}), workspace, device)
+            found |= {"train": alone.plan_train()} if "train" in pending else {}
             found |= {"retrain": trainings.plan_retrain()} if "retrain" in pending else {}
         statistics = 0
         if probed & _ON_CHAINS:
@@ -142,7 +145,7 @@ def _fresh_baseline(config: Config, directory: Path) -> None:
 
 def _probe_chains(config: Config, workspace: RunDirectory, device: str, pending: set[str]) -> Chains:
     """Time what stands for all sets of chains, and what pending stages ask of them."""
-    opener = open_subjects(config, workspace.place, device)
+    opener = open_subjects(config, workspace.location, device)
     subjects: Subjects = opener("cpu", Ranks())
     counts = count_chains(subjects)
     components = {name: subject.component for name, subject in subjects.by_name.items()}
@@ -158,7 +161,7 @@ def _probe_chains(config: Config, workspace: RunDirectory, device: str, pending:
         subjects.sampling,
         device,
         {name: name in subjects.gradients_of for name in standing_for if name in wanted},
-        sum(unit.num_chains for unit in counts.values()),
+        sum(subject.num_chains for subject in counts.values()),
         (solved, direction) if direction is not None and "solve" in pending else None,
         _walked(config) if pending & {"solve", "predict"} else None,
     )

@@ -12,7 +12,7 @@ from torch import nn
 from patterning_dist.config import Config
 from patterning_dist.measure.subjects import Subjects
 from patterning_dist.models.components import select_component
-from patterning_dist.response.cost import Seconds, UnitCounts, aggregator_bytes, makespan
+from patterning_dist.response.cost import ChainCounts, Seconds, aggregator_bytes, makespan
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import susceptibility
 from patterning_dist.runtime.probe.chains import ChainProbe, ChainTimes
@@ -38,7 +38,7 @@ class Chains:
 
     config: Config
     subjects: Subjects
-    counts: dict[str, UnitCounts]
+    counts: dict[str, ChainCounts]
     standing_for: dict[str, str]
     probe: ChainProbe
 
@@ -66,7 +66,7 @@ class Chains:
     def statistics_bytes(self) -> int:
         """Memory of the aggregator when all chains are under way or through."""
         sizes = (self.config.sampling.num_batches, len(self.subjects.observable_names), self.num_columns)
-        return sum(aggregator_bytes(unit, *sizes) for unit in self.counts.values())
+        return sum(aggregator_bytes(subject, *sizes) for subject in self.counts.values())
 
     @property
     def num_columns(self) -> int:
@@ -80,7 +80,7 @@ class Chains:
         """Time of chi and its errors of one subject, done on made-up draws of the real size."""
         num_batches, num_observables = self.config.sampling.num_batches, len(self.subjects.observable_names)
         rng, chains, num_draws = np.random.default_rng(0), [], 2 * num_batches
-        for chain in range(max(2, *(unit.num_chains for unit in self.counts.values()))):
+        for chain in range(max(2, *(subject.num_chains for subject in self.counts.values()))):
             moments = CoMoments.empty(chain, num_draws, num_observables, self.num_columns, num_batches)
             moments.update(
                 rng.normal(size=(num_draws, num_observables)), rng.normal(size=(num_draws, self.num_columns))
@@ -90,13 +90,13 @@ class Chains:
         susceptibility(chains, min_chains=2)
         return Seconds.about(time.perf_counter() - started, 0.5)
 
-    def _plan(self, stage: str, counts: dict[str, UnitCounts], gradients_of: frozenset[str]) -> StagePlan:
+    def _plan(self, stage: str, counts: dict[str, ChainCounts], gradients_of: frozenset[str]) -> StagePlan:
         sampling, probe = self.config.sampling, self.probe
         totals = {
-            "num_chains": sum(unit.num_chains for unit in counts.values()),
-            "num_steps": sum(unit.num_chains * unit.num_steps for unit in counts.values()),
-            "num_draws": sum(unit.num_chains * unit.num_draws for unit in counts.values()),
-            "num_pushes": sum(unit.num_chains * unit.num_pushes for unit in counts.values())
+            "num_chains": sum(subject.num_chains for subject in counts.values()),
+            "num_steps": sum(subject.num_chains * subject.num_steps for subject in counts.values()),
+            "num_draws": sum(subject.num_chains * subject.num_draws for subject in counts.values()),
+            "num_pushes": sum(subject.num_chains * subject.num_pushes for subject in counts.values())
             * sampling.aggregator_shards,
         }
         largest = max(probe.chains.values(), key=lambda times: times.activation_bytes + times.state_bytes)
@@ -109,49 +109,51 @@ class Chains:
             sampling.threads_per_worker,
             on_device=True,
             process_bytes=probe.process_bytes,
-            disk_bytes=sum(self._disk(name, unit, name in gradients_of) for name, unit in counts.items()),
+            disk_bytes=sum(self._disk(name, subject, name in gradients_of) for name, subject in counts.items()),
             details=totals | {size: getattr(largest, size) for size in sizes},
         )
 
-    def _seconds(self, counts: dict[str, UnitCounts], gradients_of: frozenset[str], stage: str) -> Seconds:
+    def _seconds(self, counts: dict[str, ChainCounts], gradients_of: frozenset[str], stage: str) -> Seconds:
         """Wall time of all chains, which workers take in the order of the subjects."""
         chains = []
-        for name, unit in counts.items():
+        for name, subject in counts.items():
             times = self.probe.chains[self.standing_for[name]]
             draw = times.draw + times.gradients if name in gradients_of else times.draw
-            chain = times.opening + times.step * unit.num_steps + draw * unit.num_draws
+            chain = times.opening + times.step * subject.num_steps + draw * subject.num_draws
             if stage == "sample" and self.config.sampling.controlled:  # weighted chains have no controls
-                chain += self._controls(times, unit)
-            chains += [chain] * unit.num_chains
+                chain += self._controls(times, subject)
+            chains += [chain] * subject.num_chains
         return self.probe.starting + makespan(chains, self.probe.num_workers)
 
-    def _controls(self, times: ChainTimes, unit: UnitCounts) -> Seconds:
+    def _controls(self, times: ChainTimes, subject: ChainCounts) -> Seconds:
         """Of one chain's controls: conjugate gradients, gradients at draws, and derivatives of the probe's losses."""
         sampling, (products, passes) = self.config.sampling, CONTROL_COST
         rows = len(sampling.controlled)
         stein = any(c.control == "langevin_stein" for c in sampling.controlled)
-        steps = rows * products / sampling.batch_size + 2 * stein * unit.num_steps
-        return times.step * steps + times.draw * (rows * passes * unit.num_draws)
+        steps = rows * products / sampling.batch_size + 2 * stein * subject.num_steps
+        return times.step * steps + times.draw * (rows * passes * subject.num_draws)
 
-    def _disk(self, name: str, unit: UnitCounts, takes_gradients: bool) -> int:
+    def _disk(self, name: str, subject: ChainCounts, takes_gradients: bool) -> int:
         """Bytes under sampling/ and of the tables of chi, a row a probe column."""
         num_observables, num_columns = len(self.subjects.observable_names), self.num_columns
-        total = aggregator_bytes(unit, self.config.sampling.num_batches, num_observables, num_columns)
-        total += unit.num_chains * num_columns * 2 * _FLOAT  # losses at the centre
+        total = aggregator_bytes(subject, self.config.sampling.num_batches, num_observables, num_columns)
+        total += subject.num_chains * num_columns * 2 * _FLOAT  # losses at the centre
         if controlled := len(self.config.sampling.controlled):
-            total += aggregator_bytes(unit, self.config.sampling.num_batches, controlled, num_columns)
+            total += aggregator_bytes(subject, self.config.sampling.num_batches, controlled, num_columns)
         if takes_gradients and self.subjects.held_out is not None:
             vectors = 1 + len(self.subjects.held_out.names)
-            total += unit.num_chains * vectors * self.probe.chains[self.standing_for[name]].num_coordinates * 2 * _FLOAT
+            total += (
+                subject.num_chains * vectors * self.probe.chains[self.standing_for[name]].num_coordinates * 2 * _FLOAT
+            )
         return total + num_columns * _FLOAT * (3 + 2 * num_observables)
 
 
-def count_chains(subjects: Subjects) -> dict[str, UnitCounts]:
+def count_chains(subjects: Subjects) -> dict[str, ChainCounts]:
     """Subject -> what its chains do."""
     counts = {}
     for name, subject in subjects.by_name.items():
         resolved = subjects.sampling.resolve(subject.component)
-        counts[name] = UnitCounts.of(
+        counts[name] = ChainCounts.of(
             name,
             num_chains=resolved.num_chains,
             num_draws=resolved.num_draws,

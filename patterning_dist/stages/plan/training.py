@@ -19,7 +19,7 @@ from patterning_dist.stages.plan.table import StagePlan
 from patterning_dist.stages.rounds import Round, later_rounds, rounds_of
 from patterning_dist.stages.train import baseline_job
 from patterning_dist.storage.run import RunDirectory
-from patterning_dist.training.job import TrainingJob
+from patterning_dist.training.job import JobGroup, TrainingJob
 
 
 @dataclass(frozen=True)
@@ -47,34 +47,37 @@ class Trainings:
         )
 
     def plan_retrain(self) -> StagePlan:
-        """Stage retrain without the chains of rounds: jobs one after another in every lane, round by round."""
+        """Stage retrain without the chains of rounds: jobs one after another in every queue, round by round."""
         settings, number, later = self.config.retrain, num_retrainings(self.config), later_rounds(self.config)
         assert settings is not None
         most = max(arm.rounds for arm in settings.arm_list)
         seconds = NOTHING
         for n in range(1, most + 1):
-            seconds += self.job.starting + self._lanes(rounds_of(self.config, n)) + self.job.stopping
+            seconds += self.job.starting + self._queues(rounds_of(self.config, n)) + self.job.stopping
         again = f", in {number + len(later)} rounds" if later else ""
+        stacked = ", the seeds of an arm in a stack" if settings.engine == "stacked" else ""
+        per_network = 2 * self.steps.weight_bytes // len(_stack(self.config))  # initial and final weights
         joined = sum(part.number == part.arm.rounds for part in later)
         return self._plan(
             "retrain",
-            f"{number} trainings of {settings.num_steps:,} steps{again}, {self.steps.num_lanes} at once",
+            f"{number} trainings of {settings.num_steps:,} steps{again}{stacked}, {self.steps.num_queues} at once",
             seconds,
-            processes=self.steps.num_lanes * settings.num_workers,
-            disk_bytes=(number + len(later) + joined) * 2 * self.steps.weight_bytes,  # initial and final weights
+            processes=self.steps.num_queues * settings.num_workers,
+            disk_bytes=(number + len(later) + joined) * per_network,
             num_steps=number * settings.num_steps,
         )
 
-    def _lanes(self, rounds: Sequence[Round]) -> Seconds:
-        """Wall time of trainings: of the lane that takes longest, each of which takes every so many-th."""
-        settings, job, lanes = self.config.retrain, self.job, self.steps.num_lanes
+    def _queues(self, rounds: Sequence[Round]) -> Seconds:
+        """Wall time of trainings: of the queue that takes longest, each of which takes every so many-th."""
+        settings, job, queues = self.config.retrain, self.job, self.steps.num_queues
         assert settings is not None
         found = []
-        for part in rounds:
+        stacked = settings.engine == "stacked"
+        for part in {part.arm.name: part for part in rounds}.values() if stacked else rounds:
             num_steps = part.num_steps(settings.num_steps)
             rows = math.ceil(num_steps / settings.evaluate_every)
             found.append(job.opening + self.steps.step * num_steps + self.steps.evaluation * rows + job.closing)
-        return max((sum(found[n::lanes], NOTHING) for n in range(lanes)), key=lambda seconds: seconds.value)
+        return max((sum(found[n::queues], NOTHING) for n in range(queues)), key=lambda seconds: seconds.value)
 
     def _plan(self, stage: str, what: str, seconds: Seconds, *, num_steps: int, **sizes: Any) -> StagePlan:
         assert self.config.training is not None
@@ -105,35 +108,44 @@ def num_retrainings(config: Config) -> int:
 def probe_trainings(config: Config, workspace: RunDirectory, device: str) -> Trainings:
     """Time steps and one short training, of the retrainings where there are some, else of the baseline."""
     if config.retrain is None:
-        job, number = baseline_job(config, workspace.path), 1
+        jobs, number = [baseline_job(config, workspace.path)], 1
     else:
-        job, number = _retraining(config, workspace.path), num_retrainings(config)
-    steps = probe_steps(config, workspace.path, job, device, number)
+        jobs = [_retraining(config, workspace.path, seed) for seed in _stack(config)]
+        number = len(config.retrain.arms) if jobs[0].stack else num_retrainings(config)
+    steps = probe_steps(config, workspace.path, JobGroup(tuple(jobs)), device, number)
 
     def train(short: Config) -> None:
         settings = short.training
         assert settings is not None
         lengths = {key: getattr(settings, key) for key in ("num_steps", "anneal_steps", "evaluate_every")}
-        run_jobs(short, workspace, [replace(job, **lengths)], "probe", Progress(Console(quiet=True)), 1)
+        run_jobs(short, workspace, [replace(job, **lengths) for job in jobs], "probe", Progress(Console(quiet=True)), 1)
 
     # Ranks that share a batch take about as long a step as one that has it to itself.
-    return Trainings(config, steps, probe_job(config, job.folder, train, steps.step, steps.evaluation))
+    return Trainings(config, steps, probe_job(config, jobs[-1].folder, train, steps.step, steps.evaluation))
 
 
-def _retraining(config: Config, directory: Path) -> TrainingJob:
+def _stack(config: Config) -> list[int]:
+    """Seeds that one training is of: all of an arm where they are stacked."""
+    assert config.retrain is not None
+    seeds = config.retrain.arm_list[0].seeds
+    return seeds if config.retrain.engine == "stacked" else seeds[:1]
+
+
+def _retraining(config: Config, directory: Path, seed: int) -> TrainingJob:
     """An arm without weights."""
     settings = config.retrain
     assert settings is not None
     arm = settings.arm_list[0]
     return TrainingJob(
         name="probe",
-        folder=directory / "retrain" / "probe",
+        folder=directory / "retrain" / f"probe-{seed}",
         inputs=None,
-        seed=arm.seeds[0],
+        seed=seed,
         num_steps=settings.num_steps,
         evaluate_every=settings.evaluate_every,
         start=None if arm.start == "initialisation" else arm.start,
         splits=tuple((o.name, o.split) for o in config.sampling.observables if o.kind == "split_loss"),
         deepspeed=settings.deepspeed,
         num_workers=settings.num_workers,
+        stack="probe" if settings.engine == "stacked" else None,
     )

@@ -33,7 +33,7 @@ _FIRST_SUBJECT, _SUBJECTS = 1_000_000, 100_000
 def online_scores(
     config: ParenthesesConfig, run: RunDirectory, score: Floats, strings: BracketStrings, progress: Progress
 ) -> tuple[dict[str, Floats], dict[str, Any], list[Path]]:
-    """Scores toward either rule after the rounds, what is to be told of each round, and the files written.
+    """Scores toward either rule after the rounds, what is to be said of each round, and the files written.
 
     Args:
         config: of the run.
@@ -46,14 +46,14 @@ def online_scores(
         PatterningError: too few networks of a round are accurate.
     """
     scores, written = {NESTED: score, EQUAL_COUNT: -score}, list[Path]()
-    told, diagnostics = dict[str, Any](), dict[str, Any]()
+    described, diagnostics = dict[str, Any](), dict[str, Any]()
     for number in range(1, config.online.num_rounds + 1):
         names = {side: f"toward_{side}_{number}" for side in scores}
         references, files = _train_round(
             config, run, number, {names[side]: toward for side, toward in scores.items()}, strings, progress
         )
         subjects = {
-            _unit(name, reference): subject(
+            _subject_name(name, reference): subject(
                 config,
                 _FIRST_SUBJECT + (2 * number + place) * _SUBJECTS + reference.index,
                 f"rounds/{name}",
@@ -66,17 +66,17 @@ def online_scores(
         diagnostics |= measured.diagnostics
         written += [*files, *measured.files]
         for side, name in names.items():
-            units = [_unit(name, reference) for reference in references[name]]
-            responses = read_responses(config, run, references[name], units)
+            subject_names = [_subject_name(name, reference) for reference in references[name]]
+            responses = read_responses(config, run, references[name], subject_names)
             kinds = responses.kinds if side == NESTED else 1 - responses.kinds
             toward = toward_first(responses.expected_loss.mean(axis=1), kinds, strings.labels, config.weights.winsorise)
-            told[name] = {
+            described[name] = {
                 "reliability": reliabilities(responses, strings.labels),
                 "correlation_with_score": float(np.corrcoef(toward, scores[side])[0, 1]),
             }
             scores[side] = standardised(scores[side] + toward, strings.labels)
     write_json(run.path / "response" / "rounds.json", {"subjects": diagnostics})
-    return scores, told, [*written, run.path / "response" / "rounds.json"]
+    return scores, described, [*written, run.path / "response" / "rounds.json"]
 
 
 def _train_round(
@@ -104,7 +104,7 @@ def _train_round(
     return references, written
 
 
-def _unit(name: str, reference: Reference) -> str:
+def _subject_name(name: str, reference: Reference) -> str:
     return f"{name}-{reference.rule}-{reference.index}"
 
 

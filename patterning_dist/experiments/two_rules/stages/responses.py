@@ -53,7 +53,7 @@ def read_responses(
         config: of the run.
         run: its directory.
         references: the networks.
-        names: of their units, in the same order.
+        names: of their subjects, in the same order.
     """
     n_beta = config.sampling.resolve(COMPONENT).inverse_temperature
     free_energy, expected_loss, llc, loss = [], [], [], []

@@ -67,7 +67,7 @@ def sample_subjects(
     networks = {f"{s.checkpoint.partition(':')[0]}/networks.safetensors" for s in subjects.values()}
     opener = OpenSubjects(
         partial(BracketTask, config),
-        run.place,
+        run.location,
         ("data", *sorted({*networks, *(s.weights for s in subjects.values() if s.weights)})),
         config.sampling.model_copy(update={"probe_sequences": num_strings}),
         config.seed,

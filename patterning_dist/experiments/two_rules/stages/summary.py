@@ -20,7 +20,7 @@ from patterning_dist.stages.arms import interval
 from patterning_dist.stages.check import read_coupled
 from patterning_dist.storage.files import read_parquet
 
-# Shares of networks that are told, by the share of out-of-distribution strings that they reject.
+# Shares of networks that are named, by the share of out-of-distribution strings that they reject.
 _SHARES = {"above_half": 0.5, "clean_nested": 0.9, "clean_equal_count": 0.1}
 
 
@@ -66,12 +66,12 @@ def summarise_rounds(folder: Path) -> list[dict[str, Any]]:
     solution = json.loads((folder / "weights" / "solution.json").read_text())
     plain = {"reliability": solution["reliability"], "correlation_with_score": None}
     found = []
-    for name, told in ({"plain": plain} | solution["rounds"]).items():
+    for name, described in ({"plain": plain} | solution["rounds"]).items():
         networks = folder / "baseline" if name == "plain" else folder / "rounds" / name
         rejected = _behaviour(networks)["rejected"]
         references = [asdict(reference) for reference in read_references(networks)]
         found.append(
-            told
+            described
             | {
                 "round": name,
                 "num_networks": len(rejected),

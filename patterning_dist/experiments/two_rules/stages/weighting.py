@@ -40,7 +40,7 @@ def weights_along(config: ParenthesesConfig, rows: Floats, target: list[float], 
 
 
 def permuted(seed: int, weights: Floats, classes: np.ndarray) -> Floats:
-    """The same weights dealt out anew within either label."""
+    """The same weights dealt out again within either label."""
     rng, result = np.random.default_rng([seed, _PERMUTATION]), weights.copy()
     for label in np.unique(classes):
         here = np.flatnonzero(classes == label)

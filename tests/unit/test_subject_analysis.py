@@ -48,13 +48,13 @@ def plan(run):
     return LedgerPlan(run, NAMES, ENTRIES + NUM_SAMPLES, NUM_DRAWS, NUM_BATCHES, NUM_CHAINS)
 
 
-def make_parts(storage, unit, num_parts, seed=0):
-    """What every shard holds of a unit of which one chain was lost."""
-    ledgers = [Ledger(plan(unit), part, num_parts, storage, unit) for part in range(num_parts)]
+def make_parts(storage, subject, num_parts, seed=0):
+    """What every shard holds of a subject of which one chain was lost."""
+    ledgers = [Ledger(plan(subject), part, num_parts, storage, subject) for part in range(num_parts)]
     for chain in range(NUM_CHAINS):
         observables, losses, means = make_draws(chain, seed)
         digest = block_digest(START, (observables, losses, means))
-        first, end = (PushId(unit, chain, Incarnation(1, 1), sequence) for sequence in (0, 1))
+        first, end = (PushId(subject, chain, Incarnation(1, 1), sequence) for sequence in (0, 1))
         record = ChainRecord(chain) if chain != LOST else ChainRecord(chain, False, "its node went away")
         for ledger in ledgers:
             ledger.open(first, np.append(with_means(CENTER)[ledger.columns], CENTER.mean()))
@@ -104,7 +104,7 @@ WEIGHTS = np.concatenate([np.ones(ENTRIES), np.zeros(NUM_SAMPLES)])
 def tolerance(seed=0):
     """How far a row of chi may be off [nats times the unit of the observable], but for its own rounding to float32.
 
-    Shards are told L in float64, and all columns together have it as a mean of losses rounded to float32: it is off by
+    Shards have L in float64, and all columns together have it as a mean of losses rounded to float32: it is off by
     up to 2^-24 of the largest loss. In a covariance that comes times the largest observable, at most twice (once by
     deviations from a mean); standard errors are the spread of such covariances.
     """
@@ -138,7 +138,7 @@ def rows_of(measured):
 
 
 def write_controlled(storage):
-    """Products of another observable, as the chains of unit x leave them; chi and its errors of the columns."""
+    """Products of another observable, as the chains of subject x leave them; chi and its errors of the columns."""
     chains = []
     for chain in (0, 2, 3, 4):
         observables, losses, means = make_draws(chain)
@@ -187,7 +187,7 @@ def test_sums_of_the_parts_are_the_reliability_of_the_whole(tmp_path, num_parts)
 
 @pytest.mark.parametrize("num_parts", PARTS)
 def test_the_posterior_of_the_whole_model_as_baseline(tmp_path, num_parts):
-    """Of another unit, from its snapshots, and of the unit itself."""
+    """Of another subject, from its snapshots, and of the subject itself."""
     storage = LocalStorage(tmp_path)
     everything = make_parts(storage, "everything", num_parts, seed=1)
     parts = make_parts(storage, "x", num_parts)
