@@ -29,8 +29,8 @@ def _slopes(slopes: Mapping[str, Any], style: str, metrics: Metrics) -> list[Any
     for name, slope in slopes.items():
         by_chi = {"value": slope.get("predicted"), "interval": slope.get("predicted_interval")}
         verdict = slope.get("verdict", "–")
-        words = (number(slope.get("ratio")), number(slope.get("z"), sign=True), verdict)
-        rows.append([metrics.label(name), estimate(by_chi, sign=True), estimate(slope, sign=True), *words])
+        judged = (number(slope.get("ratio")), number(slope.get("z"), sign=True), verdict)
+        rows.append([metrics.label(name), estimate(by_chi, sign=True), estimate(slope, sign=True), *judged])
         of_unit = by_unit.setdefault(metrics.unit(name), {"lines": [], "verdicts": {}})
         if "verdict" in slope:
             of_unit["lines"].append((f"{metrics.term(name)}: chi", style, "open", by_chi))
