@@ -161,7 +161,8 @@ def test_two_ranks_walk_where_one_does(tmp_path: Path) -> None:
     settings = yaml.safe_load(path.read_text())
     settings["training"] |= {"num_steps": 40, "batch_size": 16}
     settings["predict"] = {"gradient_sequences": 512, "curvature_sequences": 64, "segments": 2}
-    settings["retrain"]["arms"] = [arm for arm in settings["retrain"]["arms"] if arm == "base" or arm["name"] == "up"]
+    arms = [arm for arm in settings["retrain"]["arms"] if arm == "base" or arm["name"] == "up"]
+    settings["retrain"] |= {"num_steps": 8, "evaluate_every": 8, "arms": arms}
     path.write_text(yaml.safe_dump(settings))
     run_stages(load_config(path), ["train"], tmp_path / "run")
     for ranks in (1, 2):
