@@ -26,7 +26,7 @@ def chains(
     if not traces and not subjects:
         return run.excuse(section, "No chains have been run yet.")
     if subjects:
-        section.blocks += [*_convergence(subjects), *_coefficients(subjects)]
+        section.blocks += [*_convergence(subjects), *_coefficients(subjects), *_extrapolated(subjects)]
     excluded = {
         (name, entry["chain"]): entry.get("reason") or "no reason given"
         for name, path in states.items()
@@ -114,6 +114,35 @@ def _coefficients(subjects: Mapping[str, Any]) -> list[Any]:
     return [
         Figures(figure("Local learning coefficient of every subject", svg, note)),
         Table(headers, rows, "Local learning coefficients"),
+    ]
+
+
+def _extrapolated(subjects: Mapping[str, Any]) -> list[Any]:
+    """What chains at two step sizes say of step size 0."""
+    found = {subject: entry["extrapolated"] for subject, entry in subjects.items() if entry.get("extrapolated")}
+    if not found:
+        return []
+    means = [
+        [
+            subject,
+            name,
+            *(estimate(part) for part in (one["full_step"], one["half_step"], one, one["bias"])),
+            (FLAG if one["is_biased"] else "") + number(one["bias_ratio"]),
+        ]
+        for subject, entry in found.items()
+        for name, one in entry["means"].items()
+    ]
+    rows = [
+        [subject, f"chi of {row}", number(one["bias"]), number(one["standard_error"])]
+        for subject, entry in found.items()
+        for row, one in entry["chi"].items()
+    ]
+    headers = ["subject", "answer", "at eps [95 %]", "at eps / 2 [95 %]", "at 0 [95 %]", "difference [95 %]"]
+    words = "what eps makes it off by, in standard errors"
+    title = "What eps makes chi off by (root mean square over the probe, without noise), and the error of chi"
+    return [
+        Table([*headers, words], means, "Means extrapolated to step size 0"),
+        Table(["subject", "row", "off by", "standard error"], rows, title),
     ]
 
 
