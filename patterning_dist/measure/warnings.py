@@ -56,13 +56,12 @@ def _chains(subject: str, entry: Mapping[str, Any]) -> list[str]:
         remedies.append(f"as few as {draws:.0f} effective draws of an observable; raise sampling.num_draws")
     biased = [
         f"{name} by {2 * one['bias']['value']:.2g} ({abs(one['bias_ratio']):.1f} standard errors)"
-        for name, one in entry.get("extrapolated", {}).get("means", {}).items()
-        if one["is_biased"]
+        for name, one in entry.get("extrapolated", {}).items()
+        if one.get("is_biased")
     ]
     if biased:
-        remedies.append(
-            f"the step size puts off {', '.join(biased)}; take the answers at step size 0 or lower sampling.step_size"
-        )
+        text = f"the step size puts off {', '.join(biased)}"
+        remedies.append(f"{text}; take the answers at step size 0 or lower sampling.step_size")
     return [*found, *([f"{subject}: {'. '.join(remedies)}"] if remedies else [])]
 
 

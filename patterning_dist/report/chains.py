@@ -119,31 +119,19 @@ def _coefficients(subjects: Mapping[str, Any]) -> list[Any]:
 
 def _extrapolated(subjects: Mapping[str, Any]) -> list[Any]:
     """What chains at two step sizes say of step size 0."""
-    found = {subject: entry["extrapolated"] for subject, entry in subjects.items() if entry.get("extrapolated")}
-    if not found:
-        return []
-    means = [
+    rows = [
         [
             subject,
             name,
-            *(estimate(part) for part in (one["full_step"], one["half_step"], one, one["bias"])),
-            (FLAG if one["is_biased"] else "") + number(one["bias_ratio"]),
+            *(estimate(part) for part in (one.get("full_step"), one.get("half_step"), one, one["bias"])),
+            (FLAG if one.get("is_biased") else "") + number(one["bias_ratio"]),
         ]
-        for subject, entry in found.items()
-        for name, one in entry["means"].items()
+        for subject, entry in subjects.items()
+        for name, one in entry.get("extrapolated", {}).items()
     ]
-    rows = [
-        [subject, f"chi of {row}", number(one["bias"]), number(one["standard_error"])]
-        for subject, entry in found.items()
-        for row, one in entry["chi"].items()
-    ]
-    headers = ["subject", "answer", "at eps [95 %]", "at eps / 2 [95 %]", "at 0 [95 %]", "difference [95 %]"]
-    words = "what eps makes it off by, in standard errors"
-    title = "What eps makes chi off by (root mean square over the probe, without noise), and the error of chi"
-    return [
-        Table([*headers, words], means, "Means extrapolated to step size 0"),
-        Table(["subject", "row", "off by", "standard error"], rows, title),
-    ]
+    headers = ["subject", "answer", "at eps", "at eps / 2", "at 0", "difference", "eps off by, in standard errors"]
+    title = "Extrapolated to step size 0 [95 %]; of chi the difference alone, root mean square without noise"
+    return [Table(headers, rows, title)] if rows else []
 
 
 def _traces(name: str, table: pa.Table, metrics: Metrics) -> list[Any]:

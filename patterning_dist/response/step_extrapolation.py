@@ -1,8 +1,7 @@
-"""Answers at step size 0, from those at two step sizes.
+"""Answers at step size 0, from those at two step sizes, 2 a(eps/2) - a(eps) (Richardson 1911).
 
-A step without accept and reject makes an answer a(eps) = a + b eps + O(eps^2): on a Gaussian direction of precision P
-the variance is 1 / (P (1 - eps P / 4)) (``sgld``, and ``sgnht`` up to a common factor). Hence 2 a(eps/2) - a(eps) = a +
-O(eps^2), Richardson (1911).
+Without accept and reject an answer is a + b eps + O(eps^2): on a Gaussian direction of precision P the variance is
+1 / (P (1 - eps P / 4)) (``sgld``, and ``sgnht`` up to a common factor).
 """
 
 from __future__ import annotations
@@ -27,9 +26,8 @@ class StepExtrapolation(Generic[Answer]):
     """One answer at two step sizes, and what follows.
 
     Attributes:
-        coarse: a(eps).
-        fine: a(eps / 2).
-        extrapolated: 2 a(eps/2) - a(eps), of variance 4 se_fine^2 + se_coarse^2.
+        coarse, fine: a(eps) and a(eps / 2).
+        extrapolated: 2 a(eps/2) - a(eps).
         bias: a(eps) - a(eps/2): what eps / 2 is off by to first order, and half of what eps is.
     """
 
@@ -47,8 +45,8 @@ class StepExtrapolation(Generic[Answer]):
     @property
     def is_biased(self) -> NDArray[np.bool_]:
         """Whether that is more than one standard error of a(eps), and more than chance makes it (once in 1,000)."""
-        low, high = self.bias.interval(1 - CHANCE)
-        return (np.abs(self.bias_ratio) > 1) & ((np.asarray(low) > 0) | (np.asarray(high) < 0))
+        low, high = map(np.asarray, self.bias.interval(1 - CHANCE))
+        return (np.abs(self.bias_ratio) > 1) & ((low > 0) | (high < 0))
 
 
 def step_extrapolated(coarse: Answer, fine: Answer) -> StepExtrapolation[Answer]:
@@ -61,12 +59,9 @@ def step_extrapolated(coarse: Answer, fine: Answer) -> StepExtrapolation[Answer]
     Raises:
         PatterningError: answers of unlike shapes or baselines.
     """
-    for what, mine, other in (
-        ("shape", np.shape(_value(coarse)), np.shape(_value(fine))),
-        ("baseline", getattr(coarse, "baseline", ""), getattr(fine, "baseline", "")),
-    ):
-        if mine != other:
-            raise PatterningError(f"fine: {what} {other}, expected {mine} as at the full step; measure both alike")
+    mine, other = ((np.shape(_value(one)), getattr(one, "baseline", None)) for one in (coarse, fine))
+    if mine != other:
+        raise PatterningError(f"fine: shape and baseline {other}, expected {mine} as at eps; measure both alike")
     return StepExtrapolation(coarse, fine, _sum(2, fine, -1, coarse), _sum(-1, fine, 1, coarse))
 
 
@@ -74,35 +69,28 @@ def _value(answer: TraceMean | Susceptibility) -> Any:
     return answer.value if isinstance(answer, TraceMean) else answer.chi
 
 
-def _sum(a: int, x: Answer, b: int, y: Answer) -> Answer:
+def _sum(a: int, x: Any, b: int, y: Any) -> Any:
     """a x + b y of independent x and y; degrees of freedom by Welch & Satterthwaite, third cumulants add."""
 
-    def error(kind: str) -> Floats:
+    def error(kind: str = "standard_error") -> Floats:
         return np.hypot(a * getattr(x, kind), b * getattr(y, kind))
 
-    total = error("standard_error")
-    variance = np.where(total > 0, total, 1.0) ** 2
-    shares = (a * x.standard_error) ** 2 / variance, (b * y.standard_error) ** 2 / variance
-    degrees = 1 / np.where(total > 0, shares[0] ** 2 / x.degrees_of_freedom + shares[1] ** 2 / y.degrees_of_freedom, 1)
+    known, variance = error() > 0, np.where(error() > 0, error(), 1.0) ** 2
+    of_x, of_y = (a * x.standard_error) ** 2 / variance, (b * y.standard_error) ** 2 / variance
+    degrees = 1 / np.where(known, of_x**2 / x.degrees_of_freedom + of_y**2 / y.degrees_of_freedom, 1.0)
     if isinstance(x, TraceMean):
-        assert isinstance(y, TraceMean)
-        return TraceMean(a * x.value + b * y.value, float(total), float(degrees))
-    assert isinstance(y, Susceptibility)
-    num_batches = x.num_batches + y.num_batches
-    cumulants = (
-        np.sign(factor) * share**1.5 * one.skewness / np.sqrt(one.num_batches)
-        for factor, share, one in ((a, shares[0], x), (b, shares[1], y))
-    )
-    num_chains = min(len(x.chains), len(y.chains))
+        return TraceMean(a * x.value + b * y.value, float(error()), float(degrees))
+    skewness = np.sign(a) * of_x**1.5 * x.skewness / np.sqrt(x.num_batches)
+    skewness = skewness + np.sign(b) * of_y**1.5 * y.skewness / np.sqrt(y.num_batches)
+    num_batches, num_chains = x.num_batches + y.num_batches, min(len(x.chains), len(y.chains))
+    errors = {f"standard_error{kind}": error(f"standard_error{kind}") for kind in ("", "_batch", "_between")}
     return replace(
         x,
         chi=a * x.chi + b * y.chi,
-        standard_error=total,
-        standard_error_batch=error("standard_error_batch"),
-        standard_error_between=error("standard_error_between"),
         degrees_of_freedom=degrees,
-        skewness=sum(cumulants) * np.sqrt(num_batches),
+        skewness=skewness * np.sqrt(num_batches),
         num_batches=num_batches,
         chi_per_chain=a * x.chi_per_chain[:num_chains] + b * y.chi_per_chain[:num_chains],
         chains=x.chains[:num_chains],
+        **errors,
     )

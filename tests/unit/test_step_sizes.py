@@ -81,8 +81,8 @@ def test_chi_at_step_size_0_is_a_measured_chi_like_any_other():
     exact = replace(coarse, standard_error=np.zeros((1, 5)), chi=np.zeros((1, 5)))
     for ours, theirs in zip(step_extrapolated(exact, fine).extrapolated.interval(), fine.interval(), strict=True):
         np.testing.assert_allclose(ours, 2 * theirs)
-    for other, what in ((measured(3, 4), "shape"), (replace(fine, baseline="full"), "baseline")):
-        with pytest.raises(PatterningError, match=f"^fine: {what} .*expected .* as at the full step"):
+    for other in (measured(3, 4), replace(fine, baseline="full")):
+        with pytest.raises(PatterningError, match=r"^fine: shape and baseline .*expected .* as at eps"):
             step_extrapolated(coarse, other)
 
 
@@ -127,13 +127,14 @@ def test_a_run_says_what_its_answers_are_at_step_size_0(tmp_path: Path):
     np.testing.assert_allclose(table["se_bias_component"], 0.5)
     np.testing.assert_allclose(table["rhat"], np.linspace(1, 3, 4))
     entry = found[name]["extrapolated"]
-    assert entry["chi"]["component"] == pytest.approx({"bias": 2 * np.sqrt(0.25 * 1.5 - 0.25), "standard_error": 0.3})
+    assert entry["chi of component"]["bias"]["value"] == pytest.approx(np.sqrt(0.25 * 1.5 - 0.25))
+    assert entry["chi of component"]["bias_ratio"] == pytest.approx(2 * np.sqrt(0.25 * 1.5 - 0.25) / 0.3)
     means = [responses[k].traces["loss"].mean() for k in (0, 1)]
-    assert entry["means"]["LLC"]["value"] == pytest.approx(10 * (2 * means[1] - means[0]))
-    assert entry["means"]["LLC"]["is_biased"] and not entry["means"]["component"]["is_biased"]
+    assert entry["LLC"]["value"] == pytest.approx(10 * (2 * means[1] - means[0]))
+    assert entry["LLC"]["is_biased"] and not entry["component"]["is_biased"]
     (line,) = _chains(name, {"excluded": [], "findings": [], "observables": {}} | found[name])
     assert line.startswith(f"{name}: the step size puts off LLC by 2") and "component" not in line
-    on_page, sizes = _extrapolated({name: found[name], "early/alone": {}})
+    (on_page,) = _extrapolated({name: found[name], "early/alone": {}})
     assert [row[1] for row in on_page.rows if row[-1].startswith(FLAG)] == ["LLC"]
-    assert all(len(row) == len(t.headers) for t in (on_page, sizes) for row in t.rows)
+    assert [len(row) for row in on_page.rows] == 3 * [len(on_page.headers)]
     assert _extrapolated({"early/alone": {}}) == []
