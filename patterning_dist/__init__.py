@@ -30,6 +30,7 @@ _MODULES = {
     "solve_weights": "response.judged",
     "split_half_reliability": "response.reliability",
     "split_rhat": "response.diagnostics",
+    "step_extrapolated": "response.step_extrapolation",
     "susceptibility": "response.judged",
     "susceptibility_modes": "response.modes",
     "trace_mean": "response.llc",

@@ -71,6 +71,8 @@ def _components(config: Config) -> Iterator[str]:
             yield f"{key}: '{wanted}' is not sampled; add it to sampling.components or use {listed(names)}"
     if config.response.baseline == "full" and "everything" not in names:
         yield "response.baseline: full needs a component 'everything'; add it to sampling.components"
+    if config.response.baseline == "full" and config.sampling.extrapolate:
+        yield "sampling.extrapolate: takes response.baseline: restricted; remove the key or set it so"
 
 
 def observable_names(sampling: SamplingConfig) -> Iterator[str]:
@@ -150,6 +152,11 @@ def _training(config: Config) -> Iterator[str]:
 
 def chains(sampling: SamplingConfig) -> Iterator[str]:
     """Chains that are too few or too short for their statistics, or sure to diverge."""
+    if sampling.extrapolate and sampling.sampler.kind == "rmsprop_sgld":
+        yield (
+            "sampling.extrapolate: the bias of rmsprop_sgld is not linear in the step size; remove the key or take "
+            "sampling.sampler: {kind: sgld}"
+        )
     for index, component in enumerate(sampling.components):
         settings = sampling.resolve(component.name)
 

@@ -174,6 +174,12 @@ class SamplingConfig(Section):
         description="of a step: of a minibatch; that less its own at the checkpoint plus the exact one there (two "
         "minibatches a step, far less noise); or of all training sequences",
     )
+    extrapolate: bool = Field(
+        False,
+        description="sample everything once more at half the step size, which takes twice the steps, and report LLC, "
+        "means of observables and chi at step size 0 too, with what the step makes them off by; weights stay those of "
+        "the full step",
+    )
     lanczos_steps: int = Field(
         0,
         ge=0,
@@ -225,8 +231,15 @@ class SamplingConfig(Section):
         """Those of them that are measured with a control, in order."""
         return [o for o in self.observables if isinstance(o, ControlledConfig)]
 
-    def resolve(self, component: str) -> ComponentSettings:
-        """The settings of one component, with the section's own wherever it overrides nothing."""
+    def resolve(self, component: str, *, half_step: bool = False) -> ComponentSettings:
+        """The settings of one component, with the section's own wherever it overrides nothing.
+
+        With ``half_step``, at half the step size for as long.
+        """
         config = next(entry for entry in self.components if entry.name == component)
         defaults = {key: getattr(self, key) for key in ComponentSettings.model_fields if key != "name"}
-        return ComponentSettings(**(defaults | config.model_dump(exclude_none=True)))
+        settings = defaults | config.model_dump(exclude_none=True)
+        if half_step:
+            settings["step_size"] /= 2
+            settings |= {key: 2 * settings[key] for key in ("burn_in", "steps_between_draws")}
+        return ComponentSettings(**settings)

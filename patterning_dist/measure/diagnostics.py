@@ -66,7 +66,7 @@ def chain_diagnostics(
         "excluded": [{"chain": chain, "reason": reason} for chain, reason in excluded.items()],
         "num_coordinates": num_coordinates,
         "observables": observables,
-        "llc": _estimate(llc(traces["loss"], inverse_temperature)),
+        "llc": estimate(llc(traces["loss"], inverse_temperature)),
         "temperature": _mean(temperatures),
         "temperature_of_chains": {str(c): _mean(row[None]) for c, row in zip(chains, temperatures, strict=False)},
         "temperature_stiff": _mean(stiff),
@@ -82,8 +82,9 @@ def _blocks(means: list[list[float]]) -> np.ndarray:
 
 
 def _mean(blocks: np.ndarray) -> dict[str, Any] | None:
-    return _estimate(trace_mean(blocks)) if blocks.size else None
+    return estimate(trace_mean(blocks)) if blocks.size else None
 
 
-def _estimate(mean: TraceMean) -> dict[str, Any]:
+def estimate(mean: TraceMean) -> dict[str, Any]:
+    """As diagnostics and summaries have it."""
     return {"value": mean.value, "standard_error": mean.standard_error, "interval": mean.interval()}

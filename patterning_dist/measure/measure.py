@@ -13,6 +13,7 @@ from patterning_dist.measure.modes import write_modes
 from patterning_dist.measure.plans import SCALE, entry_index, row_names, subject_plans, subject_settings
 from patterning_dist.measure.results import SubjectResponse, read_response
 from patterning_dist.measure.sets import SubjectPlan, is_current, is_done, sample_subjects, subject_outputs
+from patterning_dist.measure.step_sizes import extrapolate_steps
 from patterning_dist.measure.subjects import OpenSubjects, Subjects
 from patterning_dist.progress import Progress
 from patterning_dist.response.susceptibility import Baseline
@@ -88,12 +89,17 @@ def write_summaries(run: RunDirectory, name: str, measured: Measured, num_modes:
         heads = [
             key
             for key, subject in subjects.by_name.items()
-            if subject.checkpoint == checkpoint and ".head." in subject.component and "+" not in subject.component
+            if subject.checkpoint == checkpoint
+            and ".head." in subject.component
+            and "+" not in subject.component
+            and not subject.half_step
         ]
         if len(heads) > 1:
             modes[checkpoint], written = write_modes(run, heads, subjects.observable_names[0], num_modes, index)
             files += written
-    content = {"subjects": measured.diagnostics, "modes": modes}
+    at_0, tables = extrapolate_steps(run, subjects, responses)
+    described = {key: entry | at_0.get(key, {}) for key, entry in measured.diagnostics.items()}
+    content = {"subjects": described, "modes": modes}
     write_json(run.path / DIAGNOSTICS, content)
     attributes = {"name": name, "seed": subjects.seed, "units": UNITS, "sign": SIGN, "scale": SCALE}
     attributes["versions"] = run.manifest.get("versions")
@@ -105,7 +111,7 @@ def write_summaries(run: RunDirectory, name: str, measured: Measured, num_modes:
         nodes.append((response, settings))
     tree = run.path / "response.zarr"
     write_tree(response_tree(nodes, index, attributes), tree)
-    return [*(run.path / file for file in files), run.path / DIAGNOSTICS, tree / ".zgroup"]
+    return [*(run.path / file for file in files), *tables, run.path / DIAGNOSTICS, tree / ".zgroup"]
 
 
 def _prepare_traces(subjects: Subjects, run: RunDirectory, plans: dict[str, SubjectPlan], thin: int) -> None:

@@ -22,7 +22,7 @@ from patterning_dist.tasks.task import FileHash
 
 SCALE = "predicted change of an observable: (inverse_temperature / num_training_losses) * sum_i chi_i (rho_i - 1)"
 # What the chains themselves do not follow from.
-_HIDDEN = {*LAYOUT_KEYS, "components", "observables", "probe", "min_chains"}
+_HIDDEN = {*LAYOUT_KEYS, "components", "observables", "probe", "min_chains", "extrapolate"}
 
 
 def row_names(subjects: Subjects) -> list[str]:
@@ -38,7 +38,7 @@ def _quantities(subjects: Subjects, kind: str) -> list[str]:
 def subject_settings(subjects: Subjects, name: str) -> dict[str, Any]:
     """How the chains of a subject walked, for headers."""
     subject, sampling = subjects.by_name[name], subjects.sampling
-    resolved = sampling.resolve(subject.component)
+    resolved = sampling.resolve(subject.component, half_step=subject.half_step)
     return {
         "checkpoint": subject.checkpoint,
         "component": subject.component,
@@ -73,7 +73,7 @@ def subject_plans(
     plans = {}
     for name, subject in subjects.by_name.items():
         sampling = subjects.sampling
-        resolved = sampling.resolve(subject.component)
+        resolved = sampling.resolve(subject.component, half_step=subject.half_step)
         full = name.rpartition("/")[0] + "/everything" if "/" in name else "everything"
         weights = None if subject.weights is None else sha256(run.path / subject.weights)
         own = {

@@ -42,6 +42,7 @@ from patterning_dist.tasks.task import Task
 
 # Streams of the counter-based sampler, apart from those of chains (small numbers).
 _PROBE_STREAM, _HESSIAN_STREAM = 0x70726F6265, 0x68657373
+HALF_STEP = "~half-step"  # after the name of the subject that is sampled once more so
 
 
 @dataclass(frozen=True)
@@ -55,6 +56,7 @@ class Subject:
         weights: table of rho, relative to the run directory; None: every sample weighs 1.
         strength: s in rho = 1 + s h, where the table has 1 + h.
         seed: None: that of the run.
+        half_step: at half the step size, with twice the steps.
     """
 
     checkpoint: str
@@ -63,6 +65,7 @@ class Subject:
     weights: str | None = None
     strength: float = 1.0
     seed: int | None = None
+    half_step: bool = False
 
 
 @dataclass(frozen=True)
@@ -259,7 +262,7 @@ class Subjects:
     def settings(self, name: str) -> ChainSettings:
         """How the chains of a subject walk."""
         subject, sampling = self.by_name[name], self.sampling
-        resolved = sampling.resolve(subject.component)
+        resolved = sampling.resolve(subject.component, half_step=subject.half_step)
         return ChainSettings(
             posterior=self.posterior(name),
             step_size=resolved.step_size,

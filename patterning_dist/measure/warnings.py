@@ -54,6 +54,14 @@ def _chains(subject: str, entry: Mapping[str, Any]) -> list[str]:
     draws = min((n["ess_bulk"] for n in entry["observables"].values() if n["ess_bulk"] is not None), default=None)
     if draws is not None and draws < MIN_EFFECTIVE_DRAWS:
         remedies.append(f"as few as {draws:.0f} effective draws of an observable; raise sampling.num_draws")
+    biased = [
+        f"{name} by {2 * one['bias']['value']:.2g} ({abs(one['bias_ratio']):.1f} standard errors)"
+        for name, one in entry.get("extrapolated", {}).items()
+        if one.get("is_biased")
+    ]
+    if biased:
+        text = f"the step size puts off {', '.join(biased)}"
+        remedies.append(f"{text}; take the answers at step size 0 or lower sampling.step_size")
     return [*found, *([f"{subject}: {'. '.join(remedies)}"] if remedies else [])]
 
 

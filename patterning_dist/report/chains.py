@@ -26,7 +26,7 @@ def chains(
     if not traces and not subjects:
         return run.excuse(section, "No chains have been run yet.")
     if subjects:
-        section.blocks += [*_convergence(subjects), *_coefficients(subjects)]
+        section.blocks += [*_convergence(subjects), *_coefficients(subjects), *_extrapolated(subjects)]
     excluded = {
         (name, entry["chain"]): entry.get("reason") or "no reason given"
         for name, path in states.items()
@@ -115,6 +115,23 @@ def _coefficients(subjects: Mapping[str, Any]) -> list[Any]:
         Figures(figure("Local learning coefficient of every subject", svg, note)),
         Table(headers, rows, "Local learning coefficients"),
     ]
+
+
+def _extrapolated(subjects: Mapping[str, Any]) -> list[Any]:
+    """What chains at two step sizes say of step size 0."""
+    rows = [
+        [
+            subject,
+            name,
+            *(estimate(part) for part in (one.get("full_step"), one.get("half_step"), one, one["bias"])),
+            (FLAG if one.get("is_biased") else "") + number(one["bias_ratio"]),
+        ]
+        for subject, entry in subjects.items()
+        for name, one in entry.get("extrapolated", {}).items()
+    ]
+    headers = ["subject", "answer", "at eps", "at eps / 2", "at 0", "difference", "eps off by, in standard errors"]
+    title = "Extrapolated to step size 0 [95 %]; of chi the difference alone, root mean square without noise"
+    return [Table(headers, rows, title)] if rows else []
 
 
 def _traces(name: str, table: pa.Table, metrics: Metrics) -> list[Any]:

@@ -15,7 +15,7 @@ from patterning_dist.config import BASELINE, Config, TextConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.measure.measure import measure, write_summaries
 from patterning_dist.measure.results import SubjectResponse
-from patterning_dist.measure.subjects import OpenSubjects, Subject, expand_components
+from patterning_dist.measure.subjects import HALF_STEP, OpenSubjects, Subject, expand_components
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.storage.mirror import Location
@@ -64,6 +64,9 @@ def open_subjects(config: Config, location: Location, device: str) -> OpenSubjec
             name = subject_name(checkpoint, component)
             # By the name, so that chains at different checkpoints share no noise and no minibatches.
             subjects[name] = Subject(checkpoint, component, stream=name)
+            if sampling.extrapolate:  # independent ones
+                twin = name + HALF_STEP
+                subjects[twin] = Subject(checkpoint, component, stream=twin, half_step=True)
     files = ["data"] if isinstance(config.data, TextConfig) else []
     files += [] if config.model.given_checkpoints else [BASELINE]
     solve = config.solve
@@ -75,7 +78,7 @@ def open_subjects(config: Config, location: Location, device: str) -> OpenSubjec
         sampling,
         config.seed,
         subjects,
-        gradients_of=frozenset(name for name, s in subjects.items() if s.component == direction),
+        gradients_of=frozenset(name for name, s in subjects.items() if s.component == direction and not s.half_step),
         positions_of=dict.fromkeys(solved_subjects(config, subjects), kept) if kept else {},
         thin=None if config.traces is None else config.traces.thin,
     )
@@ -85,7 +88,7 @@ def solved_subjects(config: Config, by_name: Mapping[str, Subject]) -> list[str]
     """The subjects that section solve names: several only where its component is a pattern."""
     assert config.solve is not None
     checkpoint, wanted = config.solve.checkpoint or config.checkpoints[0], config.solve.component
-    there = {name: s.component for name, s in by_name.items() if s.checkpoint == checkpoint}
+    there = {name: s.component for name, s in by_name.items() if s.checkpoint == checkpoint and not s.half_step}
     exact = [name for name, component in there.items() if component == wanted]
     return exact or [name for name, component in there.items() if fnmatch.fnmatchcase(component, wanted)]
 

@@ -44,7 +44,14 @@ def test_the_example_runs_and_says_something_true(capsys: pytest.CaptureFixture[
 
 @pytest.mark.slow
 def test_a_study_of_it_from_a_file(tmp_path: Path) -> None:
-    overrides = ["num_draws=24", "burn_in=60", "num_chains=3", "probe_sequences=100", "num_batches=4"]
+    overrides = [
+        "num_draws=24",
+        "burn_in=60",
+        "num_chains=3",
+        "probe_sequences=100",
+        "num_batches=4",
+        "extrapolate=true",
+    ]
     options = [argument for override in overrides for argument in ("--set", f"sampling.{override}")]
     script = "from patterning_dist.cli import app_main; app_main()"
     command = [
@@ -61,7 +68,8 @@ def test_a_study_of_it_from_a_file(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
     diagnostics = json.loads((tmp_path / "response" / "diagnostics.json").read_text())["subjects"]
     digits = runpy.run_path(str(ROOT / "examples" / "digits.py"))["digits"][:1400].numpy()
-    assert list(diagnostics) == [f"{c}/{p}" for c in ("early", "final") for p in ("everything", "0.weight+0.bias")]
+    plain = [f"{c}/{p}" for c in ("early", "final") for p in ("everything", "0.weight+0.bias")]
+    assert list(diagnostics) == [name for subject in plain for name in (subject, f"{subject}~half-step")]
     for subject, found in diagnostics.items():
         assert subject in done.stdout
         assert found["num_chains"] == 3 and found["excluded"] == []
@@ -77,6 +85,17 @@ def test_a_study_of_it_from_a_file(tmp_path: Path) -> None:
         assert chi[eights].mean() < chi[~eights].mean()
     assert diagnostics["final/everything"]["num_coordinates"] == 64 * 32 + 32 + 32 * 10 + 10
     assert diagnostics["final/0.weight+0.bias"]["num_coordinates"] == 64 * 32 + 32
+    for subject in plain:
+        full, half = diagnostics[subject], diagnostics[f"{subject}~half-step"]
+        at_0 = full["extrapolated"]["LLC"]
+        assert at_0["value"] == pytest.approx(2 * half["llc"]["value"] - full["llc"]["value"])
+        assert at_0["bias"]["value"] == pytest.approx(full["llc"]["value"] - half["llc"]["value"])
+        checkpoint, _, component = subject.partition("/")
+        names = (f"susceptibility-{component}{which}.parquet" for which in ("", "~half-step", "~extrapolated"))
+        full, half, at_0 = (pq.read_table(tmp_path / "response" / checkpoint / name) for name in names)
+        for name in ("held_out", "llc"):
+            chi, halved, extrapolated = (table[f"chi_{name}"].to_numpy() for table in (full, half, at_0))
+            np.testing.assert_allclose(extrapolated, 2 * halved - chi, rtol=1e-5, atol=1e-9)
     with xr.open_datatree(tmp_path / "response.zarr", engine="zarr") as tree:
         assert tree["early/0.weight+0.bias/posterior"]["eights"].shape == (3, 24)
 

@@ -278,6 +278,8 @@ def test_what_chains_follow_from_and_what_not(file: Path, tmp_path: Path) -> Non
     assert first == fingerprints("sampling.ranks_per_chain=2", "sampling.draws_per_push=3", "sampling.min_chains=3")
     assert not set(first.values()) & set(fingerprints("seed=6").values())
     assert not set(first.values()) & set(fingerprints("sampling.sampler={kind: sgnht}").values())
+    twice = fingerprints("sampling.extrapolate=true")
+    assert {subject: twice[subject] for subject in first} == first and len(set(twice.values())) == 2 * len(first)
     slower = fingerprints("sampling.components.1.step_size=1e-3")
     assert [first[subject] == slower[subject] for subject in SUBJECTS] == [True, False, True, False]
     weights = folder / "model" / "final" / "model.safetensors"

@@ -16,6 +16,7 @@ _FIXED = {
     "compute_dtype": "a bracket classifier is sampled in float32",
     "probe_sequences": "the losses of all training strings are recorded",
     "evaluation_sequences": "there are no split losses here",
+    "extrapolate": "its stages read the chains of one step size",
 }
 
 

@@ -152,7 +152,7 @@ def count_chains(subjects: Subjects) -> dict[str, ChainCounts]:
     """Subject -> what its chains do."""
     counts = {}
     for name, subject in subjects.by_name.items():
-        resolved = subjects.sampling.resolve(subject.component)
+        resolved = subjects.sampling.resolve(subject.component, half_step=subject.half_step)
         counts[name] = ChainCounts.of(
             name,
             num_chains=resolved.num_chains,
