@@ -2,7 +2,7 @@
 
 Every other moment is tried without processes in ``tests/unit/test_deaths.py``, and with them by ``make test-all``. The
 other kinds of processes are killed elsewhere: a rank of a chain group in ``tests/ray/test_chain_groups.py``, a training
-worker in ``tests/ray/test_retraining.py``, a driver in ``tests/end_to_end/test_remote_run.py`` and ``test_signals.py``.
+worker in ``tests/ray/test_retraining.py``, a driver in ``tests/end_to_end/test_signals.py``.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ def test_a_worker_a_shard_and_a_node(cluster, undisturbed, tiny_run, tmp_path):
     config, run = long_run(tiny_run, tmp_path / "run")
     run.storage = HoldingStorage(run.path)
     with beside(sample, config, run, quiet()) as until:
-        until("chains under way", lambda: middle(run) and len(actors(cluster, "ModelWorker.chain")) == 2)
+        until("both chains under way", lambda: len(middle(run)) == len(actors(cluster, "ModelWorker.chain")) == 2)
         (run.path / "hold-write").touch()
         held = until("a shard inside push", lambda: run.storage.held("write"))
         killed = actors(cluster, "ModelWorker.chain")[0]
