@@ -95,7 +95,8 @@ class Controlled:
         ]
         # sqrt(v . P v) of v = P^-1 g, and 0 of a v that conjugate gradients could not begin with: no control is taken.
         self.lengths = [max(target.dot(g, v), 0.0) ** 0.5 for g, v in zip(self.gradients, self.directions, strict=True)]
-        num_columns = len(target.measure().losses) + 1  # all ranks measure
+        with torch.no_grad():
+            num_columns = len(target.columns(target.losses(target.probe))[0]) + 1  # a pass of all ranks
         num_columns = num_columns if target.ranks.rank == 0 else 0
         # Of phi, then of z; both of every draw; and sums of derivatives in every batch.
         self.moments = CoMoments.empty(number, settings.num_draws, 2 * len(self.rows), num_columns, num_batches)

@@ -7,6 +7,7 @@ import json
 import os
 import shutil
 import signal
+import time
 from pathlib import Path
 from typing import Any
 
@@ -319,7 +320,7 @@ def test_a_failed_chain_is_left_out_and_reported(file: Path, tmp_path: Path, loc
     ("overrides", "text"),
     [
         (["sampling.components=[{name: layer.2.mlp}]"], "component 'layer.2.mlp' does not exist in this model; there"),
-        (["model.checkpoints=[early, last]"], "has no folder 'last'; there are early, final, and final for the model"),
+        (["model.checkpoints=[early, last]"], "has no folder 'last'; there are early, and final for the model itself"),
         (["model.path=../nowhere"], "model.path: there is no folder ../nowhere; give that of a model, or a name on"),
         (["data.train=nowhere.parquet"], "nowhere.parquet: no such file or folder"),
         (
@@ -364,6 +365,15 @@ def places(directory: Path, subject: str) -> list[int | None]:
     return found
 
 
+def wait_until_still(file: Path) -> None:
+    """Until a file has not grown for two seconds."""
+    size, since = -1, time.monotonic()
+    while time.monotonic() < since + 2:
+        if (now := file.stat().st_size) != size:
+            size, since = now, time.monotonic()
+        time.sleep(0.05)
+
+
 def test_an_interrupted_study_goes_on_where_its_chains_were(
     finished: Path, file: Path, tmp_path: Path, local_ray: None
 ) -> None:
@@ -388,6 +398,7 @@ def test_an_interrupted_study_goes_on_where_its_chains_were(
     first = interrupted(study, lambda: done.exists() and any(begun.glob("*")), signal.SIGINT)
     assert first.exit_code == 130, first.output
     assert not (directory / "sampling" / SUBJECTS[3] / "chains.json").exists()
+    wait_until_still(word / "calls")  # the worker is killed when Ray has seen that its driver is gone
     before, left = done.stat().st_mtime_ns, [place for subject in SUBJECTS for place in places(directory, subject)]
     assert left[:3] == [None] * 3 and max(place for place in left if place is not None) > 0
 

@@ -13,6 +13,9 @@ from golden.digest import deviation, digest
 
 FOLDER = Path(__file__).parent
 TOLERANCE = 1e-4  # of the root mean square of an array: `test_golden` says why
+# What is a difference of nearly equal float32 losses: central differences over the pool, and gaps. With AVX2 instead of
+# AVX-512 they move by up to 6e-4, all else by less than 1e-4.
+OF_DIFFERENCES = 2e-3
 Compare = Callable[[str, dict[str, np.ndarray]], None]
 
 
@@ -23,6 +26,10 @@ def stored(kind: str) -> dict[str, Any]:
 def write(kind: str, arrays: dict[str, np.ndarray]) -> None:
     lines = ",\n".join(f'"{name}": {json.dumps(digest(array))}' for name, array in arrays.items())
     (FOLDER / f"{kind}.json").write_text(f"{{\n{lines}\n}}\n")
+
+
+def tolerance(name: str) -> float:
+    return OF_DIFFERENCES if name.startswith("chi/pool/") or name.endswith("_gap") else TOLERANCE
 
 
 def compare(kind: str, arrays: dict[str, np.ndarray]) -> str:
@@ -37,7 +44,7 @@ def compare(kind: str, arrays: dict[str, np.ndarray]) -> str:
         for name in golden | found
     }
     same = sum(name in found and found[name]["sha256"] == entry["sha256"] for name, entry in golden.items())
-    largest = max(sizes, key=lambda name: sizes[name])
-    moved = {name: size for name, size in sizes.items() if not size <= TOLERANCE}
+    largest = max(sizes, key=lambda name: sizes[name] / tolerance(name))
+    moved = {name: size for name, size in sizes.items() if not size <= tolerance(name)}
     assert not moved, f"{kind}: relative to the rms of each array: {moved}"
     return f"{kind}: {same} of {len(golden)} arrays equal bit for bit; {largest} moves most, by {sizes[largest]:.2g}"
