@@ -142,7 +142,9 @@ class Analysis:
             return None
         if self.full is None:  # this is the subject of the whole model
             return part.chains
-        return Ledger(self.full, part.shard, part.num_shards, self.storage, "everything").part().chains
+        checkpoint, slash, _ = self.subject.rpartition("/")
+        name = f"{checkpoint}{slash}everything"
+        return Ledger(self.full, part.shard, part.num_shards, self.storage, name).part().chains
 
 
 def _rows(measured: Susceptibility) -> list[tuple[np.ndarray, np.ndarray]]:

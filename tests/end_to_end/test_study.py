@@ -447,3 +447,16 @@ def test_two_ranks_a_chain_give_the_chains_of_one(finished: Path, file: Path, tm
     with xr.open_zarr(trace_store(finished, subject)) as a, xr.open_zarr(trace_store(tmp_path / "run", subject)) as b:
         np.testing.assert_allclose(a["losses"].values, b["losses"].values, atol=1e-3 * float(a["losses"].std()))
         assert float(np.abs(a["losses"]).max()) > 0.1
+
+
+def test_the_full_baseline_is_that_of_the_same_checkpoint(file: Path, local_ray: None, tmp_path: Path) -> None:
+    components = "sampling.components=[{name: layer.1.mlp}, {name: everything}]"
+    config = study_config(file, "response.baseline=full", components)
+    run_stages(config, ["sample"], tmp_path / "run")
+    for checkpoint in ("early", "final"):
+        component, full = (
+            read_chains(tmp_path / "run" / "sampling" / checkpoint / name)[0] for name in ("layer.1.mlp", "everything")
+        )
+        expected = susceptibility(component, baseline="full", full=full)
+        found = table(tmp_path / "run", f"{checkpoint}/layer.1.mlp")["chi_component"]
+        np.testing.assert_allclose(found, expected.chi[0, : len(found)], rtol=1e-5, atol=1e-9)

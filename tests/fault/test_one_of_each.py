@@ -33,7 +33,9 @@ def test_a_worker_a_shard_and_a_node(cluster, undisturbed, tiny_run, tmp_path):
     config, run = long_run(tiny_run, tmp_path / "run")
     run.storage = HoldingStorage(run.path)
     with beside(sample, config, run, quiet()) as until:
-        until("both chains under way", lambda: len(middle(run, least=1)) == len(actors(cluster, "ModelWorker.chain")) == 2)
+        until(
+            "both chains under way", lambda: len(middle(run, least=1)) == len(actors(cluster, "ModelWorker.chain")) == 2
+        )
         (run.path / "hold-write").touch()
         held = until("a shard inside push", lambda: run.storage.held("write"))
         killed = actors(cluster, "ModelWorker.chain")[0]
