@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
@@ -23,7 +24,7 @@ from patterning_dist.tasks.task import Metric
 _BATCH = 64
 
 
-class SequenceTask(CheckpointTask):
+class SequenceTask(CheckpointTask, ABC):
     """A ``Task``, see there, less its losses."""
 
     num_positions: int | None = None
@@ -55,9 +56,9 @@ class SequenceTask(CheckpointTask):
         """float32 [sample, class] of sequences [sample, position], of which ``mask`` says what is no pad."""
         return self.model.logits(model, tokens.where(mask, self.pad), attention_mask=mask.long()).float()
 
+    @abstractmethod
     def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses, and whether the model is right, both [sample]."""
-        raise NotImplementedError
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """[sample]."""

@@ -19,7 +19,7 @@ def chosen(per_rule: int, further: int, train: np.ndarray = TRAIN) -> list[tuple
     config = SimpleNamespace(
         references=ReferencesConfig(num_seeds=10, per_rule=per_rule), check=CheckConfig(per_rule=further)
     )
-    found = choose({"rejected": REJECTED, "train": train}, config)  # type: ignore[arg-type]
+    found = choose({"rejected": REJECTED, "train": train}, config)
     return [(reference.rule, reference.index, reference.is_held_out) for reference in found]
 
 

@@ -37,7 +37,7 @@ def arm(**changes: Any) -> Arm:
 )
 def test_an_arm_without_a_window_has_a_reason(changes: dict[str, Any], optimizer: str, reason: str | None) -> None:
     config = SimpleNamespace(training=TrainingConfig(batch_size=8, optimizer=optimizer))
-    found = without_window(config, arm(**changes))  # type: ignore[arg-type]
+    found = without_window(config, arm(**changes))
     assert found is None if reason is None else reason in str(found)
 
 
@@ -58,7 +58,7 @@ def prediction(growth: float, shift: float, bend: float = 0.0, spread: float = 0
         SimpleNamespace(held_out=held_out),
         SimpleNamespace(tau=10.0, num_steps=32, num_samples=4096, training=SimpleNamespace(batch_size=64)),
     )
-    return predicted_change(subjects, window, *walks, num_seen)  # type: ignore[arg-type]
+    return predicted_change(subjects, window, *walks, num_seen)
 
 
 def test_beyond_the_window_there_is_no_number() -> None:
