@@ -21,8 +21,6 @@ os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
 # A submit in this process would turn token authentication on where there is a token: for good, also for the drivers of
 # tests to come, whose actors a cluster without one cancels, since it cannot ask whether they are still wanted.
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")
-# How often Ray Train asks how its workers are: trainings of tests last for seconds.
-os.environ.setdefault("RAY_TRAIN_HEALTH_CHECK_INTERVAL_S", "0.25")
 
 # What shares a cluster or a finished run goes to one process.
 TOGETHER = {

@@ -146,9 +146,8 @@ def _start(num_threads: int) -> None:
 
 
 def users_error(error: BaseException) -> PatterningError | None:
-    """The error meant for the user that a worker raised, out of the layers that Ray and Ray Train wrap it in."""
+    """The error meant for the user that a worker raised, out of the layer that Ray wraps it in."""
     if type(error) is PatterningError:
         return error
-    inner = [getattr(error, "cause", None), getattr(error, "_base_exc", None)]
-    inner += getattr(error, "worker_failures", {}).values()
-    return next((found for e in inner if e is not None and (found := users_error(e))), None)
+    cause = getattr(error, "cause", None)
+    return None if cause is None else users_error(cause)

@@ -33,7 +33,7 @@ def test_two_threads_on_nodes_of_one_cpu_are_refused_with_the_same_words(
             plan_run(config, stages, run.path, ["prepare", "train"], lambda text: None)
         with pytest.raises(PatterningError) as trained:
             train(config, run, quiet())
-    assert time.monotonic() - started < 60  # not the minute after which Ray Train gives up waiting for room
+    assert time.monotonic() - started < 60
     assert str(planned.value) == str(trained.value)
     name = str(trained.value).partition("has 1 CPU on ")[2].partition(",")[0]
     assert str(trained.value) == (

@@ -180,9 +180,9 @@ def make_shard(storage):
 
 
 def groups(make_study, **changes):
-    from patterning_dist.runtime.chains.groups import chain_groups
+    from patterning_dist.runtime.chains.groups import chain_workers
 
-    return chain_groups(make_study, sampling_config(**changes), "cpu", 1, quiet())
+    return chain_workers(make_study, sampling_config(**changes), "cpu", 1, quiet())
 
 
 @pytest.mark.slow
@@ -332,7 +332,7 @@ def test_a_group_without_room_on_any_node_is_spread_and_says_so(monkeypatch):
     import ray
     from ray.util import placement_group_table
 
-    from patterning_dist.runtime.chains.groups import chain_groups
+    from patterning_dist.runtime.chains.groups import chain_workers
 
     node = {"NodeID": "", "NodeManagerHostname": "host", "NodeManagerAddress": "10.0.0.1"}
     nodes = [node | {"Alive": True, "Resources": {"CPU": 1.0}}] * 2 + [
@@ -340,7 +340,7 @@ def test_a_group_without_room_on_any_node_is_spread_and_says_so(monkeypatch):
     ]
     monkeypatch.setattr(ray, "nodes", lambda: nodes)
     shown = Console(file=io.StringIO(), width=200)
-    with chain_groups(GroupStudy, sampling_config(), "cpu", 5, Progress(shown)) as started:
+    with chain_workers(GroupStudy, sampling_config(), "cpu", 5, Progress(shown)) as started:
         live = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
         assert [(group["strategy"], group["bundles"]) for group in live] == [
             ("PACK", {0: {"CPU": 1.0}, 1: {"CPU": 1.0}})

@@ -1,4 +1,4 @@
-"""Training on Ray Train and DeepSpeed: the same weights however the work is shared out, interrupted or written down."""
+"""Training on Ray and DeepSpeed: the same weights however the work is shared out, interrupted or written down."""
 
 from __future__ import annotations
 
@@ -160,12 +160,12 @@ def test_zero_stages_agree(run):
         assert metrics[0]["validation_loss"] == pytest.approx(metrics[1]["validation_loss"], abs=1e-4)
 
 
-def workers_of_ray_train():
-    """Processes of Ray Train workers among this process's own descendants."""
+def training_workers():
+    """Processes that train, among this process's own descendants."""
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "RayTrainWorker" in " ".join(process.cmdline()):
+            if "TrainingRank" in " ".join(process.cmdline()):
                 found.append(process)
     return found
 
@@ -176,7 +176,7 @@ def kill_once(file, killed):
     while time.monotonic() < deadline:
         if file.exists():
             time.sleep(0.1)
-            for process in workers_of_ray_train():
+            for process in training_workers():
                 process.send_signal(signal.SIGKILL)
                 process.wait(10)
                 killed.append("done" if (file.parent / "evaluation.json").exists() else "in the middle")

@@ -1,68 +1,21 @@
-"""Processes that form a torch.distributed group, some of them for as long as something is measured or tested."""
+"""Groups of processes for as long as something is measured or tested in them."""
 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
-from datetime import timedelta
 from typing import Any
 
 import ray
-import torch
-import torch.distributed as dist
 
-from patterning_dist.runtime.actor import Actor, ActorHandle
-from patterning_dist.runtime.environment import prepare_process
+from patterning_dist.runtime.actor import ActorHandle
+from patterning_dist.runtime.groups import EngineRank
 from patterning_dist.sampling.ranks import Ranks
 
 
-class GroupRank(Actor):
-    """A process that is one rank of a torch.distributed group of actors."""
-
-    ranks: Ranks
-    device: str
-    timeout: timedelta
-
-    def open_store(self) -> tuple[str, int]:
-        """Host and port where rank 0 lets the others find each other."""
-        host = ray.util.get_node_ip_address()
-        self.store = dist.TCPStore(
-            host, 0, self.ranks.size, is_master=True, wait_for_workers=False, timeout=self.timeout
-        )
-        return host, self.store.port
-
-    def join(self, host: str, port: int) -> None:
-        """Become a member of the group."""
-        if self.ranks.rank > 0:
-            self.store = dist.TCPStore(host, port, self.ranks.size, is_master=False, timeout=self.timeout)
-        dist.init_process_group(
-            # Sums of single numbers stay on the CPU.
-            "gloo" if self.device == "cpu" else "cpu:gloo,cuda:nccl",
-            store=self.store,
-            rank=self.ranks.rank,
-            world_size=self.ranks.size,
-            timeout=self.timeout,
-        )
-
-
 @ray.remote
-class ProbeRank(GroupRank):
+class ProbeRank(EngineRank):
     """One process of such a group. Functions run in it by ``__ray_call__``, and find its place in ``ranks``."""
-
-    def __init__(self, ranks: Ranks, device: str, num_threads: int, timeout: float) -> None:
-        prepare_process(num_threads)
-        self.ranks, self.device, self.timeout = ranks, device, timedelta(seconds=timeout)
-        # DeepSpeed looks for these; Ray shows every actor its own GPU only.
-        layout = {"RANK": ranks.rank, "WORLD_SIZE": ranks.size, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
-        os.environ.update({name: str(value) for name, value in layout.items()})
-
-    def join(self, host: str, port: int) -> None:
-        """As any rank, on the GPU that it sees, and where DeepSpeed looks for the others."""
-        if self.device == "cuda":
-            torch.cuda.set_device(0)
-        os.environ.update(MASTER_ADDR=host, MASTER_PORT=str(port))
-        GroupRank.join(self, host, port)
 
 
 class ProbeGroup:

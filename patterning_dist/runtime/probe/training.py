@@ -1,5 +1,5 @@
-"""Pieces of training, timed: optimizer steps with as many engines side by side as the run will have, and the start of
-Ray Train with a training of a few steps."""
+"""Pieces of training, timed: optimizer steps with as many engines side by side as the run will have, and a
+training of a few steps from start to end."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ class StepTimes:
 
 @dataclass(frozen=True)
 class JobTimes:
-    """A training through Ray Train, start to end.
+    """A training, start to end.
 
     Attributes:
         starting: until the first job begins.

@@ -156,6 +156,7 @@ class TrainingCheckpoints:
             with contextlib.suppress(ray.exceptions.RayError):
                 ray.get(self.control.tell.remote("job_stopped", text, job=self.job.name, step=step), timeout=5)
         if wish == _PREEMPTED:
+            torch.distributed.barrier()  # the first rank to go takes the others with it
             raise Preempted(f"{self.job.name}: SIGTERM; saved at step {step}")
         return True
 

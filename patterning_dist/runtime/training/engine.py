@@ -37,7 +37,7 @@ def deepspeed_config(path: Path | None, batch_size: int, num_ranks: int) -> dict
 
 
 def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], device: str) -> Any:
-    """A DeepSpeed engine over the process group that Ray Train has set up."""
+    """A DeepSpeed engine over the process group that there is."""
     deepspeed = _deepspeed(device)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
     return engine

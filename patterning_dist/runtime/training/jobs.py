@@ -1,12 +1,13 @@
-"""Training jobs on the cluster: as many side by side as fit, each a Ray Train ``TorchTrainer``."""
+"""Training jobs on the cluster: as many side by side as fit."""
 
 from __future__ import annotations
 
 import contextlib
-from typing import Any
+from collections import Counter
+from collections.abc import Callable, Sequence
 
 import ray
-from ray.exceptions import NodeDiedError, OutOfMemoryError, RayError, WorkerCrashedError
+from ray.exceptions import RayError
 
 from patterning_dist.config import Config
 from patterning_dist.errors import PatterningError
@@ -14,9 +15,10 @@ from patterning_dist.progress import Progress
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.boards import job_control
 from patterning_dist.runtime.environment import ray_session, resolve_device
-from patterning_dist.runtime.resources import training_resources
+from patterning_dist.runtime.training.checkpoints import newest_step
+from patterning_dist.runtime.training.groups import training_workers
 from patterning_dist.storage.run import RunDirectory
-from patterning_dist.training.job import TrainingJob, grouped
+from patterning_dist.training.job import JobGroup, TrainingJob, grouped
 
 # Of the 30 seconds that a preempted driver has, those in which trainings may save where they are.
 _SECONDS_TO_SAVE = 15.0
@@ -26,7 +28,7 @@ _SECONDS_TO_ASK = 3.0
 def run_jobs(
     config: Config, run: RunDirectory, jobs: list[TrainingJob], label: str, progress: Progress, concurrent: int | None
 ) -> None:
-    """Train all jobs, shared out over queues; the jobs and stacks of a queue follow each other in one set of workers.
+    """Train all jobs; workers take the jobs, and stacks of them, one after another.
 
     Whatever ends this early, Ctrl-C and preemption included, the trainings under way get some seconds to save where
     they are.
@@ -37,7 +39,7 @@ def run_jobs(
         jobs: all with the same number of ranks.
         label: for the progress display, which shows a line a job.
         progress: the display.
-        concurrent: queues at most; None: what the cluster holds.
+        concurrent: trainings at once at most; None: what the cluster holds.
 
     Raises:
         PatterningError: the cluster cannot hold even one job, a training failed in a way the user can mend, or its
@@ -46,38 +48,61 @@ def run_jobs(
     assert config.training is not None
     groups = grouped(jobs)
     with ray_session(config.training.threads_per_worker):
-        need = training_resources(config, resolve_device(config.device), groups[0].lead.num_workers)
-        num_queues = need.at_once(len(groups), concurrent).number
         control, heard = job_control(), set[str]()
-        progress.start(label, sum(job.total_steps for job in jobs))
-        start = _run_queue.options(max_retries=config.max_training_failures).remote
-        arguments = {
-            "config": config,
-            "location": run.location,
-            "control": control,
-        }
-        running = [start({"groups": groups[n::num_queues], **arguments}, f"queue-{n}") for n in range(num_queues)]
-        try:
-            while running:
-                done, running = ray.wait(running, timeout=0.5)
+        num_ranks, device = groups[0].lead.num_workers, resolve_device(config.device)
+        with training_workers(config, device, num_ranks, len(groups), concurrent, progress) as workers:
+            progress.start(label, sum(job.total_steps for job in jobs))
+
+            def poll(results: object) -> None:
                 notes = ray.get(control.read.remote())
                 for key, note in sorted(notes.items()):
                     progress.update_line(key, **note)
                 progress.update(sum(note["done"] for note in notes.values()))
                 _pass_on(control, heard, run, progress)
-                ray.get(done)
-        except (WorkerCrashedError, NodeDiedError, OutOfMemoryError) as error:
-            raise PatterningError(
-                f"{label}: the process that watches over a training died again and again "
-                f"({str(error).strip().splitlines()[0]}); look for memory or node failures, and run the same command "
-                "again to go on from the last checkpoints"
-            ) from error
-        finally:
-            if running:
+
+            def train(group: JobGroup) -> Callable[[ActorHandle], ray.ObjectRef]:
+                return lambda worker: worker.train.remote(run.location, group, control)
+
+            try:
+                workers.run([train(group) for group in groups], poll, _restarts(config, run, groups, progress))
+            except BaseException:
                 with contextlib.suppress(RayError, PatterningError):  # the error on its way out says more
                     ray.get(control.stop.remote(), timeout=_SECONDS_TO_ASK)
-                    ray.wait(running, num_returns=len(running), timeout=_SECONDS_TO_SAVE)
+                    workers.wind_down(_SECONDS_TO_SAVE)
                     _pass_on(control, heard, run, progress)
+                raise
+
+
+def _restarts(
+    config: Config, run: RunDirectory, groups: Sequence[JobGroup], progress: Progress
+) -> Callable[[int, str], bool | None]:
+    """What is done about a training whose worker died.
+
+    Only restarts without progress count against ``retrain.max_failures``: machines that die every day do not end a
+    training of weeks, and one that dies at the same step again and again does.
+    """
+    reached, failures = Counter[int](), Counter[int]()
+
+    def restart(index: int, reason: str) -> bool | None:
+        group, job = groups[index], groups[index].lead
+        run.location.fetch(*group.needs(run.path))
+        if group.is_finished(config):
+            return True
+        step = newest_step(run.storage, run.path, job, group.fingerprint(config))
+        failures[index] = 1 if step > reached[index] else failures[index] + 1
+        reached[index] = step
+        if failures[index] > config.max_training_failures:
+            raise PatterningError(
+                f"{job.name}: a worker died {failures[index]} times without getting further than step {step} of "
+                f"{job.total_steps} ({reason}); finished trainings are kept: look for memory or node failures, raise "
+                "retrain.max_failures if machines die often, and run the same command to go on from there"
+            )
+        text = f"{job.name}: a worker died ({reason}); starting again from step {step} of {job.total_steps}"
+        run.event("train", "job_restarted", text=text, job=job.name, step=step)
+        progress.say(text)
+        return None
+
+    return restart
 
 
 def _pass_on(control: ActorHandle, heard: set[str], run: RunDirectory, progress: Progress) -> None:
@@ -91,11 +116,3 @@ def _pass_on(control: ActorHandle, heard: set[str], run: RunDirectory, progress:
         run.event("train", kind, text=text, **fields)
         heard.add(name)
         progress.say(text)
-
-
-@ray.remote(num_cpus=0)
-def _run_queue(arguments: dict[str, Any], name: str) -> None:
-    # Ray Train takes a second to import, which the processes of other stages need not spend.
-    from patterning_dist.runtime.training.queue import run_queue
-
-    run_queue(arguments, name)

@@ -1,21 +1,22 @@
-"""What a Ray Train worker does: training jobs one after another. The baseline and every arm go through here."""
+"""What a rank of a training does: jobs one after another. The baseline and every arm go through here."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
 
+import ray
 import torch
 
 from patterning_dist.config import Config
-from patterning_dist.errors import PatterningError
+from patterning_dist.errors import PatterningError, first_line
 from patterning_dist.runtime.actor import ActorHandle
-from patterning_dist.runtime.environment import prepare_process, resolve_device
+from patterning_dist.runtime.groups import EngineRank
 from patterning_dist.runtime.metrics import Metrics
-from patterning_dist.runtime.training.checkpoints import State, TrainingCheckpoints
+from patterning_dist.runtime.training.checkpoints import Preempted, State, TrainingCheckpoints, catch_sigterm
 from patterning_dist.runtime.training.recorder import Recorder
 from patterning_dist.runtime.training.stacked_trainer import StackedTrainer
 from patterning_dist.runtime.training.trainer import Trainer
+from patterning_dist.runtime.workforce import WorkerLost
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.storage.mirror import Location
 from patterning_dist.tasks.open import open_task
@@ -23,29 +24,44 @@ from patterning_dist.tasks.task import Task
 from patterning_dist.training.job import JobGroup
 
 
-def train_on_worker(arguments: dict[str, Any]) -> None:
-    """The loop of a Ray Train worker: its jobs one after another, stacks of them at once, finished ones skipped.
+@ray.remote
+class TrainingRank(EngineRank):
+    """One rank of a training, for any number of them one after another."""
 
-    A training goes on from its checkpoint. When the driver asks to stop, the one under way is saved and the rest
-    is left.
+    def __init__(self, ranks: Ranks, config: Config, device: str) -> None:
+        assert config.training is not None
+        # Rank 0 may take long to write what the others wait for.
+        super().__init__(ranks, device, config.training.threads_per_worker, timeout=1800.0)
+        self.config = config
+        self.task: Task | None = None
+        catch_sigterm()
 
-    Args:
-        arguments: config, location (of the run), groups (of jobs), control.
+    def open_alone(self) -> None:
+        """Be a group of one."""
+        self.join(*self.open_store())
 
-    Raises:
-        Preempted: a rank got SIGTERM; the training under way is saved.
-    """
-    config, location, control = (arguments[key] for key in ("config", "location", "control"))
-    prepare_process(config.training.threads_per_worker)
-    ranks = Ranks(torch.distributed.get_rank(), torch.distributed.get_world_size())
-    device, task = resolve_device(config.device), None
-    for jobs in arguments["groups"]:
-        location.fetch(*jobs.needs(location.path))
-        if jobs.is_finished(config):
-            continue
-        task = task or open_task(config, location.path, device)
-        if not _train(config, location, open_trainer(config, task, jobs, ranks, device), control):
-            return
+    def train(self, location: Location, jobs: JobGroup, control: ActorHandle) -> bool:
+        """Train jobs, a stack of them at once, from their last checkpoint on; what is finished is kept.
+
+        When the driver asks to stop, the training is saved.
+
+        Raises:
+            PatterningError: what the user can put right.
+            WorkerLost: anything else that the training raised; it is tried again.
+        """
+        try:
+            location.fetch(*jobs.needs(location.path))
+            if not jobs.is_finished(self.config):
+                self.task = self.task or open_task(self.config, location.path, self.device)
+                trainer = open_trainer(self.config, self.task, jobs, self.ranks, self.device)
+                _train(self.config, location, trainer, control)
+        except Preempted:
+            ray.actor.exit_actor()  # the machine goes: whoever watches starts another process
+        except PatterningError:
+            raise
+        except Exception as error:
+            raise WorkerLost(f"{type(error).__name__}: {first_line(error)}") from error
+        return True
 
 
 def open_trainer(config: Config, task: Task, jobs: JobGroup, ranks: Ranks, device: str) -> Trainer | StackedTrainer:
@@ -55,8 +71,8 @@ def open_trainer(config: Config, task: Task, jobs: JobGroup, ranks: Ranks, devic
     return Trainer(config, task, jobs.lead, ranks, device)
 
 
-def _train(config: Config, location: Location, trainer: Trainer | StackedTrainer, control: ActorHandle) -> bool:
-    """Train jobs to their end; False if they were stopped on the way."""
+def _train(config: Config, location: Location, trainer: Trainer | StackedTrainer, control: ActorHandle) -> None:
+    """Train jobs to their end, or until the driver asks to stop."""
     job, fingerprint = trainer.jobs.lead, trainer.jobs.fingerprint(config)
     recorders = [Recorder(m, location, control, Metrics(run=config.name, arm=m.job.name)) for m in trainer.members]
     checkpoints = TrainingCheckpoints(job, fingerprint, location.path, location.storage, control, trainer.device)
@@ -76,13 +92,12 @@ def _train(config: Config, location: Location, trainer: Trainer | StackedTrainer
         for recorder, loss in zip(recorders, trainer.step(step), strict=True):
             _record(recorder, step, loss)
         if step + 1 < job.total_steps and checkpoints.after_step(trainer.engine, step + 1, states):
-            return False
+            return
     for recorder in recorders:
         recorder.finish(recorder.job.fingerprint(config))
     trainer.engine.destroy()
     checkpoints.finished()
     torch.distributed.barrier()  # the next job may start from what rank 0 has just written
-    return True
 
 
 def _record(recorder: Recorder, step: int, loss: float) -> None:

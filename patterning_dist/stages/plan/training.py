@@ -31,7 +31,7 @@ class Trainings:
     job: JobTimes
 
     def plan_train(self) -> StagePlan:
-        """Stage train: Ray Train and its workers, all steps, all rows of metrics."""
+        """Stage train: its workers, all steps, all rows of metrics."""
         settings, job = self.config.training, self.job
         assert settings is not None
         total = settings.num_steps + settings.anneal_steps

@@ -1,0 +1,78 @@
+"""Who trains: workers of one process, or groups of ranks where a training is shared by several."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import ray
+from ray.util.placement_group import PlacementGroup
+
+from patterning_dist.config import Config
+from patterning_dist.progress import Progress
+from patterning_dist.runtime.actor import ActorHandle
+from patterning_dist.runtime.groups import PLACEMENT_TIMEOUT, RankGroup, rank_groups
+from patterning_dist.runtime.resources import training_resources
+from patterning_dist.runtime.training.worker import TrainingRank
+from patterning_dist.runtime.workforce import Workforce
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.storage.mirror import Location
+from patterning_dist.training.job import JobGroup
+
+
+@ray.remote(num_cpus=0)
+class TrainingGroup(RankGroup):
+    """The ranks of a training; used like a ``TrainingRank`` that is alone.
+
+    Args:
+        number: of the group, for messages.
+        placement: see ``RankGroup``.
+        config: of the run.
+        device, num_ranks: of the training.
+    """
+
+    def __init__(self, number: int, placement: PlacementGroup, config: Config, device: str, num_ranks: int) -> None:
+        need = training_resources(config, device, num_ranks)
+        super().__init__(f"training group {number}", placement, need, PLACEMENT_TIMEOUT)
+        self.config, self.device = config, device
+
+    def make_rank(self, ranks: Ranks, options: dict[str, Any]) -> ActorHandle:
+        """See ``RankGroup``."""
+        return TrainingRank.options(**options).remote(ranks, self.config, self.device)
+
+    def train(self, location: Location, jobs: JobGroup, control: ActorHandle) -> bool:
+        """Train jobs on all ranks; raises as ``everywhere``."""
+        self.start()
+        calls = [rank.train.remote(location, jobs, control) for rank in self.ranks]
+        return self._together(f"in {jobs.lead.name}", calls)[0]
+
+
+def training_workers(
+    config: Config, device: str, num_ranks: int, num_tasks: int, limit: int | None, progress: Progress
+) -> Workforce:
+    """As many as the limit or the cluster allows, at most one a task.
+
+    Args:
+        config: of the run.
+        device, num_ranks: of every training.
+        num_tasks: that there are.
+        limit: of trainings at once; None: what the cluster holds.
+        progress: hears what is waited for.
+
+    Raises:
+        PatterningError: the cluster cannot hold one.
+    """
+    need = training_resources(config, device, num_ranks)
+    if num_ranks > 1:
+        return rank_groups(
+            lambda number, placement: TrainingGroup.remote(number, placement, config, device, num_ranks),
+            need,
+            num_tasks,
+            limit,
+            progress,
+        )
+
+    def start() -> tuple[ActorHandle, ray.ObjectRef]:
+        worker = TrainingRank.options(**need.options).remote(Ranks(), config, device)
+        return worker, worker.open_alone.remote()
+
+    return Workforce(start, need.at_once(num_tasks, limit).number, need, progress)
