@@ -41,7 +41,7 @@ def add_ratios(compared: dict[str, Any], arms: list[Arm], log_scaled: Collection
                     )
                     continue
                 logs = entry(effects)
-                powers = {key: logs[key] if logs[key] is None else np.exp(logs[key]) for key in _IN_LOGS}
+                powers = {key: None if logs[key] is None else np.exp(logs[key]).tolist() for key in _IN_LOGS}
                 found[metric]["ratio"] = logs | powers
     return warnings
 

@@ -2,17 +2,26 @@
 
 from __future__ import annotations
 
+import io
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
-from tiny_run import tiny_config
+from rich.console import Console
+from tiny_run import copy_run, tiny_config
 
 from patterning_dist.config import ArmConfig
+from patterning_dist.progress import Progress
 from patterning_dist.response.survival import Runs, hazard_ratio, log_rank
 from patterning_dist.stages.arms import Arm, contrasts
 from patterning_dist.stages.effects import add_ratios, oracle_shares, time_to_event
+from patterning_dist.stages.report import report
+from patterning_dist.storage.run import RunDirectory
+from patterning_dist.training.job import HELD_OUT_TABLE
 
 ROOT_2 = 2**0.5
 
@@ -116,3 +125,51 @@ def test_runs_without_a_head_are_censored_at_their_last_step(arms: list[Arm]) ->
     assert against["hazard_ratio"] == hazard_ratio(ours, theirs)._asdict()
     assert against["hazard_ratio"]["value"] == np.inf  # all three came before the first of base
     assert found["permuted"]["against"]["base"]["hazard_ratio"]["value"] == 0
+
+
+def write_training(run: RunDirectory, name: str, seed: int, scores: list[float]) -> None:
+    folder = run.path / "retrain" / name / f"seed-{seed}"
+    folder.mkdir(parents=True)
+    metrics = {"step": [0, 3, 6], "train_loss": [6.0, 5, 4], "prefix_matching": scores, "seconds": [0.0, 1, 2]}
+    pq.write_table(pa.table(metrics), folder / "metrics.parquet")
+    pq.write_table(pa.table({"group": np.arange(4)}), folder / HELD_OUT_TABLE)
+    ends = {"prefix_matching": scores[-1], "observables": {}}
+    (folder / "evaluation.json").write_text(json.dumps(ends))
+
+
+def test_the_stage_writes_all_three_and_says_the_ratios(tiny_run: Path, tmp_path: Path) -> None:
+    run = copy_run(tiny_run, tmp_path)
+    arms = "[base, plus, permuted, {name: oracle, weights: oracle}]"
+    controls = "solve.controls=[{kind: split, name: oracle, split: induction}]"
+    config = tiny_config(run.path, controls, f"retrain.arms={arms}", "retrain.seeds=[1, 2, 3]")
+    for name, factor in {"base": 1, "plus": 4, "permuted": 1.01, "oracle": 8}.items():
+        for seed, spread in ((1, 1.0), (2, 1.02), (3, 0.99)):
+            at_base = 0.02 * seed  # what a seed is at without weights, and what pairing takes out
+            end = at_base * factor * (1 if name == "base" else spread)
+            write_training(run, name, seed, [0.01, 0.5 * end, end])
+    run.update_manifest(stages={})
+    (run.path / "weights").mkdir()
+    (run.path / "weights/solution.json").write_text(json.dumps({"arms": {}}))
+    (run.path / "response").mkdir()
+    (run.path / "response/diagnostics.json").write_text(json.dumps({"subjects": {}, "modes": {}}))
+    said = io.StringIO()
+    report(config, run, Progress(Console(file=said, width=200)))
+    summary = json.loads((run.path / "summary.json").read_text())
+    assert summary["metrics"]["prefix_matching"]["scale"] == "log"
+    ratio = summary["contrasts"]["plus"]["base"]["prefix_matching"]["ratio"]
+    # The logarithms of 1, 1.02 and .99 have the mean .00325 and its standard error .00877; t is 4.3027.
+    assert ratio["per_seed"] == pytest.approx([4, 4.08, 3.96])
+    assert ratio["interval"] == pytest.approx([4 * np.exp(0.00325 - 0.03774), 4 * np.exp(0.00325 + 0.03774)], rel=1e-4)
+    share = summary["oracle_shares"]["oracle"]["plus"]["prefix_matching"]
+    assert share["value"] == pytest.approx(2 / 3, abs=0.01) and share["interval"] is not None
+    plus = summary["time_to_event"]["plus"]
+    assert (plus["events"], plus["median"]) == (2, 6) and plus["censored_at"] == [6]
+    assert summary["time_to_event"]["base"]["events"] == 0
+    # No run of base forms a head: the ratio of hazards has a lower end only.
+    assert plus["against"]["base"]["hazard_ratio"]["value"] is None
+    assert plus["against"]["base"]["hazard_ratio"]["interval"][1] is None
+    told = said.getvalue().replace("\u00a0", " ")
+    assert "plus: the prefix matching times 4.01 [3.86, 4.17] against base" in " ".join(told.split())
+    assert "of the effect of oracle" in told
+    page = (run.path / "report.html").read_text()
+    assert "Step by which half of the runs have an induction head" in page and "cannot be drawn" not in page
