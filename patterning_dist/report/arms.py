@@ -12,9 +12,9 @@ from patterning_dist.report.checked import checks
 from patterning_dist.report.figures import arm_style, curves, figure, intervals
 from patterning_dist.report.predictions import COVERS, predictions
 from patterning_dist.report.reading import ARM_ORDER, Run, column, in_order
+from patterning_dist.report.transitions import SCORE, THRESHOLD, passed, time_to_circuit, transition_table, transitions
 from patterning_dist.report.words import Metrics, clear, estimate, listed, number
 
-SCORE, THRESHOLD = "prefix_matching", 0.1  # a score above it counts as a formed induction head
 _NO_METRICS = ("step", "seconds")
 _MARKS = {"solved": "open", "cross_fitted": "open", "predicted": "diamond", "checked": "ring", "realised": "dot"}
 _ABSENT = {
@@ -23,25 +23,17 @@ _ABSENT = {
 }
 
 
-def first_passing(table: pa.Table) -> int | None:
-    """First step with a prefix-matching score above the threshold, None if there is none."""
-    for step, value in zip(column(table, "step").tolist(), column(table, SCORE).tolist(), strict=True):
-        if value > THRESHOLD:
-            return int(step)
-    return None
-
-
 def arms(section: Section, run: Run, summary: Mapping[str, Any], metrics: Metrics) -> None:
     """Metric curves of all arms, with their transition times where heads are scored."""
     retrained = run.retrained(summary)
     if not retrained:
         return run.excuse(section, "No retraining has been run yet.", _ABSENT["retrain"], "retrain")
     groups = {arm: list(seeds.values()) for arm, seeds in retrained.items()}
-    steps = _transitions(groups, summary)
+    steps = transitions(groups, summary)
     drawn = []
     for metric in _drawn_metrics(groups, metrics):
         scored = metric == SCORE and bool(steps)
-        title = _passed(metrics, steps) if scored else _ends(groups, metric, metrics)
+        title = passed(metrics, steps) if scored else _ends(groups, metric, metrics)
         svg = curves(groups, metric, metrics.axis(metric), *((THRESHOLD, steps) if scored else ()))
         drawn += figure(title, svg, metrics.meaning(metric))
     legend = [(arm, f"{arm} ({len(found)} seed{'s' * (len(found) != 1)})") for arm, found in groups.items()]
@@ -51,39 +43,14 @@ def arms(section: Section, run: Run, summary: Mapping[str, Any], metrics: Metric
     words += "where they would hide the rest."
     section.blocks += [Figures(drawn, legend=legend), Note(words, "small")]
     if steps:
-        section.blocks.append(_transition_table(steps, retrained))
+        section.blocks.append(transition_table(steps, retrained))
+    section.blocks += time_to_circuit(summary.get("time_to_event") or {})
 
 
 def _drawn_metrics(groups: Mapping[str, Sequence[pa.Table]], metrics: Metrics) -> list[str]:
     """Described metrics that the trainings have; without a description all of their columns."""
     there = {name for tables in groups.values() for table in tables for name in table.column_names}
     return [name for name in metrics.described if name in there] or sorted(there - set(_NO_METRICS))
-
-
-def _transitions(groups: Mapping[str, Sequence[pa.Table]], summary: Mapping[str, Any]) -> dict[str, list[int | None]]:
-    found = summary.get("transition_steps")
-    if found is not None:
-        return dict(found)
-    scored = {arm: [first_passing(t) for t in tables if SCORE in t.column_names] for arm, tables in groups.items()}
-    return {arm: steps for arm, steps in scored.items() if steps}
-
-
-def _transition_table(steps: Mapping[str, list[int | None]], retrained: Mapping[str, Mapping[int, pa.Table]]) -> Table:
-    seeds = list(dict.fromkeys(seed for found in retrained.values() for seed in found))
-    rows = []
-    for arm in in_order(steps, ARM_ORDER):
-        words = ["not reached" if step is None else number(step, decimals=0) for step in steps[arm]]
-        reached = dict(zip(retrained.get(arm, ()), words, strict=False))
-        rows.append([arm, *(reached.get(seed, "") for seed in seeds)])
-    title = f"First step with a prefix-matching score above {THRESHOLD} (points in the figure)"
-    return Table(["arm", *(f"seed {seed}" for seed in seeds)], rows, title)
-
-
-def _passed(metrics: Metrics, steps: Mapping[str, list[int | None]]) -> str:
-    counts = [
-        f"{sum(s is not None for s in steps[arm])} of {len(steps[arm])} {arm}" for arm in in_order(steps, ARM_ORDER)
-    ]
-    return f"{metrics.label(SCORE)} passes {THRESHOLD} in {listed(counts)} runs"
 
 
 def _ends(groups: Mapping[str, Sequence[pa.Table]], metric: str, metrics: Metrics) -> str:

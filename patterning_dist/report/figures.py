@@ -11,8 +11,8 @@ from markupsafe import Markup
 
 from patterning_dist.report.blocks import Figure
 from patterning_dist.report.reading import column, interval_of
-from patterning_dist.report.svg import Plot, padded
-from patterning_dist.report.words import duration, estimate, number
+from patterning_dist.report.svg import Plot, factor_ticks, padded
+from patterning_dist.report.words import duration, estimate, number, times
 
 KNOWN_ARMS = ("base", "plus", "minus", "permuted")
 TRACE_POINTS = 240  # of a line
@@ -24,32 +24,42 @@ def arm_style(arm: str) -> str:
 
 
 def intervals(
-    rows: Sequence[tuple[str, str, str, dict[str, Any]]], x_label: str, description: str, row_height: int = 34
+    rows: Sequence[tuple[str, str, str, dict[str, Any]]],
+    x_label: str,
+    description: str,
+    row_height: int = 34,
+    *,
+    ratios: bool = False,
 ) -> Markup:
     """A forest plot with a rule at zero; rows are (label, style, mark, estimate: value, interval, per_seed).
 
     mark is `dot` for what was measured, `ring` for what chains measured, `diamond` for what was predicted, `open` for a
-    linear response on the samples that were solved on.
+    linear response on the samples that were solved on. Ratios lie at their logarithms, and the rule at one.
     """
+
+    def place(value: float | None) -> float:
+        return np.nan if value is None else float(np.log(value)) if ratios else value
+
     values = [0.0]
     for _, _, _, value in rows:
-        values += [value["value"], *(interval_of(value) or ()), *(value.get("per_seed") or ())]
-    x_range = padded(np.array([np.nan if v is None else v for v in values], dtype=np.float64))
-    plot = Plot.of_rows([row[0] for row in rows], x_range, row_height, x_label=x_label)
+        there = [value["value"], *(interval_of(value) or ()), *(value.get("per_seed") or ())]
+        values += [place(one) for one in there]
+    x_range = padded(np.array(values, dtype=np.float64))
+    ticks = factor_ticks(*x_range) if ratios else None
+    plot = Plot.of_rows([row[0] for row in rows], x_range, row_height, x_label=x_label, x_ticks=ticks)
     plot.rule(x=0.0, style="zero")
     for index, (name, style, mark, value) in enumerate(rows):
         middle = index + 0.5
         for seed_value in value.get("per_seed") or ():
-            if seed_value is not None:
-                plot.dot(seed_value, middle + 0.24, f"{style} faint", 2.4, f"one seed: {number(seed_value)}")
+            plot.dot(place(seed_value), middle + 0.24, f"{style} faint", 2.4, f"one seed: {number(seed_value)}")
         interval = interval_of(value)
         if interval is not None:
-            plot.span(*interval, middle, style)
-        tip = f"{name}: {estimate(value, sign=True)}"
+            plot.span(place(interval[0]), place(interval[1]), middle, style)
+        tip = f"{name}: {times(value) if ratios else estimate(value, sign=True)}"
         if mark in ("dot", "ring"):
-            plot.dot(value["value"], middle, style if mark == "dot" else f"{style} hollow", 5, tip)
+            plot.dot(place(value["value"]), middle, style if mark == "dot" else f"{style} hollow", 5, tip)
         else:
-            plot.diamond(value["value"], middle, f"{style} {'hollow' if mark == 'open' else ''}", tip)
+            plot.diamond(place(value["value"]), middle, f"{style} {'hollow' if mark == 'open' else ''}", tip)
     return plot.svg(description)
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
-from patterning_dist.report.blocks import Figures, Note, Section, Table
-from patterning_dist.report.figures import arm_style, figure, intervals
+from patterning_dist.report.blocks import Note, Section, Table
+from patterning_dist.report.differences import Contrasts, differences, factors, in_words, oracle_table
 from patterning_dist.report.reading import ARM_ORDER, Run, in_order, interval_of
-from patterning_dist.report.words import Metrics, clear, estimate, listed, number
+from patterning_dist.report.words import Metrics, change, clear, estimate, listed, number
 from patterning_dist.response.contrast import parts_of
 
-Contrasts = Mapping[str, Mapping[str, Mapping[str, Any]]]  # arm -> other -> metric -> estimate
 _DIRECTIONS = {"up": "up", "down": "down", "hold": "unmoved"}
 _SOURCES = {
     "halving": "the window in half its segments",
@@ -32,7 +31,7 @@ def headline_table(rows: Sequence[Mapping[str, Any]], metrics: Metrics) -> tuple
 
     def described(value: Mapping[str, Any]) -> str:
         if "missing" not in value:
-            return _in_words(value)
+            return in_words(value)
         head, colon, _ = value["missing"].partition(": ")
         return f"{head if colon else '–'} ({reasons.setdefault(value['missing'], len(reasons) + 1)})"
 
@@ -60,20 +59,9 @@ def headline_table(rows: Sequence[Mapping[str, Any]], metrics: Metrics) -> tuple
 def _latest(found: Mapping[str, Any]) -> str:
     """What was realised; else what was checked or predicted, and that it is no more."""
     if "realised" in found:
-        return _in_words(found["realised"])
+        return in_words(found["realised"])
     kind = next((kind for kind in ("checked", "predicted") if kind in found), None)
-    return f"{_in_words(found[kind])} ({kind})" if kind else "–"
-
-
-def _in_words(value: Mapping[str, Any]) -> str:
-    return estimate(value, sign=True) + ("" if interval_of(value) else " (no interval)")
-
-
-def _pairs(contrasts: Contrasts) -> Iterator[tuple[str, str, Mapping[str, Any]]]:
-    """(arm, other, differences), arms in their order."""
-    for arm in in_order(contrasts, ARM_ORDER):
-        for other, values in contrasts[arm].items():
-            yield arm, other, values
+    return f"{in_words(found[kind])} ({kind})" if kind else "–"
 
 
 def _verdict(contrasts: Contrasts, solution: Mapping[str, Any], summary: Mapping[str, Any], metrics: Metrics) -> str:
@@ -113,22 +101,13 @@ def _judged(wanted: float, found: dict[str, Any], controls: Mapping[str, dict[st
         tail = "and the same holds" if clear(against) == clear(found) else "and it differs"
         if not clear(against):
             tail = "but there is no clear difference"
-        yield f"{tail} against {other} ({estimate(against, sign=True)})"
+        yield f"{tail} against {other} ({change(against)})"
 
 
 def _change(metric: str, value: dict[str, Any], metrics: Metrics) -> str:
-    if interval_of(value) is None:
-        return f"moved {metrics.effect(metric, value).replace(' moved by', ' by')}"
+    if interval_of(value.get("ratio") or value) is None:
+        return f"moved {metrics.effect(metric, value).replace(' moved', '', 1)}"
     return metrics.effect(metric, value) if clear(value) else f"had {metrics.effect(metric, value)}"
-
-
-def _forest_title(metric: str, contrasts: Contrasts, metrics: Metrics) -> str:
-    found = []
-    for arm, other, values in _pairs(contrasts):
-        if metric in values:
-            side = clear(values[metric])
-            found.append(f"{arm} {'above' if side > 0 else 'below'} {other}" if side else f"{arm} ≈ {other}")
-    return f"{metrics.label(metric)}: {', '.join(found)}"
 
 
 def headline(
@@ -146,7 +125,11 @@ def headline(
     if verdict := _verdict(contrasts, solution, summary, metrics):
         section.blocks.append(Note(verdict, "lead"))
     if contrasts:
-        section.blocks += _differences(contrasts, metrics)
+        shares = summary.get("oracle_shares") or {}
+        if found := factors(contrasts, shares, metrics):
+            words = "A factor is the geometric mean over shared seeds, paired; its interval, of Student’s t on the "
+            section.blocks.append(Note(" ".join([*(f"{one}." for one in found), f"{words}logarithms, covers seeds."])))
+        section.blocks += [*differences(contrasts, metrics), *oracle_table(shares, metrics)]
     elif run.leaves_out("retrain"):
         section.blocks.append(Note("The experiment file has no section retrain: no arms are compared.", "small"))
     else:
@@ -165,31 +148,3 @@ def _covered(rows: Sequence[Mapping[str, Any]]) -> str:
         "on the held-out samples that the observables are made of; predicted and checked are on other ones, realised "
         "and the cost on a third set."
     )
-
-
-def _differences(contrasts: Contrasts, metrics: Metrics) -> list[Any]:
-    pairs = list(_pairs(contrasts))
-    there = dict.fromkeys(name for _, _, values in pairs for name in values)
-    names = sorted(there, key=lambda name: list(metrics.described).index(name) if name in metrics.described else 999)
-    drawn = []
-    for metric in names:
-        if ":" in metric:
-            continue  # terms of observables are drawn beside what was predicted of them
-        rows = [(f"{a} − {b}", arm_style(a), "dot", values[metric]) for a, b, values in pairs if metric in values]
-        label = f"difference ({metrics.unit(metric)})" if metrics.unit(metric) else "difference"
-        plot = intervals(rows, label, f"Differences between arms in {metrics.label(metric)}")
-        drawn += figure(_forest_title(metric, contrasts, metrics), plot, metrics.meaning(metric))
-    cells = [[metrics.label(metric), *(_cell(values.get(metric)) for _, _, values in pairs)] for metric in names]
-    words = (
-        "Large points are differences of means over seeds with their 95 % intervals, which cover seeds, and held-out "
-        "samples too where the quantity is an observable; small points are single seeds. "
-        "“≈” means that the interval holds zero: no clear effect."
-    )
-    headers = ["", *(f"{a} − {b}" for a, b, _ in pairs)]
-    return [Figures(drawn), Note(words, "small"), Table(headers, cells, "Differences between arms")]
-
-
-def _cell(value: dict[str, Any] | None) -> str:
-    if not value:
-        return "–"
-    return f"{'≈ ' if interval_of(value) and not clear(value) else ''}{_in_words(value)}"

@@ -32,6 +32,17 @@ def tick_words(ticks: Sequence[float]) -> list[str]:
     return [number(tick, decimals=decimals) for tick in ticks]
 
 
+def factor_ticks(low: float, high: float) -> list[tuple[float, str]]:
+    """Round factors with their words, at their logarithms inside [low, high]; natural logarithms."""
+    first, last = math.exp(low), math.exp(high)
+    factors = nice_ticks(first, last)
+    if last > 4 * first:
+        powers = range(math.floor(low / math.log(10)), math.ceil(high / math.log(10)) + 1)
+        digits = (1, 2, 5) if last < 200 * first else (1,)
+        factors = [factor for k in powers for digit in digits if first <= (factor := digit * 10.0**k) <= last]
+    return [(math.log(factor), number(factor)) for factor in factors if factor > 0]
+
+
 def padded(values: Sequence[float] | np.ndarray, include: Sequence[float] = ()) -> tuple[float, float]:
     """A range that holds the finite values and `include`, with air on both sides."""
     array = np.concatenate([np.asarray(values, dtype=np.float64).ravel(), np.asarray(include, dtype=np.float64)])
@@ -56,6 +67,7 @@ class Plot:
         right: int = 18,
         rows: Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
+        x_ticks: Sequence[tuple[float, str]] | None = None,
         y_ticks: Sequence[tuple[float, str]] | None = None,
     ) -> None:
         self.x_range, self.y_range, self.height = x_range, y_range, height
@@ -63,7 +75,7 @@ class Plot:
         self.parts: list[Markup] = []
         if columns is None:
             ticks = nice_ticks(*x_range, count=5)
-            for value, words in zip(ticks, tick_words(ticks), strict=True):
+            for value, words in x_ticks or zip(ticks, tick_words(ticks), strict=True):
                 self._line(self.x(value), self.top, self.x(value), self.bottom, "grid" if rows else "tick")
                 self._text(self.x(value), self.bottom + 15, words, "tick-label", "middle")
         else:

@@ -47,9 +47,11 @@ class Metrics:
 
     def effect(self, name: str, value: dict[str, Any]) -> str:
         """What happened to it, claimed no further than its interval goes."""
-        amount = f"{estimate(value, sign=True)} {self.unit(name)}".strip()
-        if interval_of(value) is None:
-            return f"{self.in_sentence(name)} moved by {amount} (no interval, so it is not distinguishable from chance)"
+        ratio = value.get("ratio")
+        amount = change(value) if ratio else f"{change(value)} {self.unit(name)}".strip()
+        if interval_of(ratio or value) is None:
+            moved = f"moved{',' if ratio else ' by'} {amount}"
+            return f"{self.in_sentence(name)} {moved} (no interval, so it is not distinguishable from chance)"
         if not clear(value):
             return f"no clear effect on {self.in_sentence(name)} ({amount})"
         return f"{'raised' if clear(value) > 0 else 'lowered'} {self.in_sentence(name)} ({amount})"
@@ -90,12 +92,27 @@ def estimate(value: Mapping[str, Any] | None, sign: bool = False) -> str:
     return f"{number(value['value'], decimals=decimals, sign=sign)}\u00a0[{ends}]"
 
 
+def times(ratio: Mapping[str, Any]) -> str:
+    """A ratio with its interval, as ``times 5.1 [3.1, 8.4]``."""
+    interval = interval_of(ratio)
+    if interval and interval[1] < 2 * interval[0]:
+        return f"times\u00a0{estimate(ratio)}"
+    ends = f"\u00a0[{number(interval[0], 2)},\u00a0{number(interval[1], 2)}]" if interval else ""
+    return f"times\u00a0{number(ratio['value'], 2)}{ends}"
+
+
+def change(value: Mapping[str, Any]) -> str:
+    """A ratio where there is one, else a difference with its sign."""
+    return times(value["ratio"]) if value.get("ratio") else estimate(value, sign=True)
+
+
 def clear(value: Mapping[str, Any] | None) -> int:
-    """+1 or -1 when the interval lies on one side of zero, else 0 (also when there is no interval)."""
-    interval = interval_of(value)
+    """+1 or -1 when the interval lies on one side of zero, that of a ratio of one; else 0, also without an interval."""
+    ratio = (value or {}).get("ratio")
+    interval, nothing = interval_of(ratio or value), 1 if ratio else 0
     if interval is None:
         return 0
-    return 1 if interval[0] > 0 else -1 if interval[1] < 0 else 0
+    return 1 if interval[0] > nothing else -1 if interval[1] < nothing else 0
 
 
 def listed(parts: list[str]) -> str:

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 import numpy as np
 import pyarrow.parquet as pq
-from scipy.special import stdtrit
 
 from patterning_dist.config import ArmConfig, Config, SplitLossConfig
-from patterning_dist.report.arms import first_passing
 from patterning_dist.report.reading import column
 from patterning_dist.report.record import HEAD_COLUMN
+from patterning_dist.report.transitions import first_passing
 from patterning_dist.response.contrast import GROUP, OVERALL, crossed_contrast, part_names
+from patterning_dist.response.paired import mean_interval
 from patterning_dist.training.job import HELD_OUT_TABLE
 
 # Columns of a training's table that are no metrics.
@@ -33,6 +33,7 @@ class Arm:
         influences: of held-out samples on them [seed, sample].
         groups: documents of these samples [sample].
         transitions: first steps with an induction head, one a seed; None where heads are not scored.
+        last_steps: of the trainings, one a seed.
     """
 
     settings: ArmConfig
@@ -41,6 +42,7 @@ class Arm:
     influences: dict[str, np.ndarray]
     groups: np.ndarray
     transitions: list[int | None] | None
+    last_steps: list[int]
 
     @property
     def name(self) -> str:
@@ -78,6 +80,7 @@ def _read_arm(settings: ArmConfig, folder: Path) -> Arm:
         {name: np.stack([column(table, name) for table in influences]) for name in losses},
         column(influences[0], GROUP) if losses else np.zeros(0),
         [first_passing(table) for table in tables] if scored else None,
+        [int(column(table, "step")[-1]) for table in tables],
     )
 
 
@@ -136,10 +139,15 @@ def counterpart(arm: Arm, arms: list[Arm], weights: str | None) -> Arm | None:
     return next((one for one in arms if one.settings.weights == weights and one.settings.start == start), None)
 
 
+def shared_seeds(*arms: Arm) -> tuple[list[int], list[list[int]]]:
+    """Seeds that all of these arms have, and where each has them."""
+    seeds = [seed for seed in arms[0].seeds if all(seed in arm.seeds for arm in arms)]
+    return seeds, [[arm.seeds.index(seed) for seed in seeds] for arm in arms]
+
+
 def compare(arm: Arm, other: Arm, kind: Literal["metrics", "observables"]) -> dict[str, Any]:
     """Differences between two arms, seed by seed; empty where they share none."""
-    seeds = [seed for seed in arm.seeds if seed in other.seeds]
-    first, second = ([a.seeds.index(seed) for seed in seeds] for a in (arm, other))
+    seeds, (first, second) = shared_seeds(arm, other)
     ours, theirs = getattr(arm, kind), getattr(other, kind)
     changes = {name: ours[name][first] - theirs[name][second] for name in ours if seeds and name in theirs}
     if kind == "metrics":
@@ -162,12 +170,4 @@ def _crossed_entry(values: np.ndarray, influences: np.ndarray, groups: np.ndarra
 def entry(values: np.ndarray) -> dict[str, Any]:
     """Mean over seeds with its interval [seed]."""
     covers = ["seeds"] if len(values) > 1 else []
-    return {"value": values.mean(), "interval": interval(values), "covers": covers, "per_seed": values}
-
-
-def interval(values: np.ndarray) -> list[float] | None:
-    """95 % interval of the mean over seeds, Student t with seeds - 1 degrees of freedom; None with one seed."""
-    if len(values) < 2:
-        return None
-    width = stdtrit(len(values) - 1, 0.975) * values.std(ddof=1) / np.sqrt(len(values))
-    return [float(values.mean() - width), float(values.mean() + width)]
+    return {"value": values.mean(), "interval": mean_interval(values), "covers": covers, "per_seed": values}

@@ -14,10 +14,12 @@ from patterning_dist.config import Config
 from patterning_dist.measure.warnings import find_warnings
 from patterning_dist.progress import Progress
 from patterning_dist.report import build_report
+from patterning_dist.report.differences import factors
 from patterning_dist.report.headline import headline_table
 from patterning_dist.report.predictions import predictions
 from patterning_dist.report.words import Metrics
 from patterning_dist.stages.arms import Arm, compare, contrasts, counterpart, describe_metrics, read_arms
+from patterning_dist.stages.effects import add_ratios, oracle_shares, time_to_event
 from patterning_dist.stages.headline import VALIDATION, headline
 from patterning_dist.stages.rounds import later_rounds
 from patterning_dist.storage.files import write_json
@@ -36,12 +38,13 @@ def report(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
 
 
 def _print_headline(summary: dict[str, Any], progress: Progress) -> None:
-    table, reasons = headline_table(summary["headline"], Metrics(summary["metrics"]))
+    metrics = Metrics(summary["metrics"])
+    table, reasons = headline_table(summary["headline"], metrics)
     for arm, *cells in table.rows:
         words = (f"{header} {cell}" for header, cell in zip(table.headers[1:], cells, strict=True) if cell != "–")
         progress.say(f"{arm}: {'; '.join(words)}")
-    for reason in reasons:
-        progress.say(reason)
+    for line in [*factors(summary["contrasts"], summary["oracle_shares"], metrics), *reasons]:
+        progress.say(line)
 
 
 def _read(path: Path, asked_for: object) -> dict[str, Any]:
@@ -56,6 +59,8 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
     arms = read_arms(config, run.path)
     compared, unpaired = contrasts(arms)
     described = describe_metrics(config, run.path, arms)
+    log_scaled = [name for name, metric in described.items() if metric.get("scale") == "log"]
+    no_ratios = add_ratios(compared, arms, log_scaled)
     keys = ("weights", "strength", "rounds")
     arm_settings = {a.name: {key: getattr(a.settings, key) for key in keys} for a in arms}
     rounds = _rounds(config, run.path)
@@ -74,6 +79,7 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
         "headline": headline(config, solution, windows, arm_settings, found),
         "arms": {arm.name: arm_settings[arm.name] | arm.summary() for arm in arms},
         "contrasts": compared,
+        "oracle_shares": oracle_shares(config, arms, log_scaled),
         **found,
         "slopes": checked.get("slopes", {}),
         "weights": {
@@ -83,11 +89,12 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
         },
         "rounds": {name: {k: v for k, v in entry.items() if k not in _LONG} for name, entry in rounds.items()},
         "transition_steps": {arm.name: arm.transitions for arm in arms if arm.transitions is not None},
+        "time_to_event": time_to_event(arms),
         "chains": {
             subject: {key: entry.get(key) for key in ("llc", "temperature", "temperature_stiff", "step_bias")}
             for subject, entry in diagnostics["subjects"].items()
         },
-        "warnings": find_warnings(diagnostics, solution, checked, config, rounds.values()) + unpaired,
+        "warnings": find_warnings(diagnostics, solution, checked, config, rounds.values()) + unpaired + no_ratios,
     }
 
 

@@ -30,7 +30,7 @@ _NUM_REPEATED = 32
 _BATCH = 16
 
 LANGUAGE_METRICS: Mapping[str, Metric] = {
-    "prefix_matching": Metric("prefix matching", "probability", "largest prefix-matching score of all heads"),
+    "prefix_matching": Metric("prefix matching", "probability", "largest prefix-matching score of all heads", "log"),
     "induction_gap": Metric(
         "induction gap", "nats", "mean loss on tokens that complete an earlier bigram of their sequence minus the rest"
     ),

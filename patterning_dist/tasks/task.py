@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -34,11 +34,13 @@ class Metric(NamedTuple):
         label: for figures and tables.
         unit: nats, probability, ...
         meaning: one sentence.
+        scale: log for a positive number that grows by factors: trainings are compared by their ratio.
     """
 
     label: str
     unit: str
     meaning: str
+    scale: Literal["linear", "log"] = "linear"
 
 
 class Task(Protocol):

@@ -180,6 +180,11 @@ def _retraining(run: Path, seeds: int, rng: np.random.Generator) -> None:
             contrasts[one][other][metric] = _estimate(
                 float(np.mean(each)), float(np.std(each, ddof=1) / np.sqrt(seeds)) * 1.2, per_seed=each
             )
+            if metric == "prefix_matching":
+                ratios = [a[metric] / b[metric] for a, b in zip(finals[one], finals[other], strict=True)]
+                middle = float(np.exp(np.log(ratios).mean()))
+                ratio = {"value": middle, "interval": [middle / 1.5, middle * 1.5], "per_seed": ratios}
+                contrasts[one][other][metric]["ratio"] = ratio
     lead = contrasts["plus"]["base"]
     solution = json.loads((run / "weights/solution.json").read_text())
     solved = {arm: solution["arms"][arm] for arm in ("plus", "minus")}
@@ -222,7 +227,8 @@ def _retraining(run: Path, seeds: int, rng: np.random.Generator) -> None:
             },
             "headline": headline,
             "metrics": {
-                name: {"label": name.replace("_", " "), "unit": "nats", "meaning": "a loss"} for name in METRICS
+                name: {"label": name.replace("_", " "), "unit": "nats", "meaning": "a loss", "scale": "linear"}
+                for name in METRICS
             },
             "arms": {
                 arm: {"seeds": list(range(seeds)), "weights": None if arm == "base" else arm, "strength": 1.0}
@@ -235,9 +241,25 @@ def _retraining(run: Path, seeds: int, rng: np.random.Generator) -> None:
             "checked": {"plus": checked},
             "realised": {arm: {**{o: lead[o] for o in OBSERVABLES}, **parts} for arm in ("plus", "minus", "permuted")},
             "transition_steps": transitions,
+            "time_to_event": {arm: _time_to_event(arm) for arm in ARMS},
+            "oracle_shares": {"plus": {"minus": {"prefix_matching": _estimate(0.4, 0.1)}}},
             "warnings": ["Component layer.1.head.1: 1 of 4 chains was left out."],
         },
     )
+
+
+def _time_to_event(arm: str) -> dict[str, Any]:
+    """Two runs of which one formed a head, and a test against base."""
+    test = {"chi2": 4.0, "p": 0.0455, "hazard_ratio": {"value": 4.0, "interval": [1.1, 15.0]}}
+    return {
+        "runs": 2,
+        "events": 1,
+        "median": 2400,
+        "median_interval": [2400, None],
+        "censored_at": [4000],
+        "not_reached": {"times": [2400], "share": [0.5], "low": [0.1], "high": [0.9]},
+        "against": {} if arm == "base" else {"base": test},
+    }
 
 
 def write_run(run: Path, *, sequences: int = 40, length: int = 32, seeds: int = 2) -> Path:

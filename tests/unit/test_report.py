@@ -223,6 +223,53 @@ def test_what_was_to_be_held_and_moved_is_in_the_sentence(run, low, high, is_sai
     assert ("What was to stay unmoved was not: training raised the" in words) == is_said
 
 
+def test_scores_are_compared_by_ratios_in_words_in_the_table_and_on_a_logarithmic_axis(run):
+    summary = json.loads((run / "summary.json").read_text())
+    score = summary["contrasts"]["plus"]["base"]["prefix_matching"]
+    score |= {"value": 0.2, "interval": [-0.1, 0.5], "ratio": {"value": 4, "interval": [2, 8], "per_seed": [2, 8]}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    html = section_of(page(run), "headline").replace("\u00a0", " ")
+    assert "plus: the prefix matching times 4 [2, 8] against base, times" in html
+    assert "0.40 [0.20, 0.60] of the effect of plus" in html  # of minus, in the line and in the table
+    assert "<td>0.40 [0.20, 0.60]</td>" in html
+    assert "Prefix matching: plus above base" in html
+    assert "<td>times 4 [2, 8]; +0.20 [−0.10, 0.50]</td>" in html
+    drawn = re.search(r"Ratios between arms in Prefix matching.*?</svg>", html, re.S)[0]
+    tips = ("seed: 2", "times 4 .2, 8.", "seed: 8")
+    places = [float(re.search(rf'cx="([\d.]+)"[^>]*{tip}"', drawn)[1]) for tip in tips]
+    assert places[1] - places[0] == pytest.approx(places[2] - places[1], abs=0.11)  # tenths of a unit are kept
+
+
+def test_without_an_interval_a_ratio_claims_nothing(run):
+    summary = json.loads((run / "summary.json").read_text())
+    for value in summary["contrasts"]["plus"].values():
+        value["prefix_matching"]["ratio"] |= {"interval": None, "per_seed": [3.0]}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "Prefix matching: plus ≈ base, plus ≈ permuted" in page(run)
+
+
+def test_times_to_the_circuit_are_curves_and_a_table(run):
+    summary = json.loads((run / "summary.json").read_text())
+    found = summary["time_to_event"]
+    found["plus"]["against"]["base"]["hazard_ratio"] = {"value": None, "interval": [1.9, None]}
+    found["minus"]["against"]["base"]["hazard_ratio"] = {"value": 0, "interval": [0, 0.4]}
+    found["permuted"]["against"]["base"] = {"chi2": None, "p": None, "hazard_ratio": {"value": None, "interval": None}}
+    (run / "summary.json").write_text(json.dumps(summary))
+    html = section_of(page(run), "arms").replace("\u00a0", " ")
+    assert "half of the runs have an induction head: base 2,400, plus 2,400" in html
+    assert "<td>2,400 [2,400, not reached]</td>" in html
+    rows = {row[1]: row[2] for row in re.finditer(r"<td>(\w+)</td><td>1 of 2</td>(.*?)</tr>", html, re.S)}
+    assert "<td>χ² 4, p = 0.045</td><td>above 1.9</td>" in rows["plus"]
+    assert "below 0.4" in rows["minus"]
+    assert rows["permuted"].count("<td>–</td>") == rows["base"].count("<td>–</td>") == 2
+    drawn = re.search(r"Share of runs without an induction head.*?</svg>", html, re.S)[0]
+    y = re.findall(r"[ML][\d.]+ ([\d.]+)", re.search(r'curve arm-base thick" d="(.*?)"', drawn)[1])
+    assert len(y) == 4 and y[0] == y[1] != y[2] == y[3]
+    summary.pop("time_to_event")
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "half of the runs" not in page(run)
+
+
 def test_transition_steps_are_those_of_the_summary_or_else_of_the_curves(run):
     summary = json.loads((run / "summary.json").read_text())
     summary["transition_steps"] = {"plus": [1234, None], "base": [None, None]}

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import importlib
+import math
 import re
 import sys
 from pathlib import Path
 
 import numpy as np
+import pytest
 
 from patterning_dist.report import words
 from patterning_dist.report.reading import Run
-from patterning_dist.report.svg import nice_ticks, tick_words
+from patterning_dist.report.svg import factor_ticks, nice_ticks, tick_words
 from patterning_dist.report.text import open_text, strongest
 
 sys.path.append(str(Path(__file__).parent))  # whatever the import mode of the tests
@@ -23,6 +25,35 @@ def test_one_seed_claims_nothing():
     assert words.clear(value) == 0
     assert "is not distinguishable from chance" in words.Metrics({}).effect("prefix_matching", value)
     assert words.clear({"value": 0.3, "interval": [float("nan"), 1.0]}) == 0
+
+
+def test_what_grows_by_factors_is_judged_and_told_by_its_ratio():
+    """The difference holds zero, being that of one fast seed; the ratio leaves out one."""
+    value = {"value": 0.3, "interval": [-0.4, 1.0], "ratio": {"value": 5.1, "interval": [3.1, 8.4]}}
+    metrics = words.Metrics({"prefix_matching": {"label": "prefix matching", "unit": "probability"}})
+    assert words.clear(value) == 1
+    told = "raised the prefix matching (times 5.1 [3.1, 8.4])"
+    assert metrics.effect("prefix_matching", value).replace("\u00a0", " ") == told
+    value["ratio"] = {"value": 0.5, "interval": [0.2, 0.9]}
+    assert words.clear(value) == -1 and "lowered" in metrics.effect("prefix_matching", value)
+    value["ratio"] = {"value": 2.0, "interval": [0.8, 5.0]}
+    assert words.clear(value | {"interval": [0.1, 0.5]}) == 0
+    one_seed = value | {"ratio": {"value": 5.12, "interval": None}}
+    assert words.clear(one_seed) == 0
+    assert "moved, times\u00a05.1 (no interval" in metrics.effect("prefix_matching", one_seed)
+    # Close to one, two digits would not tell the ends apart.
+    near = words.times({"value": 1.042, "interval": [1.013, 1.072]})
+    assert near.replace("\u00a0", " ") == "times 1.042 [1.013, 1.072]"
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "ticks"),
+    [(0.4, 2.7, [0.5, 1, 2]), (0.99, 1.21, [1, 1.05, 1.1, 1.15, 1.2]), (0.5, 5000, [1, 10, 100, 1000])],
+)
+def test_factors_have_round_ticks_at_their_logarithms(low, high, ticks):
+    found = factor_ticks(math.log(low), math.log(high))
+    assert [math.exp(place) for place, _ in found] == pytest.approx(ticks)
+    assert [text for _, text in found] == [words.number(tick) for tick in ticks]
 
 
 def test_tokens_look_as_they_are(tmp_path):

@@ -16,7 +16,7 @@ from patterning_dist.experiments.two_rules.stages.retrain import weighted_arms
 from patterning_dist.experiments.two_rules.task import COMPONENT
 from patterning_dist.measure.results import table_name
 from patterning_dist.response.coupled import free_energy_slope
-from patterning_dist.stages.arms import interval
+from patterning_dist.response.paired import mean_interval
 from patterning_dist.stages.check import read_coupled
 from patterning_dist.storage.files import read_parquet
 
@@ -139,7 +139,7 @@ def read_diagnostics(folder: Path, file: str) -> dict[str, dict[str, Any]]:
 
 def mean_with_interval(values: np.ndarray) -> dict[str, Any]:
     """Mean and 95 % Student interval; None as the interval of one value."""
-    return {"value": float(values.mean()), "interval": interval(values)}
+    return {"value": float(values.mean()), "interval": mean_interval(values)}
 
 
 def _share(rejected: np.ndarray, bound: float) -> dict[str, Any]:
