@@ -33,6 +33,20 @@ class TrainingConfig(Section):
     threads_per_worker: int = Field(1, ge=1, description="CPU threads of a rank [threads]")
 
 
+class WindowConfig(Section):
+    """A continuation by an optimizer of its own, short enough for its outcome to be foretold."""
+
+    optimizer: Literal["adamw", "sgd"] = Field(description="of all weights, its state fresh")
+    learning_rate: float = Field(gt=0, description="of all weights, from the first step on")
+    num_steps: int = Field(ge=1, description="length [optimizer steps]")
+
+    def training(self, settings: TrainingConfig) -> TrainingConfig:
+        """The section training with this optimizer in place of its own."""
+        rates = dict.fromkeys(("learning_rate", "matrix_learning_rate"), self.learning_rate)
+        own = {"optimizer": self.optimizer, **rates, "bias_learning_rate_factor": 1.0, "warmup_steps": 0}
+        return settings.model_copy(update=own)
+
+
 class ArmConfig(Section):
     """One retraining, with every seed."""
 
@@ -57,6 +71,9 @@ class ArmConfig(Section):
         "checkpoint where it starts [rounds]",
     )
     start: str | None = Field(None, description="default: retrain.start")
+    window: WindowConfig | None = Field(
+        None, description="optimizer, rate and length of its own, from a checkpoint on; default: those of the section"
+    )
     seeds: list[int] | None = Field(None, min_length=1, description="default: retrain.seeds")
 
 

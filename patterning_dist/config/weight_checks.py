@@ -100,8 +100,8 @@ def _cost(config: Config) -> Iterator[str]:
     for arm in solved:
         if (reason := without_window(config, arm)) is not None:
             yield f"solve.max_cost: arm {arm.name} has no window, for {reason}; remove the key or change the arm"
-    if len({arm.start for arm in solved}) != 1:
-        yield "solve.max_cost: expected arms with solved weights that all start from one checkpoint; give them one"
+    if len({(arm.start, repr(arm.window)) for arm in solved}) != 1:
+        yield "solve.max_cost: expected arms with solved weights of one start and one window; give them the same"
 
 
 def _check(config: Config) -> Iterator[str]:
@@ -151,6 +151,8 @@ def _retrain(config: Config) -> Iterator[str]:
             yield from _arm_weights(config, arm)
         if arm.start not in starts:
             yield f"retrain.start: '{arm.start}' of arm {arm.name} is no checkpoint; expected one of {listed(starts)}"
+        if arm.window is not None:
+            yield from (f"retrain.arms: {arm.name} has a window{fault}" for fault in _window(arm))
         if arm.rounds > 1:
             yield from (f"retrain.arms: {arm.name} has {arm.rounds} rounds{fault}" for fault in _rounds(config, arm))
         for seed in repeated(arm.seeds):
@@ -167,6 +169,14 @@ def _retrain(config: Config) -> Iterator[str]:
             f"retrain.{key}: a stack of networks is trained in one process, without ZeRO; remove it, or set "
             "retrain.engine to deepspeed"
         )
+
+
+def _window(arm: Arm) -> Iterator[str]:
+    """What is wrong with an arm that goes on from a checkpoint by an optimizer of its own."""
+    if arm.start == "initialisation":
+        yield " and no checkpoint to go on from; set its start to one (baseline)"
+    if arm.rounds > 1:
+        yield " and rounds, which share out retrain.num_steps; remove one of the two"
 
 
 def _arm_weights(config: Config, arm: Arm) -> Iterator[str]:

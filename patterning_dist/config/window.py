@@ -7,7 +7,7 @@ from typing import Any
 from patterning_dist.config.model import AttentionOnlyConfig
 from patterning_dist.config.sampling import ComponentConfig
 from patterning_dist.config.schema import Config
-from patterning_dist.config.training import Arm
+from patterning_dist.config.training import Arm, TrainingConfig
 
 WINDOW: Any = "window"  # in place of a localization, which is a number once the file has been read
 
@@ -20,12 +20,23 @@ def window_length(config: Config) -> float:
     return config.retrain.rate_factor * (warm * (warm + 1) / (2 * max(warmup, 1)) + steps - warm)
 
 
+def arm_steps(config: Config, arm: Arm) -> int:
+    """Optimizer steps of a retraining of an arm."""
+    assert config.retrain is not None
+    return config.retrain.num_steps if arm.window is None else arm.window.num_steps
+
+
+def arm_training(config: Config, arm: Arm) -> TrainingConfig:
+    """The section training, as an arm is trained by it."""
+    assert config.training is not None
+    return config.training if arm.window is None else arm.window.training(config.training)
+
+
 def without_window(config: Config, arm: Arm) -> str | None:
     """Why nothing is predicted of an arm; None: it has a window."""
-    assert config.training is not None
     if arm.start == "initialisation":
         return "it starts from initialisation, and no first order holds for a training from scratch"
-    if config.training.optimizer == "muon":
+    if arm_training(config, arm).optimizer == "muon":
         # Measured: benchmarks/muon_window.py.
         return "muon's steps are orthogonal matrices, which do not follow the gradient to first order"
     if arm.weighting == "draw":

@@ -18,7 +18,7 @@ def walk_windows(
     sampling: SamplingConfig,
     device: str,
     run: RunDirectory,
-    window: Window,
+    windows: Mapping[str, Window],
     inputs: Mapping[str, Any],
     progress: Progress,
 ) -> dict[str, Result]:
@@ -29,23 +29,23 @@ def walk_windows(
         sampling: section of the experiment.
         device: of the workers.
         run: holds the results: what an earlier driver got done is kept.
-        window: that is walked.
+        windows: of the subjects.
         inputs: subject -> JSON of hashes of all that its result follows from besides.
         progress: shows the subjects done.
 
     Returns:
         Subject -> what ``walk`` returns of it.
     """
-    settings = [
-        window.training.model_dump(mode="json"),
-        window.num_steps,
-        window.tau,
-        window.clipping,
-        window.settings.model_dump(mode="json"),
+    calls = [
+        Call(name, name, _settings(windows[name]), _walk, (name, windows[name]), file=f"{name}.npz") for name in inputs
     ]
-    calls = [Call(name, name, settings, _walk, (name, window), file=f"{name}.npz") for name in inputs]
     with pool_tasks(opener, sampling, device, run, inputs.__getitem__, len(calls), progress) as run_calls:
         return dict(zip(inputs, run_calls("walking the windows", calls), strict=True))
+
+
+def _settings(window: Window) -> list[Any]:
+    sections = [section.model_dump(mode="json") for section in (window.training, window.settings)]
+    return [sections[0], window.num_steps, window.tau, window.clipping, sections[1]]
 
 
 def _walk(worker: Any, name: str, window: Window) -> Result:

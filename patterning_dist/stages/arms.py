@@ -134,9 +134,14 @@ def contrasts(arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
 
 
 def counterpart(arm: Arm, arms: list[Arm], weights: str | None) -> Arm | None:
-    """The arm with these weights that starts where ``arm`` does: the difference is that of the weights alone."""
-    start = arm.settings.start
-    return next((one for one in arms if one.settings.weights == weights and one.settings.start == start), None)
+    """The arm with these weights, of the start and window of ``arm``: the difference is that of the weights alone."""
+    alike = [one for one in arms if one.settings.weights == weights and same_training(one, arm)]
+    return next(iter(alike), None)
+
+
+def same_training(first: Arm, second: Arm) -> bool:
+    """Whether two arms start at one checkpoint, or both from initialisation, and are trained alike."""
+    return all(getattr(first.settings, key) == getattr(second.settings, key) for key in ("start", "window"))
 
 
 def shared_seeds(*arms: Arm) -> tuple[list[int], list[list[int]]]:

@@ -47,15 +47,16 @@ def hold_cost(
     assert config.solve is not None and config.solve.max_cost is not None and config.retrain is not None
     largest, observable = config.solve.max_cost, overall_observable(config)
     assert observable is not None
-    name, plain = plain_subject(next(a.start for a in config.retrain.arm_list if isinstance(a.weights, str)))
-    seen = num_trained(config, len(config.retrain.seeds))
+    lead = next(arm for arm in config.retrain.arm_list if isinstance(arm.weights, str))
+    (name, plain), window, seen = plain_subject(lead), window_of(config, lead), num_trained(config, lead)
     tried = {arm: dict[float, Any]() for arm in tables}
     wanted = [(arm, s) for arm in tables for s in _FIRST]
     for _ in range(1 + _MORE):
         subjects = {f"predict/cost/{arm}@{s:.6f}": replace(plain, weights=tables[arm], strength=s) for arm, s in wanted}
-        here, walks = walk_subjects(config, run, {name: plain} | subjects, progress)
+        windows = dict.fromkeys((name, *subjects), window)
+        here, walks = walk_subjects(config, run, {name: plain} | subjects, windows, progress)
         for (arm, s), subject in zip(wanted, subjects, strict=True):
-            entry = predicted_change(here, window_of(config), walks[subject], walks[name], seen)
+            entry = predicted_change(here, window, walks[subject], walks[name], seen)
             tried[arm][s] = entry.get("observables", {}).get(observable)
         scales = {arm: next_scale({s: _cost(e) for s, e in entries.items()}, largest) for arm, entries in tried.items()}
         wanted = [(arm, s) for arm, s in scales.items() if s is not None]

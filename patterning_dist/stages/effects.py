@@ -10,7 +10,7 @@ import numpy as np
 from patterning_dist.config import Config
 from patterning_dist.response.paired import share_of_effect
 from patterning_dist.response.survival import Runs, hazard_ratio, kaplan_meier, log_rank
-from patterning_dist.stages.arms import Arm, counterpart, entry, shared_seeds
+from patterning_dist.stages.arms import Arm, counterpart, entry, same_training, shared_seeds
 
 _IN_LOGS = ("value", "interval", "per_seed")
 
@@ -58,7 +58,7 @@ def oracle_shares(config: Config, arms: list[Arm], log_scaled: Collection[str]) 
         if (base := counterpart(oracle, arms, None)) is None:
             continue
         for arm in arms:
-            if arm is oracle or arm.settings.weights is None or arm.settings.start != oracle.settings.start:
+            if arm is oracle or arm.settings.weights is None or not same_training(arm, oracle):
                 continue
             if shares := dict(_shares(arm, oracle, base, log_scaled)):
                 found.setdefault(oracle.name, {})[arm.name] = shares
@@ -91,10 +91,11 @@ def time_to_event(arms: list[Arm]) -> dict[str, Any]:
     """Arm -> how many runs formed an induction head and when, and its weights against none and against permuted ones.
 
     The event is the first evaluation with a prefix-matching score above the threshold; a run without it is censored at
-    its last step.
+    its last step. Only runs from initialisation are waited for: a checkpoint may have the head already.
     """
     found = {}
-    scored = {arm.name: _runs(arm) for arm in arms if arm.transitions is not None}
+    fresh = [arm for arm in arms if arm.settings.start == "initialisation"]
+    scored = {arm.name: _runs(arm) for arm in fresh if arm.transitions is not None}
     for arm in (arm for arm in arms if arm.name in scored):
         runs = scored[arm.name]
         curve = kaplan_meier(runs)

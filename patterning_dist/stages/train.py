@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 from patterning_dist.config import BASELINE, Config
+from patterning_dist.config.window import arm_steps
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.training.checkpoints import delete_checkpoints
@@ -76,8 +77,8 @@ def _arm_job(config: Config, directory: Path, part: Round, weights: Path | None,
         folder=directory / part.folder,
         inputs=inputs,
         seed=part.data_seed,
-        num_steps=part.num_steps(settings.num_steps),
-        rate_factor=settings.rate_factor,
+        num_steps=part.num_steps(arm_steps(config, arm)),
+        rate_factor=settings.rate_factor if arm.window is None else 1.0,
         evaluate_every=settings.evaluate_every,
         start=part.start,
         weights=weights,
@@ -87,6 +88,7 @@ def _arm_job(config: Config, directory: Path, part: Round, weights: Path | None,
         splits=tuple(splits),
         deepspeed=settings.deepspeed,
         num_workers=settings.num_workers,
+        window=arm.window,
         stack=arm.name if settings.engine == "stacked" else None,
     )
 

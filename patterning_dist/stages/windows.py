@@ -14,7 +14,8 @@ import numpy as np
 from scipy.special import ndtri
 
 from patterning_dist.config import Config
-from patterning_dist.config.window import window_length
+from patterning_dist.config.training import Arm
+from patterning_dist.config.window import arm_steps, arm_training, window_length
 from patterning_dist.measure.subjects import Subject, Subjects
 from patterning_dist.progress import Progress
 from patterning_dist.response.contrast import split_contrast
@@ -30,24 +31,30 @@ Walk = Mapping[str, Any]
 _MODEL_ERROR = 0.1  # of a prediction, besides what sampling, data orders and halving say: from benchmarks/windows.py
 
 
-def plain_subject(start: str) -> tuple[str, Subject]:
-    """The walk under equal weights from a checkpoint, and its name."""
-    return f"predict/from/{start}", Subject(start, "everything", stream="predict")
+def plain_subject(arm: Arm) -> tuple[str, Subject]:
+    """The walk under equal weights from the checkpoint of an arm through its window, and its name."""
+    own = "" if arm.window is None else "/{optimizer}-{learning_rate:g}-{num_steps}".format(**arm.window.model_dump())
+    return f"predict/from/{arm.start}{own}", Subject(arm.start, "everything", stream="predict")
 
 
-def window_of(config: Config) -> Window:
-    """The window of the retrainings."""
-    assert config.retrain is not None and config.training is not None and config.predict is not None
+def window_of(config: Config, arm: Arm) -> Window:
+    """The window of the retrainings of an arm."""
+    assert config.retrain is not None and config.predict is not None
     path = config.retrain.deepspeed
     settings = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
     clipping = float(settings.get("gradient_clipping", DEFAULT_CLIPPING))
-    return Window(config.training, config.retrain.num_steps, window_length(config), clipping, config.predict)
+    length = window_length(config) if arm.window is None else float(arm.window.num_steps)
+    return Window(arm_training(config, arm), arm_steps(config, arm), length, clipping, config.predict)
 
 
 def walk_subjects(
-    config: Config, run: RunDirectory, subjects: Mapping[str, Subject], progress: Progress
+    config: Config,
+    run: RunDirectory,
+    subjects: Mapping[str, Subject],
+    windows: Mapping[str, Window],
+    progress: Progress,
 ) -> tuple[Subjects, Mapping[str, Walk]]:
-    """Walk the window from every subject; a walk that is stored is not walked again.
+    """Walk from every subject through the window of its name; a walk that is stored is not walked again.
 
     Returns:
         The subjects opened in this process, and name -> its walk.
@@ -58,7 +65,7 @@ def walk_subjects(
     opener = plain.weighted(dict(subjects), *dict.fromkeys(tables), gradients_of=frozenset(), part="predicted")
     here = opener("cpu", Ranks())
     inputs = _inputs(run, here)
-    return here, walk_windows(opener, here.sampling, device, run, window_of(config), inputs, progress)
+    return here, walk_windows(opener, here.sampling, device, run, windows, inputs, progress)
 
 
 def _inputs(run: RunDirectory, subjects: Subjects) -> dict[str, Any]:
@@ -78,10 +85,10 @@ def _inputs(run: RunDirectory, subjects: Subjects) -> dict[str, Any]:
     return found
 
 
-def num_trained(config: Config, num_seeds: int) -> int:
-    """Training samples, counted as often as they come, of so many retrainings."""
-    assert config.retrain is not None and config.training is not None
-    return config.retrain.num_steps * config.training.batch_size * num_seeds
+def num_trained(config: Config, arm: Arm) -> int:
+    """Training samples, counted as often as they come, of all retrainings of an arm."""
+    assert config.training is not None
+    return arm_steps(config, arm) * config.training.batch_size * len(arm.seeds)
 
 
 def predicted_change(subjects: Subjects, window: Window, arm: Walk, base: Walk, num_seen: int) -> dict[str, Any]:

@@ -10,7 +10,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
-from patterning_dist.config import Config
+from patterning_dist.config import Config, TrainingConfig
+from patterning_dist.config.training import WindowConfig
 from patterning_dist.storage.files import file_sha256
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
@@ -18,8 +19,8 @@ HELD_OUT_TABLE = "held_out.parquet"  # what every held-out sample adds to the er
 JOB_FILES = ("initial.safetensors", "model.safetensors", "metrics.parquet", HELD_OUT_TABLE, "evaluation.json")
 # Of ``training.batches.weighted_loss``: arms that an earlier version trained by another rule are not finished.
 WEIGHTED_LOSS = "sum_i rho_i l_i / (rho_mean m), rho_mean of the whole table"
-# Where files lie, and how often the state is saved: the result does not depend on it.
-_NO_INPUTS = ("folder", "weights", "deepspeed", "checkpoint_seconds")
+# Where files lie, and how often the state is saved: the result does not depend on it. A window is in the settings.
+_NO_INPUTS = ("folder", "weights", "deepspeed", "window", "checkpoint_seconds")
 
 
 def job_files(folder: Path) -> list[Path]:
@@ -55,6 +56,7 @@ class TrainingJob:
         splits: name and split of the held-out losses that evaluation.json reports as observables.
         deepspeed: DeepSpeed JSON; None: ZeRO stage 0.
         num_workers: data-parallel ranks.
+        window: optimizer, rate and steps of its own; None: those of the experiment's sections.
         stack: jobs of the same name are trained at once, as a stack of networks; None: alone, by DeepSpeed.
         checkpoint_seconds: shortest time between two training checkpoints.
     """
@@ -76,7 +78,13 @@ class TrainingJob:
     deepspeed: Path | None = None
     num_workers: int = 1
     stack: str | None = None
+    window: WindowConfig | None = None
     checkpoint_seconds: float = SECONDS_BETWEEN_CHECKPOINTS
+
+    def training(self, config: Config) -> TrainingConfig:
+        """The section training, as this job is trained by it."""
+        assert config.training is not None
+        return config.training if self.window is None else self.window.training(config.training)
 
     @property
     def total_steps(self) -> int:
@@ -94,8 +102,7 @@ class TrainingJob:
         if self.weights is not None and self.weighting == "loss":
             spec["weighted_loss"] = WEIGHTED_LOSS
         model = {k: v for k, v in config.model.model_dump(mode="json").items() if k != "path"}
-        assert config.training is not None
-        training = config.training.model_dump(mode="json", exclude={"deepspeed"})
+        training = self.training(config).model_dump(mode="json", exclude={"deepspeed"})
         splits = config.sampling.evaluation_sequences if self.splits else None
         inputs = json.dumps([spec, self._files, model, training, splits, config.seed], sort_keys=True)
         return hashlib.sha256(inputs.encode()).hexdigest()

@@ -25,20 +25,22 @@ from patterning_dist.storage.run import RunDirectory
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow, pytest.mark.timeout(600)]
 
 ARMS = ("plus", "minus", "permuted")
+# By another optimizer than that of the section, whichever that is.
+OWN = {"optimizer": "sgd", "learning_rate": 0.08, "num_steps": 40}
 TRAININGS = {
     "sgd": {"optimizer": "sgd", "learning_rate": 0.1, "weight_decay": 0.01},
     "adamw": {"optimizer": "adamw", "learning_rate": 0.002, "weight_decay": 0.1},
 }
 
 
-def realised_metric(run: Path, arm: str, name: str) -> float:
-    """Of an arm less that of base at the end, mean over seeds."""
+def realised_metric(run: Path, arm: str, name: str, base: str) -> float:
+    """Of an arm less that of another at the end, mean over seeds."""
 
     def of(arm: str) -> list[float]:
         reports = sorted((run / "retrain" / arm).glob("seed-*/evaluation.json"))
         return [json.loads(report.read_text())[name] for report in reports]
 
-    return float(np.mean(of(arm)) - np.mean(of("base")))
+    return float(np.mean(of(arm)) - np.mean(of(base)))
 
 
 def experiment(folder: Path, training: dict[str, Any]) -> Path:
@@ -84,6 +86,8 @@ def experiment(folder: Path, training: dict[str, Any]) -> Path:
                 {"name": "up", "weights": str(folder / "up.parquet")},
                 {"name": "half", "weights": str(folder / "up.parquet"), "strength": 0.5},
                 {"name": "down", "weights": str(folder / "down.parquet")},
+                {"name": "own", "start": "baseline", "window": OWN},
+                {"name": "own_up", "weights": str(folder / "up.parquet"), "start": "baseline", "window": OWN},
                 {"name": "scratch", "weights": str(folder / "up.parquet"), "start": "initialisation", "seeds": [0]},
                 {"name": "drawn", "weights": str(folder / "up.parquet"), "weighting": "draw", "seeds": [0]},
             ],
@@ -101,7 +105,7 @@ def test_what_is_predicted_is_realised(tmp_path: Path, optimizer: str) -> None:
     found = json.loads((run / "predict" / "response.json").read_text())["arms"]
     assert "from scratch" in found["scratch"]["outside"] and "drawn" in found["drawn"]["outside"]
     realised = json.loads((run / "summary.json").read_text())["realised"]
-    for arm in ("up", "half", "down"):
+    for arm in ("up", "half", "down", "own_up"):
         assert found[arm]["outside"] is None
         for name in ("first", "second"):
             entry, came = found[arm]["observables"][name], realised[arm][name]["value"]
@@ -111,14 +115,14 @@ def test_what_is_predicted_is_realised(tmp_path: Path, optimizer: str) -> None:
                 assert came / entry["value"] == pytest.approx(1, abs=0.2), (arm, name, entry, came)
         # The task's own metrics are predicted too, of the very samples that trainings report them of.
         metric = found[arm]["metrics"]["second_loss"]
-        came = realised_metric(run, arm, "second_loss")
+        came = realised_metric(run, arm, "second_loss", "own" if arm == "own_up" else "base")
         assert abs(came - metric["value"]) < 0.25 * abs(metric["value"]) + metric["halving_error"], (arm, metric, came)
     assert (
         found["up"]["observables"]["second"]["value"] < -0.005 < 0.005 < found["down"]["observables"]["second"]["value"]
     )
     # Nothing is walked again where nothing has changed.
     before = {file: file.stat().st_mtime_ns for file in (run / "predict").rglob("*.npz")}
-    assert len(before) == 4
+    assert len(before) == 6
     run_stages(load_config(experiment(tmp_path, TRAININGS[optimizer])), None, run)
     assert {file: file.stat().st_mtime_ns for file in (run / "predict").rglob("*.npz")} == before
 

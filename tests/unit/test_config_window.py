@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import yaml
 
 from patterning_dist.config import dump_config, load_config
-from patterning_dist.config.window import window_length, window_remarks
+from patterning_dist.config.training import WindowConfig
+from patterning_dist.config.window import arm_steps, arm_training, window_length, window_remarks
 from patterning_dist.errors import PatterningError
+from patterning_dist.stages.windows import num_trained, plain_subject, window_of
 from patterning_dist.tasks.optimizers import learning_rate_factor
+from patterning_dist.training.job import TrainingJob
 
 FILE = {
     "name": "window",
@@ -108,7 +112,7 @@ def test_other_words_than_window_are_no_localization(path: Path) -> None:
         (["predict=null"], "add predict and retrain"),
         (["sampling.observables.0.split=domain:a"], "in nats of the overall loss; add {kind: split_loss"),
         (["retrain.start=initialisation"], "arm plus has no window, for it starts from initialisation"),
-        (["training.optimizer=adamw", "retrain.arms=[base]"], "arms with solved weights that all start from one"),
+        (["training.optimizer=adamw", "retrain.arms=[base]"], "arms with solved weights of one start and one window"),
         (["retrain.arms=[{name: x, weights: plus, rounds: 2}]"], "arm x has no window, for its weights change"),
     ],
 )
@@ -116,3 +120,44 @@ def test_a_cost_is_held_by_a_prediction(path: Path, overrides: list[str], words:
     faults = refusal(path, "sampling.localization=4", *overrides).splitlines()
     assert any("solve.max_cost: " in line and words in line for line in faults), faults
     load_config(path, ["sampling.localization=4", *overrides, "solve.max_cost=null"])
+
+
+OWN = "{name: mine, weights: plus, start: %s, window: {optimizer: adamw, learning_rate: 0.002, num_steps: 20}}"
+
+
+def test_an_arm_with_a_window_is_trained_by_it_and_others_as_before(path: Path) -> None:
+    arms = f"retrain.arms=[base, {OWN % 'baseline'}]"
+    config = load_config(path, [arms, "training.bias_learning_rate_factor=5", "solve.max_cost=null"])
+    assert config.training is not None and config.retrain is not None
+    plain, own = config.retrain.arm_list
+    assert arm_training(config, plain) == config.training and arm_steps(config, plain) == 10
+    rates = {"learning_rate": 0.002, "matrix_learning_rate": 0.002, "bias_learning_rate_factor": 1.0}
+    changes = {"optimizer": "adamw", "warmup_steps": 0, **rates}
+    assert arm_training(config, own).model_dump() == config.training.model_dump() | changes
+    window = window_of(config, own)
+    # One rate from the first step on: retrain.rate_factor and the warm-up are the section's.
+    assert (window.num_steps, window.tau, num_trained(config, own)) == (20, 20.0, 20 * 8)
+    assert window_of(config, plain).tau == pytest.approx(window_length(config))
+    assert plain_subject(plain)[0] != plain_subject(own)[0]
+
+
+def test_the_fingerprint_of_a_job_knows_its_window(path: Path) -> None:
+    config = load_config(path)
+    job = TrainingJob(name="x", folder=path.parent, inputs=None, seed=0, num_steps=20)
+    window = WindowConfig(optimizer="adamw", learning_rate=0.002, num_steps=20)
+    own = replace(job, window=window)
+    assert config.training is not None
+    assert own.fingerprint(config) != job.fingerprint(config)
+    by_section = config.model_copy(update={"training": window.training(config.training)})
+    assert own.fingerprint(config) == job.fingerprint(by_section)
+
+
+@pytest.mark.parametrize(
+    ("arm", "fault"),
+    [
+        (OWN % "initialisation", "mine has a window and no checkpoint to go on from; set its start to one"),
+        (OWN.replace("name: mine", "name: mine, rounds: 2") % "baseline", "mine has a window and rounds"),
+    ],
+)
+def test_a_window_that_cannot_be_is_refused(path: Path, arm: str, fault: str) -> None:
+    assert fault in refusal(path, f"retrain.arms=[base, {arm}]")

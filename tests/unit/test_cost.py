@@ -53,13 +53,15 @@ def held(patch: pytest.MonkeyPatch, largest: float, width: float) -> dict[str, A
         value = 0.02 * s + 0.04 * s * s
         return {"observables": {"all": {"value": value, "interval": [value - width * s, value + width * s]}}}
 
-    patch.setattr(cost, "walk_subjects", lambda config, run, subjects, progress: (None, {n: n for n in subjects}))
+    patch.setattr(
+        cost, "walk_subjects", lambda config, run, subjects, windows, progress: (None, {n: n for n in subjects})
+    )
     patch.setattr(cost, "predicted_change", predicted)
     for name in ("window_of", "num_trained"):
         patch.setattr(cost, name, lambda *_: None)
     config: Any = SimpleNamespace(
         solve=SimpleNamespace(max_cost=largest),
-        retrain=SimpleNamespace(arm_list=[SimpleNamespace(weights="plus", start="baseline")], seeds=[0]),
+        retrain=SimpleNamespace(arm_list=[SimpleNamespace(weights="plus", start="baseline", window=None)], seeds=[0]),
         sampling=SimpleNamespace(observables=[SimpleNamespace(kind="split_loss", split="overall", name="all")]),
     )
     run: Any = None

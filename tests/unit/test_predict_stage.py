@@ -16,6 +16,7 @@ from patterning_dist.response.contrast import split_contrast
 from patterning_dist.stages.windows import predicted_change
 
 NUM = 200
+WINDOW = {"optimizer": "adamw", "learning_rate": 1e-3, "num_steps": 20}
 RNG = np.random.default_rng(0)
 
 
@@ -30,6 +31,8 @@ def arm(**changes: Any) -> Arm:
         ({"strength": 0.5}, "sgd", None),
         ({"start": "initialisation"}, "adamw", "from scratch"),
         ({}, "muon", "muon"),
+        ({"window": WINDOW}, "muon", None),
+        ({"window": WINDOW, "start": "initialisation"}, "adamw", "from scratch"),
         ({"weighting": "draw"}, "adamw", "drawn"),
         ({"weighted_share": 0.5}, "adamw", "part of its steps"),
         ({"rounds": 2}, "adamw", "change on the way"),

@@ -33,8 +33,8 @@ class StackedTrainer:
     """
 
     def __init__(self, config: Config, task: Task, jobs: JobGroup, device: str) -> None:
-        assert config.training is not None
-        self.training, self.task, self.jobs, self.device = config.training, task, jobs, device
+        self.training = jobs.jobs[0].training(config)
+        self.task, self.jobs, self.device = task, jobs, device
         models = [starting_model(task, job).eval() for job in jobs.jobs]
         self.optimizer = stackable_optimizer(task, models[0], self.training)
         stack = Stack(Mapped(task.losses, models[0]), stack_networks(models)).to(device)

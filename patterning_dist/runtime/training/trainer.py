@@ -39,8 +39,7 @@ class Member:
     ) -> None:
         self.config, self.task, self.job, self.ranks, self.device = config, task, job, ranks, device
         self.engine, self.model = engine, model
-        assert config.training is not None
-        self.batches = WeightedBatches(job, config.training, task)
+        self.batches = WeightedBatches(job, job.training(config), task)
 
     def evaluate(self) -> dict[str, float]:
         """The task's metrics, every rank its share."""
@@ -75,8 +74,7 @@ class Trainer(Member):
     """
 
     def __init__(self, config: Config, task: Task, job: TrainingJob, ranks: Ranks, device: str) -> None:
-        assert config.training is not None
-        self.training = config.training
+        self.training = job.training(config)
         settings = deepspeed_config(job.deepspeed, self.training.batch_size, ranks.size)
         with model_in_pieces(settings, device):
             model = starting_model(task, job)

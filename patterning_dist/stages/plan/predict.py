@@ -6,7 +6,7 @@ from patterning_dist.config.window import without_window
 from patterning_dist.response.cost import NOTHING, Seconds, makespan
 from patterning_dist.stages.plan.sampling import Chains
 from patterning_dist.stages.plan.table import StagePlan
-from patterning_dist.stages.windows import window_of
+from patterning_dist.stages.windows import plain_subject, window_of
 from patterning_dist.training.walk import NUM_SPREAD
 
 
@@ -15,9 +15,10 @@ def plan_predict(chains: Chains) -> StagePlan:
     config, probe = chains.config, chains.probe
     assert config.retrain is not None
     arms = [a for a in config.retrain.arm_list if a.weights is not None and without_window(config, a) is None]
-    number = len(arms) + len({arm.start for arm in arms})
-    window, settings = window_of(config), config.predict
+    number = len(arms) + len({plain_subject(arm)[0] for arm in arms})
+    settings = config.predict
     assert settings is not None
+    window = window_of(config, config.retrain.arm_list[0])  # all are walked in as many segments
     products = (window.num_segments + NUM_SPREAD) * settings.lanczos_steps
     return StagePlan(
         "predict",
@@ -35,7 +36,8 @@ def walk_seconds(chains: Chains, number: int) -> Seconds:
     times, config = chains.probe.window, chains.config
     if times is None or not number:
         return NOTHING
-    window, settings = window_of(config), config.predict
+    assert config.retrain is not None
+    window, settings = window_of(config, config.retrain.arm_list[0]), config.predict
     assert settings is not None
     gradients, products = window.num_segments * window.num_batches, window.num_segments + NUM_SPREAD
     walk = times.opening + times.gradient * gradients + times.product * (products * settings.lanczos_steps)
