@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from patterning_dist.config.checkpoints import INITIALISATION
 from patterning_dist.config.model import AttentionOnlyConfig
 from patterning_dist.config.sampling import ComponentConfig
 from patterning_dist.config.schema import Config
@@ -23,7 +24,7 @@ def window_length(config: Config) -> float:
 def without_window(config: Config, arm: Arm) -> str | None:
     """Why nothing is predicted of an arm; None: it has a window."""
     assert config.training is not None
-    if arm.start == "initialisation":
+    if arm.start == INITIALISATION:
         return "it starts from initialisation, and no first order holds for a training from scratch"
     if config.training.optimizer == "muon":
         # Measured: benchmarks/muon_window.py.

@@ -263,7 +263,7 @@ def test_a_table_of_tokens_cannot_be_the_probe_of_other_samples(path: Path) -> N
 def test_samples_of_a_function_have_no_masses_to_keep(path: Path) -> None:
     path.write_text(yaml.safe_dump(STUDY | OWN))
     solve = "solve={component: everything, scores: plain, targets: {x: -1}, strength: 1, keep_mass: domain}"
-    assert "solve.keep_mass: data.kind 'function' has no domain; remove the key" in refusal(path, solve)
+    assert "solve.keep_mass: data.kind 'function' has no domain; remove it" in refusal(path, solve)
 
 
 SOLVE = "solve={component: layer.0.head.1, checkpoint: final, scores: plain, targets: {prose: -1}, strength: 1}"
