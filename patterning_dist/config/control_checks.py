@@ -123,8 +123,7 @@ def _held_out(config: Config, control: GradientControlConfig) -> Iterator[str]:
 
 
 def _contrast(config: Config, control: LossContrastControlConfig, solve: SolveConfig) -> Iterator[str]:
-    given = config.model.given_checkpoints
-    there = given or [INITIALISATION]
+    there = config.model.given_checkpoints or [INITIALISATION, *config.checkpoints]
     others = [name for name in there if name != (solve.checkpoint or config.checkpoints[0])]
     if control.checkpoint in others:
         return

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -16,6 +17,7 @@ from torch.utils.data import TensorDataset
 
 from patterning_dist.config import Config
 from patterning_dist.errors import PatterningError
+from patterning_dist.measure.preflight import preflight
 from patterning_dist.response.reliability import split_half_reliability
 from patterning_dist.response.solver import solve_for_effective_sample_share
 from patterning_dist.sampling.statistics import flatten
@@ -36,6 +38,9 @@ def load() -> tuple[TensorDataset, dict[str, TensorDataset]]:
     rng = torch.Generator().manual_seed(2)
     x, y = torch.randn(288, 4, generator=rng), torch.randn(288, generator=rng)
     return TensorDataset(x[:258], y[:258]), {"far": TensorDataset(x[258:] + 1, y[258:])}  # the pool is two tasks
+
+
+LOAD = load
 
 
 def initialise(seed: int) -> nn.Module:
@@ -153,6 +158,34 @@ def test_scores_that_are_all_the_same_are_refused(tmp_path: Path) -> None:
     save_model(initialise(3), str(tmp_path / "baseline" / "model.safetensors"))
     with pytest.raises(PatterningError, match=r"solve\.controls: the scores of same tell no training losses apart"):
         weights_of(pool)
+
+
+@pytest.mark.parametrize(
+    ("control", "text"),
+    [
+        (
+            {"kind": "split", "split": "induction"},
+            r"solve\.controls: this task has no split 'induction'",
+        ),
+        (
+            {"kind": "gradient", "split": "induction"},
+            r"solve\.controls: this task has no split 'induction'",
+        ),
+        ({"kind": "permuted", "within": "label"}, r"solve\.controls: c is within each label, .* there is sample_id;"),
+    ],
+)
+def test_what_a_task_lacks_is_said_when_the_file_is_checked(tmp_path: Path, control: dict, text: str) -> None:
+    pool = lines(tmp_path, control | {"name": "c"})
+    with pytest.raises(PatterningError, match=text):
+        preflight(pool.config, tmp_path)
+
+
+def test_a_gradient_without_held_out_samples_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = lines(tmp_path, {"kind": "gradient", "name": "c", "split": "overall"})
+    assert preflight(pool.config, tmp_path) == []
+    monkeypatch.setattr(sys.modules[HERE], "load", lambda: (LOAD()[0], {}))
+    with pytest.raises(PatterningError, match=r"solve\.controls: c is the gradient of a held-out loss, and this task"):
+        preflight(pool.config, tmp_path)
 
 
 def test_what_a_task_does_not_know_is_refused(tmp_path: Path) -> None:
