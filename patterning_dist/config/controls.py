@@ -10,9 +10,7 @@ from patterning_dist.config.checkpoints import CheckpointName
 from patterning_dist.config.section import Section
 
 # Of a table that stage solve writes.
-WeightsName = Annotated[
-    str, Field(pattern=r"^[a-z][a-z0-9_]*$", description="of the weights, for weights of an arm in retrain.arms")
-]
+WeightsName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$", description="of the weights, for retrain.arms")]
 DrawsKind = Literal["antithetic", "chains"]  # of first moments: Gaussian pairs around the checkpoint, or of the chains
 MassKey = Literal["token", "domain", "label"]  # what losses may share: predicted token, domain or class
 
