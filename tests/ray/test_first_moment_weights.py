@@ -8,13 +8,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-import torch
 from tiny_run import copy_run, quiet, subjects_of, tiny_config
 
 from patterning_dist.aggregation.files import read_positions
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.reliability import split_half_reliability
 from patterning_dist.sampling.first_moment import antithetic_pair, mean_rises
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.samples import all_losses
 from patterning_dist.sampling.statistics import flatten, unflatten
 from patterning_dist.stages.sample import sample
 from patterning_dist.stages.solve import solve
@@ -128,8 +129,8 @@ def test_controls_have_the_share_of_plus_and_their_own_scores(solved):
     # Losses where the training began, less those at the checkpoint.
     held = target.losses(target.prepare(subjects.task.train)).numpy().ravel()
     fresh = subjects.task.build(config.seed)
-    losses = [subjects.task.losses(fresh, batch) for batch in subjects.task.train[:].split(8)]
-    assert follows("earlier", torch.cat(losses).detach().numpy().ravel() - held) > 0.999
+    began = all_losses(lambda batch: subjects.task.losses(fresh, batch), subjects.task.train, Ranks(), 8, "cpu")
+    assert follows("earlier", began.numpy().ravel() - held) > 0.999
     np.testing.assert_array_equal(np.sort(weights["within"]), np.sort(weights["plus"]))
     [(_, mask)] = subjects.task.split("induction", subjects.task.train, np.arange(len(subjects.task.train)))
     assert weights["oracle"][mask.ravel()].min() > 1 > weights["oracle"][~mask.ravel()].max()
