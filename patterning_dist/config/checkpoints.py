@@ -12,6 +12,7 @@ from pydantic import Field
 
 from patterning_dist.errors import PatterningError, first_line
 
+INITIALISATION = "initialisation"  # fresh weights, where a training begins
 FINAL = "final"  # of a folder or a name on the hub, the model itself
 # Names of checkpoints become folders of the run.
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$"

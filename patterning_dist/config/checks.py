@@ -8,9 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import get_args
 
-from patterning_dist.config import weight_checks
+from patterning_dist.config import control_checks, weight_checks
 from patterning_dist.config.checkpoints import is_glob
-from patterning_dist.config.data import FunctionDataConfig, LabelledConfig, PairsConfig, TextConfig, TokensConfig
+from patterning_dist.config.data import (
+    FunctionDataConfig,
+    LabelledConfig,
+    PairsConfig,
+    TextConfig,
+    TokensConfig,
+    held_out_domains,
+)
 from patterning_dist.config.faults import divides, listed, repeated, zero_stage
 from patterning_dist.config.model import AttentionOnlyConfig, HuggingFaceConfig, ModuleConfig, TaskConfig
 from patterning_dist.config.sampling import SamplingConfig
@@ -29,7 +36,16 @@ _DATA = {
 
 def check(config: Config) -> list[str]:
     """Every broken rule, one line each; an empty list if the experiment can be run."""
-    rules = (_model, _components, _observables, _training, _sampling, _calibration, *weight_checks.RULES)
+    rules = (
+        _model,
+        _components,
+        _observables,
+        _training,
+        _sampling,
+        _calibration,
+        *weight_checks.RULES,
+        control_checks.check,
+    )
     # A value that several components inherit is one fault.
     return list(dict.fromkeys(line for rule in rules for line in rule(config)))
 
@@ -106,7 +122,7 @@ def _observables(config: Config) -> Iterator[str]:
             "sampling.observables: 'overall' is what the mean loss of all held-out samples is called; rename it, or "
             "give it the split overall"
         )
-    domains = _domains(config)
+    domains = held_out_domains(config.data)
     for index, observable in enumerate(sampling.observables):
         split = observable.split if observable.kind == "split_loss" else ""
         key = f"sampling.observables.{index}.split"
@@ -114,16 +130,6 @@ def _observables(config: Config) -> Iterator[str]:
             yield f"{key}: there is no held-out data; add data.held_out"
         elif split.startswith("domain:") and domains and split.removeprefix("domain:") not in domains:
             yield f"{key}: no held-out data has the domain of '{split}'; the domains are {listed(sorted(domains))}"
-
-
-def _domains(config: Config) -> set[str] | None:
-    """Domains of the held-out data; None where they are known only once files are read."""
-    if isinstance(config.data, TextConfig):
-        domains = {source.domain for source in config.data.sources}
-        return None if None in domains else {domain for domain in domains if domain is not None}
-    if config.data is None or isinstance(config.data, FunctionDataConfig):
-        return None
-    return set(config.data.held_out)
 
 
 def _training(config: Config) -> Iterator[str]:

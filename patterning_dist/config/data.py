@@ -71,3 +71,11 @@ class FunctionDataConfig(Section):
 
 TableConfig = TokensConfig | PairsConfig | LabelledConfig
 DataConfig = Annotated[TextConfig | TableConfig | FunctionDataConfig, Field(discriminator="kind")]
+
+
+def held_out_domains(data: DataConfig | None) -> set[str] | None:
+    """Domains of the held-out data; None where they are known only once files are read."""
+    if isinstance(data, TextConfig):
+        domains = {source.domain for source in data.sources}
+        return None if None in domains else {domain for domain in domains if domain is not None}
+    return None if data is None or isinstance(data, FunctionDataConfig) else set(data.held_out)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Literal
 
 from pydantic import Field
 
+from patterning_dist.config.controls import ControlConfig, DrawsKind, MassKey
 from patterning_dist.config.section import Section
 
 
@@ -29,23 +30,6 @@ class ResponseConfig(Section):
     num_modes: int = Field(4, ge=1, description="singular modes that are kept [modes]")
 
 
-WeightsName = Annotated[str, Field(pattern=r"^[a-z][a-z0-9_]*$")]  # of a table that stage solve writes
-
-
-class AblationControlConfig(Section):
-    kind: Literal["ablation"] = Field(description="rise of every loss where solve.component is set to 0")
-    name: WeightsName = Field(description="of the weights, for retrain.arms")
-
-
-class SplitControlConfig(Section):
-    kind: Literal["split"] = Field(description="the losses that a split names, without any posterior (an oracle)")
-    name: WeightsName = Field(description="of the weights, for retrain.arms")
-    split: str = Field(description="of the task: of language models induction, rest, induction_minus_rest")
-
-
-ControlConfig = Annotated[AblationControlConfig | SplitControlConfig, Field(discriminator="kind")]
-
-
 class SolveConfig(Section):
     scores: Literal["response_direction", "regression", "plain", "first_moment"] = Field(
         "response_direction",
@@ -56,7 +40,7 @@ class SolveConfig(Section):
         description="component whose susceptibilities are inverted; with scores first_moment also a pattern "
         "(layer.1.head.*), of which the one is taken whose disturbance raises the mean loss most"
     )
-    draws: Literal["antithetic", "chains"] = Field(
+    draws: DrawsKind = Field(
         "antithetic",
         description="of scores first_moment: pairs of Gaussian ones around the checkpoint, of variance "
         "1 / localization, or draws of the component's chains",
@@ -72,7 +56,8 @@ class SolveConfig(Section):
         "-1 for any [1]",
     )
     controls: list[ControlConfig] = Field(
-        [], description="weights of the effective share of plus from other scores, to compare with"
+        [],
+        description="weights of other scores, within the bounds and at the effective share of plus, to compare with",
     )
     checkpoint: str | None = Field(None, description="checkpoint that they are of; default: the only one")
     targets: dict[str, float] = Field(
@@ -98,10 +83,17 @@ class SolveConfig(Section):
     )
     weight_min: float = Field(0, ge=0, lt=1, description="smallest sample weight rho [1]")
     weight_max: float = Field(4, gt=1, description="largest sample weight rho [1]")
-    keep_mass: Literal["token", "domain", "label"] | None = Field(
+    keep_mass: MassKey | None = Field(
         None,
         description="losses that share it keep their sum of weights: predicted token, domain or class; default: all",
     )
+
+    @property
+    def num_kept_draws(self) -> int:
+        """Draws of every chain whose positions stage sample keeps, for first moments of plus or of a control."""
+        sources = [self.draws] if self.scores == "first_moment" else []
+        sources += [control.draws for control in self.controls if control.kind == "first_moment"]
+        return self.num_draws if "chains" in sources else 0
 
 
 class PredictConfig(Section):

@@ -7,7 +7,8 @@ from typing import Annotated, Literal
 
 from pydantic import Field
 
-from patterning_dist.config.response import WeightsName
+from patterning_dist.config.checkpoints import INITIALISATION
+from patterning_dist.config.controls import WeightsName
 from patterning_dist.config.section import Section
 
 MAX_FAILURES = 3  # restarts in a row, where the experiment names none
@@ -95,7 +96,7 @@ class RetrainConfig(Section):
     evaluate_every: int = Field(100, ge=1, description="distance between metrics rows [optimizer steps]")
     rate_factor: float = Field(1.0, gt=0, description="learning rates over those of training [1]")
     start: str = Field(
-        "initialisation",
+        INITIALISATION,
         description="weights that a retraining starts from: initialisation, or the name of a checkpoint (baseline)",
     )
     engine: Literal["deepspeed", "stacked"] = Field(

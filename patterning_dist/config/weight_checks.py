@@ -4,19 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from patterning_dist.config.data import LabelledConfig, PairsConfig, TextConfig, TokensConfig
+from patterning_dist.config.checkpoints import INITIALISATION
+from patterning_dist.config.control_checks import without_key
+from patterning_dist.config.data import TextConfig, TokensConfig
 from patterning_dist.config.faults import divides, listed, repeated, zero_stage
 from patterning_dist.config.schema import Config
 from patterning_dist.config.training import SOLVED, Arm
 from patterning_dist.config.window import without_window
-
-_SPLITS = ("induction", "rest", "induction_minus_rest")  # of the losses of text
-# Data whose losses have a token, a domain or a label.
-_KNOWN: dict[str, tuple[type, ...]] = {
-    "token": (TextConfig, TokensConfig),
-    "domain": (TextConfig, TokensConfig, PairsConfig, LabelledConfig),
-    "label": (LabelledConfig,),
-}
 
 
 def _solve(config: Config) -> Iterator[str]:
@@ -69,18 +63,8 @@ def _solve(config: Config) -> Iterator[str]:
         )
     if solve.scores == "regression" and not isinstance(config.data, TextConfig | TokensConfig):
         yield "solve.scores: regression is on features of tokens, and this experiment has none; choose another"
-    controls = [control.name for control in solve.controls]
-    for name in map(str, repeated([*SOLVED, *controls])):
-        yield f"solve.controls: '{name}' is the name of other weights too; rename it"
-    for split in (control.split for control in solve.controls if control.kind == "split"):
-        if isinstance(config.data, TextConfig) and split not in _SPLITS and not split.startswith("domain:"):
-            yield f"solve.controls: there is no split '{split}'; expected domain:NAME or one of {listed(_SPLITS)}"
-    if solve.scores != "first_moment" and any(control.kind == "ablation" for control in solve.controls):
-        yield "solve.controls: an ablation is compared with solve.scores: first_moment; choose them, or remove it"
-    if solve.keep_mass is not None and config.data is not None and not isinstance(config.data, _KNOWN[solve.keep_mass]):
-        keys = [key for key, kinds in _KNOWN.items() if isinstance(config.data, kinds)]
-        remedy = f"expected {' or '.join(keys)}" if keys else "remove the key"
-        yield f"solve.keep_mass: data.kind '{config.data.kind}' has no {solve.keep_mass}; {remedy}"
+    if solve.keep_mass is not None:
+        yield from without_key(config.data, "solve.keep_mass", solve.keep_mass)
 
 
 def _cost(config: Config) -> Iterator[str]:
@@ -145,7 +129,7 @@ def _retrain(config: Config) -> Iterator[str]:
     arms = retrain.arm_list
     for name in repeated([arm.name for arm in arms]):
         yield f"retrain.arms: {name} is listed twice; remove one"
-    starts = ["initialisation", *config.checkpoints]
+    starts = [INITIALISATION, *config.checkpoints]
     for arm in arms:
         if isinstance(arm.weights, str):
             yield from _arm_weights(config, arm)
@@ -173,7 +157,7 @@ def _retrain(config: Config) -> Iterator[str]:
 
 def _window(arm: Arm) -> Iterator[str]:
     """What is wrong with an arm that goes on from a checkpoint by an optimizer of its own."""
-    if arm.start == "initialisation":
+    if arm.start == INITIALISATION:
         yield " and no checkpoint to go on from; set its start to one (baseline)"
     if arm.rounds > 1:
         yield " and rounds, which share out retrain.num_steps; remove one of the two"

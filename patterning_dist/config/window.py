@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from patterning_dist.config.checkpoints import INITIALISATION
 from patterning_dist.config.model import AttentionOnlyConfig
 from patterning_dist.config.sampling import ComponentConfig
 from patterning_dist.config.schema import Config
@@ -34,7 +35,7 @@ def arm_training(config: Config, arm: Arm) -> TrainingConfig:
 
 def without_window(config: Config, arm: Arm) -> str | None:
     """Why nothing is predicted of an arm; None: it has a window."""
-    if arm.start == "initialisation":
+    if arm.start == INITIALISATION:
         return "it starts from initialisation, and no first order holds for a training from scratch"
     if arm_training(config, arm).optimizer == "muon":
         # Measured: benchmarks/muon_window.py.

@@ -76,13 +76,16 @@ class Loop:
         return found
 
     def inputs(self, config: Config, manifest: dict[str, Any]) -> dict[str, Any]:
-        """See ``Experiment``: the text itself, so that an edited corpus is noticed, files that sections name, and by
-        what rule weighted arms are trained.
+        """See ``Experiment``: the text itself, so that an edited corpus is noticed, files that sections name, draws
+        that solve reads of the chains, and by what rule weighted arms are trained.
         """
         found: dict[str, Any] = {}
         for section, key in (("training", "deepspeed"), ("retrain", "deepspeed"), ("sampling", "probe")):
             if (path := getattr(getattr(config, section), key, None)) is not None:
                 found[section] = {key: file_sha256(path)}
+        if config.solve is not None and (kept := config.solve.num_kept_draws):
+            positions = [config.solve.checkpoint, config.solve.component, kept]  # that stage sample keeps
+            found["sampling"] = found.get("sampling", {}) | {"positions": positions}
         if config.retrain is not None:
             tables = {arm.name: arm.weights for arm in config.retrain.arm_list if isinstance(arm.weights, Path)}
             weights = {name: file_sha256(table) for name, table in tables.items() if table.exists()}

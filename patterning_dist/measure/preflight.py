@@ -14,18 +14,26 @@ from patterning_dist.config import (
     TextConfig,
     TokensConfig,
 )
+from patterning_dist.config.controls import (
+    ControlConfig,
+    GradientControlConfig,
+    PermutedControlConfig,
+    SplitControlConfig,
+)
 from patterning_dist.data.sequences import SequenceTable
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.functions import find_own_code, load_function
 from patterning_dist.measure.subjects import Subject, Subjects, expand_components
 from patterning_dist.models.huggingface import check_length, model_location
+from patterning_dist.response.contrast import OVERALL
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.runtime.training.stacked_trainer import stackable_optimizer
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.tasks.language import LanguageTask
 from patterning_dist.tasks.open import open_skeleton, open_task
 from patterning_dist.tasks.sequences import SequenceTask
+from patterning_dist.tasks.task import Task
 
 
 def preflight(config: Config, directory: Path) -> list[str]:
@@ -80,7 +88,30 @@ def preflight(config: Config, directory: Path) -> list[str]:
         model = task.load(start, Ranks()) if start in config.model.given_checkpoints else task.build(config.seed)
         stackable_optimizer(task, model, config.training)
     for control in config.solve.controls if config.solve is not None else []:
-        split = control.split if control.kind == "split" else "domain:"
-        if not split.startswith("domain:") and task.split(split, task.train, np.arange(1)) is None:
-            raise PatterningError(f"solve.controls: this task has no split {split!r}; choose another")
+        _check_control(task, control)
     return remarks
+
+
+def _check_control(task: Task, control: ControlConfig) -> None:
+    """That the task has the split, token, domain or label which a control names."""
+    one = np.arange(1)
+    if isinstance(control, SplitControlConfig):
+        if not control.split.startswith("domain:") and task.split(control.split, task.train, one) is None:
+            raise PatterningError(f"solve.controls: this task has no split {control.split!r}; choose another")
+    elif isinstance(control, GradientControlConfig):
+        if not task.held_out:
+            raise PatterningError(
+                f"solve.controls: {control.name} is the gradient of a held-out loss, and this task has no held-out "
+                "samples; remove it"
+            )
+        known = control.split == OVERALL or control.split.startswith("domain:")
+        terms = (task.split(control.split, samples, one) for samples in task.held_out.values())
+        if not known and task.own_split(control.split, 0) is None and any(found is None for found in terms):
+            raise PatterningError(f"solve.controls: this task has no split {control.split!r}; choose another")
+    elif isinstance(control, PermutedControlConfig):
+        there = [*task.index(task.train, one), *task.entries(task.train, one)]
+        if control.within not in there:
+            raise PatterningError(
+                f"solve.controls: {control.name} is within each {control.within}, and of the samples of this task "
+                f"there is {', '.join(there)}; choose another, or remove it"
+            )

@@ -14,6 +14,7 @@ import numpy as np
 from torch import nn
 
 from patterning_dist.aggregation.files import CONTROLLED, GRADIENTS, POSITIONS
+from patterning_dist.config.checkpoints import INITIALISATION
 from patterning_dist.config.sampling import (
     ComponentConfig,
     ComponentLossConfig,
@@ -33,6 +34,7 @@ from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samplers import Sampler
 from patterning_dist.sampling.samples import Part, PerSampleLoss, Samples
+from patterning_dist.sampling.shard import shard_model
 from patterning_dist.sampling.statistics import PositionMeans, Positions, Statistic
 from patterning_dist.sampling.target import Target
 from patterning_dist.sampling.traces import TraceRecorder, trace_store
@@ -142,7 +144,19 @@ class Subjects:
     @cached_property
     def held_out(self) -> HeldOut | None:
         """The split losses of the section; None where it has none."""
-        splits = {o.name: o.split for o in self.sampling.observables if isinstance(o, SplitLossConfig)}
+        return self._splits({o.name: o.split for o in self.sampling.observables if isinstance(o, SplitLossConfig)})
+
+    def split_loss(self, split: str) -> HeldOut:
+        """One split loss, an observable of the section or not.
+
+        Raises:
+            PatterningError: there is no such split, or no held-out data.
+        """
+        found = self._splits({split: split})
+        assert found is not None
+        return found
+
+    def _splits(self, splits: Mapping[str, str]) -> HeldOut | None:
         ids = held_out_ids(self.task, self.seed, self.sampling.evaluation_sequences, self.part)
         return held_out_splits(self.task, ids, splits, self.part)
 
@@ -184,11 +198,17 @@ class Subjects:
         return permutation(self.seed, _HESSIAN_STREAM, len(self.task.train))[:num_samples]
 
     def model(self, checkpoint: str) -> nn.Module:
-        """The model at a checkpoint, on this rank; the same object as long as the checkpoint does not change."""
+        """The model at a checkpoint or at initialisation, on this rank; the same object as long as that stays."""
         if self._checkpoint is None or self._checkpoint[0] != checkpoint:
             self._target = self._checkpoint = None  # the old model goes before the new one comes
-            self._checkpoint = (checkpoint, self.task.load(checkpoint, self.ranks))
+            fresh = checkpoint == INITIALISATION
+            self._checkpoint = (checkpoint, self._fresh() if fresh else self.task.load(checkpoint, self.ranks))
         return self._checkpoint[1]
+
+    def _fresh(self) -> nn.Module:
+        """The weights that the baseline of this run began from."""
+        built, dtype = self.task.build(self.seed), self.task.compute_dtype
+        return shard_model(built, self.ranks, self.device, compute_dtype=dtype).eval()
 
     def target(self, name: str) -> Target:
         """What the chains of a subject walk on, at w*; the one before is given up."""

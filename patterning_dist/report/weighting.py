@@ -9,6 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from patterning_dist.report.blocks import Figures, Note, Section, Table
+from patterning_dist.report.controls import controls_table
 from patterning_dist.report.figures import arm_style, figure, histogram
 from patterning_dist.report.reading import ARM_ORDER, Run, column, in_order
 from patterning_dist.report.text import INDEX, Shading, TokenText, entries, passage, strongest, varied
@@ -80,20 +81,22 @@ def weights(
             )
             words += f"end is held to {number(cost['max_cost'])}; {len(cost['tried'])} strengths were tried."
     section.blocks.append(Note(words))
-    same = bool(_bins(solved, "permuted")) and _bins(solved, "permuted") == _bins(solved, "plus")
+    same = [arm for arm in solved if arm != "plus" and _bins(solved, arm) == _bins(solved, "plus")]
     drawn = []
     for arm in in_order(solved, ARM_ORDER):
         bins, share = _bins(solved, arm), solved[arm].get("effective_sample_share")
-        if bins and not (arm == "permuted" and same):
+        if bins and arm not in same:
             edges, counts = (np.array(bins[key], dtype=float) for key in ("edges", "counts"))
             svg = histogram(edges, counts, arm_style(arm), f"Histogram of {arm} weights")
             drawn += figure(f"{arm.capitalize()}: the effective sample is {_share(share)} of the losses", svg)
     section.blocks += [Figures(drawn)] if drawn else []
-    if same:
+    if "permuted" in same and _bins(solved, "permuted"):
         words = "The permuted arm has the plus arm's weights dealt to other losses"
         words += f" of the same {kept['of']}: same histogram." if kept else ": same histogram."
         section.blocks.append(Note(words, "small"))
     section.blocks.append(_summary_table(solved, "Solved weights"))
+    if (controls := controls_table(solution)) is not None:
+        section.blocks.append(controls)
     if later := summary.get("rounds"):
         title = "Weights of later rounds, solved for at the checkpoint where the round before has ended"
         section.blocks.append(_summary_table(later, title))

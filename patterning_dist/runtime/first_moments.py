@@ -37,7 +37,7 @@ class Draws:
     @property
     def name(self) -> str:
         """Of files."""
-        return "moment" if self.chains or self.num_pairs else "ablation"
+        return "moment" if self.num_pairs else "chain-moment" if self.chains else "ablation"
 
     def groups(self, subjects: Scored, target: Target) -> Sequence[Iterable[Vector]]:
         """Positions of this rank, replicate by replicate."""

@@ -23,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from patterning_dist.models.components import Vector, axpy
+from patterning_dist.models.components import Vector, axpy, scaled
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.target import Prepared, Target
 
@@ -90,7 +90,8 @@ def response_direction(
 ) -> Solution:
     """c_phi = ( n_beta H + gamma I )^-1 E[grad phi] at the target's present position.
 
-    On a chain group all ranks call this, each with its part of the vectors.
+    On a chain group all ranks call this, each with its part of the vectors. Without iterations H is left out, which
+    the residual then shows.
 
     Args:
         target: placed at the mean w_bar of the draws.
@@ -107,6 +108,12 @@ def response_direction(
             for name, v in vector.items()
         }
 
+    if max_iterations == 0:
+        vector = scaled(1 / posterior.localization, mean_gradient)
+        missing = axpy(-1.0, product(vector), mean_gradient)
+        squared = target.dot(mean_gradient, mean_gradient)
+        residual = math.sqrt(target.dot(missing, missing) / squared) if squared else 0.0
+        return Solution(vector, 0, residual, negative_curvature=False)
     return conjugate_gradients(product, mean_gradient, target.dot, max_iterations=max_iterations, tolerance=tolerance)
 
 

@@ -173,9 +173,13 @@ class Target:
     def split_gradients(self) -> list[Vector]:
         """Gradients of the split losses with respect to the free coordinates."""
         assert self.held_out is not None and self.coefficients is not None
-        gradients, first = [self._zeros() for _ in self.coefficients], self.ranks.share(self.held_out.num_samples)[0]
-        for batch, state, count in self.held_out.parts:
-            part = self.coefficients[:, first : first + count].to(self.device, torch.float32)
+        return self.sum_gradients(self.held_out, self.coefficients)
+
+    def sum_gradients(self, samples: Prepared, coefficients: Tensor) -> list[Vector]:
+        """Gradients of the sums of coefficients[k] * losses over samples, one for every k."""
+        gradients, first = [self._zeros() for _ in coefficients], self.ranks.share(samples.num_samples)[0]
+        for batch, state, count in samples.parts:
+            part = coefficients[:, first : first + count].to(self.device, torch.float32)
             first += count
             wanted = [k for k in range(len(part)) if part[k].any()]
             # A sharded model drops what it gathered in a backward pass: every observable takes a forward pass there,

@@ -1,47 +1,136 @@
-"""Weights to compare with: of other scores than the posterior's, at the effective share of plus."""
+"""Weights to compare with, at the effective share of plus: of other scores, or those of plus dealt out again.
+
+Ablation and first moments take the sign of the target, a free energy's. Gradient, loss contrast and split know no
+target: they weigh up what they name.
+"""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any, NamedTuple
+
 import numpy as np
 
-from patterning_dist.config.response import AblationControlConfig, ControlConfig
+from patterning_dist.config import Config
+from patterning_dist.config.checkpoints import INITIALISATION
+from patterning_dist.config.controls import (
+    AblationControlConfig,
+    ControlConfig,
+    FirstMomentControlConfig,
+    GradientControlConfig,
+    LossContrastControlConfig,
+    PermutedControlConfig,
+    SplitControlConfig,
+)
 from patterning_dist.errors import PatterningError
+from patterning_dist.measure.subjects import OpenSubjects
 from patterning_dist.progress import Progress
+from patterning_dist.response.reliability import split_half_reliability
 from patterning_dist.response.solver import WeightSolution, solve_for_effective_sample_share
-from patterning_dist.stages.moments import ablation_scores
+from patterning_dist.runtime.controls import SplitGradient, pool_alignments, pool_losses
+from patterning_dist.runtime.pool import RunCalls
+from patterning_dist.stages.masses import dealt, mass_groups
+from patterning_dist.stages.moments import ablation_scores, moment_scores
 from patterning_dist.stages.scores import Pool
 from patterning_dist.tasks.task import Task
 
 
-def control_weights(pool: Pool, control: ControlConfig, share: float, progress: Progress) -> WeightSolution:
-    """Weights of a control, by the solver and within the bounds of the others.
+class Control(NamedTuple):
+    """Weights of a control [entry], the solution that they are of (None: dealt), and what solution.json says of it."""
+
+    weights: np.ndarray
+    solution: WeightSolution | None
+    report: dict[str, Any]
+
+
+def with_contrasts(config: Config, opener: OpenSubjects, subject: str) -> OpenSubjects:
+    """The subjects, and beside them the component of one of them at the checkpoints that controls compare it with."""
+    assert config.solve is not None
+    others = [control.checkpoint for control in config.solve.controls if control.kind == "loss_contrast"]
+    here = opener.by_name[subject]
+    there = {_place(checkpoint): replace(here, checkpoint=checkpoint) for checkpoint in others}
+    return replace(opener, by_name=opener.by_name | there)
+
+
+def control_weights(pool: Pool, plus: np.ndarray, share: float, progress: Progress) -> dict[str, Control]:
+    """Weights of every control by its name, by the solver and within the bounds of the others.
 
     Args:
-        pool: of the experiment.
-        control: entry of solve.controls.
-        share: effective share of plus.
+        pool: of the experiment, its opener ``with_contrasts``.
+        plus: its weights [entry].
+        share: its effective share.
         progress: shows passes over the pool.
 
     Raises:
-        PatterningError: a split that the training samples do not have, or a share out of reach.
+        PatterningError: a split, token, domain or label that the samples do not have, scores that are all the same, or
+            a share out of reach.
     """
     settings = pool.config.solve
     assert settings is not None
-    if isinstance(control, AblationControlConfig):
-        with pool.tasks(progress) as run_calls:
-            row = ablation_scores(run_calls, pool) * np.sign(
-                next(value for value in settings.targets.values() if value)
+    options = {"weight_min": settings.weight_min, "weight_max": settings.weight_max}
+    found = {}
+    with pool.tasks(progress) as run_calls:
+        for control in settings.controls:
+            report = {"control": control.model_dump(exclude={"name"})}
+            if isinstance(control, PermutedControlConfig):
+                groups = mass_groups(pool.subjects.task, pool.index, control.within, f"solve.controls: {control.name}")
+                found[control.name] = Control(dealt(plus, groups, pool.config.seed), None, report)
+                continue
+            row, details = _scores(run_calls, pool, control)
+            if not np.ptp(row):
+                raise PatterningError(
+                    f"solve.controls: the scores of {control.name} tell no training losses apart; choose another"
+                )
+            solution = solve_for_effective_sample_share(
+                (row - row.mean(dtype=np.float64))[None],
+                [1.0],
+                share,
+                inverse_temperature=pool.inverse_temperature,
+                observables=[control.name],
+                **options,
             )
-    else:
-        row = split_scores(pool.subjects.task, pool.index, control.split)
-    options = {"weight_min": settings.weight_min, "weight_max": settings.weight_max, "observables": [control.name]}
-    return solve_for_effective_sample_share(
-        row[None], [1.0], share, inverse_temperature=pool.inverse_temperature, **options
-    )
+            found[control.name] = Control(solution.weights, solution, report | details)
+    return found
+
+
+def _scores(run_calls: RunCalls, pool: Pool, control: ControlConfig) -> tuple[np.ndarray, dict[str, Any]]:
+    """What losses that weigh more have more of [entry], and what is known of how well it is known."""
+    assert pool.config.solve is not None
+    sign = np.sign(next((value for value in pool.config.solve.targets.values() if value), 1.0))
+    match control:
+        case AblationControlConfig():
+            return sign * ablation_scores(run_calls, pool), {}
+        case FirstMomentControlConfig():
+            scores = moment_scores(run_calls, pool, control.draws, [control.name])
+            [reliability] = split_half_reliability(scores.per_chain)
+            replicates = {"of": scores.replicates, "number": len(scores.per_chain)}
+            return sign * scores.chi[0], {"reliability": reliability, "replicates": replicates}
+        case GradientControlConfig():
+            gradient = SplitGradient(pool.run.storage, pool.subject, control.name, control.split)
+            return pool_alignments(run_calls, gradient, pool.num_samples), {}
+        case LossContrastControlConfig():
+            return contrast_scores(run_calls, pool, control.checkpoint), {}
+        case SplitControlConfig():
+            return split_scores(pool.subjects.task, pool.index, control.split), {}
+    raise AssertionError(control.kind)
+
+
+def contrast_scores(run_calls: RunCalls, pool: Pool, checkpoint: str) -> np.ndarray:
+    """Every loss of the pool at another checkpoint less that at the checkpoint of the subject [entry], nats."""
+    task = pool.subjects.task
+    follows = [task.fingerprint(), pool.config.seed] if checkpoint == INITIALISATION else task.fingerprint(checkpoint)
+    places = {_place(checkpoint): follows, pool.subject: None}
+    there, here = (pool_losses(run_calls, pool.subject, *place, pool.num_samples) for place in places.items())
+    return there - here
+
+
+def _place(checkpoint: str) -> str:
+    """Name of the subject that is looked at there and not sampled."""
+    return f"contrast/{checkpoint}"
 
 
 def split_scores(task: Task, index: dict[str, np.ndarray], split: str) -> np.ndarray:
-    """Coefficients of a split loss on the training samples themselves, less their mean [entry].
+    """Coefficients of a split loss on the training samples themselves [entry].
 
     Args:
         task: of the samples.
@@ -49,7 +138,7 @@ def split_scores(task: Task, index: dict[str, np.ndarray], split: str) -> np.nda
         split: of the task, or ``domain:NAME``.
 
     Raises:
-        PatterningError: there is no such split, or none of the losses is in it.
+        PatterningError: there is no such split.
     """
     ids = np.arange(len(task.train))
     if split.startswith("domain:"):
@@ -61,6 +150,4 @@ def split_scores(task: Task, index: dict[str, np.ndarray], split: str) -> np.nda
         row = whole[index[task.key]] if "position" not in index else whole[index[task.key], index["position"] - 1]
     else:
         raise PatterningError(f"solve.controls: there is no split {split!r} of the training samples in this task")
-    if not np.ptp(row):
-        raise PatterningError(f"solve.controls: the split {split!r} tells no training losses apart; choose another")
-    return row - row.mean()
+    return row

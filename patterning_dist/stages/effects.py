@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from patterning_dist.config import Config
+from patterning_dist.config.checkpoints import INITIALISATION
 from patterning_dist.response.paired import share_of_effect
 from patterning_dist.response.survival import Runs, hazard_ratio, kaplan_meier, log_rank
 from patterning_dist.stages.arms import Arm, counterpart, entry, same_training, shared_seeds
@@ -94,7 +95,7 @@ def time_to_event(arms: list[Arm]) -> dict[str, Any]:
     its last step. Only runs from initialisation are waited for: a checkpoint may have the head already.
     """
     found = {}
-    fresh = [arm for arm in arms if arm.settings.start == "initialisation"]
+    fresh = [arm for arm in arms if arm.settings.start == INITIALISATION]
     scored = {arm.name: _runs(arm) for arm in fresh if arm.transitions is not None}
     for arm in (arm for arm in arms if arm.name in scored):
         runs = scored[arm.name]

@@ -6,6 +6,7 @@ import numpy as np
 
 from patterning_dist.aggregation.files import read_chains
 from patterning_dist.config import Config
+from patterning_dist.config.controls import DrawsKind
 from patterning_dist.measure.subjects import OpenSubjects
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.first_moments import Draws, pool_rises, probe_rises
@@ -27,30 +28,37 @@ def choose_subject(
     if len(names) == 1:
         return names[0], {}
     pool = Pool(config, run, opener, names[0], device)
+    draws = [_draws(config, run, name, config.solve.draws) for name in names]
     with pool.tasks(progress) as run_calls:
-        found = probe_rises(run_calls, [_draws(config, run, name) for name in names], len(pool.subjects.probe.ids))
+        found = probe_rises(run_calls, draws, len(pool.subjects.probe.ids))
     rises = dict(zip(names, found, strict=True))
     chosen = max(rises, key=lambda name: rises[name])
     progress.say(f"solve: {chosen} of {len(names)} components: disturbed, it raises the loss most")
     return chosen, rises
 
 
-def _draws(config: Config, run: RunDirectory, subject: str) -> Draws:
+def _draws(config: Config, run: RunDirectory, subject: str, source: DrawsKind) -> Draws:
     assert config.solve is not None
-    if config.solve.draws == "antithetic":
+    if source == "antithetic":
         return Draws(run.storage, subject, num_pairs=config.solve.num_draws)
     healthy, _ = read_chains(run.path / "sampling" / subject)
     return Draws(run.storage, subject, chains=tuple(moments.chain for moments in healthy))
 
 
 def first_moment_scores(pool: Pool, observables: list[str], progress: Progress) -> Scores:
+    """The targets' scores from the draws of section solve; see ``moment_scores``."""
+    assert pool.config.solve is not None
+    with pool.tasks(progress) as run_calls:
+        return moment_scores(run_calls, pool, pool.config.solve.draws, observables)
+
+
+def moment_scores(run_calls: RunCalls, pool: Pool, source: DrawsKind, observables: list[str]) -> Scores:
     """m_i = <l_i - L> less its value at w* (see ``sampling.first_moment``) over the whole pool, nats.
 
     Errors come from the spread between chains, or pairs of draws, on a part of the pool.
     """
-    draws = _draws(pool.config, pool.run, pool.subject)
-    with pool.tasks(progress) as run_calls:
-        rises, subset = pool_rises(run_calls, draws, pool.num_samples, pool.subset)
+    draws = _draws(pool.config, pool.run, pool.subject, source)
+    rises, subset = pool_rises(run_calls, draws, pool.num_samples, pool.subset)
     return Scores(
         centred(rises)[None],
         pool.in_subset,

@@ -10,6 +10,7 @@ from typing import Any
 import pyarrow as pa
 
 from patterning_dist.config import Config
+from patterning_dist.config.checkpoints import INITIALISATION
 from patterning_dist.config.training import Arm
 
 
@@ -59,7 +60,7 @@ class Round:
         """The checkpoint that it trains from; None: a fresh initialisation."""
         if self.number > 1:
             return self.before.folder
-        return None if self.arm.start == "initialisation" else self.arm.start
+        return None if self.arm.start == INITIALISATION else self.arm.start
 
     @property
     def weights(self) -> str | None:

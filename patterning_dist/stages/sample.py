@@ -69,8 +69,7 @@ def open_subjects(config: Config, location: Location, device: str) -> OpenSubjec
                 subjects[twin] = Subject(checkpoint, component, stream=twin, half_step=True)
     files = ["data"] if isinstance(config.data, TextConfig) else []
     files += [] if config.model.given_checkpoints else [BASELINE]
-    solve = config.solve
-    kept = solve.num_draws if solve is not None and solve.scores == "first_moment" and solve.draws == "chains" else 0
+    kept = 0 if config.solve is None else config.solve.num_kept_draws
     return OpenSubjects(
         partial(open_task, config),
         location,

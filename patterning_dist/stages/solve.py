@@ -11,7 +11,6 @@ import numpy as np
 import pyarrow as pa
 
 from patterning_dist.config import Config, SolveConfig
-from patterning_dist.data.sampler import permutation
 from patterning_dist.data.weights import write_sample_weights
 from patterning_dist.errors import PatterningError
 from patterning_dist.measure.analysis import SIGN
@@ -24,16 +23,15 @@ from patterning_dist.response.prediction import (
 from patterning_dist.response.reliability import split_half_reliability
 from patterning_dist.response.solver import WeightSolution, solve_for_effective_sample_share, solve_weights
 from patterning_dist.runtime.environment import resolve_device
-from patterning_dist.stages.controls import control_weights
+from patterning_dist.stages.controls import control_weights, with_contrasts
 from patterning_dist.stages.cost import hold_cost, scale_arm
-from patterning_dist.stages.masses import mass_groups
+from patterning_dist.stages.masses import dealt, mass_groups
 from patterning_dist.stages.moments import choose_subject, first_moment_scores
 from patterning_dist.stages.sample import open_subjects
 from patterning_dist.stages.scores import Pool, Scores, direction_scores, plain_scores, regression_scores
 from patterning_dist.storage.files import write_json, write_parquet
 from patterning_dist.storage.run import RunDirectory
 
-_PERMUTED_STREAM = 0x7065726D
 _HISTOGRAM_BINS = 48
 _SIGNS = {"plus": 1.0, "minus": -1.0}  # of the targets
 _SCORES = {
@@ -54,7 +52,7 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     device = resolve_device(config.device)
     opener = open_subjects(config, run.location, device)
     subject, rises = choose_subject(config, run, opener, device, progress)
-    pool = Pool(config, run, opener, subject, device)
+    pool = Pool(config, run, with_contrasts(config, opener, subject), subject, device)
     scores = score(pool, progress)
     outputs = [_write_pool(pool, scores)]
     report: dict[str, Any] = {"subject": subject, "mean_rises": rises, **described(pool, scores), "arms": {}}
@@ -73,11 +71,14 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
         "effective_sample_share": report["arms"]["plus"]["effective_sample_share"],
         "histogram": report["arms"]["plus"]["histogram"],
     }
-    for control in config.solve.controls:
-        share = report["arms"]["plus"]["effective_sample_share"]
-        solution = control_weights(pool, control, share, progress)
-        solutions[control.name] = solution.weights
-        report["arms"][control.name] = _weights_entry(solution, config.solve.weight_max)
+    for name, control in control_weights(
+        pool, plus, report["arms"]["plus"]["effective_sample_share"], progress
+    ).items():
+        solutions[name] = control.weights
+        of_weights = report["arms"]["permuted"]
+        if control.solution is not None:
+            of_weights = _weights_entry(control.solution, config.solve.weight_max)
+        report["arms"][name] = of_weights | control.report
     for arm, weights in solutions.items():
         outputs.append(run.path / "weights" / f"{arm}.parquet")
         write_weights(pool, outputs[-1], arm, weights)
@@ -121,22 +122,6 @@ def described(pool: Pool, scores: Scores) -> dict[str, Any]:
     assert pool.config.solve is not None
     kept = {"of": pool.config.solve.keep_mass, "num_groups": int(groups.max()) + 1, "arms": [*_SIGNS, "permuted"]}
     return found | {"kept_mass": kept}
-
-
-def dealt(weights: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndarray:
-    """The same weights on other entries, of the same group where groups keep their mass [entry].
-
-    Args:
-        weights: of the entries.
-        groups: their numbers; None: all are one.
-        seed: of the order, which is uniform within every group.
-    """
-    order = permutation(seed, _PERMUTED_STREAM, len(weights))
-    if groups is None:
-        return weights[order]
-    found = np.empty_like(weights)
-    found[np.argsort(groups, kind="stable")] = weights[order[np.argsort(groups[order], kind="stable")]]
-    return found
 
 
 def _groups(pool: Pool) -> np.ndarray | None:

@@ -12,7 +12,10 @@ from tiny_run import copy_run, quiet, subjects_of, tiny_config
 
 from patterning_dist.aggregation.files import read_positions
 from patterning_dist.errors import PatterningError
+from patterning_dist.response.reliability import split_half_reliability
 from patterning_dist.sampling.first_moment import antithetic_pair, mean_rises
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.samples import all_losses
 from patterning_dist.sampling.statistics import flatten, unflatten
 from patterning_dist.stages.sample import sample
 from patterning_dist.stages.solve import solve
@@ -22,7 +25,10 @@ pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]
 
 SOLVE = """{scores: first_moment, component: layer.1.head.*, targets: {energy: -1}, effective_sample_share: 0.8,
 num_draws: 3, min_reliability: %s, draws: %s, controls: [{kind: ablation, name: ablation},
-{kind: split, name: oracle, split: induction}]}"""
+{kind: split, name: oracle, split: induction}, {kind: first_moment, name: other, draws: %s},
+{kind: gradient, name: aligned, split: induction}, {kind: loss_contrast, name: earlier, checkpoint: initialisation},
+{kind: permuted, name: within, within: domain}]}"""
+OTHER = {"antithetic": "chains", "chains": "antithetic"}
 
 
 def settings(directory: Path, draws: str, min_reliability: float = -1):
@@ -32,7 +38,7 @@ def settings(directory: Path, draws: str, min_reliability: float = -1):
         "sampling.components=[{name: layer.*.head.*}]",
         f"sampling.observables={observables}",
         "response.direction=null",
-        f"solve={SOLVE % (min_reliability, draws)}",
+        f"solve={SOLVE % (min_reliability, draws, OTHER[draws])}",
     )
 
 
@@ -46,10 +52,10 @@ def solved(request, tiny_run: Path, tmp_path_factory: pytest.TempPathFactory):
     return config, subjects_of(config, run.path), run
 
 
-def rises_by_hand(config, subjects, run: RunDirectory, subject: str, samples) -> np.ndarray:
+def rises_by_hand(config, subjects, run: RunDirectory, subject: str, samples, draws: str | None = None) -> np.ndarray:
     """[replicate, sample, position]"""
     target = subjects.target(subject)
-    if config.solve.draws == "antithetic":
+    if (draws or config.solve.draws) == "antithetic":
         gamma = subjects.posterior(subject).localization
         groups = [antithetic_pair(target, number, seed=config.seed, gamma=gamma) for number in range(3)]
     else:
@@ -91,19 +97,41 @@ def test_every_loss_of_the_pool_has_its_first_moment(solved):
 
 
 def test_controls_have_the_share_of_plus_and_their_own_scores(solved):
-    _, subjects, run = solved
+    config, subjects, run = solved
     solution = json.loads((run.path / "weights" / "solution.json").read_text())
     weights = {
         arm: pq.read_table(run.path / "weights" / f"{arm}.parquet")["weight"].to_numpy() for arm in solution["arms"]
     }
-    assert list(weights) == ["plus", "minus", "permuted", "ablation", "oracle"]
+    assert list(weights) == [
+        *("plus", "minus", "permuted", "ablation", "oracle"),
+        *("other", "aligned", "earlier", "within"),
+    ]
     for table in weights.values():
         assert table.sum() ** 2 / (len(table) * (table**2).sum()) == pytest.approx(0.8, abs=1e-3)
     target = subjects.target(solution["subject"])
     nothing = unflatten(0 * flatten(target.center), target.center)
     rises = mean_rises(target, target.prepare(subjects.task.train), [[nothing]]).numpy().ravel()
-    inside = (weights["ablation"] > 0) & (weights["ablation"] < 4)
-    assert np.corrcoef(rises[inside], weights["ablation"][inside])[0, 1] < -0.999  # as asked: down
+
+    def follows(name: str, row: np.ndarray) -> float:
+        inside = (weights[name] > 0) & (weights[name] < 4)
+        return np.corrcoef(row[inside], weights[name][inside])[0, 1]
+
+    assert follows("ablation", rises) < -0.999  # as asked: down
+    # First moments from the other draws, as solve.draws would have them: the chains' positions were kept for that.
+    by_hand = rises_by_hand(
+        config, subjects, run, solution["subject"], subjects.task.train, OTHER[config.solve.draws]
+    ).reshape(3, -1)
+    assert follows("other", by_hand.mean(axis=0)) < -0.999
+    found = solution["arms"]["other"]
+    assert found["replicates"]["number"] == 3
+    centred = by_hand - by_hand.mean(axis=1, keepdims=True)
+    assert found["reliability"] == pytest.approx(split_half_reliability(centred[:, None])[0], abs=0.01)
+    # Losses where the training began, less those at the checkpoint.
+    held = target.losses(target.prepare(subjects.task.train)).numpy().ravel()
+    fresh = subjects.task.build(config.seed)
+    began = all_losses(lambda batch: subjects.task.losses(fresh, batch), subjects.task.train, Ranks(), 8, "cpu")
+    assert follows("earlier", began.numpy().ravel() - held) > 0.999
+    np.testing.assert_array_equal(np.sort(weights["within"]), np.sort(weights["plus"]))
     [(_, mask)] = subjects.task.split("induction", subjects.task.train, np.arange(len(subjects.task.train)))
     assert weights["oracle"][mask.ravel()].min() > 1 > weights["oracle"][~mask.ravel()].max()
 

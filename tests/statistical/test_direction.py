@@ -129,6 +129,12 @@ def test_hessian_products_are_those_of_the_dense_hessian(component):
     got = torch.cat([g.flatten() for g in solution.vector.values()]).double()
     assert (got - wanted).norm() < 1e-3 * wanted.norm()
     assert not solution.negative_curvature
+    # Without iterations: g / gamma, and how far from solved that is.
+    alone = response_direction(restricted, posterior, gradient, batch, max_iterations=0, tolerance=1e-5)
+    torch.testing.assert_close(alone.vector, {n: g / posterior.localization for n, g in gradient.items()})
+    g = torch.cat([g.flatten() for g in gradient.values()]).double()
+    left_out = 30.0 * hessian.double() @ g / posterior.localization
+    assert alone.relative_residual == pytest.approx((left_out.norm() / g.norm()).item(), rel=1e-3)
     weak = Posterior(inverse_temperature=30.0, localization=1e-3)
     assert response_direction(restricted, weak, gradient, batch, max_iterations=200, tolerance=1e-5).negative_curvature
 

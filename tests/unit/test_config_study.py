@@ -263,7 +263,7 @@ def test_a_table_of_tokens_cannot_be_the_probe_of_other_samples(path: Path) -> N
 def test_samples_of_a_function_have_no_masses_to_keep(path: Path) -> None:
     path.write_text(yaml.safe_dump(STUDY | OWN))
     solve = "solve={component: everything, scores: plain, targets: {x: -1}, strength: 1, keep_mass: domain}"
-    assert "solve.keep_mass: data.kind 'function' has no domain; remove the key" in refusal(path, solve)
+    assert "solve.keep_mass: data.kind 'function' has no domain; remove it" in refusal(path, solve)
 
 
 SOLVE = "solve={component: layer.0.head.1, checkpoint: final, scores: plain, targets: {prose: -1}, strength: 1}"
@@ -319,3 +319,97 @@ def test_the_attention_only_transformer_takes_one_process() -> None:
     )
     config = load_config(quickstart, ["sampling.sampler={kind: sgnht}", "sampling.compute_dtype=bfloat16"])
     assert config.sampling.sampler.diffusion > 0
+
+
+ENERGY = SOLVE.replace("plain, targets: {prose: -1}", "first_moment, targets: {free_energy: 1}")
+
+
+@pytest.mark.parametrize(
+    ("solve", "control", "text"),
+    [
+        (SOLVE, "{kind: ablation, name: c}", "an ablation is compared with solve.scores: first_moment; choose them"),
+        (
+            SOLVE,
+            "{kind: first_moment, name: c, draws: chains}",
+            "c is compared with solve.scores: first_moment from other draws; choose them, or remove it",
+        ),
+        (
+            ENERGY,
+            "{kind: first_moment, name: c, draws: antithetic}",
+            "c has the draws of plus itself, solve.draws: antithetic; choose the other kind, or remove it",
+        ),
+        (
+            SOLVE,
+            "{kind: gradient, name: c, split: 'domain:law'}",
+            "no held-out data has the domain of 'domain:law'; the domains are prose",
+        ),
+        (
+            SOLVE,
+            "{kind: loss_contrast, name: c, checkpoint: step3}",
+            "'step3' of c is no checkpoint of this run; expected one of step1000",
+        ),
+        (
+            SOLVE,
+            "{kind: loss_contrast, name: c, checkpoint: initialisation}",
+            "'initialisation' of c is known of a model that this run trains, and this one was there before; expected "
+            "one of step1000",
+        ),
+        (
+            SOLVE,
+            "{kind: loss_contrast, name: c, checkpoint: final}",
+            "'final' of c is the checkpoint that the weights are of; expected one of step1000",
+        ),
+        (
+            SOLVE,
+            "{kind: permuted, name: c, within: label}",
+            "solve.controls.0.within: data.kind 'tokens' has no label; expected token or domain",
+        ),
+        (
+            SOLVE.replace("strength: 1", "strength: 1, keep_mass: token"),
+            "{kind: permuted, name: c, within: token}",
+            "solve.keep_mass makes the arm permuted within each token already; remove c",
+        ),
+        (SOLVE, "{kind: split, name: plus, split: rest}", "'plus' is the name of other weights too; rename it"),
+        (SOLVE, "{kind: permutation, name: c}", "solve.controls.0.kind: expected one of 'ablation', 'first_moment',"),
+    ],
+)
+def test_controls_that_make_no_sense_are_refused(path: Path, solve: str, control: str, text: str) -> None:
+    message = refusal(path, solve, f"solve.controls=[{control}]")
+    assert text in message and len(message.splitlines()) == 1
+    assert "solve.controls" in message
+
+
+def test_a_gradient_needs_held_out_data(path: Path) -> None:
+    control = "solve.controls=[{kind: gradient, name: c, split: overall}]"
+    assert load_config(path, [SOLVE, control])
+    assert "c is the gradient of a held-out loss, and there is no held-out data; add data.held_out" in refusal(
+        path, SOLVE.replace("prose", "llc"), control, "data.held_out={}"
+    )
+
+
+def test_splits_of_text_are_known_before_it_is_read() -> None:
+    quickstart = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+    held_out = "[{kind: gradient, name: c, split: repeated_sequence}, {kind: gradient, name: d, split: overall}]"
+    assert load_config(quickstart, ["retrain=null", f"solve.controls={held_out}"])
+    message = refusal(quickstart, "retrain=null", "solve.controls=[{kind: gradient, name: c, split: indution}]")
+    assert "there is no split 'indution'; expected domain:NAME or one of induction, rest, induction_minus" in message
+    assert "no split 'overall'" in refusal(
+        quickstart, "retrain=null", "solve.controls=[{kind: split, name: c, split: overall}]"
+    )
+    earlier = "solve.controls=[{kind: loss_contrast, name: c, checkpoint: %s}]"
+    assert load_config(quickstart, ["retrain=null", earlier % "initialisation"])
+    assert "'baseline' of c is the checkpoint that the weights are of; expected one of initialisation" in refusal(
+        quickstart, "retrain=null", earlier % "baseline"
+    )
+
+
+def test_draws_that_a_control_reads_are_an_input_of_the_chains(path: Path) -> None:
+    """So that a control which is added to a finished run has its positions."""
+
+    def inputs(*overrides: str) -> dict:
+        return Loop().inputs(load_config(path, overrides), {}).get("sampling", {})
+
+    control = "solve.controls=[{kind: first_moment, name: c, draws: chains}]"
+    assert inputs(ENERGY) == inputs(SOLVE) == inputs() == {}
+    assert inputs(ENERGY, control) == {"positions": ["final", "layer.0.head.1", 8]}
+    assert inputs(ENERGY, "solve.draws=chains", "solve.num_draws=5") == {"positions": ["final", "layer.0.head.1", 5]}

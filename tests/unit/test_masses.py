@@ -6,8 +6,7 @@ import numpy as np
 import pytest
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.stages.masses import mass_groups
-from patterning_dist.stages.solve import dealt
+from patterning_dist.stages.masses import dealt, mass_groups
 
 
 class Tokens:
@@ -54,7 +53,7 @@ def test_what_is_not_known_is_refused():
         PatterningError, match=r"solve\.keep_mass: 'label' is not known .*; expected one of domain, token"
     ):
         mass_groups(Tokens(), INDEX, "label")
-    with pytest.raises(PatterningError, match="'token' is not known of these samples; nothing is, so remove the key"):
+    with pytest.raises(PatterningError, match="'token' is not known of these samples; nothing is, so remove it"):
         mass_groups(Unknown(), {"sample_id": np.arange(3)}, "token")
 
 

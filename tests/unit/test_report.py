@@ -492,3 +492,33 @@ def test_a_cost_that_was_held_and_metrics_of_a_window_are_told(run):
     assert "Plus is scaled to 0.25 of what was solved for" in html and "end is held to 0.017; 3 strengths" in html
     table = html[html.index("Metrics where the windows lead") :]
     assert "no interval" in table[:200] and "+0.037" in table and "0.0021" in table
+
+
+def test_controls_are_named_in_words(run):
+    path = run / "weights" / "solution.json"
+    solution = json.loads(path.read_text())
+    assert "controls are made of" not in section_of(page(run), "weights")
+    plus = solution["arms"]["plus"]
+    replicates = {"reliability": 0.71, "replicates": {"of": "chains", "number": 3}}
+    for name, entry in {
+        "aligned": {"control": {"kind": "gradient", "split": "induction"}},
+        "by_chains": {"control": {"kind": "first_moment", "draws": "chains"}, **replicates},
+        "dealt": {"control": {"kind": "permuted", "within": "token"}},
+        "earlier": {"control": {"kind": "loss_contrast", "checkpoint": "initialisation"}},
+        "nothing": {"control": {"kind": "ablation"}},
+        "oracle": {"control": {"kind": "split", "split": "rest"}},
+    }.items():
+        solution["arms"][name] = {"histogram": plus["histogram"], "effective_sample_share": 0.8} | entry
+    path.write_text(json.dumps(solution | {"subject": "layer.1.head.3"}))
+    words = re.sub("<[^>]*>|\u00a0", " ", section_of(page(run), "weights"))
+    for said in (
+        "What the controls are made of, within the bounds and at the effective share of plus",
+        "gradient over layer.1.head.3 with that of the held-out loss induction, at the checkpoint, without draws",
+        "from draws of the chains; scores from 3 chains repeat from half to half of them with r = 0.71",
+        "the weights of plus, dealt to other losses of the same token",
+        "how much larger each loss is at initialisation than at the checkpoint that is sampled",
+        "how far each loss rises where layer.1.head.3 is set to 0",
+        "the losses that the split rest names, without any posterior: an oracle",
+    ):
+        assert said in words.replace("&#x27;", "'"), said
+    assert "Histogram of dealt weights" not in page(run)  # it is that of plus

@@ -19,11 +19,11 @@ from patterning_dist.response.extrapolate import extrapolate
 from patterning_dist.response.solver import solve_for_effective_sample_share
 from patterning_dist.runtime.pool import SHARD_SAMPLES, SUBSET_TASKS
 from patterning_dist.stages.cost import MAX_WALKS
+from patterning_dist.stages.plan.passes import control_tasks, moment_seconds, share_by_chain
 from patterning_dist.stages.plan.predict import walk_seconds
 from patterning_dist.stages.plan.sampling import Chains
 from patterning_dist.stages.plan.table import StagePlan
 from patterning_dist.stages.rounds import later_rounds
-from patterning_dist.stages.scores import SAMPLES_BY_CHAIN
 from patterning_dist.storage.files import write_parquet
 
 # Entries that the solver is timed on, and sequences that features are; times grow in proportion to their number.
@@ -36,21 +36,24 @@ def plan_solve(chains: Chains, solved: Sequence[str], folder: Path) -> StagePlan
     """Stage solve on the chains of one of the subjects; ``folder`` is written to."""
     settings = chains.config.solve
     assert settings is not None
-    by_chain = _by_chain(chains)
+    by_chain = share_by_chain(chains)
     num_observables, num_entries = len(_observables(chains)), chains.subjects.num_training_losses
     scoring = {
         "response_direction": lambda: _direction_seconds(chains, solved[0]),
         "regression": lambda: _regression_seconds(chains, solved[0]),
         "plain": chains.reduction_seconds,
-        "first_moment": lambda: _moment_seconds(chains, solved),
+        "first_moment": lambda: moment_seconds(chains, solved),
     }
-    on_workers = settings.scores in ("response_direction", "first_moment")
-    tables = _TABLES + len(settings.controls)
+    controls, passes = settings.controls, control_tasks(chains, solved[0])
+    on_workers = settings.scores in ("response_direction", "first_moment") or bool(passes)
+    tables = _TABLES + len(controls)
+    solutions = _ARMS + sum(control.kind != "permuted" for control in controls)
     return StagePlan(
         "solve",
         f"{num_entries:,} weights",
         scoring[settings.scores]()
-        + _weights_seconds(chains, folder, _ARMS + len(settings.controls), tables)
+        + (chains.probe.starting + makespan(passes, chains.probe.num_workers) if passes else NOTHING)
+        + _weights_seconds(chains, folder, solutions, tables)
         + (NOTHING if settings.max_cost is None else walk_seconds(chains, _ARMS) * MAX_WALKS),
         chains.probe.num_workers * chains.config.sampling.ranks_per_chain if on_workers else 1,
         chains.config.sampling.threads_per_worker,
@@ -82,11 +85,6 @@ def _observables(chains: Chains) -> list[str]:
     return list(chains.config.solve.targets) or list(held_out.names if held_out else ())
 
 
-def _by_chain(chains: Chains) -> float:
-    """Share of the pool that is scored chain by chain."""
-    return min(1.0, SAMPLES_BY_CHAIN / len(chains.subjects.task.train))
-
-
 def _direction_seconds(chains: Chains, subject: str) -> Seconds:
     """Time of the response directions and of the scores along them.
 
@@ -109,7 +107,7 @@ def _direction_seconds(chains: Chains, subject: str) -> Seconds:
     products = Seconds(product.value * times.num_products, product.low * low, product.high * high)
     batch = times.prepare * settings.hessian_sequences
     tasks = [scored(len(subjects.probe.ids), directions)]
-    tasks += [scored(math.ceil(_by_chain(chains) * num_samples / SUBSET_TASKS), directions)] * SUBSET_TASKS
+    tasks += [scored(math.ceil(share_by_chain(chains) * num_samples / SUBSET_TASKS), directions)] * SUBSET_TASKS
     tasks += [
         scored(min(SHARD_SAMPLES, num_samples - start), num_observables)
         for start in range(0, num_samples, SHARD_SAMPLES)
@@ -136,28 +134,6 @@ def _regression_seconds(chains: Chains, subject: str) -> Seconds:
     return Seconds.about(reading * len(pool) / len(tokens) + fitting * fits, 0.5)
 
 
-def _moment_seconds(chains: Chains, solved: Sequence[str]) -> Seconds:
-    """Time of the antithetic passes over pool and probe; a pass costs what measuring a draw does, sample by sample."""
-    settings, subjects, held_out = chains.config.solve, chains.subjects, chains.subjects.held_out
-    assert settings is not None
-    times = chains.probe.chains[chains.standing_for[solved[0]]]
-    num_probe, num_samples = len(subjects.probe.ids), len(subjects.task.train)
-    sample = times.draw * (1 / (num_probe + (0 if held_out is None else len(held_out.samples))))
-    replicates = 2 if settings.draws == "antithetic" else chains.counts[solved[0]].num_chains
-    passes = replicates * settings.num_draws + 2  # the centre, and what lies below the component
-
-    def scored(number: float, passes: int) -> Seconds:
-        return times.opening + sample * (number * passes)
-
-    sizes = [min(SHARD_SAMPLES, num_samples - start) for start in range(0, num_samples, SHARD_SAMPLES)]
-    tasks = [scored(num_probe, passes)] * (len(solved) if len(solved) > 1 else 0)
-    tasks += [scored(_by_chain(chains) * num_samples / SUBSET_TASKS, passes)] * SUBSET_TASKS
-    tasks += [scored(size, passes) for size in sizes]
-    ablations = sum(control.kind == "ablation" for control in settings.controls)
-    tasks += [scored(size, 3) for size in sizes] * ablations
-    return chains.probe.starting + makespan(tasks, chains.probe.num_workers)
-
-
 def _weights_seconds(chains: Chains, folder: Path, num_arms: int, num_tables: int) -> Seconds:
     """Time of the solver on made-up scores of a part of the pool, carried to all of it and to the cross-fits."""
     settings, subjects = chains.config.solve, chains.subjects
@@ -182,5 +158,5 @@ def _weights_seconds(chains: Chains, folder: Path, num_arms: int, num_tables: in
     writing = time.perf_counter() - started
     # Each half of the chains is solved for on the part of the pool that is scored chain by chain. Real scores have
     # heavier tails than these: the search for the strength may take more rounds, or fewer.
-    solver = Seconds.about(solving * num_arms * (1 + 2 * _by_chain(chains)) * total / number, 0.4)
+    solver = Seconds.about(solving * num_arms * (1 + 2 * share_by_chain(chains)) * total / number, 0.4)
     return solver + Seconds.about(writing * num_tables * total / number, 0.3)

@@ -11,6 +11,7 @@ from typing import Any
 from rich.console import Console
 
 from patterning_dist.config import Config
+from patterning_dist.config.checkpoints import INITIALISATION
 from patterning_dist.progress import Progress
 from patterning_dist.response.cost import NOTHING, Seconds
 from patterning_dist.runtime.probe.training import JobTimes, StepTimes, probe_job, probe_steps
@@ -143,7 +144,7 @@ def _retraining(config: Config, directory: Path, seed: int) -> TrainingJob:
         seed=seed,
         num_steps=settings.num_steps,
         evaluate_every=settings.evaluate_every,
-        start=None if arm.start == "initialisation" else arm.start,
+        start=None if arm.start == INITIALISATION else arm.start,
         splits=tuple((o.name, o.split) for o in config.sampling.observables if o.kind == "split_loss"),
         deepspeed=settings.deepspeed,
         num_workers=settings.num_workers,

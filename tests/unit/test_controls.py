@@ -1,0 +1,258 @@
+"""Controls of the weights: what each follows is what it is by hand, and all have the share and the bounds of plus."""
+
+from __future__ import annotations
+
+import contextlib
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import save_model
+from tiny_run import copy_run, quiet, tiny_config
+from torch import nn
+from torch.utils.data import TensorDataset
+
+from patterning_dist.config import Config
+from patterning_dist.errors import PatterningError
+from patterning_dist.measure.preflight import preflight
+from patterning_dist.response.reliability import split_half_reliability
+from patterning_dist.response.solver import solve_for_effective_sample_share
+from patterning_dist.sampling.statistics import flatten
+from patterning_dist.stages import moments
+from patterning_dist.stages.controls import contrast_scores, control_weights, with_contrasts
+from patterning_dist.stages.masses import mass_groups
+from patterning_dist.stages.moments import first_moment_scores
+from patterning_dist.stages.sample import open_subjects
+from patterning_dist.stages.scores import Pool
+from patterning_dist.storage.run import RunDirectory
+from patterning_dist.storage.snapshots import Snapshots, pack
+from patterning_dist.tasks.held_out import held_out_ids
+
+HERE, SHARE = "test_controls", 0.8
+
+
+def load() -> tuple[TensorDataset, dict[str, TensorDataset]]:
+    rng = torch.Generator().manual_seed(2)
+    x, y = torch.randn(288, 4, generator=rng), torch.randn(288, generator=rng)
+    return TensorDataset(x[:258], y[:258]), {"far": TensorDataset(x[258:] + 1, y[258:])}  # the pool is two tasks
+
+
+LOAD = load
+
+
+def initialise(seed: int) -> nn.Module:
+    torch.manual_seed(seed)
+    return nn.Sequential(nn.Linear(4, 1), nn.Linear(1, 1))
+
+
+def half_squares(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
+    """(v (x . w + b) + c - y)^2 / 2: quadratic in w, the component of these tests."""
+    return (model(batch[0])[:, 0] - batch[1]).square() / 2
+
+
+class InProcess(Pool):
+    """Passes over the pool in this process, without Ray and without files of results."""
+
+    def tasks(self, progress):
+        def run_calls(label, calls):
+            study = self.opener("cpu", self.subjects.ranks)
+            return [call.function(SimpleNamespace(study=study), *call.arguments) for call in calls]
+
+        return contextlib.nullcontext(run_calls)
+
+
+def pool_of(config: Config, run: RunDirectory, subject: str) -> InProcess:
+    opener = with_contrasts(config, open_subjects(config, run.location, "cpu"), subject)
+    return InProcess(config, run, opener, subject, "cpu")
+
+
+def lines(folder: Path, *controls: dict) -> InProcess:
+    """The pool of a small regression, at a checkpoint some way from its initialisation."""
+    names = {"initialise": f"{HERE}:initialise", "per_sample_loss": f"{HERE}:half_squares"}
+    config = Config.model_validate(
+        {
+            "name": "lines",
+            "seed": 3,
+            "model": {"kind": "module", **names},
+            "data": {"kind": "function", "load": f"{HERE}:load"},
+            "sampling": {
+                "components": [{"name": "0.weight"}],
+                "observables": [{"kind": "component_loss", "name": "loss"}, {"kind": "free_energy", "name": "energy"}],
+                "num_draws": 4,
+                "burn_in": 0,
+                "inverse_temperature": 10,
+                "localization": 1,
+                "step_size": 1e-3,
+                "probe_sequences": 30,
+            },
+            "solve": {
+                "scores": "first_moment",
+                "component": "0.weight",
+                "targets": {"energy": -1},
+                "effective_sample_share": SHARE,
+                "controls": controls,
+            },
+        }
+    )
+    (folder / "baseline").mkdir()
+    save_model(trained(), str(folder / "baseline" / "model.safetensors"))
+    return pool_of(config, RunDirectory(folder), "0.weight")
+
+
+def trained() -> nn.Module:
+    model = initialise(11)
+    with torch.no_grad():
+        model[1].weight.fill_(1.5)
+    return model
+
+
+def weights_of(pool: InProcess, plus: np.ndarray | None = None):
+    return control_weights(pool, np.ones(258) if plus is None else plus, SHARE, quiet())
+
+
+def solved(pool: InProcess, row: np.ndarray) -> np.ndarray:
+    """Weights that follow a row up, by the bounded solver."""
+    options = {"inverse_temperature": pool.inverse_temperature, "weight_min": 0.0, "weight_max": 4.0}
+    return solve_for_effective_sample_share((row - row.mean())[None], [1.0], SHARE, **options).weights
+
+
+def test_the_gradient_row_is_the_alignment_in_closed_form_and_weighs_up_what_lowers_the_split(tmp_path: Path) -> None:
+    pool = lines(tmp_path, {"kind": "gradient", "name": "aligned", "split": "overall"})
+    model, ((x, y), held_out) = trained(), (load()[0].tensors, load()[1]["far"])
+    ids = held_out_ids(pool.subjects.task, 3, 256, "observed")["far"]
+    assert 0 < len(ids) < 30  # on no sample that results are measured on
+    far_x, far_y = (part[ids] for part in held_out.tensors)
+
+    def gradients(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+        """[sample, coordinate]: v r x, with the slope v of the layer that stays where it is."""
+        return 1.5 * (model(x)[:, 0] - y).detach()[:, None] * x
+
+    alignment = (gradients(x, y) @ gradients(far_x, far_y).mean(dim=0)).double().numpy()
+    found = weights_of(pool)["aligned"]
+    # The central difference of a quadratic is exact but for float32: 1e-7 of losses of about 1, over steps of 1e-3.
+    np.testing.assert_allclose(found.weights, solved(pool, alignment), atol=2e-3)
+    assert found.report == {"control": {"kind": "gradient", "split": "overall"}}
+    before = half_squares(model, [far_x, far_y]).mean()
+    with torch.no_grad():  # what a step of gradient descent on the weighted pool adds to one on the plain pool
+        model[0].weight -= 1e-3 * (torch.from_numpy(found.weights - 1).float()[:, None] * gradients(x, y)).mean(dim=0)
+    assert half_squares(model, [far_x, far_y]).mean() < before
+
+
+def test_a_loss_contrast_is_the_difference_of_the_losses_at_the_two_checkpoints(tmp_path: Path) -> None:
+    pool = lines(tmp_path, {"kind": "loss_contrast", "name": "earlier", "checkpoint": "initialisation"})
+    batch = list(load()[0].tensors)
+    with torch.no_grad():
+        wanted = (half_squares(initialise(3), batch) - half_squares(trained(), batch)).double().numpy()
+    with pool.tasks(quiet()) as run_calls:
+        np.testing.assert_allclose(contrast_scores(run_calls, pool, "initialisation"), wanted, atol=1e-5)
+    found = weights_of(pool)["earlier"]
+    np.testing.assert_allclose(found.weights, solved(pool, wanted), atol=1e-4)
+    assert np.corrcoef(found.weights, wanted)[0, 1] > 0.5  # up, although the target is to go down
+
+
+def test_scores_that_are_all_the_same_are_refused(tmp_path: Path) -> None:
+    pool = lines(tmp_path, {"kind": "loss_contrast", "name": "same", "checkpoint": "initialisation"})
+    save_model(initialise(3), str(tmp_path / "baseline" / "model.safetensors"))
+    with pytest.raises(PatterningError, match=r"solve\.controls: the scores of same tell no training losses apart"):
+        weights_of(pool)
+
+
+@pytest.mark.parametrize(
+    ("control", "text"),
+    [
+        (
+            {"kind": "split", "split": "induction"},
+            r"solve\.controls: this task has no split 'induction'",
+        ),
+        (
+            {"kind": "gradient", "split": "induction"},
+            r"solve\.controls: this task has no split 'induction'",
+        ),
+        ({"kind": "permuted", "within": "label"}, r"solve\.controls: c is within each label, .* there is sample_id;"),
+    ],
+)
+def test_what_a_task_lacks_is_said_when_the_file_is_checked(tmp_path: Path, control: dict, text: str) -> None:
+    pool = lines(tmp_path, control | {"name": "c"})
+    with pytest.raises(PatterningError, match=text):
+        preflight(pool.config, tmp_path)
+
+
+def test_a_gradient_without_held_out_samples_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pool = lines(tmp_path, {"kind": "gradient", "name": "c", "split": "overall"})
+    assert preflight(pool.config, tmp_path) == []
+    monkeypatch.setattr(sys.modules[HERE], "load", lambda: (LOAD()[0], {}))
+    with pytest.raises(PatterningError, match=r"solve\.controls: c is the gradient of a held-out loss, and this task"):
+        preflight(pool.config, tmp_path)
+
+
+def test_what_a_task_does_not_know_is_refused(tmp_path: Path) -> None:
+    pool = lines(tmp_path, {"kind": "permuted", "name": "dealt", "within": "domain"})
+    with pytest.raises(PatterningError, match=r"solve\.controls: dealt: 'domain' is not known of these samples"):
+        weights_of(pool)
+
+
+@pytest.mark.parametrize("draws", ["antithetic", "chains"])
+def test_first_moments_of_the_other_draws_are_the_scores_of_solve_with_those_draws(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draws: str
+) -> None:
+    pool = lines(tmp_path, {"kind": "first_moment", "name": "other", "draws": draws})
+    center = flatten(pool.subjects.target("0.weight").center).numpy()
+    for chain in range(2):
+        positions = center + 0.3 * np.random.default_rng(chain).normal(size=(3, len(center)))
+        store = Snapshots(pool.run.storage, "sampling/0.weight/positions", f"chain-{chain}")
+        store.write(1, pack({"positions": positions}))
+    chains = [SimpleNamespace(chain=chain) for chain in range(2)]
+    monkeypatch.setattr(moments, "read_chains", lambda folder: (chains, {}))
+    found = weights_of(pool)["other"]
+    solve = pool.config.solve.model_copy(update={"draws": draws})
+    main = InProcess(pool.config.model_copy(update={"solve": solve}), pool.run, pool.opener, "0.weight", "cpu")
+    scores = first_moment_scores(main, ["energy"], quiet())
+    np.testing.assert_allclose(found.weights, solved(pool, -scores.chi[0].astype(float)), atol=1e-6)  # as plus: down
+    assert found.report["reliability"] == split_half_reliability(scores.per_chain)[0]
+    assert found.report["replicates"] == {"chains": {"of": "chains", "number": 2}}.get(
+        draws, {"of": "pairs of draws", "number": 8}
+    )
+
+
+def test_permuted_weights_are_those_of_plus_group_by_group(tiny_run: Path, tmp_path: Path) -> None:
+    run = copy_run(tiny_run, tmp_path)
+    controls = ", ".join(f"{{kind: permuted, name: within_{key}, within: {key}}}" for key in ("token", "domain"))
+    pool = pool_of(tiny_config(run.path, f"solve.controls=[{controls}]"), run, "everything")
+    number = len(pool.index["position"])
+    plus = np.random.default_rng(0).gamma(2.0, size=number)
+    found = control_weights(pool, plus, SHARE, quiet())
+    assert list(found) == ["within_token", "within_domain"]
+    for key in ("token", "domain"):
+        control, groups = found[f"within_{key}"], mass_groups(pool.subjects.task, pool.index, key)
+        assert control.solution is None and control.report == {"control": {"kind": "permuted", "within": key}}
+        for group in range(groups.max() + 1):
+            here = groups == group
+            np.testing.assert_array_equal(np.sort(control.weights[here]), np.sort(plus[here]))
+        # Uniform within groups: an entry of a group of k stays with a chance of 1 / k; five standard deviations.
+        stays = np.mean(control.weights == plus)
+        expected = (groups.max() + 1) / number
+        assert stays < expected + 5 * (expected / number) ** 0.5
+    assert not np.array_equal(found["within_token"].weights, found["within_domain"].weights)
+
+
+def test_a_gradient_needs_no_observable_of_its_split(tiny_run: Path, tmp_path: Path) -> None:
+    """Of a language model, where an entry is a token and the layers below a head are computed once."""
+    run = copy_run(tiny_run, tmp_path)
+    controls = "[{kind: gradient, name: aligned, split: induction}]"
+    pool = pool_of(tiny_config(run.path, f"solve.controls={controls}"), run, "layer.0.head.1")
+    assert "induction" not in [o.split for o in pool.config.sampling.observables if o.kind == "split_loss"]
+    found = control_weights(pool, np.ones(len(pool.index["position"])), SHARE, quiet())["aligned"]
+    subjects = pool.opener("cpu", pool.subjects.ranks)
+    target, held_out = subjects.target("layer.0.head.1"), subjects.split_loss("induction")
+    [towards] = target.sum_gradients(target.prepare(held_out.samples), held_out.coefficients)
+    number = 3 * subjects.task.num_positions  # losses, one gradient each
+    each = target.sum_gradients(
+        target.prepare(subjects.task.train, np.arange(3)), torch.eye(number).reshape(number, 3, -1)
+    )
+    by_hand = np.array([target.dot(gradient, towards) for gradient in each])
+    assert found.solution.effective_sample_share == pytest.approx(SHARE, abs=1e-3)
+    inside = (found.weights[:number] > 0) & (found.weights[:number] < 4)
+    assert np.corrcoef(by_hand[inside], found.weights[:number][inside])[0, 1] > 0.999
