@@ -17,7 +17,7 @@ test: $(STAMP)
 test-all: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 2 -m "extended or not extended"
 
-# The 40 MB corpus of configs/induction-large.yaml, out of Debian packages.
+# The 40 MB corpus for configs/induction.yaml, out of Debian packages.
 corpus: $(STAMP)
 	$(VENV)/bin/python corpora/from_debian.py --set large corpora/large
 
