@@ -15,6 +15,7 @@ from patterning_dist.config.faults import divides, listed, repeated, zero_stage
 from patterning_dist.config.model import AttentionOnlyConfig, HuggingFaceConfig, ModuleConfig, TaskConfig
 from patterning_dist.config.sampling import SamplingConfig
 from patterning_dist.config.schema import Config
+from patterning_dist.config.validation_checks import check_validation
 from patterning_dist.config.window import WINDOW, without_localization
 
 # Columns of the trace table that no observable may take the name of.
@@ -29,7 +30,16 @@ _DATA = {
 
 def check(config: Config) -> list[str]:
     """Every broken rule, one line each; an empty list if the experiment can be run."""
-    rules = (_model, _components, _observables, _training, _sampling, _calibration, *weight_checks.RULES)
+    rules = (
+        _model,
+        _components,
+        _observables,
+        _training,
+        _sampling,
+        _calibration,
+        *weight_checks.RULES,
+        check_validation,
+    )
     # A value that several components inherit is one fault.
     return list(dict.fromkeys(line for rule in rules for line in rule(config)))
 

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.report import arms, chains, headline, record, susceptibilities, weighting
+from patterning_dist.report import arms, chains, headline, record, susceptibilities, validation, weighting
 from patterning_dist.report.blocks import FLAG, Section
 from patterning_dist.report.figures import arm_style
 from patterning_dist.report.reading import Run
@@ -39,6 +39,7 @@ def _sections(run: Run, summary: dict[str, Any]) -> list[Section]:
         ("response", "Predicted, checked and realised, side by side", arms.response, (summary, solution, metrics)),
         ("weights", "The weights", weighting.weights, (summary, solution, texts)),
         ("susceptibilities", "Susceptibilities", susceptibilities.susceptibilities, (diagnostics, solution, texts)),
+        ("validation", "Attribution, measured by retrainings", validation.validation, ()),
         ("chains", "Chains", chains.chains, (summary, diagnostics, metrics)),
         ("baseline", "The baseline checkpoint", record.baseline, (metrics,)),
         ("record", "Cost and record", record.record, (summary,)),

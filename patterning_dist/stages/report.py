@@ -82,6 +82,7 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
             if "predicted_response" in entry
         },
         "rounds": {name: {k: v for k, v in entry.items() if k not in _LONG} for name, entry in rounds.items()},
+        "validation": _read(run.path / "validate" / "summary.json", config.validation),
         "transition_steps": {arm.name: arm.transitions for arm in arms if arm.transitions is not None},
         "chains": {
             subject: {key: entry.get(key) for key in ("llc", "temperature", "temperature_stiff", "step_bias")}
