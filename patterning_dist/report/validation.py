@@ -1,4 +1,4 @@
-"""LDS and QLD of every method: what its scores foretell of retrainings."""
+"""LDS and QLD of every method: what its scores predict of retrainings."""
 
 from __future__ import annotations
 
@@ -41,8 +41,8 @@ def validation(section: Section, run: Run) -> None:
 def _title(methods: Mapping[str, Any], order: list[str]) -> str:
     known = [name.replace("_", " ") for name in order if name != _RANDOM and clear(methods[name]["lds"]) > 0]
     if clear(methods[_RANDOM]["lds"]):
-        return "Random scores are told from 0: the bank is not to be trusted"
-    return f"{listed(known)} foretell{'s' if len(known) == 1 else ''} retrainings" if known else "Nothing is foretold"
+        return "Random scores differ from 0: the bank is not to be trusted"
+    return f"{listed(known)} predict{'s' if len(known) == 1 else ''} retrainings" if known else "Nothing is predicted"
 
 
 def _words(found: Mapping[str, Any]) -> str:

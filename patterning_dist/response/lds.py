@@ -1,4 +1,4 @@
-"""How well attribution scores foretell retrainings: the field's LDS and QLD, with bootstrap intervals.
+"""How well attribution scores predict retrainings: the field's LDS and QLD, with bootstrap intervals.
 
 Scores are signed as losses: s_iq is by how much weight on training sample i raises the loss of query q, so that samples
 that help the query have s_iq < 0. With l_jq the loss of query q after training without the samples of R_j,
@@ -31,7 +31,8 @@ class Score:
     Attributes:
         value: the mean.
         interval: 95 %, over subsets and groups of queries, or over the latter alone where there are no subsets.
-        over_subsets: 95 %, over subsets for these very queries, as bergson has it; None where there are no subsets.
+        over_subsets: 95 %, over subsets for these very queries, as bergson has it; of 40 subsets it covers 82 to 93 %.
+            None: there are none.
         per_query: [query].
     """
 
@@ -56,7 +57,7 @@ def linear_datamodeling_score(predicted: ArrayLike, measured: ArrayLike, groups:
     """Mean over queries of Spearman's correlation over subsets, see the module.
 
     As bergson does, ranks are taken once, and those of a resample correlated. A query that is constant over the subsets
-    on either side has correlation 0: nothing is foretold of it.
+    on either side has correlation 0: nothing is predicted of it.
 
     Args:
         predicted: sums of scores [subset, query].

@@ -24,6 +24,7 @@ from patterning_dist.tasks.task import Task
 from patterning_dist.training.job import TrainingJob
 
 FOLDER = "validate"
+BASE = "base"  # the retraining on everything
 _SUBSET_STREAM = 0x76616C69  # of the counter-based sampler, apart from those of chains (small numbers)
 _STACK = 16  # networks that are trained at once
 Position = np.ndarray | None
@@ -118,7 +119,7 @@ class Bank:
     def _job(self, seed: int, part: Removal | None, table: Path | None, inputs: object, stack: int) -> TrainingJob:
         settings = self.settings
         assert settings.num_steps is not None  # checked with the file
-        name = "base" if part is None else part.name
+        name = BASE if part is None else part.name
         return TrainingJob(
             name=f"{name} seed {seed}",
             folder=self.run.path / self.folder(seed, name),

@@ -1,4 +1,4 @@
-"""Stage ``validate``: what scores of training samples foretell, against retrainings without these samples.
+"""Stage ``validate``: what scores of training samples predict, against retrainings without these samples.
 
 LDS on random subsets, QLD without the samples (or single losses) that a method singles out; see ``response.lds``.
 """
@@ -25,7 +25,7 @@ from patterning_dist.response.lds import (
 )
 from patterning_dist.runtime.attribution import retrained_losses
 from patterning_dist.stages.attribution import STAGE, Attribution, of_samples
-from patterning_dist.stages.bank import FOLDER, Bank, Removal, draw_subsets, subset_name
+from patterning_dist.stages.bank import BASE, FOLDER, Bank, Removal, draw_subsets, subset_name
 from patterning_dist.storage.files import file_sha256, write_json
 from patterning_dist.storage.run import RunDirectory
 
@@ -67,6 +67,8 @@ def validate(config: Config, run: RunDirectory, progress: Progress) -> list[Path
         files, models = [*files, *trained], models | more
     with attribution.tasks(progress) as run_calls:
         losses = retrained_losses(run_calls, attribution.passes, models)
+    if len(models) == len(removed):  # a bank without a model of everything: ranks need none
+        losses = np.concatenate([np.zeros_like(losses[:1]), losses])
     losses = losses.reshape(-1, num_seeds, losses.shape[1])  # [retraining, seed, query]
     changes, groups = losses[1:] - losses[0], attribution.queries.groups
     of_subsets, others = changes[: len(removed)], changes[len(removed) :].mean(axis=1)
@@ -85,18 +87,20 @@ def validate(config: Config, run: RunDirectory, progress: Progress) -> list[Path
 
 
 def bank_models(bank: Path, num_subsets: int) -> dict[str, str]:
-    """Folders of the models of a bank, the one trained on everything first, and hashes of their weights.
+    """Folders of the models of a bank, the one trained on everything first, if it is there, and hashes of weights.
 
     Raises:
         PatterningError: one is missing.
     """
     found = {}
-    for name in ("base", *map(subset_name, range(num_subsets))):
+    for name in (BASE, *map(subset_name, range(num_subsets))):
         folder = bank / "retrained" / name
         weights = sorted(folder.glob("*.safetensors"))
+        if not weights and name == BASE:
+            continue
         if not weights:
             raise PatterningError(f"{folder}: no *.safetensors there; expected a model for every row of subsets.json")
-        found[str(folder.resolve())] = "".join(file_sha256(file) for file in weights)
+        found[str(folder.absolute())] = "".join(file_sha256(file) for file in weights)
     return found
 
 
@@ -133,7 +137,8 @@ def loss_differences(
         of_kind = {(name, query): change for (key, name, query), change in changes.items() if key == kind}
         own = np.array([of_kind[method, query][query] for query in range(len(groups))])
         control = np.mean([of_kind[RANDOM, query] for query in range(len(groups))], axis=0)
-        found[kind] = entry(mean_over_queries(own, groups)) | {"random": control.mean()}
+        over_random = entry(mean_over_queries(own - control, groups))
+        found[kind] = entry(mean_over_queries(own, groups)) | {"random": control.mean(), "over_random": over_random}
     return found
 
 
@@ -173,7 +178,7 @@ def describe(attribution: Attribution, removed: list[np.ndarray], changes: np.nd
 def write_method(
     folder: Path, attribution: Attribution, scores: np.ndarray, measured: np.ndarray, predicted: np.ndarray
 ) -> list[Path]:
-    """Scores and what they foretold, in bergson's formats; returns the files."""
+    """Scores and what they predicted, in bergson's formats; returns the files."""
     offsets = None
     if scores.ndim == 3:
         offsets = np.arange(scores.shape[1] + 1) * scores.shape[2]

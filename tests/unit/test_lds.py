@@ -17,7 +17,7 @@ from patterning_dist.response.lds import (
 NUM_SUBSETS, NUM_QUERIES = 40, 20
 
 
-def test_scores_of_a_linear_model_foretell_its_retrainings_exactly() -> None:
+def test_scores_of_a_linear_model_predict_its_retrainings_exactly() -> None:
     """One step of gradient descent on queries that are linear in w: every loss is a sum over the samples."""
     rng = np.random.default_rng(0)
     gradients, queries = rng.normal(size=(50, 4)), rng.normal(size=(6, 4))
@@ -30,7 +30,7 @@ def test_scores_of_a_linear_model_foretell_its_retrainings_exactly() -> None:
     np.testing.assert_allclose(predicted, everything - losses, atol=1e-12)
     found = linear_datamodeling_score(predicted, everything - losses, np.arange(6))
     assert found.value == pytest.approx(1, abs=1e-12) and found.interval == pytest.approx((1, 1), abs=1e-9)
-    # What is signed as influence instead foretells the opposite.
+    # What is signed as influence instead predicts the opposite.
     assert linear_datamodeling_score(-predicted, everything - losses, np.arange(6)).value == pytest.approx(-1)
 
 
@@ -44,7 +44,7 @@ def test_the_value_is_the_mean_of_spearmans_correlations() -> None:
     assert found.value == pytest.approx(np.mean(expected))
 
 
-def test_scores_that_are_the_same_for_all_samples_foretell_nothing() -> None:
+def test_scores_that_are_the_same_for_all_samples_predict_nothing() -> None:
     measured = np.random.default_rng(2).normal(size=(9, 3))
     found = linear_datamodeling_score(np.ones((9, 3)), measured, np.arange(3))
     assert found.value == 0 and found.interval == (0, 0)
@@ -75,7 +75,7 @@ def test_intervals_cover_the_truth_of_other_subsets_and_queries() -> None:
     assert of_subsets / 200 > 0.95 - 4 * error
 
 
-def test_random_scores_are_not_told_from_zero() -> None:
+def test_intervals_of_random_scores_cover_zero() -> None:
     """Of 100 tables of random scores, all on losses of their own, 5 intervals leave out 0 by chance."""
     rng, zero = np.random.default_rng(4), np.zeros(NUM_QUERIES)
     missed = 0
