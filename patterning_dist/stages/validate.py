@@ -67,7 +67,7 @@ def validate(config: Config, run: RunDirectory, progress: Progress) -> list[Path
         files, models = [*files, *trained], models | more
     with attribution.tasks(progress) as run_calls:
         losses = retrained_losses(run_calls, attribution.passes, models)
-    if len(models) == len(removed):  # a bank without a model of everything: ranks need none
+    if not (has_base := len(models) > len(removed)):  # a bank without a model of everything: ranks need none
         losses = np.concatenate([np.zeros_like(losses[:1]), losses])
     losses = losses.reshape(-1, num_seeds, losses.shape[1])  # [retraining, seed, query]
     changes, groups = losses[1:] - losses[0], attribution.queries.groups
@@ -81,6 +81,7 @@ def validate(config: Config, run: RunDirectory, progress: Progress) -> list[Path
         found[name] = {"lds": entry(score), **loss_differences(name, of_others, groups)}
         progress.say(f"{STAGE}: LDS of {name} {score.value:+.3f} [{score.interval[0]:+.3f}, {score.interval[1]:+.3f}]")
     summary = describe(attribution, removed, of_subsets) | {"methods": found}
+    summary |= {} if has_base else {"mean_change": None}
     write_json(run.path / RESULT, summary)
     run.publish(run.path / FOLDER)
     return [*files, run.path / RESULT]
