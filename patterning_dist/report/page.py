@@ -39,11 +39,12 @@ def _sections(run: Run, summary: dict[str, Any]) -> list[Section]:
         ("response", "Predicted, checked and realised, side by side", arms.response, (summary, solution, metrics)),
         ("weights", "The weights", weighting.weights, (summary, solution, texts)),
         ("susceptibilities", "Susceptibilities", susceptibilities.susceptibilities, (diagnostics, solution, texts)),
-        ("validation", "Attribution, measured by retrainings", validation.validation, ()),
         ("chains", "Chains", chains.chains, (summary, diagnostics, metrics)),
         ("baseline", "The baseline checkpoint", record.baseline, (metrics,)),
         ("record", "Cost and record", record.record, (summary,)),
     ]
+    if run.config.get("validation"):
+        builders.insert(-2, ("validation", "Attribution, measured by retrainings", validation.validation, ()))
     sections = [_guarded(run, Section(name, title), build, *given) for name, title, build, given in builders]
     return sorted(sections, key=lambda section: bool(section.absent))
 

@@ -15,9 +15,6 @@ _RANDOM = "random"
 
 def validation(section: Section, run: Run) -> None:
     """One row a method, by LDS; random scores last."""
-    if not (run.config.get("validation") or {}):
-        section.absent = "No attribution scores are measured in this experiment."
-        return
     found = run.json("validate/summary.json")
     if found is None:
         section.missing = "Stage validate has not been run."
