@@ -26,6 +26,7 @@ HELP = {
     "check": "Measure the response under the weights by coupled chains.",
     "predict": "Predict what every arm will come to, before it is trained.",
     "retrain": "Train again on the weighted data, every arm with every seed.",
+    "validate": "Measure attribution scores (LDS, QLD) by retrainings on random subsets.",
     "report": "Write report.html and summary.json.",
 }
 
@@ -136,7 +137,7 @@ def study(config: ConfigArgument, overrides: SetOption = None, run_dir: RunDirOp
         loaded, directory = _open(config, overrides, run_dir)
         from patterning_dist.driver import of_the_loop, run_stages
 
-        later = dict.fromkeys(("solve", "check", "predict", "retrain"))
+        later = dict.fromkeys(("solve", "check", "predict", "retrain", "validation"))
         run_stages(of_the_loop(loaded, "study").model_copy(update=later), None, directory)
 
 

@@ -44,6 +44,7 @@ SECONDS = {
     "tests/end_to_end/test_plan.py": 90,
     "tests/end_to_end/test_calibrate.py": 45,
     "tests/ray/test_predict.py": 140,
+    "tests/ray/test_validate.py": 120,
     "tests/ray/test_rounds.py": 90,
     "tests/ray/test_first_moment_weights.py": 70,
     "tests/ray/test_check.py": 40,

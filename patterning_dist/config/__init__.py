@@ -33,6 +33,7 @@ from patterning_dist.config.sampling import (
 )
 from patterning_dist.config.schema import BASELINE, Config, TracesConfig
 from patterning_dist.config.training import ArmConfig, RetrainConfig, TrainingConfig
+from patterning_dist.config.validation import ValidationConfig
 
 __all__ = [
     "BASELINE",
@@ -69,6 +70,7 @@ __all__ = [
     "TokensConfig",
     "TracesConfig",
     "TrainingConfig",
+    "ValidationConfig",
     "config_schema",
     "dump_config",
     "load_config",

@@ -22,6 +22,7 @@ from patterning_dist.config.faults import divides, listed, repeated, zero_stage
 from patterning_dist.config.model import AttentionOnlyConfig, HuggingFaceConfig, ModuleConfig, TaskConfig
 from patterning_dist.config.sampling import SamplingConfig
 from patterning_dist.config.schema import Config
+from patterning_dist.config.validation_checks import check_validation
 from patterning_dist.config.window import WINDOW, without_localization
 
 # Columns of the trace table that no observable may take the name of.
@@ -45,6 +46,7 @@ def check(config: Config) -> list[str]:
         _calibration,
         *weight_checks.RULES,
         control_checks.check,
+        check_validation,
     )
     # A value that several components inherit is one fault.
     return list(dict.fromkeys(line for rule in rules for line in rule(config)))

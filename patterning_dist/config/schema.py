@@ -14,6 +14,7 @@ from patterning_dist.config.root import Root
 from patterning_dist.config.sampling import SamplingConfig
 from patterning_dist.config.section import Section
 from patterning_dist.config.training import MAX_FAILURES, RetrainConfig, TrainingConfig
+from patterning_dist.config.validation import ValidationConfig
 
 BASELINE = "baseline"  # the checkpoint that stage train makes
 
@@ -41,6 +42,7 @@ class Config(Root):
     check: CheckConfig | None = Field(None, description="the response under weights, measured by coupled chains")
     predict: PredictConfig | None = Field(None, description="what the arms will come to, before they are trained")
     retrain: RetrainConfig | None = Field(None, description="training again on the weighted data")
+    validation: ValidationConfig | None = Field(None, description="LDS and QLD of attribution scores, by retrainings")
 
     @model_validator(mode="before")
     @classmethod

@@ -5,11 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from patterning_dist.config import Config, HuggingFaceConfig, TableConfig, TextConfig
+from patterning_dist.config import Config, HuggingFaceConfig, TableConfig, TextConfig, ValidationConfig
 from patterning_dist.config.checkpoints import expand_globs
 from patterning_dist.config.checks import check
 from patterning_dist.config.load import find_local, find_path
 from patterning_dist.config.window import window_remarks, with_localizations
+from patterning_dist.data.bergson import SUBSETS
 from patterning_dist.errors import PatterningError
 from patterning_dist.experiments.experiment import Stage
 from patterning_dist.storage.files import file_sha256
@@ -47,6 +48,10 @@ class Loop:
                 for arm in config.retrain.arms
             ]
             update["retrain"] = update["retrain"].model_copy(update={"arms": arms})
+        if (validation := config.validation) is not None:
+            scores = {name: find_path(path, folder) for name, path in validation.scores.items()}
+            bank = find_path(validation.bank, folder)
+            update["validation"] = validation.model_copy(update={"scores": scores, "bank": bank})
         return with_localizations(config.model_copy(update=update))
 
     def check(self, config: Config) -> list[str]:
@@ -72,6 +77,8 @@ class Loop:
             found["predict"] = Stage(f"{room}.predict:predict", ("training", "predict", "retrain"))
         if config.retrain is not None:
             found["retrain"] = Stage(f"{room}.train:retrain", ("training", "retrain"))
+        if config.validation is not None:
+            found["validate"] = Stage(f"{room}.validate:validate", ("training", "validation"))
         found["report"] = Stage(f"{room}.report:report", ("name",), on_ray=False)
         return found
 
@@ -90,6 +97,8 @@ class Loop:
             tables = {arm.name: arm.weights for arm in config.retrain.arm_list if isinstance(arm.weights, Path)}
             weights = {name: file_sha256(table) for name, table in tables.items() if table.exists()}
             found["retrain"] = found.get("retrain", {}) | weights | {"weighted_loss": WEIGHTED_LOSS}
+        if config.validation is not None:
+            found["validation"] = _given(config.validation)
         if isinstance(config.data, TextConfig):
             found["data"] = _corpus(config.data, manifest.get("inputs", {}).get("data"))
         return found
@@ -105,6 +114,13 @@ class Loop:
         from patterning_dist.measure.preflight import preflight
 
         return [*window_remarks(config), *preflight(config, directory)]
+
+
+def _given(validation: ValidationConfig) -> dict[str, Any]:
+    """Hashes of scores and subsets that were made elsewhere; what is missing, the stage says."""
+    files = {name: folder / "scores.bin" for name, folder in validation.scores.items()}
+    files |= {} if validation.bank is None else {"bank": validation.bank / SUBSETS}
+    return {name: file_sha256(file) for name, file in files.items() if file.exists()} | {"weighted_loss": WEIGHTED_LOSS}
 
 
 def _corpus(data: TextConfig, stored: dict[str, Any] | None) -> dict[str, Any]:

@@ -10,7 +10,7 @@ from typing import Any
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.report import arms, chains, headline, record, susceptibilities, weighting
+from patterning_dist.report import arms, chains, headline, record, susceptibilities, validation, weighting
 from patterning_dist.report.blocks import FLAG, Section
 from patterning_dist.report.figures import arm_style
 from patterning_dist.report.reading import Run
@@ -43,6 +43,8 @@ def _sections(run: Run, summary: dict[str, Any]) -> list[Section]:
         ("baseline", "The baseline checkpoint", record.baseline, (metrics,)),
         ("record", "Cost and record", record.record, (summary,)),
     ]
+    if run.config.get("validation"):
+        builders.insert(-2, ("validation", "Attribution, measured by retrainings", validation.validation, ()))
     sections = [_guarded(run, Section(name, title), build, *given) for name, title, build, given in builders]
     return sorted(sections, key=lambda section: bool(section.absent))
 

@@ -88,6 +88,7 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
             if "predicted_response" in entry
         },
         "rounds": {name: {k: v for k, v in entry.items() if k not in _LONG} for name, entry in rounds.items()},
+        "validation": _read(run.path / "validate" / "summary.json", config.validation),
         "transition_steps": {arm.name: arm.transitions for arm in arms if arm.transitions is not None},
         "time_to_event": time_to_event(arms),
         "chains": {

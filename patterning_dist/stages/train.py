@@ -22,7 +22,7 @@ from patterning_dist.training.job import TrainingJob, grouped, job_files
 def train(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     """Train the baseline and anneal it to the checkpoint w*; returns the files written."""
     run.location.fetch("data")
-    return _run(config, run, progress, "training the baseline", [baseline_job(config, run.path)], 1)
+    return run_unfinished(config, run, progress, "training the baseline", [baseline_job(config, run.path)], 1)
 
 
 def retrain(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
@@ -39,7 +39,7 @@ def retrain(config: Config, run: RunDirectory, progress: Progress) -> list[Path]
         if number > 1:
             files += weigh_again(config, run, progress, number)
         jobs = arm_jobs(config, run, number)
-        files += _run(config, run, progress, label, jobs, config.retrain.concurrent_arms)
+        files += run_unfinished(config, run, progress, label, jobs, config.retrain.concurrent_arms)
     return [*files, *join_rounds(config, run)]
 
 
@@ -107,9 +107,10 @@ def round_weights(part: Round, run: RunDirectory) -> Path | None:
     return table
 
 
-def _run(
+def run_unfinished(
     config: Config, run: RunDirectory, progress: Progress, label: str, jobs: list[TrainingJob], concurrent: int | None
 ) -> list[Path]:
+    """Train the jobs whose results are not there yet, see ``runtime.training.jobs.run_jobs``; the files of all."""
     run.location.fetch(*(job.folder.relative_to(run.path).as_posix() for job in jobs))
     unfinished = [job for group in grouped(jobs) if not group.is_finished(config) for job in group.jobs]
     for job in jobs:
