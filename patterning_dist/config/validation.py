@@ -7,7 +7,7 @@ from typing import Literal
 
 from pydantic import Field
 
-from patterning_dist.config.response import WeightsName
+from patterning_dist.config.controls import WeightsName
 from patterning_dist.config.section import Section
 
 RANDOM = "random"  # scores that say nothing, measured in any case

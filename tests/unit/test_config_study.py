@@ -388,18 +388,18 @@ def test_a_gradient_needs_held_out_data(path: Path) -> None:
 
 
 def test_splits_of_text_are_known_before_it_is_read() -> None:
-    quickstart = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
+    quickstart, alone = Path(__file__).parents[2] / "configs" / "quickstart.yaml", ("retrain=null", "predict=null")
     held_out = "[{kind: gradient, name: c, split: repeated_sequence}, {kind: gradient, name: d, split: overall}]"
-    assert load_config(quickstart, ["retrain=null", f"solve.controls={held_out}"])
-    message = refusal(quickstart, "retrain=null", "solve.controls=[{kind: gradient, name: c, split: indution}]")
+    assert load_config(quickstart, [*alone, f"solve.controls={held_out}"])
+    message = refusal(quickstart, *alone, "solve.controls=[{kind: gradient, name: c, split: indution}]")
     assert "there is no split 'indution'; expected domain:NAME or one of induction, rest, induction_minus" in message
     assert "no split 'overall'" in refusal(
-        quickstart, "retrain=null", "solve.controls=[{kind: split, name: c, split: overall}]"
+        quickstart, *alone, "solve.controls=[{kind: split, name: c, split: overall}]"
     )
     earlier = "solve.controls=[{kind: loss_contrast, name: c, checkpoint: %s}]"
-    assert load_config(quickstart, ["retrain=null", earlier % "initialisation"])
+    assert load_config(quickstart, [*alone, earlier % "initialisation"])
     assert "'baseline' of c is the checkpoint that the weights are of; expected one of initialisation" in refusal(
-        quickstart, "retrain=null", earlier % "baseline"
+        quickstart, *alone, earlier % "baseline"
     )
 
 
