@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from tiny_run import tiny_config
 
+from patterning_dist.config.training import WindowConfig
 from patterning_dist.experiments import loop
 from patterning_dist.experiments.loop import Loop
 from patterning_dist.training import job as training_job
@@ -32,6 +33,7 @@ def test_every_field_counts_but_places_and_the_time_between_checkpoints(job, tin
         "evaluate_every": 7, "start": None, "weights": job.weights.with_name("other"), "strength": 2.0,
         "weighting": "draw", "weighted_share": 0.5, "splits": (("all", "overall"),),
         "deepspeed": job.weights.with_name("other"), "num_workers": 2, "stack": "plus",
+        "window": WindowConfig(optimizer="sgd", learning_rate=0.1, num_steps=5),
     }  # fmt: skip
     same = {
         "folder": Path("elsewhere"), "checkpoint_seconds": 1.0, "weights": job.weights.with_name("same"),
