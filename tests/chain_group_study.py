@@ -34,6 +34,10 @@ def raise_on_rank_1(model):
     return torch.zeros(1)
 
 
+def refuse(rank):
+    raise PatterningError("model.path: there is no such folder")
+
+
 class Striking:
     """``squared_norm``, but that a rank is killed once, in the sixth draw; how often rank 0 is asked later is noted.
 

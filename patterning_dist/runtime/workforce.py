@@ -95,11 +95,14 @@ class Workforce:
                 if reference in self._starting:
                     self._started(reference)
                     continue
-                index, worker = self._running.pop(reference)
+                # Kept until its result is there: what else a task raises ends this, and its worker has to go too.
+                index, worker = self._running[reference]
                 try:
                     results[index] = ray.get(reference)
+                    del self._running[reference]
                     self._idle.append(worker)
                 except (ray.exceptions.RayActorError, WorkerLost) as error:
+                    del self._running[reference]
                     reason = loss_reason(error)
                     if isinstance(error, WorkerLost):
                         self._idle.append(worker)  # it restarts its ranks with the next task
@@ -135,13 +138,16 @@ class Workforce:
         self._starting[ready] = worker
 
     def _started(self, reference: ray.ObjectRef) -> None:
-        worker = self._starting.pop(reference)
+        worker = self._starting[reference]  # likewise
         try:
             ray.get(reference)
+            del self._starting[reference]
             self._idle.append(worker)
         except WorkerLost:
+            del self._starting[reference]
             self._idle.append(worker)  # as above
         except ray.exceptions.RayActorError as error:
+            del self._starting[reference]
             if error.actor_init_failed:  # by an error of its own, which would come again
                 raise PatterningError(f"a worker cannot be started: {str(error).strip().splitlines()[-1]}") from error
             time.sleep(0.5)  # its node may be on its way out

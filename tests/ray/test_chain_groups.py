@@ -14,7 +14,7 @@ import time
 import chain_group_script as script
 import numpy as np
 import pytest
-from chain_group_study import GroupStudy
+from chain_group_study import GroupStudy, refuse
 from rich.console import Console
 from tiny_run import SETTINGS, quiet
 
@@ -307,6 +307,15 @@ def assert_all_is_given_back():
         assert time.monotonic() < deadline, ray.available_resources()
         time.sleep(0.2)
     assert all(group["state"] == "REMOVED" for group in placement_group_table().values())
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("local_ray")
+def test_what_a_refused_task_had_is_given_back_while_the_refusal_is_still_held():
+    with pytest.raises(PatterningError, match="no such folder") as caught, groups(GroupStudy) as workers:
+        workers.run([lambda group: group.everywhere.remote("in a test", refuse)], lambda results: None)
+    assert_all_is_given_back()
+    assert caught.value.__traceback__ is not None  # its frames keep the handle of the group
 
 
 @pytest.mark.usefixtures("local_ray")
