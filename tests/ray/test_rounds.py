@@ -67,7 +67,9 @@ def finished(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     assert run.path / FIRST / "evaluation.json" in before and not (run.path / SECOND).exists()
     trained = train.run_unfinished
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "run_unfinished", lambda *a: die() if a[3].startswith("retraining, round 2") else trained(*a))
+        patch.setattr(
+            train, "run_unfinished", lambda *a: die() if a[3].startswith("retraining, round 2") else trained(*a)
+        )
         with pytest.raises(Died):
             run_stages(config, None, run.path)
     assert times(run, FIRST, f"sampling/{SUBJECT}") == before
