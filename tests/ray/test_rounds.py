@@ -66,10 +66,12 @@ def finished(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     before = times(run, FIRST, f"sampling/{SUBJECT}")
     assert run.path / FIRST / "evaluation.json" in before and not (run.path / SECOND).exists()
     trained = train.run_unfinished
+
+    def until_round_2(*arguments):
+        return die() if arguments[3].startswith("retraining, round 2") else trained(*arguments)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(
-            train, "run_unfinished", lambda *a: die() if a[3].startswith("retraining, round 2") else trained(*a)
-        )
+        patch.setattr(train, "run_unfinished", until_round_2)
         with pytest.raises(Died):
             run_stages(config, None, run.path)
     assert times(run, FIRST, f"sampling/{SUBJECT}") == before
