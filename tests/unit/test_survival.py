@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ import pytest
 from patterning_dist.response.survival import Runs, hazard_ratio, kaplan_meier, log_rank
 
 
-def runs(times: list[float], censored: list[float] = ()) -> Runs:  # type: ignore[assignment]
+def runs(times: list[float], censored: Sequence[float] = ()) -> Runs:
     """Events at some times, and runs that ended without one at others."""
     happened = np.repeat([True, False], [len(times), len(censored)])
     return Runs(np.array([*times, *censored], dtype=np.float64), happened)
