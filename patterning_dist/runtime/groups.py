@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import os
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NoReturn
@@ -78,7 +79,7 @@ class EngineRank(GroupRank):
         return super().join(host, port)
 
 
-class RankGroup(Actor):
+class RankGroup(Actor, ABC):
     """Starts the ranks of a group, and watches all of them; used like a worker of one process.
 
     After a failure the next call restarts them. The ranks go when this actor goes.
@@ -95,9 +96,9 @@ class RankGroup(Actor):
         self.ranks: list[ActorHandle] = []
         self.nodes: list[str] = []
 
+    @abstractmethod
     def make_rank(self, ranks: Ranks, options: dict[str, Any]) -> ActorHandle:
         """The actor of one rank, with these options of Ray."""
-        raise NotImplementedError
 
     def open_rank(self, rank: ActorHandle, host: str, port: int) -> ray.ObjectRef:
         """Let a rank join, and do what is to be done before the first call; the address of its node."""
