@@ -12,6 +12,7 @@ import ray
 from ray.cluster_utils import Cluster
 
 from patterning_dist.runtime.environment import worker_environment
+from patterning_dist.runtime.spares import SPARES
 
 # Of ``s3_server``, where runs at a URL are kept.
 S3_ACCESS = {"AWS_ACCESS_KEY_ID": "id", "AWS_SECRET_ACCESS_KEY": "key", "AWS_EC2_METADATA_DISABLED": "true"}
@@ -37,13 +38,17 @@ def start_cluster(patch: pytest.MonkeyPatch, folder: Path, **head: object) -> Cl
 
 @contextlib.contextmanager
 def joined(address: str) -> Iterator[None]:
-    """This process is a driver on a cluster, and so is what it calls; as a whole, not once more within itself."""
+    """This process is a driver on a cluster, and so is what it calls; as a whole, not once more within itself.
+
+    Workers stay from one run to the next.
+    """
     if ray.is_initialized():
         assert ray.get_runtime_context().gcs_address == address, "this process is a driver on another cluster"
         yield
         return
     ray.init(address, logging_level=logging.ERROR, log_to_driver=False)
     try:
-        yield
+        with SPARES.open():
+            yield
     finally:
         ray.shutdown()

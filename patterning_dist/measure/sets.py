@@ -16,8 +16,8 @@ from patterning_dist.measure.analysis import Analysis
 from patterning_dist.measure.diagnostics import chain_diagnostics
 from patterning_dist.progress import Progress
 from patterning_dist.response.reliability import reliability_from_sums
+from patterning_dist.runtime.chains.attempt import MakeStudy
 from patterning_dist.runtime.chains.run import ChainsPlan, ChainsResult, Events, run_chains
-from patterning_dist.runtime.chains.workers import MakeStudy
 from patterning_dist.sampling.lanczos import SpectrumEnds
 from patterning_dist.storage.files import write_json
 from patterning_dist.storage.run import RunDirectory, stage_fingerprint

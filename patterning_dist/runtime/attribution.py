@@ -16,8 +16,8 @@ import torch
 from patterning_dist.aggregation.files import read_positions
 from patterning_dist.config.response import DirectionConfig
 from patterning_dist.config.sampling import SamplingConfig
-from patterning_dist.runtime.chains.workers import Result
 from patterning_dist.runtime.pool import Call, RunCalls, Scored, pool_shards
+from patterning_dist.runtime.tasks import Result
 from patterning_dist.sampling.direction import directional_losses, response_direction
 from patterning_dist.sampling.samples import Part, all_losses
 from patterning_dist.sampling.statistics import unflatten

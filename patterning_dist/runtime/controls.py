@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from patterning_dist.aggregation.files import rank_part
-from patterning_dist.runtime.chains.workers import Result
 from patterning_dist.runtime.pool import Call, RunCalls, Scored, pool_shards, score_parts
+from patterning_dist.runtime.tasks import Result
 from patterning_dist.sampling.direction import directional_losses
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.statistics import flatten, unflatten

@@ -14,8 +14,8 @@ import numpy as np
 from patterning_dist.aggregation.files import rank_part, read_gradients
 from patterning_dist.config.response import DirectionConfig
 from patterning_dist.models.components import Vector
-from patterning_dist.runtime.chains.workers import Result
 from patterning_dist.runtime.pool import SUBSET_TASKS, Call, RunCalls, Scored, pool_shards, score_parts
+from patterning_dist.runtime.tasks import Result
 from patterning_dist.sampling.direction import directional_losses, response_direction
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.statistics import flatten, unflatten

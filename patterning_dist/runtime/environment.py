@@ -14,6 +14,7 @@ import ray
 import torch
 
 from patterning_dist.errors import PatterningError
+from patterning_dist.runtime.spares import SPARES
 
 
 def worker_environment(num_threads: int) -> dict[str, str]:
@@ -100,12 +101,16 @@ def resolve_device(name: str) -> str:
 
 @contextlib.contextmanager
 def ray_session(num_threads: int) -> Iterator[None]:
-    """Join the Ray cluster that RAY_ADDRESS names, or start one on this machine; leave it (or stop it) at the end."""
+    """Join the Ray cluster that RAY_ADDRESS names, or start one on this machine; leave it (or stop it) at the end.
+
+    Workers that a stage is through with stay for the next one until the outermost session ends.
+    """
     started = not ray.is_initialized()
     if started:
         _start(num_threads)
     try:
-        yield
+        with SPARES.open():
+            yield
     except ray.exceptions.RayTaskError as error:
         raise users_error(error) or error from None
     except ray.exceptions.RayActorError as error:

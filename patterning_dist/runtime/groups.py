@@ -24,6 +24,7 @@ from patterning_dist.progress import Progress
 from patterning_dist.runtime.actor import Actor, ActorHandle
 from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.runtime.resources import Resources, nodes
+from patterning_dist.runtime.spares import SPARES
 from patterning_dist.runtime.workforce import WorkerLost, Workforce, loss_reason
 from patterning_dist.sampling.ranks import Ranks
 
@@ -70,6 +71,11 @@ class EngineRank(GroupRank):
         # DeepSpeed looks for these; Ray shows every actor its own GPU only.
         layout = {"RANK": ranks.rank, "WORLD_SIZE": ranks.size, "LOCAL_RANK": 0, "LOCAL_WORLD_SIZE": 1}
         os.environ.update({name: str(value) for name, value in layout.items()})
+
+    def be_alone(self) -> None:
+        """Be a group of one, if this process is not one yet."""
+        if not dist.is_initialized():
+            self.join(*self.open_store())
 
     def join(self, host: str, port: int) -> str:
         """As any rank, on the GPU that it sees, and where DeepSpeed looks for the others."""
@@ -180,6 +186,7 @@ def rank_groups(
     Raises:
         PatterningError: the cluster cannot hold one group.
     """
+    SPARES.dismiss()  # they take up room
     strategy, number = need.at_once(num_tasks, limit)
     if strategy == "PACK":
         progress.say(

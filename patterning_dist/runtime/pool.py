@@ -12,10 +12,10 @@ import numpy as np
 from patterning_dist.config import SamplingConfig
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.actor import ActorHandle
+from patterning_dist.runtime.chains.attempt import MakeStudy
 from patterning_dist.runtime.chains.groups import chain_workers
-from patterning_dist.runtime.chains.workers import MakeStudy, Result
 from patterning_dist.runtime.environment import ray_session
-from patterning_dist.runtime.tasks import Task, digest, run_tasks
+from patterning_dist.runtime.tasks import Result, Task, digest, run_tasks
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.ranks import Ranks

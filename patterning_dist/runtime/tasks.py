@@ -13,6 +13,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import ray
@@ -20,11 +21,11 @@ import ray
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.boards import progress_board
-from patterning_dist.runtime.chains.workers import Result
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.storage.files import write_npz
 from patterning_dist.storage.run import RunDirectory
 
+Result = dict[str, Any]  # of a durable task: arrays, and values that JSON has
 Start = Callable[[ActorHandle, ActorHandle], ray.ObjectRef]
 
 

@@ -7,8 +7,9 @@ from typing import Any
 
 from patterning_dist.config import SamplingConfig
 from patterning_dist.progress import Progress
-from patterning_dist.runtime.chains.workers import MakeStudy, Result
+from patterning_dist.runtime.chains.attempt import MakeStudy
 from patterning_dist.runtime.pool import Call, pool_tasks
+from patterning_dist.runtime.tasks import Result
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.training.walk import Window, walk
 

@@ -36,6 +36,7 @@ class Workforce:
         need: what one worker takes, for messages.
         progress: hears what is waited for.
         dismiss: ends a worker, or gives back what one that died leaves behind.
+        keep: takes a worker in that is idle at the end; None: it ends.
     """
 
     def __init__(
@@ -45,8 +46,9 @@ class Workforce:
         need: Resources,
         progress: Progress,
         dismiss: Callable[[ActorHandle], None] = ray.kill,
+        keep: Callable[[ActorHandle], None] | None = None,
     ) -> None:
-        self._dismiss = dismiss
+        self._dismiss, self._keep = dismiss, keep
         self._start_worker, self.number, self._need, self._progress = start_worker, number, need, progress
         self._starting: dict[ray.ObjectRef, ActorHandle] = {}
         self._idle: list[ActorHandle] = []
@@ -121,7 +123,10 @@ class Workforce:
     def __enter__(self) -> Workforce:
         return self
 
-    def __exit__(self, *_: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        if kind is None and self._keep is not None:
+            while self._idle:
+                self._keep(self._idle.pop())
         # Left to garbage collection, a worker that still waits for room would take it from the next workforce: the
         # traceback of what ended this one keeps the handles.
         for worker in (*self._starting.values(), *self._idle, *(worker for _, worker in self._running.values())):

@@ -196,7 +196,7 @@ def test_a_group_is_a_worker_and_its_losses_are_told(tmp_path):
     from patterning_dist.runtime.chains.attempt import Ending
     from patterning_dist.runtime.chains.groups import ChainGroup
     from patterning_dist.runtime.chains.pushes import ChainTask
-    from patterning_dist.runtime.chains.workers import ModelWorker
+    from patterning_dist.runtime.model_workers import ModelWorker
     from patterning_dist.runtime.workforce import WorkerLost
 
     storage = LocalStorage(tmp_path)
@@ -216,8 +216,8 @@ def test_a_group_is_a_worker_and_its_losses_are_told(tmp_path):
         records, _, part = ray.get(shard.finish.remote(subject, lambda part: part), timeout=100)
         return [(r.chain, r.healthy, r.reason, r.draws, r.steps) for r in records], part.chains
 
-    worker = ModelWorker.options(num_cpus=1).remote(sampling_config(), "cpu")
-    ray.get(worker.open_study.remote(GroupStudy), timeout=100)
+    worker = ModelWorker.options(num_cpus=1).remote("cpu")
+    ray.get(worker.open_study.remote(1, GroupStudy), timeout=100)
     plain, expected = chains(worker, "worker/steady")
     failed, _ = chains(worker, "worker/diverging")
     ray.kill(worker)

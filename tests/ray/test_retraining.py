@@ -165,7 +165,7 @@ def training_workers():
     found = []
     for process in psutil.Process().children(recursive=True):
         with contextlib.suppress(psutil.Error):
-            if "TrainingRank" in " ".join(process.cmdline()):
+            if "TrainingRank" in (command := " ".join(process.cmdline())) or "ModelWorker.train" in command:
                 found.append(process)
     return found
 

@@ -14,8 +14,8 @@ import numpy as np
 import pytest
 import ray
 
-from patterning_dist.runtime import boards, resources, workforce
-from patterning_dist.runtime.chains import aggregator, attempt, pushes, run, workers
+from patterning_dist.runtime import boards, model_workers, resources, workforce
+from patterning_dist.runtime.chains import aggregator, attempt, pushes, run
 from patterning_dist.runtime.resources import Node
 
 Moment = tuple[str, str, str]  # (who, of whom, what): worker, AggregatorShard, push
@@ -179,7 +179,7 @@ class World:
         for module in (aggregator, attempt, boards, pushes, run, workforce):
             patch.setattr(module, "time", self.clock)
         patch.setattr(run, "AggregatorShard", ActorClass(self, aggregator.AggregatorShard))
-        patch.setattr(workers, "ModelWorker", ActorClass(self, workers.ModelWorker))
+        patch.setattr(model_workers, "ModelWorker", ActorClass(self, model_workers.ModelWorker))
         patch.setattr(run, "progress_board", ActorClass(self, boards.ProgressBoard).remote)
         for module in (resources, workforce):
             patch.setattr(module, "nodes", lambda: [Node("here", "here", {"CPU": 1.0}, {"CPU": 1.0})])
@@ -190,7 +190,9 @@ class World:
             "is_initialized": lambda: True,
         }.items():
             patch.setattr(ray, name, function)
-        patch.setattr(workforce.Workforce.__init__, "__defaults__", (_kill,))  # it was ray.kill when it was defined
+        patch.setattr(
+            workforce.Workforce.__init__, "__defaults__", (_kill, None)
+        )  # it was ray.kill when it was defined
 
     def restart(self) -> None:
         """A new driver, on the same files."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 from itertools import islice
 from typing import Any, NamedTuple, Protocol
 
@@ -33,6 +33,9 @@ class ChainStudy(Protocol):
     """What a worker needs of a study: any of its chains."""
 
     def chain(self, name: str, number: int, **changes: Any) -> Chain: ...
+
+
+MakeStudy = Callable[[str, Ranks], ChainStudy]  # (device, ranks) -> study, in the process that is to hold it
 
 
 class Ending(enum.StrEnum):

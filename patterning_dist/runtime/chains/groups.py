@@ -12,11 +12,11 @@ from ray.util.placement_group import PlacementGroup
 from patterning_dist.config import SamplingConfig
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.actor import ActorHandle
-from patterning_dist.runtime.chains.attempt import Outcome, run_chain
+from patterning_dist.runtime.chains.attempt import MakeStudy, Outcome, run_chain
 from patterning_dist.runtime.chains.pushes import ChainTask
-from patterning_dist.runtime.chains.workers import MakeStudy, model_workers
 from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.runtime.groups import PLACEMENT_TIMEOUT, GroupRank, RankGroup, rank_groups
+from patterning_dist.runtime.model_workers import study_workers
 from patterning_dist.runtime.resources import sampling_resources
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.ranks import Ranks
@@ -97,7 +97,7 @@ def chain_workers(
         PatterningError: the cluster cannot hold one.
     """
     if sampling.ranks_per_chain == 1:
-        return model_workers(make_study, sampling, device, num_tasks, progress)
+        return study_workers(make_study, sampling, device, num_tasks, progress)
 
     def make_group(number: int, placement: PlacementGroup) -> ActorHandle:
         return ChainGroup.remote(number, placement, make_study, sampling, device)

@@ -21,10 +21,9 @@ from patterning_dist.response.diagnostics import rank_rhat
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.boards import progress_board
 from patterning_dist.runtime.chains.aggregator import RESTART_TIMEOUT, AggregatorShard, answer_of
-from patterning_dist.runtime.chains.attempt import Ending, Outcome
+from patterning_dist.runtime.chains.attempt import Ending, MakeStudy, Outcome
 from patterning_dist.runtime.chains.groups import chain_workers
 from patterning_dist.runtime.chains.pushes import ChainTask
-from patterning_dist.runtime.chains.workers import MakeStudy
 from patterning_dist.runtime.environment import ray_session
 from patterning_dist.runtime.metrics import Metrics
 from patterning_dist.runtime.workforce import Workforce

@@ -17,11 +17,10 @@ from patterning_dist.progress import Progress
 from patterning_dist.response.calibration import Setting, Trial
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.boards import Notes
-from patterning_dist.runtime.chains.attempt import ChainStudy
+from patterning_dist.runtime.chains.attempt import ChainStudy, MakeStudy
 from patterning_dist.runtime.chains.groups import chain_workers
-from patterning_dist.runtime.chains.workers import MakeStudy, Result
 from patterning_dist.runtime.environment import ray_session
-from patterning_dist.runtime.tasks import Task, run_tasks
+from patterning_dist.runtime.tasks import Result, Task, run_tasks
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.chain import ChainFailure
 from patterning_dist.sampling.lanczos import SpectrumEnds

@@ -17,7 +17,7 @@ from patterning_dist.config import SamplingConfig
 from patterning_dist.config.response import DirectionConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.cost import Seconds
-from patterning_dist.runtime.chains.workers import MakeStudy
+from patterning_dist.runtime.chains.attempt import MakeStudy
 from patterning_dist.runtime.probe.ranks import ProbeGroup, probe_groups
 from patterning_dist.runtime.resources import sampling_resources
 from patterning_dist.sampling.chain import ChainFailure

@@ -10,6 +10,7 @@ import ray
 
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.groups import EngineRank
+from patterning_dist.runtime.spares import SPARES
 from patterning_dist.sampling.ranks import Ranks
 
 
@@ -54,6 +55,7 @@ def probe_groups(
     options: list[list[dict[str, Any]]], device: str, num_threads: int, timeout: float
 ) -> Iterator[list[ProbeGroup]]:
     """Groups side by side, a list of Ray options a group; their processes are gone at the end."""
+    SPARES.dismiss()  # they take up room
     groups: list[ProbeGroup] = []
     try:
         groups += [ProbeGroup(ranks, device, num_threads, timeout) for ranks in options]

@@ -6,7 +6,7 @@ import contextlib
 import signal
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 from types import FrameType
@@ -39,7 +39,8 @@ class Preempted(Exception):
     """This process, or that of another rank, got SIGTERM; the state of the training is saved."""
 
 
-def catch_sigterm() -> None:
+@contextlib.contextmanager
+def sigterm_saves() -> Iterator[None]:
     """Let the step under way end and be saved on the first SIGTERM; a second one ends the process as before."""
     before = signal.getsignal(signal.SIGTERM)
 
@@ -48,6 +49,10 @@ def catch_sigterm() -> None:
         signal.signal(signal.SIGTERM, before)
 
     signal.signal(signal.SIGTERM, leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def checkpoint_part(

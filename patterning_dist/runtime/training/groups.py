@@ -11,17 +11,28 @@ from patterning_dist.config import Config
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.groups import PLACEMENT_TIMEOUT, RankGroup, rank_groups
+from patterning_dist.runtime.model_workers import model_workers
 from patterning_dist.runtime.resources import training_resources
-from patterning_dist.runtime.training.worker import TrainingRank
+from patterning_dist.runtime.training.worker import TrainingProcess
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.storage.mirror import Location
 from patterning_dist.training.job import JobGroup
 
 
+@ray.remote
+class TrainingRank(TrainingProcess):
+    """One of several ranks that share a training."""
+
+    def __init__(self, ranks: Ranks, device: str, config: Config) -> None:
+        assert config.training is not None
+        super().__init__(ranks, device, config.training.threads_per_worker)
+        self.config = config
+
+
 @ray.remote(num_cpus=0)
 class TrainingGroup(RankGroup):
-    """The ranks of a training; used like a ``TrainingRank`` that is alone.
+    """The ranks of a training; used like a ``ModelWorker``.
 
     Args:
         number: of the group, for messages.
@@ -37,7 +48,7 @@ class TrainingGroup(RankGroup):
 
     def make_rank(self, ranks: Ranks, options: dict[str, Any]) -> ActorHandle:
         """See ``RankGroup``."""
-        return TrainingRank.options(**options).remote(ranks, self.config, self.device)
+        return TrainingRank.options(**options).remote(ranks, self.device, self.config)
 
     def train(self, location: Location, jobs: JobGroup, control: ActorHandle) -> bool:
         """Train jobs on all ranks; raises as ``everywhere``."""
@@ -71,8 +82,4 @@ def training_workers(
             progress,
         )
 
-    def start() -> tuple[ActorHandle, ray.ObjectRef]:
-        worker = TrainingRank.options(**need.options).remote(Ranks(), config, device)
-        return worker, worker.open_alone.remote()
-
-    return Workforce(start, need.at_once(num_tasks, limit).number, need, progress)
+    return model_workers(need, num_tasks, limit, device, progress, "open_training", need.cpus, config)

@@ -11,8 +11,8 @@ import ray
 from patterning_dist.config import SamplingConfig
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.actor import ActorHandle
-from patterning_dist.runtime.chains.workers import model_workers
 from patterning_dist.runtime.environment import ray_session
+from patterning_dist.runtime.model_workers import study_workers
 from patterning_dist.runtime.tasks import Task, run_tasks
 from patterning_dist.runtime.training.stack_worker import StackRecipe, StackTask, Trained, open_stacks, train_stack
 from patterning_dist.runtime.workforce import Workforce
@@ -52,7 +52,7 @@ def train_stacks(
         def start_workers(number: int) -> Workforce:
             resources.enter_context(ray_session(sampling.threads_per_worker))
             opener = partial(open_stacks, recipe, run.location)
-            return resources.enter_context(model_workers(opener, sampling, device, number, progress))
+            return resources.enter_context(study_workers(opener, sampling, device, number, progress))
 
         def train(stack: StackTask, worker: ActorHandle, board: ActorHandle) -> ray.ObjectRef:
             return worker.__ray_call__.remote(train_stack, recipe, stack, board)

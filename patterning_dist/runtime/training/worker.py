@@ -12,7 +12,7 @@ from patterning_dist.errors import PatterningError, first_line
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.groups import EngineRank
 from patterning_dist.runtime.metrics import Metrics
-from patterning_dist.runtime.training.checkpoints import Preempted, State, TrainingCheckpoints, catch_sigterm
+from patterning_dist.runtime.training.checkpoints import Preempted, State, TrainingCheckpoints, sigterm_saves
 from patterning_dist.runtime.training.recorder import Recorder
 from patterning_dist.runtime.training.stacked_trainer import StackedTrainer
 from patterning_dist.runtime.training.trainer import Trainer
@@ -24,21 +24,15 @@ from patterning_dist.tasks.task import Task
 from patterning_dist.training.job import JobGroup
 
 
-@ray.remote
-class TrainingRank(EngineRank):
+class TrainingProcess(EngineRank):
     """One rank of a training, for any number of them one after another."""
 
-    def __init__(self, ranks: Ranks, config: Config, device: str) -> None:
-        assert config.training is not None
-        # Rank 0 may take long to write what the others wait for.
-        super().__init__(ranks, device, config.training.threads_per_worker, timeout=1800.0)
-        self.config = config
-        self.task: Task | None = None
-        catch_sigterm()
+    config: Config  # to be set before the first training
 
-    def open_alone(self) -> None:
-        """Be a group of one."""
-        self.join(*self.open_store())
+    def __init__(self, ranks: Ranks, device: str, num_threads: int) -> None:
+        # Rank 0 may take long to write what the others wait for.
+        super().__init__(ranks, device, num_threads, timeout=1800.0)
+        self.task: Task | None = None
 
     def train(self, location: Location, jobs: JobGroup, control: ActorHandle) -> bool:
         """Train jobs, a stack of them at once, from their last checkpoint on; what is finished is kept.
@@ -54,7 +48,8 @@ class TrainingRank(EngineRank):
             if not jobs.is_finished(self.config):
                 self.task = self.task or open_task(self.config, location.path, self.device)
                 trainer = open_trainer(self.config, self.task, jobs, self.ranks, self.device)
-                _train(self.config, location, trainer, control)
+                with sigterm_saves():
+                    _train(self.config, location, trainer, control)
         except Preempted:
             ray.actor.exit_actor()  # the machine goes: whoever watches starts another process
         except PatterningError:
