@@ -25,7 +25,7 @@ from patterning_dist.sampling.ranks import Ranks
 class ModelWorker(TrainingProcess):
     """One process for any number of tasks one after another; a workforce opens in it what its tasks are about."""
 
-    study: ChainStudy
+    study: ChainStudy | None = None
 
     def __init__(self, device: str) -> None:
         super().__init__(Ranks(), device, num_threads=1)  # until something is opened
@@ -43,16 +43,19 @@ class ModelWorker(TrainingProcess):
 
     def chain(self, task: ChainTask, shards: list[ActorHandle], board: ActorHandle) -> Outcome | None:
         """See ``run_chain``."""
+        assert self.study is not None
         return run_chain(self.study, self.ranks, task, shards, board)
 
 
 def _clear(worker: Any, num_threads: int) -> None:
     """Give back what the work before held; threads for the work to come."""
+    prepare_process(num_threads)
+    if worker.study is worker.task is None:
+        return
     worker.study = worker.task = None
     gc.collect()
     if worker.device == "cuda":
         torch.cuda.empty_cache()
-    prepare_process(num_threads)
 
 
 def model_workers(
