@@ -188,11 +188,15 @@ def _rounds(config: Config, arm: Arm) -> Iterator[str]:
         yield ", and chains are run on the weighted loss that every round ends on; remove its weighted_share"
     if solve is None:
         return
-    if solve.scores != "response_direction":
+    if solve.scores not in ("response_direction", "first_moment"):
         yield (
-            f", and between rounds the response direction is solved for, not scores of kind {solve.scores}; "
-            "set solve.scores to response_direction"
+            f", and between rounds response directions or first moments are solved for, not scores of kind "
+            f"{solve.scores}; set solve.scores to response_direction or first_moment"
         )
+    if solve.scores == "first_moment" and solve.draws != "antithetic":
+        yield ", and no chains are run between rounds for first moments; set solve.draws to antithetic"
+    if solve.scores == "first_moment" and config.training is not None and not config.training.anneal_steps:
+        yield (", and first moments are read off a copy that was annealed on plain weights; set training.anneal_steps")
     if arm.strength * (1 - solve.weight_min) > 1:
         yield (
             f", and strength {arm.strength:g} takes weights below 0 where they may be as small as solve.weight_min = "

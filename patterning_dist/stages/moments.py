@@ -2,38 +2,39 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from patterning_dist.aggregation.files import read_chains
 from patterning_dist.config import Config
 from patterning_dist.config.controls import DrawsKind
-from patterning_dist.measure.subjects import OpenSubjects
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.first_moments import Draws, pool_rises, probe_rises
 from patterning_dist.runtime.pool import RunCalls
-from patterning_dist.stages.sample import solved_subjects
 from patterning_dist.stages.scores import Pool, Scores, centred
 from patterning_dist.storage.run import RunDirectory
 
 
-def choose_subject(
-    config: Config, run: RunDirectory, opener: OpenSubjects, device: str, progress: Progress
-) -> tuple[str, dict[str, float]]:
-    """The one of the named subjects under whose draws the probe's mean loss rises most, and the rises of all, nats.
+def choose_subject(pool: Pool, names: Sequence[str], progress: Progress) -> tuple[str, dict[str, float]]:
+    """The subject under whose draws the probe's mean loss rises most, and the rises of all, nats.
 
     The rule looks at no label: it knows nothing of what the component does. With one subject nothing is measured.
+
+    Args:
+        pool: of any of the subjects.
+        names: of the subjects.
+        progress: hears which one it is.
     """
-    assert config.solve is not None
-    names = solved_subjects(config, opener.by_name)
+    assert pool.config.solve is not None
     if len(names) == 1:
         return names[0], {}
-    pool = Pool(config, run, opener, names[0], device)
-    draws = [_draws(config, run, name, config.solve.draws) for name in names]
+    draws = [_draws(pool.config, pool.run, name, pool.config.solve.draws) for name in names]
     with pool.tasks(progress) as run_calls:
         found = probe_rises(run_calls, draws, len(pool.subjects.probe.ids))
     rises = dict(zip(names, found, strict=True))
     chosen = max(rises, key=lambda name: rises[name])
-    progress.say(f"solve: {chosen} of {len(names)} components: disturbed, it raises the loss most")
+    progress.say(f"{chosen} of {len(names)} components: disturbed, it raises the loss most")
     return chosen, rises
 
 

@@ -1,14 +1,18 @@
-"""Online rounds of an arm: sampled where a round has led to, and trained on under the weights found there.
+"""Online rounds of an arm: measured where a round has led to, and trained on under the weights found there.
 
 Round r + 1 starts from the checkpoint of round r. The chains around it are on L_rho, the loss of round r: that is what
 the checkpoint is a minimum of, and not of L. Its scores are those of the plain losses l_i, so that the weights are
 again rho = 1 + h with (n_beta / n) chi h as wanted, chi being that of the posterior there; they replace those before.
+
+First moments need no chains. They are of the plain loss, around a copy of the checkpoint that was annealed on plain
+weights, and of the component that the rule of stage solve finds there.
 """
 
 from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,12 +20,14 @@ import pyarrow.parquet as pq
 
 from patterning_dist.config import Config
 from patterning_dist.measure.measure import measure
-from patterning_dist.measure.sets import inputs_of
+from patterning_dist.measure.plans import subject_plans
 from patterning_dist.measure.subjects import Subject
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.environment import resolve_device
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.stages.moments import choose_subject
 from patterning_dist.stages.rounds import Round, joined_metrics, rounds_of
-from patterning_dist.stages.sample import open_subjects, subject_name
+from patterning_dist.stages.sample import open_subjects, solved_subjects, subject_name
 from patterning_dist.stages.scores import Pool
 from patterning_dist.stages.solve import described, score, solve_arm, write_weights
 from patterning_dist.storage.files import atomic_path, file_sha256, write_json, write_parquet
@@ -33,7 +39,7 @@ STAGE = "retrain"
 
 
 def weigh_again(config: Config, run: RunDirectory, progress: Progress, number: int) -> list[Path]:
-    """Chains around where the rounds before have ended, and the weights of round ``number``; returns the files written.
+    """Measure where the rounds before have ended, and solve for the weights of round ``number``; the files written.
 
     Chains that are done, scores and weights are kept, as in the stages that these are of.
 
@@ -41,7 +47,38 @@ def weigh_again(config: Config, run: RunDirectory, progress: Progress, number: i
         PatterningError: too few healthy chains, or an infeasible strength.
     """
     assert config.solve is not None
-    device, rounds = resolve_device(config.device), rounds_of(config, number)
+    rounds = rounds_of(config, number)
+    most = max(part.arm.rounds for part in rounds)
+    run.event(STAGE, "round", number=number, of=most, jobs=[part.name for part in rounds])
+    progress.say(f"{STAGE}: round {number} of {most}, measured at {len(rounds)} checkpoints of round {number - 1}")
+    by_scores = _by_moments if config.solve.scores == "first_moment" else _by_chains
+    return by_scores(config, run, rounds, progress)
+
+
+def _by_moments(config: Config, run: RunDirectory, rounds: Sequence[Round], progress: Progress) -> list[Path]:
+    assert config.solve is not None
+    device, found = resolve_device(config.device), open_subjects(config, run.location, "cpu")
+    components = list(dict.fromkeys(found.by_name[name].component for name in solved_subjects(config, found.by_name)))
+    of_round = [[subject_name(part.before.annealed, component) for component in components] for part in rounds]
+    subjects = {
+        name: Subject(part.before.annealed, component, name)
+        for part, names in zip(rounds, of_round, strict=True)
+        for name, component in zip(names, components, strict=True)
+    }
+    files = [file for part in rounds for file in checkpoint_files(part.before.annealed)]
+    run.location.fetch(*files, *(part.folder for part in rounds))
+    opener = replace(found, by_name=subjects, files=(*found.files, *files), gradients_of=frozenset(), thin=None)
+    plans = subject_plans(opener(device, Ranks()), run)
+    inputs, written = {name: plan.fingerprint for name, plan in plans.items()}, []
+    for part, names in zip(rounds, of_round, strict=True):
+        subject, rises = choose_subject(Pool(config, run, opener, names[0], device, inputs), names, progress)
+        written += _solve(part, Pool(config, run, opener, subject, device, inputs), rises, progress)
+    return written
+
+
+def _by_chains(config: Config, run: RunDirectory, rounds: Sequence[Round], progress: Progress) -> list[Path]:
+    assert config.solve is not None
+    device = resolve_device(config.device)
     subjects, files = {}, []
     for part in rounds:
         checkpoint, table = part.before.folder, part.before.weights
@@ -51,23 +88,21 @@ def weigh_again(config: Config, run: RunDirectory, progress: Progress, number: i
         files += [*checkpoint_files(checkpoint), table]
     run.location.fetch(*files, *(part.folder for part in rounds))
     opener = open_subjects(config, run.location, device).weighted(subjects, *files, gradients_of=frozenset(subjects))
-    most = max(part.arm.rounds for part in rounds)
-    run.event(STAGE, "round", number=number, of=most, jobs=[part.name for part in rounds])
-    progress.say(f"{STAGE}: round {number} of {most}, chains around {len(rounds)} checkpoints of round {number - 1}")
     written = list(measure(run, config.name, STAGE, opener, device, progress).files)
     for part, name in zip(rounds, subjects, strict=True):
-        written += _solve(part, Pool(config, run, opener, name, device), progress)
+        written += _solve(part, Pool(config, run, opener, name, device), {}, progress)
     return written
 
 
-def _solve(part: Round, pool: Pool, progress: Progress) -> list[Path]:
+def _solve(part: Round, pool: Pool, rises: dict[str, float], progress: Progress) -> list[Path]:
     """The weights of a round in its folder, with what is predicted of them; kept where they are of these inputs."""
     config, run = pool.config, pool.run
-    assert config.solve is not None and config.response.direction is not None and part.weights is not None
+    assert config.solve is not None and part.weights is not None
     table, solution = run.path / part.weights, run.path / part.solution
-    sections = {"solve": config.solve.model_dump(), "direction": config.response.direction.model_dump()}
+    direction = config.response.direction and config.response.direction.model_dump()
+    sections = {"solve": config.solve.model_dump(), "direction": direction}
     fingerprint = stage_fingerprint(
-        "round", sections | {"chains": inputs_of(run, pool.subject), "weights": part.arm.weights}
+        "round", sections | {"chains": pool.inputs(pool.subject), "weights": part.arm.weights}
     )
     stored = json.loads(solution.read_text(encoding="utf-8")) if solution.exists() and table.exists() else {}
     if stored.get("fingerprint") == fingerprint and stored["table_sha256"] == file_sha256(table):
@@ -77,7 +112,7 @@ def _solve(part: Round, pool: Pool, progress: Progress) -> list[Path]:
     progress.start(f"solving for the weights of {part.name}", None)
     weights, entry = solve_arm(pool, scores, str(part.arm.weights))
     write_weights(pool, table, part.arm.name, weights)
-    report = {"subject": pool.subject, **described(pool, scores), **entry}
+    report = {"subject": pool.subject, "mean_rises": rises, **described(pool, scores), **entry}
     write_json(solution, report | {"fingerprint": fingerprint, "table_sha256": file_sha256(table)})
     run.publish(table, solution)
     run.event(STAGE, "weights_solved", job=part.name, effective_sample_share=entry["effective_sample_share"])

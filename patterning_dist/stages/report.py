@@ -118,7 +118,8 @@ def _diagnostics(folder: Path, checked: dict[str, Any], rounds: dict[str, dict[s
     of_check = (
         [f"check/{checked['subject']}@{strength}" for strength in ("+0", *checked["strengths"])] if checked else []
     )
-    for subject in (*of_check, *(entry["subject"] for entry in rounds.values())):
+    sampled = (entry["subject"] for entry in rounds.values() if entry["replicates"]["of"] == "chains")
+    for subject in (*of_check, *sampled):
         file = folder / "sampling" / subject / "diagnostics.json"
         found["subjects"][subject] = json.loads(file.read_text(encoding="utf-8"))["diagnostics"]
     return found

@@ -56,6 +56,11 @@ class Round:
         return replace(self, number=self.number - 1)
 
     @property
+    def annealed(self) -> str:
+        """Where it ends, annealed on plain weights: what first moments are read off, relative to the run directory."""
+        return f"{self.folder}/annealed"
+
+    @property
     def start(self) -> str | None:
         """The checkpoint that it trains from; None: a fresh initialisation."""
         if self.number > 1:

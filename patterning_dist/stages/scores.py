@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -70,13 +71,22 @@ class Pool:
         config: of the run.
         run: its directory.
         opener: opens the subjects in a worker.
-        subject: that has been sampled.
+        subject: that has been sampled, or that ``inputs`` knows.
         device: of the workers.
+        inputs: of subjects of which no chains are run: a hash of all that these would follow from.
     """
 
-    def __init__(self, config: Config, run: RunDirectory, opener: OpenSubjects, subject: str, device: str) -> None:
+    def __init__(
+        self,
+        config: Config,
+        run: RunDirectory,
+        opener: OpenSubjects,
+        subject: str,
+        device: str,
+        inputs: Mapping[str, str] = MappingProxyType({}),
+    ) -> None:
         self.config, self.run, self.device = config, run, device
-        self.opener, self.subject = opener, subject
+        self.opener, self.subject, self._inputs = opener, subject, inputs
 
     @cached_property
     def subjects(self) -> Subjects:
@@ -112,11 +122,12 @@ class Pool:
     def tasks(self, progress: Progress) -> AbstractContextManager[RunCalls]:
         """Runs passes over the pool on chain workers; see ``runtime.pool``."""
 
-        def inputs(subject: str) -> str:
-            return inputs_of(self.run, subject)
-
         num_shards, sampling = len(pool_shards(self.num_samples)), self.subjects.sampling
-        return pool_tasks(self.opener, sampling, self.device, self.run, inputs, num_shards, progress)
+        return pool_tasks(self.opener, sampling, self.device, self.run, self.inputs, num_shards, progress)
+
+    def inputs(self, subject: str) -> str:
+        """Hash of all that the chains of a subject follow from."""
+        return self._inputs.get(subject) or inputs_of(self.run, subject)
 
     @property
     def inverse_temperature(self) -> float:

@@ -27,7 +27,7 @@ from patterning_dist.stages.controls import control_weights, with_contrasts
 from patterning_dist.stages.cost import hold_cost, scale_arm
 from patterning_dist.stages.masses import dealt, mass_groups
 from patterning_dist.stages.moments import choose_subject, first_moment_scores
-from patterning_dist.stages.sample import open_subjects
+from patterning_dist.stages.sample import open_subjects, solved_subjects
 from patterning_dist.stages.scores import Pool, Scores, direction_scores, plain_scores, regression_scores
 from patterning_dist.storage.files import write_json, write_parquet
 from patterning_dist.storage.run import RunDirectory
@@ -51,7 +51,8 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     assert config.solve is not None
     device = resolve_device(config.device)
     opener = open_subjects(config, run.location, device)
-    subject, rises = choose_subject(config, run, opener, device, progress)
+    names = solved_subjects(config, opener.by_name)
+    subject, rises = choose_subject(Pool(config, run, opener, names[0], device), names, progress)
     pool = Pool(config, run, with_contrasts(config, opener, subject), subject, device)
     scores = score(pool, progress)
     outputs = [_write_pool(pool, scores)]

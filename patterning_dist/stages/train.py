@@ -35,9 +35,12 @@ def retrain(config: Config, run: RunDirectory, progress: Progress) -> list[Path]
     assert config.retrain is not None
     most, files = max(arm.rounds for arm in config.retrain.arm_list), []
     for number in range(1, most + 1):
-        label = "retraining" if most == 1 else f"retraining, round {number} of {most}"
         if number > 1:
+            if jobs := annealing_jobs(config, run, number):
+                label = f"annealing round {number - 1} on plain weights"
+                files += run_unfinished(config, run, progress, label, jobs, config.retrain.concurrent_arms)
             files += weigh_again(config, run, progress, number)
+        label = "retraining" if most == 1 else f"retraining, round {number} of {most}"
         jobs = arm_jobs(config, run, number)
         files += run_unfinished(config, run, progress, label, jobs, config.retrain.concurrent_arms)
     return [*files, *join_rounds(config, run)]
@@ -66,6 +69,35 @@ def arm_jobs(config: Config, run: RunDirectory, number: int = 1) -> list[Trainin
     tables = {part.weights: round_weights(part, run) for part in rounds}
     inputs = {start: task.fingerprint(start) for start in {part.start for part in rounds}}
     return [_arm_job(config, run.path, part, tables[part.weights], inputs[part.start]) for part in rounds]
+
+
+def annealing_jobs(config: Config, run: RunDirectory, number: int) -> list[TrainingJob]:
+    """What first moments of round ``number`` are read off: where the rounds before end, annealed on plain weights.
+
+    A network under weights overuses what they favour, and its components tell of that.
+    """
+    assert config.solve is not None and config.retrain is not None and config.training is not None
+    if config.solve.scores != "first_moment":
+        return []
+    rounds, task = [part.before for part in rounds_of(config, number)], open_task(config, run.path, "cpu")
+    steps = config.training.anneal_steps
+    return [
+        TrainingJob(
+            name=f"{part.name}, annealed",
+            folder=run.path / part.annealed,
+            inputs=task.fingerprint(part.folder),
+            seed=part.data_seed,
+            num_steps=0,
+            anneal_steps=steps,
+            rate_factor=config.retrain.rate_factor,
+            evaluate_every=steps,
+            start=part.folder,
+            deepspeed=config.retrain.deepspeed,
+            num_workers=config.retrain.num_workers,
+            stack=part.arm.name if config.retrain.engine == "stacked" else None,
+        )
+        for part in rounds
+    ]
 
 
 def _arm_job(config: Config, directory: Path, part: Round, weights: Path | None, inputs: object) -> TrainingJob:

@@ -151,6 +151,5 @@ def set_learning_rate_factor(optimizer: torch.optim.Optimizer, factor: float) ->
 
 def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, anneal_steps: int) -> float:
     """Linear warm-up, constant, then linear to zero over the last ``anneal_steps`` of ``num_steps + anneal_steps``."""
-    if step < warmup_steps:
-        return (step + 1) / warmup_steps
-    return min(1.0, (num_steps + anneal_steps - step) / (anneal_steps + 1))
+    rising = (step + 1) / warmup_steps if warmup_steps else 1.0
+    return min(1.0, rising, (num_steps + anneal_steps - step) / (anneal_steps + 1))

@@ -8,18 +8,24 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from safetensors.torch import load_file
 from tiny_run import copy_run, quiet, subjects_of, tiny_config
 
 from patterning_dist.aggregation.files import read_positions
 from patterning_dist.errors import PatterningError
+from patterning_dist.measure.subjects import Subject, Subjects
 from patterning_dist.response.reliability import split_half_reliability
+from patterning_dist.response.solver import solve_for_effective_sample_share
+from patterning_dist.runtime.training.jobs import run_jobs
 from patterning_dist.sampling.first_moment import antithetic_pair, mean_rises
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import all_losses
 from patterning_dist.sampling.statistics import flatten, unflatten
 from patterning_dist.stages.sample import sample
 from patterning_dist.stages.solve import solve
+from patterning_dist.stages.train import retrain
 from patterning_dist.storage.run import RunDirectory
+from patterning_dist.training.job import TrainingJob
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow]
 
@@ -28,10 +34,11 @@ num_draws: 3, min_reliability: %s, draws: %s, controls: [{kind: ablation, name: 
 {kind: split, name: oracle, split: induction}, {kind: first_moment, name: other, draws: %s},
 {kind: gradient, name: aligned, split: induction}, {kind: loss_contrast, name: earlier, checkpoint: initialisation},
 {kind: permuted, name: within, within: domain}]}"""
+HEADS = ["layer.1.head.0", "layer.1.head.1"]
 OTHER = {"antithetic": "chains", "chains": "antithetic"}
 
 
-def settings(directory: Path, draws: str, min_reliability: float = -1):
+def settings(directory: Path, draws: str, min_reliability: float = -1, *more: str):
     observables = "[{kind: component_loss, name: component}, {kind: free_energy, name: energy}]"
     return tiny_config(
         directory,
@@ -39,6 +46,7 @@ def settings(directory: Path, draws: str, min_reliability: float = -1):
         f"sampling.observables={observables}",
         "response.direction=null",
         f"solve={SOLVE % (min_reliability, draws, OTHER[draws])}",
+        *more,
     )
 
 
@@ -68,7 +76,7 @@ def test_the_component_is_the_one_that_raises_the_loss_most(solved):
     config, subjects, run = solved
     solution = json.loads((run.path / "weights" / "solution.json").read_text())
     found = solution["mean_rises"]
-    assert list(found) == ["layer.1.head.0", "layer.1.head.1"]  # of the four that are sampled, those that are asked for
+    assert list(found) == HEADS  # of the four that are sampled, those that are asked for
     for subject, rise in found.items():
         by_hand = rises_by_hand(config, subjects, run, subject, subjects.probe.samples).mean()
         assert rise == pytest.approx(by_hand, rel=1e-4, abs=1e-7)
@@ -134,6 +142,43 @@ def test_controls_have_the_share_of_plus_and_their_own_scores(solved):
     np.testing.assert_array_equal(np.sort(weights["within"]), np.sort(weights["plus"]))
     [(_, mask)] = subjects.task.split("induction", subjects.task.train, np.arange(len(subjects.task.train)))
     assert weights["oracle"][mask.ravel()].min() > 1 > weights["oracle"][~mask.ravel()].max()
+
+
+@pytest.mark.parametrize("solved", ["antithetic"], indirect=True)
+def test_a_second_round_is_read_off_a_copy_that_was_annealed_on_plain_weights(solved):
+    _, plain, run = solved
+    arms = "retrain.arms=[{name: online, weights: plus, rounds: 2}]"
+    config = settings(run.path, "antithetic", -1, arms, "training.anneal_steps=4")
+    retrain(config, run, quiet())
+    first, second = (f"retrain/online/seed-0/round-{number}" for number in (1, 2))
+    hand = TrainingJob("by hand", run.path / "hand", [], seed=0, num_steps=0, anneal_steps=4, start=first)
+    run_jobs(config, run, [hand], "training", quiet(), 1)
+    found, expected = (load_file(run.path / name / "model.safetensors") for name in (f"{first}/annealed", "hand"))
+    assert all(found[name].equal(weight) for name, weight in expected.items())
+    raw = load_file(run.path / first / "model.safetensors")
+    assert any(not found[name].equal(weight) for name, weight in raw.items())
+
+    by_name = {name: Subject(f"{first}/annealed", name, f"{first}/annealed/{name}") for name in HEADS}
+    subjects = Subjects(plain.task, plain.sampling, config.seed, run.path, by_name)
+    solution = json.loads((run.path / second / "solution.json").read_text())
+    on_probe = [rises_by_hand(config, subjects, run, name, subjects.probe.samples).mean() for name in HEADS]
+    assert list(solution["mean_rises"].values()) == pytest.approx(on_probe, rel=1e-4, abs=1e-7)
+    chosen = HEADS[int(np.argmax(on_probe))]
+    assert solution["subject"] == f"{first}/annealed/{chosen}"
+    rises = rises_by_hand(config, subjects, run, chosen, plain.task.train).mean(axis=0).ravel()
+    solved_by_hand = solve_for_effective_sample_share(
+        (rises - rises.mean())[None].astype(float), np.array([-1.0]), 0.8,
+        inverse_temperature=50, weight_min=0, weight_max=4,
+    )  # fmt: skip
+    weights = pq.read_table(run.path / second / "weights.parquet")["weight"].to_numpy()
+    np.testing.assert_allclose(weights, solved_by_hand.weights, atol=2e-3)  # rises are differences of float32 losses
+    before = pq.read_table(run.path / "weights" / "plus.parquet")["weight"].to_numpy()
+    assert np.abs(weights - before).mean() > 0.01
+    assert not (run.path / "sampling" / "retrain").exists()  # no chains
+
+    written = {path: path.stat().st_mtime_ns for path in (run.path / "retrain").rglob("*") if path.is_file()}
+    retrain(config, run, quiet())
+    assert {path: path.stat().st_mtime_ns for path in written} == written
 
 
 def test_scores_that_do_not_repeat_make_no_weights(solved):

@@ -62,6 +62,11 @@ def test_the_length_is_the_sum_of_the_schedule(path: Path, steps: int, warmup: i
     assert window_length(config) == pytest.approx(0.6 * sum(factors), rel=1e-12)
 
 
+def test_a_training_that_only_anneals_warms_up_below_the_falling_rate() -> None:
+    factors = [learning_rate_factor(step, 0, 4, 9) for step in range(9)]
+    assert factors == pytest.approx([0.25, 0.5, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.1])
+
+
 def test_the_localization_of_the_window_is_a_number_from_then_on(path: Path, tmp_path: Path) -> None:
     config = load_config(path)
     tau = 0.05 * 0.6 * (0.25 + 0.5 + 0.75 + 7)

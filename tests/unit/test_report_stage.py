@@ -220,7 +220,11 @@ def test_diagnostics_are_of_the_strengths_and_rounds_that_are_asked_for(tmp_path
     (tmp_path / "response" / "diagnostics.json").write_text(json.dumps({"subjects": {"everything": "plain"}}))
     # Rounds were 3 and are 2, and a strength of 2 was checked before.
     checked = {"subject": "everything", "strengths": {"+1": {}}}
-    found = _diagnostics(tmp_path, checked, {"online": {"subject": rounds[0]}})["subjects"]
+    online = {
+        "online": {"subject": rounds[0], "replicates": {"of": "chains"}},
+        "read": {"subject": "retrain/read/seed-0/round-1/annealed/everything", "replicates": {"of": "pairs of draws"}},
+    }
+    found = _diagnostics(tmp_path, checked, online)["subjects"]
     assert found == {"everything": "plain"} | {name: name for name in (checks[0], checks[1], rounds[0])}
     assert _diagnostics(tmp_path, {}, {})["subjects"] == {"everything": "plain"}
 

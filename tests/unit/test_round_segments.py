@@ -63,11 +63,22 @@ def test_what_rounds_do_not_go_with_is_said(path: Path, changes: list[str], mess
 
 
 def test_other_scores_cannot_be_made_under_weights(path: Path) -> None:
-    with pytest.raises(PatterningError, match=r"online has 3 rounds, .* set solve.scores to response_direction"):
+    with pytest.raises(PatterningError, match=r"online has 3 rounds, .* set solve.scores to response_direction or fir"):
         load_config(path, ["solve.scores=plain"])
     # Without rounds they can, and a strength is as it was.
     assert load_config(path, ["solve.scores=plain", "retrain.arms.2.rounds=1"])
     assert load_config(path, ["solve.weight_min=0.5", "retrain.arms.2.strength=2"])
+
+
+def test_first_moments_are_read_off_an_annealed_copy_without_chains(path: Path) -> None:
+    energy = "sampling.observables=[{kind: component_loss, name: own}, {kind: free_energy, name: wanted}]"
+    moments = [energy, "solve.scores=first_moment", "response.direction=null"]
+    with pytest.raises(PatterningError, match=r"online has 3 rounds, .* set training.anneal_steps"):
+        load_config(path, moments)
+    moments.append("training.anneal_steps=10")
+    assert load_config(path, moments)
+    with pytest.raises(PatterningError, match=r"online has 3 rounds, .* set solve.draws to antithetic"):
+        load_config(path, [*moments, "solve.draws=chains"])
 
 
 def test_rounds_share_out_the_steps_and_follow_each_other(path: Path) -> None:

@@ -23,7 +23,10 @@ def test_a_worker_waits_for_the_next_stage_with_the_same_needs_whatever_it_is_ca
     with spares.open():
         spares.keep(ONE, "first")
         spares.keep(ONE, "second")
-        assert spares.take(Resources("a training", 1, keys={"training.threads_per_worker": 1}), 2) == ["first", "second"]
+        assert spares.take(Resources("a training", 1, keys={"training.threads_per_worker": 1}), 2) == [
+            "first",
+            "second",
+        ]
         assert spares.take(ONE, 2) == []
     assert killed == []  # they are somebody else's now
 

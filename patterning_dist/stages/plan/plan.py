@@ -90,7 +90,7 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
             found |= {"solve": plan_solve(chains, solved, workspace.path)} if "solve" in pending else {}
             found |= {"check": chains.plan_check(solved[0])} if "check" in pending else {}
             found |= {"predict": plan_predict(chains)} if "predict" in pending else {}
-            if "retrain" in pending and (again := plan_rounds(chains, solved[0], workspace.path)):
+            if "retrain" in pending and (again := plan_rounds(chains, solved, workspace.path)):
                 found["retrain"] = _together(found["retrain"], again)
     if "report" in pending:
         found["report"] = StagePlan("report", "one page", _PAGE, disk_bytes=_PAGE_BYTES)

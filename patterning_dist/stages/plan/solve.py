@@ -64,18 +64,28 @@ def plan_solve(chains: Chains, solved: Sequence[str], folder: Path) -> StagePlan
     )
 
 
-def plan_rounds(chains: Chains, subject: str, folder: Path) -> StagePlan | None:
+def plan_rounds(chains: Chains, solved: Sequence[str], folder: Path) -> StagePlan | None:
     """What arms in rounds add to stage retrain: chains, scores and weights between the rounds; None: there are none."""
     later = later_rounds(chains.config)
     if not later:
         return None
+    weights, disk_bytes = _weights_seconds(chains, folder, num_arms=1, num_tables=1), 4 * len(later)
+    assert chains.config.solve is not None
+    if chains.config.solve.scores == "first_moment":  # without chains
+        return replace(
+            plan_solve(chains, solved, folder),
+            what=f"{len(later):,} readings between the rounds",
+            seconds=(moment_seconds(chains, solved) + weights) * len(later),
+            disk_bytes=disk_bytes * chains.subjects.num_training_losses,
+        )
+    subject = solved[0]
     by_round = [chains.plan_again("retrain", subject, number) for number in Counter(r.number for r in later).values()]
-    each = _direction_seconds(chains, subject) + _weights_seconds(chains, folder, num_arms=1, num_tables=1)
+    each = _direction_seconds(chains, subject) + weights
     return replace(
         by_round[0],
         what=f"{sum(plan.details['num_chains'] for plan in by_round):,} chains between the rounds",
         seconds=sum((plan.seconds for plan in by_round), each * len(later)),
-        disk_bytes=sum(plan.disk_bytes for plan in by_round) + 4 * chains.subjects.num_training_losses * len(later),
+        disk_bytes=sum(plan.disk_bytes for plan in by_round) + disk_bytes * chains.subjects.num_training_losses,
     )
 
 

@@ -55,6 +55,8 @@ class Trainings:
         seconds = NOTHING
         for n in range(1, most + 1):
             seconds += self.job.starting + self._queues(rounds_of(self.config, n)) + self.job.stopping
+            if n > 1 and self.config.solve is not None and self.config.solve.scores == "first_moment":
+                seconds += self._annealing(len(rounds_of(self.config, n)))
         again = f", in {number + len(later)} rounds" if later else ""
         stacked = ", the seeds of an arm in a stack" if settings.engine == "stacked" else ""
         per_network = 2 * self.steps.weight_bytes // len(_stack(self.config))  # initial and final weights
@@ -67,6 +69,12 @@ class Trainings:
             disk_bytes=(number + len(later) + joined) * per_network,
             num_steps=number * settings.num_steps,
         )
+
+    def _annealing(self, number: int) -> Seconds:
+        """Wall time of the copies that first moments are read off between two rounds."""
+        assert self.config.training is not None
+        each = self.job.opening + self.job.anneal_step * self.config.training.anneal_steps + self.job.closing
+        return self.job.starting + each * math.ceil(number / self.steps.num_queues) + self.job.stopping
 
     def _queues(self, rounds: Sequence[Round]) -> Seconds:
         """Wall time of trainings: of the queue that takes longest, each of which takes every so many-th."""
