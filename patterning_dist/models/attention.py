@@ -52,10 +52,13 @@ class AttentionLayer(nn.Module):
         if relative_position_bias:
             self.position_bias = nn.Parameter(torch.zeros(num_heads, context_length))
 
-    def forward(self, x: Tensor, return_pattern: bool = False) -> Tensor | tuple[Tensor, Tensor]:
+    def forward(
+        self, x: Tensor, return_pattern: bool = False, ablated: int | None = None
+    ) -> Tensor | tuple[Tensor, Tensor]:
         """Map the residual stream x [batch, position, d_model] to the next one, same shape.
 
-        With ``return_pattern`` also the attention probabilities [batch, head, query position, key position].
+        With ``return_pattern`` also the attention probabilities [batch, head, query position, key position]. What the
+        head ``ablated`` adds is 0.
         """
         batch, length, d_model = x.shape
         num_heads, _, d_head = self.query.shape
@@ -67,7 +70,10 @@ class AttentionLayer(nn.Module):
         if hasattr(self, "position_bias"):
             mask = mask + self.position_bias[:, self.distance[:length, :length]]
         pattern = (query @ key.transpose(-1, -2) + mask).softmax(dim=-1)
-        x = x + (pattern @ value).transpose(1, 2).flatten(2) @ self.output.flatten(0, 1)
+        heads = pattern @ value  # [batch, head, position, d_head]
+        if ablated is not None:
+            heads[:, ablated] = 0
+        x = x + heads.transpose(1, 2).flatten(2) @ self.output.flatten(0, 1)
         return (x, pattern) if return_pattern else x
 
 
@@ -122,19 +128,23 @@ class AttentionOnlyTransformer(nn.Module):
         """Logits [batch, position, vocabulary] of the last residual stream."""
         return _rms_norm(x) @ self.unembedding
 
-    def forward(self, tokens: Tensor, return_patterns: bool = False) -> Tensor | tuple[Tensor, list[Tensor]]:
+    def forward(
+        self, tokens: Tensor, return_patterns: bool = False, ablated: tuple[int, int] | None = None
+    ) -> Tensor | tuple[Tensor, list[Tensor]]:
         """Logits [batch, position, vocabulary] of token ids [batch, position].
 
         With ``return_patterns`` also the attention probabilities of every layer, each [batch, head, query position,
         key position]: through the forward passes of the layers, since engines have weights in place only there.
+        What the head ``ablated`` (layer, head) adds is 0.
         """
         x, patterns = self.embed(tokens), []
-        for layer in self.layers:
+        for number, layer in enumerate(self.layers):
+            head = ablated[1] if ablated and ablated[0] == number else None
             if return_patterns:
-                x, pattern = layer(x, return_pattern=True)
+                x, pattern = layer(x, return_pattern=True, ablated=head)
                 patterns.append(pattern)
             else:
-                x = layer(x)
+                x = layer(x, ablated=head)
         logits = self.unembed(x)
         return (logits, patterns) if return_patterns else logits
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import pyarrow as pa
 
+from patterning_dist.report.ablations import ablated_heads
 from patterning_dist.report.blocks import Figures, Note, Section, Table
 from patterning_dist.report.checked import checks
 from patterning_dist.report.figures import arm_style, curves, figure, intervals
@@ -45,6 +46,7 @@ def arms(section: Section, run: Run, summary: Mapping[str, Any], metrics: Metric
     if steps:
         section.blocks.append(transition_table(steps, retrained))
     section.blocks += time_to_circuit(summary.get("time_to_event") or {})
+    section.blocks += ablated_heads(summary.get("head_ablations") or {})
 
 
 def _drawn_metrics(groups: Mapping[str, Sequence[pa.Table]], metrics: Metrics) -> list[str]:

@@ -14,6 +14,7 @@ from patterning_dist.models.components import Component
 from patterning_dist.models.losses import Tokens, batch_losses, token_ids
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.tasks.optimizers import head_matrix_optimizer
+from patterning_dist.tasks.task import Logits
 
 
 class AttentionOnly:
@@ -45,6 +46,10 @@ class AttentionOnly:
     def patterns(self, model: nn.Module, inputs: Tensor) -> list[Tensor]:
         """Attention probabilities of every layer, each [sample, head, query position, key position]."""
         return model(inputs, return_patterns=True)[1]
+
+    def without_head(self, layer: int, head: int) -> Logits:
+        """Logits where the output of a head is 0."""
+        return lambda model, inputs: model(inputs, ablated=(layer, head))
 
     def layered(self, model: AttentionOnlyTransformer, component: Component) -> LayersAbove:
         """The model cut below a component."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +11,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patterning_dist.config import HuggingFaceConfig, TrainingConfig
+from patterning_dist.models.anatomy import find_layers
+from patterning_dist.models.attention_heads import Heads
 from patterning_dist.models.components import Component
 from patterning_dist.models.huggingface import (
     Head,
@@ -24,7 +27,7 @@ from patterning_dist.models.huggingface import (
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.shard_loading import load_sharded_language_model
 from patterning_dist.tasks.optimizers import plain_optimizer
-from patterning_dist.tasks.task import FileHash
+from patterning_dist.tasks.task import FileHash, Logits
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PretrainedConfig
@@ -112,6 +115,41 @@ class HuggingFace:
         """Attention probabilities of every layer, each [sample, head, query position, key position]."""
         attentions = model(input_ids=inputs, use_cache=False, output_attentions=True).attentions
         return [pattern for pattern in attentions or () if pattern is not None]
+
+    @cached_property
+    def _head_outputs(self) -> list[tuple[str, int]]:
+        """Projection after the heads and d_head, of every layer with attention; none where one's are not known.
+
+        Read off the skeleton: in an engine the shapes of weights may be those of pieces.
+        """
+        skeleton: Any = self.skeleton()
+        names = {id(module): name for name, module in skeleton.named_modules()}
+        found = [layer.heads for layer in find_layers(skeleton) if layer.attention is not None]
+        known = [(names[id(heads.output)], heads.d_head) for heads in found if isinstance(heads, Heads)]
+        return known if len(known) == len(found) else []
+
+    def without_head(self, layer: int, head: int) -> Logits | None:
+        """Logits where the output of a head is 0; None where heads are not known.
+
+        Args:
+            layer: number among those with attention, as in ``patterns``.
+            head: number in the layer.
+        """
+        if layer >= len(self._head_outputs):
+            return None
+        name, d_head = self._head_outputs[layer]
+
+        def silence(projection: nn.Module, arguments: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            heads = arguments[0].clone()
+            heads[..., head * d_head : (head + 1) * d_head] = 0
+            return (heads, *arguments[1:])
+
+        def logits(model: nn.Module, inputs: Tensor) -> Tensor:
+            module: Any = getattr(model, "module", model)  # an engine has it in it
+            with module.get_submodule(name).register_forward_pre_hook(silence):
+                return self.logits(model, inputs)
+
+        return logits
 
     def layered(self, model: nn.Module, component: Component) -> None:
         """Not known: every pass is a whole one."""

@@ -4,6 +4,8 @@ previous-token score   mean attention from position i to i - 1
 prefix-matching score  on repeated random tokens r r: mean attention from position i of the second copy to the token
                        that followed the same token in the first copy (Olsson et al., "In-context Learning and
                        Induction Heads", 2022)
+ablated gap            repeated-sequence gap where x_{l+1} = x_l + sum_{h' != h} z_h' O_h', that is z_h = 0, for the
+                       head h of the largest prefix-matching score; as a control the mean over other heads of layer l
 """
 
 from __future__ import annotations
@@ -18,16 +20,18 @@ import torch
 from torch import Tensor, nn
 
 from patterning_dist.data.induction import induction_tokens, repeated_sequences
+from patterning_dist.models.losses import batch_losses
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Joined, Part, all_losses
 from patterning_dist.tasks.held_out import held_out_ids
-from patterning_dist.tasks.task import Metric
+from patterning_dist.tasks.task import Logits, Metric
 
 if TYPE_CHECKING:
     from patterning_dist.tasks.language import LanguageTask
 
 _NUM_REPEATED = 32
 _BATCH = 16
+_NUM_OTHERS = 3  # heads that are ablated as a control: more would cost a pass each
 
 LANGUAGE_METRICS: Mapping[str, Metric] = {
     "prefix_matching": Metric("prefix matching", "probability", "largest prefix-matching score of all heads", "log"),
@@ -36,6 +40,16 @@ LANGUAGE_METRICS: Mapping[str, Metric] = {
     ),
     "repeated_gap": Metric(
         "repeated-sequence gap", "nats", "mean loss on the second copy of repeated random tokens minus the first"
+    ),
+    "ablated_gap": Metric(
+        "repeated-sequence gap without the induction head",
+        "nats",
+        "the gap where the output of the head of the largest prefix-matching score is set to 0",
+    ),
+    "other_ablated_gap": Metric(
+        "repeated-sequence gap without another head",
+        "nats",
+        f"the same, mean over the next {_NUM_OTHERS} heads of that layer, counted round: chosen without looking",
     ),
     "in_context_gap": Metric(
         "in-context gap", "nats", "mean loss on the last quarter of the context minus the second eighth"
@@ -90,11 +104,18 @@ class Evaluation:
         found = self._held_out_losses(measured(self.samples)) if len(self.samples) else {}
         half = self.repeated.shape[1] // 2
         if half > 1:
-            repeated = measured(self.repeated)
-            # Column p predicts token p + 1; the first token of the second copy cannot be foreseen.
-            found["repeated_gap"] = (repeated[:, half:].mean() - repeated[:, : half - 1].mean()).item()
-            found |= self._attention_scores(task, model, ranks)
+            found["repeated_gap"] = self._gap(measured(self.repeated))
+            scores, prefix = self._attention_scores(task, model, ranks)
+            found |= scores
+            if prefix:
+                found |= {"prefix_matching": max(prefix.values())} | self._ablated_gaps(task, model, ranks, prefix)
         return found
+
+    def _gap(self, losses: Tensor) -> float:
+        """Of losses of the repeated tokens [sample, position]."""
+        half = self.repeated.shape[1] // 2
+        # Column p predicts token p + 1; the first token of the second copy cannot be foreseen.
+        return (losses[:, half:].mean() - losses[:, : half - 1].mean()).item()
 
     def _held_out_losses(self, losses: Tensor) -> dict[str, float]:
         position, num_positions = np.arange(losses.shape[1]), losses.shape[1]
@@ -114,8 +135,10 @@ class Evaluation:
                 means[gap] = means[terms[0]] - means[terms[1]]
         return {name: mean for name, mean in means.items() if name not in ("late", "early")}
 
-    def _attention_scores(self, task: LanguageTask, model: nn.Module, ranks: Ranks) -> dict[str, float]:
-        """Previous-token and prefix-matching score of every head, and the largest prefix-matching score of all."""
+    def _attention_scores(
+        self, task: LanguageTask, model: nn.Module, ranks: Ranks
+    ) -> tuple[dict[str, float], dict[tuple[int, int], float]]:
+        """Previous-token and prefix-matching score of every head by name, and the latter by (layer, head)."""
         half = self.repeated.shape[1] // 2
         num_heads: list[int] = []
 
@@ -134,7 +157,27 @@ class Evaluation:
             )
 
         found = all_losses(scores_of, self.repeated, ranks, _BATCH, task.device).mean(dim=0).tolist()
-        heads = [f"{layer}_{head}" for layer, number in enumerate(num_heads) for head in range(number)]
-        scores = dict(zip((f"previous_token_{head}" for head in heads), found, strict=False))
-        prefix = dict(zip((f"prefix_matching_{head}" for head in heads), found[len(heads) :], strict=True))
-        return scores | prefix | ({"prefix_matching": max(prefix.values())} if prefix else {})
+        heads = [(layer, head) for layer, number in enumerate(num_heads) for head in range(number)]
+        kinds = [f"{kind}_{layer}_{head}" for kind in ("previous_token", "prefix_matching") for layer, head in heads]
+        return dict(zip(kinds, found, strict=True)), dict(zip(heads, found[len(heads) :], strict=True))
+
+    def _ablated_gaps(
+        self, task: LanguageTask, model: nn.Module, ranks: Ranks, prefix: Mapping[tuple[int, int], float]
+    ) -> dict[str, float]:
+        """Repeated-sequence gap without the head of the largest score, and without others of its layer; nats."""
+        layer, head = max(prefix, key=lambda place: prefix[place])
+        num_heads = sum(other == layer for other, _ in prefix)
+        heads = [(head + step) % num_heads for step in range(min(num_heads, 1 + _NUM_OTHERS))]
+        gaps = []
+        for logits in (task.model.without_head(layer, one) for one in heads):
+            if logits is None:
+                return {}
+            ablated = partial(_losses, logits, model)
+            gaps.append(self._gap(all_losses(ablated, self.repeated, ranks, _BATCH, task.device)))
+        found = {"ablated_gap": gaps[0]}
+        return found | {"other_ablated_gap": sum(gaps[1:]) / len(gaps[1:])} if gaps[1:] else found
+
+
+def _losses(logits: Logits, model: nn.Module, tokens: Tensor) -> Tensor:
+    """Losses of the predicted tokens [sample, position], nats."""
+    return batch_losses(logits(model, tokens[:, :-1]), tokens)

@@ -127,6 +127,19 @@ def test_the_slice_of_a_head_is_that_head(name):
     torch.testing.assert_close(changed - whole, difference, rtol=1e-3, atol=1e-5)
 
 
+@pytest.mark.parametrize("place", [(0, 2), (1, 0)])
+def test_an_ablated_head_is_one_whose_output_matrix_is_zero(place):
+    model, tokens = make_model(), make_tokens()
+    layer, head = place
+    with torch.no_grad():
+        whole, ablated = model(tokens), model(tokens, ablated=place)
+        patterns = model(tokens, return_patterns=True, ablated=place)[1]
+        model.layers[layer].output[head] = 0
+        torch.testing.assert_close(ablated, model(tokens), rtol=1e-5, atol=1e-6)
+        assert torch.equal(patterns[1], model(tokens, return_patterns=True)[1][1])
+    assert (ablated - whole).abs().max() > 0.01
+
+
 def test_position_bias_starts_at_the_previous_tokens():
     model = make_model(num_heads=12, position_bias_init=40.0)
     bias = model.layers[0].position_bias

@@ -118,6 +118,44 @@ def test_padding_changes_nothing(folder: Path, kind: str) -> None:
     assert difference.norm() < 1e-5 * gradient(torch.cat(one_by_one(model, TEXTS)).mean(), model).norm()
 
 
+class Engine(nn.Module):
+    """What DeepSpeed's is to a model."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module, self.config = module, module.config
+
+    def forward(self, **arguments: object) -> object:
+        return self.module(**arguments)
+
+
+@pytest.mark.parametrize("kind", MODELS)
+def test_without_a_head_its_columns_of_the_output_projection_are_zero(tmp_path: Path, kind: str) -> None:
+    save_model(tmp_path, kind)
+    task = task_of(tmp_path, TEXTS)
+    model, tokens = task.load("final", Ranks()), torch.tensor([TEXTS[0]])
+    head = select_component(model, "layer.1.head.2")
+    output = next(name for name in head.parameters if name.endswith(("dense.weight", "o_proj.weight", "c_proj.weight")))
+    with torch.no_grad():
+        whole = task.model.logits(model, tokens)
+        found = [task.model.without_head(1, 2)(one, tokens) for one in (model, Engine(model))]
+        assert torch.equal(task.model.logits(model, tokens), whole)  # nothing is left behind
+        [piece] = [piece for piece in head.pieces if piece.parameter == output]
+        piece.view(model.get_parameter(output)).zero_()
+        for logits in found:
+            torch.testing.assert_close(logits, task.model.logits(model, tokens), rtol=1e-5, atol=1e-5)
+    assert (found[0] - whole).abs().max() > 0.01
+    assert task.model.without_head(2, 0) is None  # there is no such layer
+
+
+def test_heads_that_are_not_known_are_not_ablated(tmp_path: Path) -> None:
+    config = transformers.FalconConfig(
+        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, bos_token_id=None
+    )
+    transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
+    assert task_of(tmp_path, TEXTS).model.without_head(0, 0) is None
+
+
 def test_the_mean_of_minibatches_is_that_of_the_table(tmp_path: Path) -> None:
     """The number of entries in the denominator is that of the table: with the minibatch's own, texts of few tokens
     would weigh more. Deterministic: the draws are counter-based; the bound is four standard errors."""

@@ -21,9 +21,9 @@ class HandMade(torch.nn.Module):
 
     vocabulary_size = VOCABULARY
 
-    def __init__(self, period, patterns=()):
+    def __init__(self, period, patterns=(), copies=None):
         super().__init__()
-        self.period, self.attention = period, patterns
+        self.period, self.attention, self.copies = period, patterns, copies
 
     def skeleton(self):
         return self
@@ -37,6 +37,12 @@ class HandMade(torch.nn.Module):
 
     def patterns(self, model, inputs):
         return [pattern.expand(len(inputs), -1, -1, -1) for pattern in self.attention]
+
+    def without_head(self, layer, head):
+        """``copies``: (layer, head) -> the share of the logits that is left without that head."""
+        if self.copies is None:
+            return None
+        return lambda model, inputs: self.copies[layer, head] * self.logits(model, inputs)
 
 
 class Sequences:
@@ -131,6 +137,26 @@ def test_losses_of_a_perfect_copier(context):
     assert found["induction_gap"] == pytest.approx(-unknown, rel=1e-5)
     assert found["in_context_gap"] == pytest.approx(-unknown, rel=1e-5)
     assert found["validation_loss"] == pytest.approx(unknown * half / (context - 1), rel=1e-5)
+
+
+def test_a_gap_is_carried_by_the_head_without_which_it_is_gone():
+    induction, first = lambda i: max(i - 6 + 1, 0), lambda i: 0
+    patterns = [pattern(11, [first] * 2), pattern(11, [first, first, first, induction, first, first])]
+    # Only the logits of the second copy are not 0: a factor of 0 takes all away, one of 1 nothing. Of the others, heads
+    # 4, 5 and 0 come next; head 1, without which nothing would be left either, is not asked for.
+    copies = {(1, 3): 0.0, (1, 4): 1.0, (1, 5): 1.0, (1, 0): 0.0, (1, 1): 0.0}
+    found = evaluate(HandMade(6, patterns, copies), np.tile(np.arange(12) % 5, (2, 1)))
+    unknown = math.log(VOCABULARY)
+    assert found["repeated_gap"] == pytest.approx(-unknown, rel=1e-5)
+    assert found["ablated_gap"] == pytest.approx(0, abs=1e-6)
+    assert found["other_ablated_gap"] == pytest.approx(-2 / 3 * unknown, rel=1e-5)
+
+
+def test_a_layer_of_one_head_has_no_other_to_ablate_and_unknown_heads_none_at_all():
+    alone = [pattern(11, [lambda i: max(i - 5, 0)])]
+    found = evaluate(HandMade(6, alone, {(0, 0): 0.5}), np.tile(np.arange(12) % 5, (2, 1)))
+    assert "ablated_gap" in found and "other_ablated_gap" not in found
+    assert not any("ablated" in name for name in evaluate(HandMade(6, alone), np.tile(np.arange(12) % 5, (2, 1))))
 
 
 def test_a_model_that_knows_nothing_has_no_gaps():
