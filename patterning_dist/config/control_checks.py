@@ -68,6 +68,11 @@ def check(config: Config) -> Iterator[str]:
                     )
             case SplitControlConfig():
                 yield from _splits(config, control.split, _SPLITS)
+                if solve.keep_mass == "domain" and control.split.startswith("domain:"):
+                    yield (
+                        f"solve.controls: {control.name} weighs a whole domain, and solve.keep_mass keeps what each "
+                        "weighs; remove one of the two"
+                    )
 
 
 def without_key(data: DataConfig | None, where: str, key: MassKey) -> Iterator[str]:

@@ -68,9 +68,7 @@ def weights(
     words += f"Estimator: {str(solution.get('estimator', 'not named')).replace('_', ' ')}.{_choice(solution)}"
     if kept := solution.get("kept_mass"):
         words += f" {listed(kept['arms']).capitalize()} keep the sum of weights of every {kept['of']}, "
-        words += (
-            f"{number(kept['num_groups'], decimals=0)} of them, as it is in the data; other arms keep the total alone."
-        )
+        words += f"{number(kept['num_groups'], decimals=0)} of them, as it is in the data."
     for arm in in_order(solved, ARM_ORDER):
         if cost := solved[arm].get("cost"):
             words += (

@@ -29,7 +29,7 @@ from patterning_dist.response.reliability import split_half_reliability
 from patterning_dist.response.solver import WeightSolution, solve_for_effective_sample_share
 from patterning_dist.runtime.controls import SplitGradient, pool_alignments, pool_losses
 from patterning_dist.runtime.pool import RunCalls
-from patterning_dist.stages.masses import dealt, mass_groups
+from patterning_dist.stages.masses import dealt, kept_groups, mass_groups
 from patterning_dist.stages.moments import ablation_scores, moment_scores
 from patterning_dist.stages.scores import Pool
 from patterning_dist.tasks.task import Task
@@ -53,7 +53,7 @@ def with_contrasts(config: Config, opener: OpenSubjects, subject: str) -> OpenSu
 
 
 def control_weights(pool: Pool, plus: np.ndarray, share: float, progress: Progress) -> dict[str, Control]:
-    """Weights of every control by its name, by the solver and within the bounds of the others.
+    """Weights of every control by its name, by the solver, within the bounds and with the kept masses of the others.
 
     Args:
         pool: of the experiment, its opener ``with_contrasts``.
@@ -67,19 +67,23 @@ def control_weights(pool: Pool, plus: np.ndarray, share: float, progress: Progre
     """
     settings = pool.config.solve
     assert settings is not None
-    options = {"weight_min": settings.weight_min, "weight_max": settings.weight_max}
+    kept = kept_groups(pool)
+    options = {"weight_min": settings.weight_min, "weight_max": settings.weight_max, "groups": kept}
     found = {}
     with pool.tasks(progress) as run_calls:
         for control in settings.controls:
             report = {"control": control.model_dump(exclude={"name"})}
             if isinstance(control, PermutedControlConfig):
                 groups = mass_groups(pool.subjects.task, pool.index, control.within, f"solve.controls: {control.name}")
+                groups = groups if kept is None else groups * (kept.max() + 1) + kept  # what shares both
                 found[control.name] = Control(dealt(plus, groups, pool.config.seed), None, report)
                 continue
             row, details = _scores(run_calls, pool, control)
-            if not np.ptp(row):
+            groups = np.zeros(len(row), int) if kept is None else kept
+            if (row == row[np.unique(groups, return_index=True)[1]][groups]).all():
+                alike = "" if kept is None else f" of the same {settings.keep_mass}"
                 raise PatterningError(
-                    f"solve.controls: the scores of {control.name} tell no training losses apart; choose another"
+                    f"solve.controls: the scores of {control.name} tell no training losses{alike} apart; choose another"
                 )
             solution = solve_for_effective_sample_share(
                 (row - row.mean(dtype=np.float64))[None],

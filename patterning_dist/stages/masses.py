@@ -8,6 +8,7 @@ import numpy as np
 
 from patterning_dist.data.sampler import permutation
 from patterning_dist.errors import PatterningError
+from patterning_dist.stages.scores import Pool
 from patterning_dist.tasks.task import Task
 
 _PERMUTED_STREAM = 0x7065726D
@@ -38,6 +39,13 @@ def mass_groups(task: Task, index: Mapping[str, np.ndarray], key: str, where: st
             + (f"expected one of {', '.join(known)}" if known else "nothing is, so remove it")
         )
     return np.unique(values, return_inverse=True)[1]
+
+
+def kept_groups(pool: Pool) -> np.ndarray | None:
+    """Groups whose mass all weights of a pool keep, by ``solve.keep_mass`` [entry]; None: none is kept."""
+    assert pool.config.solve is not None
+    keep = pool.config.solve.keep_mass
+    return None if keep is None else mass_groups(pool.subjects.task, pool.index, keep)
 
 
 def dealt(weights: np.ndarray, groups: np.ndarray | None, seed: int) -> np.ndarray:

@@ -25,7 +25,7 @@ from patterning_dist.response.solver import WeightSolution, solve_for_effective_
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.stages.controls import control_weights, with_contrasts
 from patterning_dist.stages.cost import hold_cost, scale_arm
-from patterning_dist.stages.masses import dealt, mass_groups
+from patterning_dist.stages.masses import dealt, kept_groups
 from patterning_dist.stages.moments import choose_subject, first_moment_scores
 from patterning_dist.stages.sample import open_subjects, solved_subjects
 from patterning_dist.stages.scores import Pool, Scores, direction_scores, plain_scores, regression_scores
@@ -67,7 +67,7 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     if config.solve.max_cost is not None:
         _hold_cost(pool, solutions, report["arms"], progress)
     plus = solutions["plus"]
-    solutions["permuted"] = dealt(plus, _groups(pool), config.seed)
+    solutions["permuted"] = dealt(plus, kept_groups(pool), config.seed)
     report["arms"]["permuted"] = {
         "effective_sample_share": report["arms"]["plus"]["effective_sample_share"],
         "histogram": report["arms"]["plus"]["histogram"],
@@ -118,18 +118,12 @@ def described(pool: Pool, scores: Scores) -> dict[str, Any]:
         "reliability": dict(zip(scores.observables, reliability.tolist(), strict=True)),
         "replicates": {"of": scores.replicates, "number": len(scores.per_chain)},
     }
-    if (groups := _groups(pool)) is None:
+    if (groups := kept_groups(pool)) is None:
         return found
     assert pool.config.solve is not None
-    kept = {"of": pool.config.solve.keep_mass, "num_groups": int(groups.max()) + 1, "arms": [*_SIGNS, "permuted"]}
+    arms = [*_SIGNS, "permuted", *(control.name for control in pool.config.solve.controls)]
+    kept = {"of": pool.config.solve.keep_mass, "num_groups": int(groups.max()) + 1, "arms": arms}
     return found | {"kept_mass": kept}
-
-
-def _groups(pool: Pool) -> np.ndarray | None:
-    """Of the pool's entries, whose mass is kept; None: none is."""
-    assert pool.config.solve is not None
-    keep = pool.config.solve.keep_mass
-    return None if keep is None else mass_groups(pool.subjects.task, pool.index, keep)
 
 
 def write_weights(pool: Pool, path: Path, arm: str, weights: np.ndarray) -> None:
@@ -191,7 +185,7 @@ def solve_arm(pool: Pool, scores: Scores, arm: str) -> tuple[np.ndarray, dict[st
         assert settings.effective_sample_share is not None  # one of the two is there, checked with the file
         return solve_for_effective_sample_share(chi, target, settings.effective_sample_share, groups=groups, **options)
 
-    groups = _groups(pool)
+    groups = kept_groups(pool)
     solution = solved(scores.chi, groups)
     in_subset = solution.weights[scores.in_subset]
     predicted = predicted_response_with_error(scores.per_chain, in_subset, temperature)

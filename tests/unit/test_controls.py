@@ -238,6 +238,40 @@ def test_permuted_weights_are_those_of_plus_group_by_group(tiny_run: Path, tmp_p
     assert not np.array_equal(found["within_token"].weights, found["within_domain"].weights)
 
 
+@pytest.mark.parametrize("key", ["domain", "token"])
+def test_controls_keep_the_masses_that_plus_keeps(tiny_run: Path, tmp_path: Path, key: str) -> None:
+    run, other = copy_run(tiny_run, tmp_path), {"domain": "token", "token": "domain"}[key]
+    split, permuted = (
+        "{kind: split, name: oracle, split: induction}",
+        f"{{kind: permuted, name: dealt, within: {other}}}",
+    )
+    pool = pool_of(
+        tiny_config(run.path, f"solve.controls=[{split}, {permuted}]", f"solve.keep_mass={key}"), run, "everything"
+    )
+    groups = {name: mass_groups(pool.subjects.task, pool.index, name) for name in (key, other)}
+    plus = np.random.default_rng(0).gamma(2.0, size=len(groups[key]))
+    found = control_weights(pool, plus, 0.9, quiet())
+    change = found["oracle"].weights - 1
+    assert found["oracle"].solution.effective_sample_share == pytest.approx(0.9, abs=1e-3)
+    assert np.abs(np.bincount(groups[key], change)).max() < 1e-8 * len(change)
+    assert np.abs(np.bincount(groups[other], change)).max() > 1  # nobody asked for that
+    for of in groups.values():  # dealt within both
+        np.testing.assert_allclose(np.bincount(of, found["dealt"].weights), np.bincount(of, plus), rtol=1e-9)
+    assert not np.array_equal(found["dealt"].weights, plus)
+
+
+def test_scores_of_groups_alone_are_refused_where_groups_keep_their_mass(tiny_run: Path, tmp_path: Path) -> None:
+    run = copy_run(tiny_run, tmp_path)
+    control = "solve.controls=[{kind: split, name: fables, split: 'domain:fables'}]"
+    with pytest.raises(PatterningError, match=r"fables weighs a whole domain, and solve\.keep_mass keeps"):
+        tiny_config(run.path, control, "solve.keep_mass=domain")
+    config = tiny_config(run.path, control)
+    solve = config.solve.model_copy(update={"keep_mass": "domain"})  # as where the file does not say what is what
+    pool = pool_of(config.model_copy(update={"solve": solve}), run, "everything")
+    with pytest.raises(PatterningError, match="fables tell no training losses of the same domain apart"):
+        control_weights(pool, np.ones(len(pool.index["position"])), SHARE, quiet())
+
+
 def test_a_gradient_needs_no_observable_of_its_split(tiny_run: Path, tmp_path: Path) -> None:
     """Of a language model, where an entry is a token and the layers below a head are computed once."""
     run = copy_run(tiny_run, tmp_path)
