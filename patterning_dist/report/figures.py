@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -15,12 +16,22 @@ from patterning_dist.report.svg import Plot, factor_ticks, padded
 from patterning_dist.report.words import duration, estimate, number, times
 
 KNOWN_ARMS = ("base", "plus", "minus", "permuted")
+NUM_OTHERS = 4  # colours of other arms in style.css, one after another
 TRACE_POINTS = 240  # of a line
 
 
 def arm_style(arm: str) -> str:
-    """The style class of an arm; every unknown arm shares one colour."""
-    return f"arm-{arm}" if arm in KNOWN_ARMS else "arm-other"
+    """The style classes of an arm; those of an unknown one get their colour by ``own_colours``."""
+    return f"arm-{arm}" if arm in KNOWN_ARMS else f"arm-other arm-own-{re.sub('[^A-Za-z0-9_-]', '_', arm)}"
+
+
+def own_colours(page: str) -> str:
+    """Rules of a style sheet that give every arm of the page but the known ones a colour; later ones are dashed."""
+    rules = []
+    for index, own in enumerate(dict.fromkeys(re.findall(r"\barm-own-[\w-]+", page))):
+        dashes = "" if index % (2 * NUM_OTHERS) < NUM_OTHERS else " --dashes: 2 4; --line: dotted;"
+        rules.append(f".{own} {{ --arm: var(--other-{index % NUM_OTHERS + 1});{dashes} }}")
+    return "\n".join(rules)
 
 
 def intervals(

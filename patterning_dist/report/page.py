@@ -12,7 +12,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from patterning_dist.errors import PatterningError
 from patterning_dist.report import arms, chains, headline, record, susceptibilities, validation, weighting
 from patterning_dist.report.blocks import FLAG, Section
-from patterning_dist.report.figures import arm_style
+from patterning_dist.report.figures import arm_style, own_colours
 from patterning_dist.report.reading import Run
 from patterning_dist.report.text import open_text
 from patterning_dist.report.words import Metrics
@@ -109,4 +109,4 @@ def write_page(
     page = environment.get_template("template.html").render(
         kind=kind, name=name, created=created, status=status, warnings=warnings, sections=sections
     )
-    write_text(path, page)
+    write_text(path, page.replace("</style>", f"{own_colours(page)}\n</style>", 1))
