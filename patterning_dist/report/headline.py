@@ -7,6 +7,7 @@ from typing import Any
 
 from patterning_dist.report.blocks import Note, Section, Table
 from patterning_dist.report.differences import Contrasts, differences, factors, in_words, oracle_table
+from patterning_dist.report.frontier import frontiers
 from patterning_dist.report.reading import ARM_ORDER, Run, in_order, interval_of
 from patterning_dist.report.words import Metrics, change, clear, estimate, listed, number
 from patterning_dist.response.contrast import parts_of
@@ -129,6 +130,7 @@ def headline(
         if found := factors(contrasts, shares, metrics):
             words = "A factor is the geometric mean over shared seeds, paired; its interval, of Student’s t on the "
             section.blocks.append(Note(" ".join([*(f"{one}." for one in found), f"{words}logarithms, covers seeds."])))
+        section.blocks += frontiers(summary.get("frontier") or {}, contrasts, metrics)
         section.blocks += [*differences(contrasts, metrics), *oracle_table(shares, metrics)]
     elif run.leaves_out("retrain"):
         section.blocks.append(Note("The experiment file has no section retrain: no arms are compared.", "small"))

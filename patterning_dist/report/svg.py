@@ -150,6 +150,12 @@ class Plot:
         for x in (x1, x2):
             self._line(self.x(x), self.y(y) - 4, self.x(x), self.y(y) + 4, f"span {style}")
 
+    def span_up(self, y1: float, y2: float, x: float, style: str) -> None:
+        """A vertical interval with small ends."""
+        self._line(self.x(x), self.y(y1), self.x(x), self.y(y2), f"span {style}")
+        for y in (y1, y2):
+            self._line(self.x(x) - 4, self.y(y), self.x(x) + 4, self.y(y), f"span {style}")
+
     def box(
         self, x: tuple[float, float], y: tuple[float, float], style: str, shade: float = 1.0, tip: str = ""
     ) -> None:

@@ -107,6 +107,11 @@ def largest_feasible_strength(chi: Chi, target: ArrayLike, **options: Any) -> fl
     return _pose_from_options(chi, target, options).largest_strength()[0]
 
 
+def share_at_strength(share: float, strength: float) -> float:
+    """Effective sample share of 1 + s h, 1 / (1 + s^2 (1 / share - 1)), where 1 + h of mean 1 has ``share``."""
+    return 1 / (1 + strength**2 * (1 / share - 1))
+
+
 def solve_for_effective_sample_share(chi: Chi, target: ArrayLike, share: float, **options: Any) -> WeightSolution:
     """The solution whose strength makes (sum rho)^2 / (n sum rho^2) = share; `options` as for
     `solve_weights`.

@@ -134,9 +134,12 @@ def contrasts(arms: list[Arm]) -> tuple[dict[str, Any], list[str]]:
 
 
 def counterpart(arm: Arm, arms: list[Arm], weights: str | None) -> Arm | None:
-    """The arm with these weights, of the start and window of ``arm``: the difference is that of the weights alone."""
+    """The arm with these weights, of the start and window of ``arm``: the difference is that of the weights alone.
+
+    Of several the one of the nearest strength.
+    """
     alike = [one for one in arms if one.settings.weights == weights and same_training(one, arm)]
-    return next(iter(alike), None)
+    return min(alike, key=lambda one: abs(one.settings.strength - arm.settings.strength), default=None)
 
 
 def same_training(first: Arm, second: Arm) -> bool:

@@ -1,4 +1,4 @@
-"""What arms came to beside their differences: ratios, shares of an oracle's effect, and times to the circuit."""
+"""What arms came to beside their differences: ratios, shares of an oracle's effect, what heads carry, times."""
 
 from __future__ import annotations
 
@@ -50,8 +50,8 @@ def add_ratios(compared: dict[str, Any], arms: list[Arm], log_scaled: Collection
 def oracle_shares(config: Config, arms: list[Arm], log_scaled: Collection[str]) -> dict[str, Any]:
     """Oracle -> arm -> metric or observable -> the arm's effect over the oracle's, on the seeds that both share.
 
-    An oracle is an arm on the weights of a control of kind ``split``; effects are differences from the plain arm of the
-    same start, of log-scaled metrics differences of logarithms.
+    An oracle is an arm on the weights of a control of kind ``split``, and arms of its strength are held against it;
+    effects are differences from the plain arm of the same start, of log-scaled metrics differences of logarithms.
     """
     splits = [control.name for control in (config.solve.controls if config.solve else []) if control.kind == "split"]
     found: dict[str, Any] = {}
@@ -60,6 +60,8 @@ def oracle_shares(config: Config, arms: list[Arm], log_scaled: Collection[str]) 
             continue
         for arm in arms:
             if arm is oracle or arm.settings.weights is None or not same_training(arm, oracle):
+                continue
+            if arm.settings.strength != oracle.settings.strength:  # weights of another share
                 continue
             if shares := dict(_shares(arm, oracle, base, log_scaled)):
                 found.setdefault(oracle.name, {})[arm.name] = shares
@@ -86,6 +88,24 @@ def _effects(ours: np.ndarray, theirs: np.ndarray, in_logs: bool) -> np.ndarray 
     if not in_logs:
         return ours - theirs
     return np.log(ours / theirs) if (ours > 0).all() and (theirs > 0).all() else None
+
+
+def head_ablations(arms: list[Arm]) -> dict[str, Any]:
+    """Arm -> how far the repeated-sequence gap rises where a head of the trained networks is ablated, nats.
+
+        rise_s(h) = gap_s(without h) - gap_s
+
+    of every seed s: ``induction_head``, of the largest prefix-matching score; ``other_heads``, the mean over others of
+    its layer; and ``difference``, paired by seed. Arms whose heads are not known are left out.
+    """
+    found = {}
+    for arm in arms:
+        if not {"repeated_gap", "ablated_gap", "other_ablated_gap"} <= arm.metrics.keys():
+            continue
+        own, other = (arm.metrics[name] - arm.metrics["repeated_gap"] for name in ("ablated_gap", "other_ablated_gap"))
+        rises = {"induction_head": own, "other_heads": other, "difference": own - other}
+        found[arm.name] = {name: entry(values) for name, values in rises.items()}
+    return found
 
 
 def time_to_event(arms: list[Arm]) -> dict[str, Any]:

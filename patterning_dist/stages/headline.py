@@ -7,6 +7,7 @@ from typing import Any
 
 from patterning_dist.config import Config
 from patterning_dist.response.contrast import OVERALL, parts_of
+from patterning_dist.response.solver import share_at_strength
 
 Found = Mapping[str, Mapping[str, Mapping[str, Any]]]  # kind -> arm -> observable -> estimate
 VALIDATION = "validation_loss"  # the metric that says what is paid where nothing is observed on held-out samples
@@ -53,8 +54,7 @@ def headline(
             if asked is None and all("missing" in row[kind] for kind in row):
                 continue
             if share := weights.get("effective_sample_share"):
-                # 1 + s h has the share 1 / (1 + s^2 var h).
-                row["solved"] = row["solved"] | {"share": 1 / (1 + scale**2 * (1 / share - 1))}
+                row["solved"] = row["solved"] | {"share": share_at_strength(share, scale)}
             names = dict.fromkeys(name for kind in _SHOWN for name in found[kind].get(arm, {}))
             rows.append(
                 {"arm": arm, "target": target, "asked": asked}

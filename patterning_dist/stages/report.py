@@ -19,7 +19,8 @@ from patterning_dist.report.headline import headline_table
 from patterning_dist.report.predictions import predictions
 from patterning_dist.report.words import Metrics
 from patterning_dist.stages.arms import Arm, compare, contrasts, counterpart, describe_metrics, read_arms
-from patterning_dist.stages.effects import add_ratios, oracle_shares, time_to_event
+from patterning_dist.stages.effects import add_ratios, head_ablations, oracle_shares, time_to_event
+from patterning_dist.stages.frontier import frontier
 from patterning_dist.stages.headline import VALIDATION, headline
 from patterning_dist.stages.rounds import later_rounds
 from patterning_dist.storage.files import write_json
@@ -69,6 +70,8 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
     realised = {arm.name: _realised(arm, base) for arm in arms if (base := plain.get(arm.name))}
     found["realised"] = {name: entries for name, entries in realised.items() if entries}
     stages, diagnostics = run.manifest["stages"], _diagnostics(run.path, checked, rounds)
+    rows = headline(config, solution, windows, arm_settings, found)
+    targets = dict.fromkeys(row["target"] for row in rows)
     return {
         "name": config.name,
         "created": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -76,9 +79,10 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
             stage: entry["seconds"] for stage, entry in stages.items() if stage != "report" and "seconds" in entry
         },
         "metrics": described,
-        "headline": headline(config, solution, windows, arm_settings, found),
+        "headline": rows,
         "arms": {arm.name: arm_settings[arm.name] | arm.summary() for arm in arms},
         "contrasts": compared,
+        "frontier": frontier(arms, compared, described, targets, solution.get("arms", {})),
         "oracle_shares": oracle_shares(config, arms, log_scaled),
         **found,
         "slopes": checked.get("slopes", {}),
@@ -91,6 +95,7 @@ def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
         "validation": _read(run.path / "validate" / "summary.json", config.validation),
         "transition_steps": {arm.name: arm.transitions for arm in arms if arm.transitions is not None},
         "time_to_event": time_to_event(arms),
+        "head_ablations": head_ablations(arms),
         "chains": {
             subject: {key: entry.get(key) for key in ("llc", "temperature", "temperature_stiff", "step_bias")}
             for subject, entry in diagnostics["subjects"].items()

@@ -18,7 +18,8 @@ from patterning_dist.config import ArmConfig
 from patterning_dist.progress import Progress
 from patterning_dist.response.survival import Runs, hazard_ratio, log_rank
 from patterning_dist.stages.arms import Arm, contrasts
-from patterning_dist.stages.effects import add_ratios, oracle_shares, time_to_event
+from patterning_dist.stages.effects import add_ratios, head_ablations, oracle_shares, time_to_event
+from patterning_dist.stages.frontier import frontier
 from patterning_dist.stages.report import report
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.training.job import HELD_OUT_TABLE
@@ -111,6 +112,54 @@ def test_an_oracle_is_held_against_arms_of_its_own_start_alone(tiny_run: Path, a
     assert oracle_shares(tiny_config(tiny_run), arms, []) == {}  # no control is made of a split
 
 
+def test_an_oracle_and_the_permuted_arm_are_held_against_arms_of_their_strength(tiny_run: Path) -> None:
+    weights = [(name, s) for name in ("plus", "permuted", "oracle") for s in (0.5, 1.0)]
+    arms = [arm(f"{name}-{s}", name, [0.4, 0.2], strength=s) for name, s in weights]
+    found, unpaired = contrasts([arm("base", None, [0.1, 0.1]), *arms])
+    assert list(found["plus-0.5"]) == ["base", "permuted-0.5"] and list(found["plus-1.0"]) == ["base", "permuted-1.0"]
+    assert list(found["permuted-0.5"]) == ["base"] and not unpaired
+    shares = oracle_shares(with_oracle(tiny_run), [arm("base", None, [0.1, 0.1]), *arms], [])
+    assert {name: list(of) for name, of in shares.items()} == {
+        f"oracle-{s}": [f"plus-{s}", f"permuted-{s}"] for s in (0.5, 1.0)
+    }
+
+
+def test_a_frontier_is_the_arms_of_a_row_by_strength() -> None:
+    def made(name: str, weights: Any, **settings: Any) -> Arm:
+        one = arm(name, weights, [0.2, 0.4], **settings)
+        one.metrics["validation_loss"] = np.array([3.0, 3.1])
+        return one
+
+    arms = [
+        made("base", None),
+        made("strong", "plus", strength=1.0),
+        made("weak", "plus", strength=0.5),
+        made("drawn", "plus", strength=0.5, weighting="draw"),
+        made("oracle", "oracle"),
+        made("mine", Path("mine.parquet"), strength=2.0),
+        made("elsewhere", "plus", seeds=[7, 8]),  # not compared with base
+    ]
+    found, _ = contrasts(arms)
+    names = ("prefix_matching", "gap", "validation_loss", "absent", "gap:part", "wanted")
+    described = {name: {"meaning": "" if name == "wanted" else "something"} for name in names}
+    described["bare"] = {"meaning": ""}
+    solved = {"plus": {"effective_sample_share": 0.8}, "oracle": {"effective_sample_share": 0.8}}
+    drawn = frontier(arms, found, described, ["free_energy", "gap"], solved)
+    assert drawn["cost"] == "validation_loss" and drawn["effects"] == ["gap", "prefix_matching"]
+    assert {row: [point["arm"] for point in points] for row, points in drawn["rows"]["base"].items()} == {
+        "plus": ["weak", "strong"],
+        "drawn": ["drawn"],
+        "oracle": ["oracle"],
+        "mine.parquet": ["mine"],
+    }
+    weak, strong = drawn["rows"]["base"]["plus"]
+    assert strong["share"] == pytest.approx(0.8)
+    weights = 1 + 0.5 * np.array([0.5, -0.5])  # 1 + h of 0.5 and -0.5 has the share 1 / 1.25
+    assert weak["share"] == pytest.approx(weights.sum() ** 2 / (2 * (weights**2).sum()))
+    assert drawn["rows"]["base"]["mine.parquet"][0]["share"] is None
+    assert frontier(arms[:2] + arms[3:5], found, described, [], solved) == {}  # no row has two strengths
+
+
 def test_runs_without_a_head_are_censored_at_their_last_step(arms: list[Arm]) -> None:
     found = time_to_event([*arms, arm("unscored", "mine.parquet", [1.0])])
     assert list(found) == ["base", "plus", "permuted", "oracle"]
@@ -125,6 +174,24 @@ def test_runs_without_a_head_are_censored_at_their_last_step(arms: list[Arm]) ->
     assert against["hazard_ratio"] == hazard_ratio(ours, theirs)._asdict()
     assert against["hazard_ratio"]["value"] == np.inf  # all three came before the first of base
     assert found["permuted"]["against"]["base"]["hazard_ratio"]["value"] == 0
+
+
+def test_what_a_head_carries_is_the_rise_without_it_beyond_that_without_others() -> None:
+    one, two = arm("base", None, [0.1, 0.1]), arm("plus", "plus", [0.8, 0.4])
+    two.metrics.update(
+        {
+            "repeated_gap": np.array([-2.0, -1.0]),
+            "ablated_gap": np.array([-0.5, -0.1]),
+            "other_ablated_gap": np.array([-1.9, -1.0]),
+        }
+    )
+    found = head_ablations([one, two])
+    assert list(found) == ["plus"]  # of the other no head is known
+    assert found["plus"]["induction_head"]["per_seed"] == pytest.approx([1.5, 0.9])
+    assert found["plus"]["other_heads"]["value"] == pytest.approx(0.05)
+    assert found["plus"]["difference"]["per_seed"] == pytest.approx([1.4, 0.9])
+    # Half a range of 0.5 times t of one degree of freedom, 12.706.
+    assert found["plus"]["difference"]["interval"] == pytest.approx([1.15 - 0.25 * 12.7062, 1.15 + 0.25 * 12.7062])
 
 
 def write_training(run: RunDirectory, name: str, seed: int, scores: list[float]) -> None:

@@ -42,6 +42,9 @@ def warnings_of(html: str) -> str:
     return found[1] if found else ""
 
 
+LABELS = ("Prefix matching", "Repeated gap")
+
+
 class Reader(HTMLParser):
     """Tags that were opened, with their addresses, and the text of every element of a class."""
 
@@ -248,6 +251,44 @@ def test_without_an_interval_a_ratio_claims_nothing(run):
     assert "Prefix matching: plus ≈ base, plus ≈ permuted" in page(run)
 
 
+def test_effect_against_cost_is_a_curve_for_every_row_of_scores(run):
+    summary = json.loads((run / "summary.json").read_text())
+    arms = {"weak": (0.02, -0.3, 2.0), "strong": (0.05, -0.9, 4.0), "told": (0.06, -3.0, 8.0)}
+    for arm, (cost, gap, factor) in arms.items():
+        ratio = {"value": factor, "interval": [0.8 * factor, 1.25 * factor]}
+        summary["contrasts"][arm] = {
+            "base": {
+                "validation_loss": {"value": cost, "interval": [cost - 0.01, cost + 0.01]},
+                "repeated_gap": {"value": gap, "interval": None},
+                "prefix_matching": {"value": 0.1, "interval": [0, 0.2], "ratio": ratio},
+            }
+        }
+    points = [{"arm": arm, "strength": s, "share": share} for arm, s, share in (("weak", 0.5, 0.9), ("strong", 1, 0.7))]
+    told = [{"arm": "told", "strength": 1, "share": None}]
+    summary["frontier"] = {
+        "cost": "validation_loss",
+        "effects": ["prefix_matching", "repeated_gap", "absent"],
+        "rows": {"base": {"plus": points, "oracle": told}},
+    }
+    (run / "summary.json").write_text(json.dumps(summary))
+    html = section_of(page(run), "headline").replace("\u00a0", " ")
+    assert "against its cost: plus times 4 for +0.05, oracle times 8 for +0.06</figcaption>" in html
+    assert "against its cost: plus −0.9 for +0.05, oracle −3 for +0.06</figcaption>" in html
+    score, gap = (re.search(rf'aria-label="{name} against the.*?</svg>', html, re.S)[0] for name in LABELS)
+    for drawn in (score, gap):
+        x = [float(x) for x in re.findall(r"[ML]([\d.]+)", re.search(r'curve arm-plus thin" d="(.*?)"', drawn)[1])]
+        assert len(x) == 3 and (x[2] - x[1]) / (x[1] - x[0]) == pytest.approx(1.5, abs=0.01)  # from the plain arm on
+        assert 'data-tip="strong: ' in drawn and ">0.7</text>" in drawn
+    heights = [float(y) for y in re.findall(r'class="dot [^"]*" cx="[\d.]+" cy="([\d.]+)"', score)]
+    assert heights[0] - heights[1] == pytest.approx(heights[1] - heights[2], abs=0.2)  # factors of 2, equally far apart
+    # Costs have intervals everywhere, effects where there are some: a line and two ends each.
+    assert ".arm-own-oracle { --arm: var(--other-1); }" in page(run).partition("</style>")[0]
+    assert score.count('class="span') == 2 * 3 * 3 and gap.count('class="span') == 3 * 3
+    summary["frontier"] = {}
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "against its cost" not in page(run)
+
+
 def test_times_to_the_circuit_are_curves_and_a_table(run):
     summary = json.loads((run / "summary.json").read_text())
     found = summary["time_to_event"]
@@ -268,6 +309,24 @@ def test_times_to_the_circuit_are_curves_and_a_table(run):
     summary.pop("time_to_event")
     (run / "summary.json").write_text(json.dumps(summary))
     assert "half of the runs" not in page(run)
+
+
+def test_what_heads_carry_is_drawn_and_claimed_no_further_than_the_intervals_go(run):
+    summary = json.loads((run / "summary.json").read_text())
+
+    def rises(own: float, other: float, width: float) -> dict:
+        values = {"induction_head": own, "other_heads": other, "difference": own - other}
+        return {name: {"value": value, "interval": [value - width, value + width]} for name, value in values.items()}
+
+    summary["head_ablations"] = {"plus": rises(1.2, 0.1, 0.5), "base": rises(0.2, 0.1, 0.5)}
+    (run / "summary.json").write_text(json.dumps(summary))
+    html = section_of(page(run), "arms").replace("\u00a0", " ")
+    assert "carries more of the gap than others of its layer in plus</figcaption>" in html
+    assert "<td>plus</td><td>+1.2 [0.7, 1.7]</td><td>+0.1 [−0.4, 0.6]</td><td>+1.1 [0.6, 1.6]</td>" in html
+    assert html.index("base: its induction head") < html.index("plus: other heads")
+    summary["head_ablations"].pop("plus")
+    (run / "summary.json").write_text(json.dumps(summary))
+    assert "In no arm does the head" in section_of(page(run), "arms")
 
 
 def test_transition_steps_are_those_of_the_summary_or_else_of_the_curves(run):
