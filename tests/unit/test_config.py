@@ -14,6 +14,7 @@ import yaml
 from patterning_dist.config import Config, config_schema, dump_config, load_config
 from patterning_dist.errors import PatterningError
 from patterning_dist.measure.subjects import expand_components
+from patterning_dist.response.solver import share_at_strength
 from patterning_dist.tasks.open import open_skeleton
 
 MINIMAL = {
@@ -284,3 +285,17 @@ def test_config_cannot_be_changed(path: Path) -> None:
     assert isinstance(config, Config)
     with pytest.raises(ValueError, match="frozen"):
         config.training.num_steps = 5
+
+
+def test_the_shipped_frontier_has_the_shares_that_its_arms_are_named_for() -> None:
+    config = load_config(Path(__file__).parents[2] / "configs" / "frontier.yaml")
+    assert config.solve is not None and config.retrain is not None
+    solved, rows = config.solve.effective_sample_share, {}
+    for arm in config.retrain.arm_list[1:]:
+        row, _, share = arm.name.partition("-")
+        assert arm.weights == row
+        assert share_at_strength(solved, arm.strength) == pytest.approx(float(share), abs=5e-4)
+        rows.setdefault(row, []).append(float(share))
+    assert rows == {row: [0.9, 0.8, 0.7] for row in ("plus", "ablation", "oracle")} | {
+        row: [0.7] for row in ("permuted", "permuted_token")
+    }
