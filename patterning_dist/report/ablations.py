@@ -10,7 +10,7 @@ from patterning_dist.report.figures import arm_style, figure, intervals
 from patterning_dist.report.reading import ARM_ORDER, in_order
 from patterning_dist.report.words import clear, estimate, listed
 
-_KINDS = {"induction_head": "its induction head", "other_heads": "other heads"}
+_KINDS = {"induction_head": "its top-scoring head", "other_heads": "other heads"}
 
 
 def ablated_heads(found: Mapping[str, Any]) -> list[Block]:
@@ -41,5 +41,5 @@ def ablated_heads(found: Mapping[str, Any]) -> list[Block]:
         "next heads of its layer, which are chosen without looking. 95 % intervals cover seeds."
     )
     cells = [[arm, *(estimate(found[arm][kind], sign=True) for kind in (*_KINDS, "difference"))] for arm in arms]
-    table = Table(["arm", "without its induction head", "without another head", "difference"], cells, "Rises in nats")
+    table = Table(["arm", "without its top-scoring head", "without another head", "difference"], cells, "Rises in nats")
     return [Figures(figure(title, plot)), table, Note(words, "small")]

@@ -16,6 +16,8 @@ from patterning_dist.report.reading import ARM_ORDER, in_order, interval_of
 from patterning_dist.report.svg import Plot, factor_ticks, padded
 from patterning_dist.report.words import Metrics, change, estimate, number
 
+_ABOVE = 0.04  # of the height: where the words of a point are, clear of its intervals
+
 
 def frontiers(found: Mapping[str, Any], contrasts: Contrasts, metrics: Metrics) -> list[Block]:
     """Figures for every plain arm that rows of scores are held against; nothing where no row has two strengths.
@@ -86,7 +88,7 @@ def _plot(curves: Mapping[str, list[Point]], effect: str, cost: str, base: str, 
         style, curve = arm_style(row), curves[row]
         xs = [0.0, *(paid["value"] for _, paid, _ in curve)]
         ys = [0.0, *(height(shown(value)["value"]) for _, _, value in curve)]
-        plot.curve(np.array(xs), np.array(ys), f"{style} thin")
+        plot.curve(np.array(xs), np.array(ys), f"{style} thick")
         for (point, paid, value), x, y in zip(curve, xs[1:], ys[1:], strict=True):
             if interval := interval_of(paid):
                 plot.span(*interval, y, style)
@@ -95,7 +97,7 @@ def _plot(curves: Mapping[str, list[Point]], effect: str, cost: str, base: str, 
             tip = f"{point['arm']}: {change(value)} for {estimate(paid, sign=True)}"
             plot.dot(x, y, style, 5, tip)
             if point["share"]:
-                plot.words(x, y, number(point["share"], 2), shift=8)
+                plot.words(x, y + _ABOVE * (y_range[1] - y_range[0]), number(point["share"], 2), shift=6)
     return plot.svg(f"{metrics.label(effect)} against {metrics.in_sentence(cost)}, for {', '.join(curves)}")
 
 

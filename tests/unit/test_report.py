@@ -276,7 +276,7 @@ def test_effect_against_cost_is_a_curve_for_every_row_of_scores(run):
     assert "against its cost: plus −0.9 for +0.05, oracle −3 for +0.06</figcaption>" in html
     score, gap = (re.search(rf'aria-label="{name} against the.*?</svg>', html, re.S)[0] for name in LABELS)
     for drawn in (score, gap):
-        x = [float(x) for x in re.findall(r"[ML]([\d.]+)", re.search(r'curve arm-plus thin" d="(.*?)"', drawn)[1])]
+        x = [float(x) for x in re.findall(r"[ML]([\d.]+)", re.search(r'curve arm-plus thick" d="(.*?)"', drawn)[1])]
         assert len(x) == 3 and (x[2] - x[1]) / (x[1] - x[0]) == pytest.approx(1.5, abs=0.01)  # from the plain arm on
         assert 'data-tip="strong: ' in drawn and ">0.7</text>" in drawn
     heights = [float(y) for y in re.findall(r'class="dot [^"]*" cx="[\d.]+" cy="([\d.]+)"', score)]
@@ -323,7 +323,7 @@ def test_what_heads_carry_is_drawn_and_claimed_no_further_than_the_intervals_go(
     html = section_of(page(run), "arms").replace("\u00a0", " ")
     assert "carries more of the gap than others of its layer in plus</figcaption>" in html
     assert "<td>plus</td><td>+1.2 [0.7, 1.7]</td><td>+0.1 [−0.4, 0.6]</td><td>+1.1 [0.6, 1.6]</td>" in html
-    assert html.index("base: its induction head") < html.index("plus: other heads")
+    assert html.index("base: its top-scoring head") < html.index("plus: other heads")
     summary["head_ablations"].pop("plus")
     (run / "summary.json").write_text(json.dumps(summary))
     assert "In no arm does the head" in section_of(page(run), "arms")
