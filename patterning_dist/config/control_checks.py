@@ -9,6 +9,8 @@ from patterning_dist.config.controls import (
     AblationControlConfig,
     FirstMomentControlConfig,
     GradientControlConfig,
+    HeldOutControlConfig,
+    InfluenceControlConfig,
     LossContrastControlConfig,
     MassKey,
     PermutedControlConfig,
@@ -54,7 +56,7 @@ def check(config: Config) -> Iterator[str]:
                     )
             case FirstMomentControlConfig():
                 yield from _first_moment(control, solve)
-            case GradientControlConfig():
+            case GradientControlConfig() | InfluenceControlConfig():
                 yield from _splits(config, control.split, _HELD_OUT_SPLITS)
                 yield from _held_out(config, control)
             case LossContrastControlConfig():
@@ -110,7 +112,7 @@ def _first_moment(control: FirstMomentControlConfig, solve: SolveConfig) -> Iter
         )
 
 
-def _held_out(config: Config, control: GradientControlConfig) -> Iterator[str]:
+def _held_out(config: Config, control: HeldOutControlConfig) -> Iterator[str]:
     """Held-out losses that a gradient is taken of, and that are not there."""
     domains = held_out_domains(config.data)
     if domains is None:

@@ -28,15 +28,27 @@ class FirstMomentControlConfig(Section):
     draws: DrawsKind = Field(description="the one that solve.draws is not; solve.num_draws of them")
 
 
-class GradientControlConfig(Section):
-    kind: Literal["gradient"] = Field(
-        description="grad l_i . grad phi at the checkpoint over solve.component, without draws or chains: a step on a "
-        "loss that weighs more lowers phi. It is told the split, as kind split is"
-    )
+class HeldOutControlConfig(Section):
     name: WeightsName
     split: str = Field(
         description="phi, on the held-out samples that chains observe: overall, domain:NAME or a split of the task"
     )
+
+
+class GradientControlConfig(HeldOutControlConfig):
+    kind: Literal["gradient"] = Field(
+        description="grad l_i . grad phi at the checkpoint over solve.component, without draws or chains: a step on a "
+        "loss that weighs more lowers phi. It is told the split, as kind split is"
+    )
+
+
+class InfluenceControlConfig(HeldOutControlConfig):
+    kind: Literal["influence"] = Field(
+        description="grad l_i . (H + gamma / n_beta I)^-1 grad phi likewise: influence on phi, H the Hessian of the "
+        "mean training loss itself, damped by the component's localization over its inverse temperature"
+    )
+    conjugate_gradient_iterations: int = Field(20, ge=1, description="steps of the solve at most [iterations]")
+    hessian_sequences: int = Field(64, ge=1, description="training samples of a Hessian product [sequences]")
 
 
 class LossContrastControlConfig(Section):
@@ -66,6 +78,7 @@ ControlConfig = Annotated[
     AblationControlConfig
     | FirstMomentControlConfig
     | GradientControlConfig
+    | InfluenceControlConfig
     | LossContrastControlConfig
     | PermutedControlConfig
     | SplitControlConfig,

@@ -16,7 +16,7 @@ from patterning_dist.config import (
 )
 from patterning_dist.config.controls import (
     ControlConfig,
-    GradientControlConfig,
+    HeldOutControlConfig,
     PermutedControlConfig,
     SplitControlConfig,
 )
@@ -98,7 +98,7 @@ def _check_control(task: Task, control: ControlConfig) -> None:
     if isinstance(control, SplitControlConfig):
         if not control.split.startswith("domain:") and task.split(control.split, task.train, one) is None:
             raise PatterningError(f"solve.controls: this task has no split {control.split!r}; choose another")
-    elif isinstance(control, GradientControlConfig):
+    elif isinstance(control, HeldOutControlConfig):
         if not task.held_out:
             raise PatterningError(
                 f"solve.controls: {control.name} is the gradient of a held-out loss, and this task has no held-out "

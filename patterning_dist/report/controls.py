@@ -14,6 +14,8 @@ _WORDS = {
     "ablation": "how far each loss rises where {subject} is set to 0",
     "gradient": "alignment of each loss's gradient over {subject} with that of the held-out loss {split}, at the "
     "checkpoint, without draws: it is told the split, and weighs up what lowers it",
+    "influence": "influence on the held-out loss {split}: alignment of each loss's gradient over {subject} with the "
+    "damped inverse Hessian of that of the split, at the checkpoint, without draws: it is told the split",
     "loss_contrast": "how much larger each loss is at {checkpoint} than at the checkpoint that is sampled",
     "permuted": "the weights of plus, dealt to other losses of the same {within}",
     "split": "the losses that the split {split} names, without any posterior: an oracle",
@@ -33,7 +35,11 @@ def controls_table(solution: Mapping[str, Any]) -> Table | None:
 def _words(entry: Mapping[str, Any], subject: str) -> str:
     control = entry["control"]
     if control["kind"] != "first_moment":
-        return _WORDS[control["kind"]].format(**control, subject=subject)
+        words = _WORDS[control["kind"]].format(**control, subject=subject)
+        if solve := entry.get("conjugate_gradients"):
+            words += f" ({solve['num_iterations']} products, residual {number(solve['relative_residual'], 2)}"
+            words += ", stopped at negative curvature)" if solve["negative_curvature"] else ")"
+        return words
     replicates, reliability = entry["replicates"], entry.get("reliability")
     words = f"first moments of {subject} as for plus, from {_DRAWS[control['draws']]}; scores from "
     words += f"{replicates['number']} {replicates['of']} repeat from half to half of them with "

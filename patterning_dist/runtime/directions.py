@@ -137,11 +137,7 @@ def _solve(worker: Any, solved: Solved, number: int) -> Result:
         tolerance=settings.tolerance,
     )
     solved.store(number, subjects.ranks).write(1, pack({"direction": flatten(solution.vector).numpy()}))
-    return {
-        "num_iterations": solution.num_iterations,
-        "relative_residual": solution.relative_residual,
-        "negative_curvature": solution.negative_curvature,
-    }
+    return solution.ended
 
 
 def _score(worker: Any, solved: Solved, which: str, ids: np.ndarray, mean: bool) -> Result:

@@ -19,6 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -40,6 +41,11 @@ class Solution:
     num_iterations: int
     relative_residual: float
     negative_curvature: bool
+
+    @property
+    def ended(self) -> dict[str, Any]:
+        """How, without the vector."""
+        return {name: value for name, value in vars(self).items() if name != "vector"}
 
 
 def conjugate_gradients(

@@ -1,7 +1,7 @@
 """Weights to compare with, at the effective share of plus: of other scores, or those of plus dealt out again.
 
-Ablation and first moments take the sign of the target, a free energy's. Gradient, loss contrast and split know no
-target: they weigh up what they name.
+Ablation and first moments take the sign of the target, a free energy's. Gradient, influence, loss contrast and split
+know no target: they weigh up what they name.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from patterning_dist.config.controls import (
     ControlConfig,
     FirstMomentControlConfig,
     GradientControlConfig,
+    InfluenceControlConfig,
     LossContrastControlConfig,
     PermutedControlConfig,
     SplitControlConfig,
@@ -111,7 +112,12 @@ def _scores(run_calls: RunCalls, pool: Pool, control: ControlConfig) -> tuple[np
             return sign * scores.chi[0], {"reliability": reliability, "replicates": replicates}
         case GradientControlConfig():
             gradient = SplitGradient(pool.run.storage, pool.subject, control.name, control.split)
-            return pool_alignments(run_calls, gradient, pool.num_samples), {}
+            return pool_alignments(run_calls, gradient, pool.num_samples)[0], {}
+        case InfluenceControlConfig():
+            inverse = (control.conjugate_gradient_iterations, control.hessian_sequences)
+            gradient = SplitGradient(pool.run.storage, pool.subject, control.name, control.split, inverse)
+            row, solve = pool_alignments(run_calls, gradient, pool.num_samples)
+            return row, {"conjugate_gradients": solve}
         case LossContrastControlConfig():
             return contrast_scores(run_calls, pool, control.checkpoint), {}
         case SplitControlConfig():

@@ -119,17 +119,22 @@ def solved(pool: InProcess, row: np.ndarray) -> np.ndarray:
     return solve_for_effective_sample_share((row - row.mean())[None], [1.0], SHARE, **options).weights
 
 
-def test_the_gradient_row_is_the_alignment_in_closed_form_and_weighs_up_what_lowers_the_split(tmp_path: Path) -> None:
-    pool = lines(tmp_path, {"kind": "gradient", "name": "aligned", "split": "overall"})
-    model, ((x, y), held_out) = trained(), (load()[0].tensors, load()[1]["far"])
+def far_samples(pool: InProcess) -> list[torch.Tensor]:
+    """Held-out samples that chains observe."""
     ids = held_out_ids(pool.subjects.task, 3, 256, "observed")["far"]
     assert 0 < len(ids) < 30  # on no sample that results are measured on
-    far_x, far_y = (part[ids] for part in held_out.tensors)
+    return [part[ids] for part in load()[1]["far"].tensors]
 
-    def gradients(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        """[sample, coordinate]: v r x, with the slope v of the layer that stays where it is."""
-        return 1.5 * (model(x)[:, 0] - y).detach()[:, None] * x
 
+def gradients(x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
+    """[sample, coordinate]: v r x, with the slope v of the layer that stays where it is."""
+    return 1.5 * (trained()(x)[:, 0] - y).detach()[:, None] * x
+
+
+def test_the_gradient_row_is_the_alignment_in_closed_form_and_weighs_up_what_lowers_the_split(tmp_path: Path) -> None:
+    pool = lines(tmp_path, {"kind": "gradient", "name": "aligned", "split": "overall"})
+    model, (x, y) = trained(), load()[0].tensors
+    far_x, far_y = far_samples(pool)
     alignment = (gradients(x, y) @ gradients(far_x, far_y).mean(dim=0)).double().numpy()
     found = weights_of(pool)["aligned"]
     # The central difference of a quadratic is exact but for float32: 1e-7 of losses of about 1, over steps of 1e-3.
@@ -139,6 +144,24 @@ def test_the_gradient_row_is_the_alignment_in_closed_form_and_weighs_up_what_low
     with torch.no_grad():  # what a step of gradient descent on the weighted pool adds to one on the plain pool
         model[0].weight -= 1e-3 * (torch.from_numpy(found.weights - 1).float()[:, None] * gradients(x, y)).mean(dim=0)
     assert half_squares(model, [far_x, far_y]).mean() < before
+
+
+def test_the_influence_row_has_the_damped_inverse_hessian_in_between(tmp_path: Path) -> None:
+    settings = {"conjugate_gradient_iterations": 8, "hessian_sequences": 100}
+    control = {"kind": "influence", "name": "influential", "split": "overall"} | settings
+    pool = lines(tmp_path, control)
+    x, y = load()[0].tensors
+    some = x[torch.from_numpy(pool.opener("cpu", pool.subjects.ranks).hessian_ids(100))]
+    damped = 1.5**2 * some.T @ some / 100 + torch.eye(4) * 1 / 10  # of localization 1 and inverse temperature 10
+    towards = gradients(*far_samples(pool)).mean(dim=0)
+    influence = (gradients(x, y) @ torch.linalg.solve(damped, towards)).double().numpy()
+    alignment = (gradients(x, y) @ towards).double().numpy()
+    found = weights_of(pool)["influential"]
+    np.testing.assert_allclose(found.weights, solved(pool, influence), atol=2e-3)  # as above
+    assert np.abs(found.weights - solved(pool, alignment)).max() > 0.05
+    assert found.report["control"] == {"kind": "influence", "split": "overall"} | settings
+    solve = found.report["conjugate_gradients"]
+    assert solve["relative_residual"] <= 1e-3 and 0 < solve["num_iterations"] <= 5 and not solve["negative_curvature"]
 
 
 def test_a_loss_contrast_is_the_difference_of_the_losses_at_the_two_checkpoints(tmp_path: Path) -> None:

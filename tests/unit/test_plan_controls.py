@@ -41,6 +41,11 @@ def chains(*controls: dict, draws: str = "antithetic") -> SimpleNamespace:
         ({"kind": "first_moment", "draws": "chains"}, 17 * 2 * NUM_SAMPLES, 7),
         ({"kind": "first_moment", "draws": "antithetic"}, 12 * 2 * NUM_SAMPLES, 7),
         ({"kind": "gradient", "split": "rest"}, 3 * NUM_SAMPLES + 4 * NUM_HELD_OUT, 4),
+        (
+            {"kind": "influence", "split": "rest", "conjugate_gradient_iterations": 5, "hessian_sequences": 8},
+            3 * NUM_SAMPLES + 4 * NUM_HELD_OUT + 8 * 5 * 8,
+            4,
+        ),
         ({"kind": "loss_contrast", "checkpoint": "early"}, 4 * NUM_SAMPLES, 6),
         ({"kind": "permuted", "within": "token"}, 0, 0),
         ({"kind": "split", "split": "rest"}, 0, 0),

@@ -564,6 +564,10 @@ def test_controls_are_named_in_words(run):
         "by_chains": {"control": {"kind": "first_moment", "draws": "chains"}, **replicates},
         "dealt": {"control": {"kind": "permuted", "within": "token"}},
         "earlier": {"control": {"kind": "loss_contrast", "checkpoint": "initialisation"}},
+        "influential": {
+            "control": {"kind": "influence", "split": "rest"},
+            "conjugate_gradients": {"num_iterations": 7, "relative_residual": 0.25, "negative_curvature": True},
+        },
         "nothing": {"control": {"kind": "ablation"}},
         "oracle": {"control": {"kind": "split", "split": "rest"}},
     }.items():
@@ -577,6 +581,8 @@ def test_controls_are_named_in_words(run):
         "the weights of plus, dealt to other losses of the same token",
         "how much larger each loss is at initialisation than at the checkpoint that is sampled",
         "how far each loss rises where layer.1.head.3 is set to 0",
+        "gradient over layer.1.head.3 with the damped inverse Hessian of that of the split, at the checkpoint, without",
+        "it is told the split (7 products, residual 0.25, stopped at negative curvature)",
         "the losses that the split rest names, without any posterior: an oracle",
     ):
         assert said in words.replace("&#x27;", "'"), said

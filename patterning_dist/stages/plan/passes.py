@@ -9,6 +9,7 @@ from patterning_dist.config.controls import (
     DrawsKind,
     FirstMomentControlConfig,
     GradientControlConfig,
+    InfluenceControlConfig,
     LossContrastControlConfig,
 )
 from patterning_dist.response.cost import Seconds, makespan
@@ -45,10 +46,13 @@ def control_tasks(chains: Chains, subject: str) -> list[Seconds]:
                 tasks += _pool_tasks(chains, subject, 3)
             case FirstMomentControlConfig():
                 tasks += _moment_tasks(chains, subject, _moment_passes(chains, subject, control.draws))
-            case GradientControlConfig():
+            case GradientControlConfig() | InfluenceControlConfig():
                 times, sample = _sample_seconds(chains, subject)
-                num_held_out = len(chains.subjects.split_loss(control.split).samples)
-                tasks += [times.opening + sample * (num_held_out * _GRADIENT_PASSES)]
+                passes = len(chains.subjects.split_loss(control.split).samples) * _GRADIENT_PASSES
+                if isinstance(control, InfluenceControlConfig):  # a product takes two gradients
+                    products = control.conjugate_gradient_iterations * control.hessian_sequences
+                    passes += products * 2 * _GRADIENT_PASSES
+                tasks += [times.opening + sample * passes]
                 tasks += _pool_tasks(chains, subject, 3)  # on both sides, and below the component
             case LossContrastControlConfig():  # at both checkpoints, from the bottom
                 tasks += _pool_tasks(chains, subject, 2) * 2
