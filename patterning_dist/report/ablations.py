@@ -10,7 +10,7 @@ from patterning_dist.report.figures import arm_style, figure, intervals
 from patterning_dist.report.reading import ARM_ORDER, in_order
 from patterning_dist.report.words import clear, estimate, listed
 
-_KINDS = {"induction_head": "its top-scoring head", "other_heads": "other heads"}
+_KINDS = {"induction_head": "top head", "other_heads": "other heads"}
 
 
 def ablated_heads(found: Mapping[str, Any]) -> list[Block]:

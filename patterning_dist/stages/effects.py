@@ -13,6 +13,7 @@ from patterning_dist.response.paired import share_of_effect
 from patterning_dist.response.survival import Runs, hazard_ratio, kaplan_meier, log_rank
 from patterning_dist.stages.arms import Arm, counterpart, entry, same_training, shared_seeds
 
+ABLATED = ("ablated_gap", "other_ablated_gap")  # metrics of a language task: without the induction head, and others
 _IN_LOGS = ("value", "interval", "per_seed")
 
 
@@ -100,9 +101,9 @@ def head_ablations(arms: list[Arm]) -> dict[str, Any]:
     """
     found = {}
     for arm in arms:
-        if not {"repeated_gap", "ablated_gap", "other_ablated_gap"} <= arm.metrics.keys():
+        if not {"repeated_gap", *ABLATED} <= arm.metrics.keys():
             continue
-        own, other = (arm.metrics[name] - arm.metrics["repeated_gap"] for name in ("ablated_gap", "other_ablated_gap"))
+        own, other = (arm.metrics[name] - arm.metrics["repeated_gap"] for name in ABLATED)
         rises = {"induction_head": own, "other_heads": other, "difference": own - other}
         found[arm.name] = {name: entry(values) for name, values in rises.items()}
     return found

@@ -8,6 +8,7 @@ from typing import Any
 from patterning_dist.response.contrast import OVERALL
 from patterning_dist.response.solver import share_at_strength
 from patterning_dist.stages.arms import Arm, counterpart, same_training
+from patterning_dist.stages.effects import ABLATED
 from patterning_dist.stages.headline import VALIDATION
 
 _ALIKE = ("weights", "weighting", "weighted_share", "rounds")  # of arms that differ in strength alone
@@ -46,7 +47,9 @@ def frontier(
     if not drawn:
         return {}
     there = {name for against in contrasts.values() for metrics in against.values() for name in metrics}
-    effects = [name for name, what in described.items() if what["meaning"] and not name.endswith("_loss")]
+    # Losses are costs, and what is left without a head is no effect.
+    shown = (name for name in described if not name.endswith("_loss") and name not in ABLATED)
+    effects = [name for name in shown if described[name]["meaning"]]
     return {
         "cost": VALIDATION if VALIDATION in there else OVERALL,
         "effects": [name for name in dict.fromkeys([*targets, *effects]) if name in there and ":" not in name],

@@ -127,7 +127,7 @@ def test_an_oracle_and_the_permuted_arm_are_held_against_arms_of_their_strength(
 def test_a_frontier_is_the_arms_of_a_row_by_strength() -> None:
     def made(name: str, weights: Any, **settings: Any) -> Arm:
         one = arm(name, weights, [0.2, 0.4], **settings)
-        one.metrics["validation_loss"] = np.array([3.0, 3.1])
+        one.metrics.update(validation_loss=np.array([3.0, 3.1]), ablated_gap=np.array([0.1, 0.2]))
         return one
 
     arms = [
@@ -140,7 +140,7 @@ def test_a_frontier_is_the_arms_of_a_row_by_strength() -> None:
         made("elsewhere", "plus", seeds=[7, 8]),  # not compared with base
     ]
     found, _ = contrasts(arms)
-    names = ("prefix_matching", "gap", "validation_loss", "absent", "gap:part", "wanted")
+    names = ("prefix_matching", "gap", "validation_loss", "ablated_gap", "absent", "gap:part", "wanted")
     described = {name: {"meaning": "" if name == "wanted" else "something"} for name in names}
     described["bare"] = {"meaning": ""}
     solved = {"plus": {"effective_sample_share": 0.8}, "oracle": {"effective_sample_share": 0.8}}

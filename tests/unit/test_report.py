@@ -323,7 +323,7 @@ def test_what_heads_carry_is_drawn_and_claimed_no_further_than_the_intervals_go(
     html = section_of(page(run), "arms").replace("\u00a0", " ")
     assert "carries more of the gap than others of its layer in plus</figcaption>" in html
     assert "<td>plus</td><td>+1.2 [0.7, 1.7]</td><td>+0.1 [−0.4, 0.6]</td><td>+1.1 [0.6, 1.6]</td>" in html
-    assert html.index("base: its top-scoring head") < html.index("plus: other heads")
+    assert html.index("base: top head") < html.index("plus: other heads")
     summary["head_ablations"].pop("plus")
     (run / "summary.json").write_text(json.dumps(summary))
     assert "In no arm does the head" in section_of(page(run), "arms")
