@@ -38,7 +38,8 @@ def ablated_heads(found: Mapping[str, Any]) -> list[Block]:
     words = (
         "At the end of training the output of a head is set to 0, and the repeated-sequence gap is taken again: filled "
         "points without the head that has the largest prefix-matching score in that network, rings the mean over the "
-        "next heads of its layer, which are chosen without looking. 95 % intervals cover seeds."
+        "next heads of its layer, which are chosen without looking. Where several heads have formed, the others keep "
+        "part of what one carries, and rings may be of formed heads too. 95 % intervals cover seeds."
     )
     cells = [[arm, *(estimate(found[arm][kind], sign=True) for kind in (*_KINDS, "difference"))] for arm in arms]
     table = Table(["arm", "without its top-scoring head", "without another head", "difference"], cells, "Rises in nats")
