@@ -236,7 +236,13 @@ def check(config: ConfigArgument, overrides: SetOption = None) -> None:
         loaded, directory = _open(config, overrides, None)
         from patterning_dist.driver import experiment_of
 
-        for remark in experiment_of(loaded).preflight(loaded, Location.at(directory).path):
+        from patterning_dist.runtime.jobs.files import named_paths
+
+        remarks = experiment_of(loaded).preflight(loaded, Location.at(directory).path)
+        for key, path, _ in named_paths(loaded):
+            if path.exists():
+                typer.echo(f"{'.'.join(map(str, key))}: {path}")
+        for remark in remarks:
             typer.echo(remark)
         typer.echo(f"{config}: ok; the run is kept in {directory}")
 

@@ -23,7 +23,7 @@ from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import RunDirectory, read_manifest, stage_fingerprint
 
 # Keys whose values are where a file lies: what counts is the file, whose hash is among the experiment's inputs.
-_FILES = ("deepspeed", "probe", "sources", "paths")
+_FILES = ("deepspeed", "probe", "sources", "paths", "tokenizer")
 
 
 def experiment_of(config: Root) -> Experiment:

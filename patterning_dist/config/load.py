@@ -130,12 +130,12 @@ def apply_override(raw: dict[str, Any], override: str) -> None:
 
 
 def find_path(path: Path | None, folder: Path) -> Path | None:
-    """A path of an experiment file, which lies in ``folder``: absolute, from the current folder, or beside the file."""
+    """A path of an experiment file, which lies in ``folder``: absolute, beside the file, or from the current folder."""
     if path is None:
         return None
     path = path.expanduser()
     beside = folder / path
-    return beside.resolve() if not path.exists() and beside.exists() else path.resolve()
+    return beside.resolve() if beside.exists() else path.resolve()
 
 
 def find_local(name: str | None, folder: Path) -> str | None:

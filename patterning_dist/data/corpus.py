@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import pyarrow as pa
 
+from patterning_dist.data.json_lines import decode, json_rows
+from patterning_dist.data.row_files import check_name, parquet_rows
 from patterning_dist.errors import PatterningError
-from patterning_dist.storage.files import parquet_file, require_columns
 
 PLAIN_SUFFIXES = frozenset({".txt", ".md", ".rst", ".py"})
 SUFFIXES = PLAIN_SUFFIXES | {".jsonl", ".parquet"}
@@ -86,58 +86,34 @@ def _is_text(file: Path, folder: Path) -> bool:
 
 
 def _read_file(path: Path, source: Source, default_domain: str) -> Iterator[Document]:
+    check_name(path)
     if path.suffix.lower() == ".parquet":
         yield from _read_parquet(path, source, default_domain)
     elif path.suffix.lower() == ".jsonl":
-        yield from _read_json_lines(path, source, default_domain)
+        yield from _read_json(path, source, default_domain)
     else:
-        yield Document(source.domain or default_domain, _decode(path.read_bytes(), path), str(path))
+        yield Document(source.domain or default_domain, decode(path.read_bytes(), path), str(path))
 
 
-def _decode(content: bytes, path: Path, offset: int = 0) -> str:
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        where = offset + error.start
-        raise PatterningError(
-            f"{path}: byte {where} is not UTF-8; convert the file to UTF-8 (e.g. with iconv)"
-        ) from None
-
-
-def _read_json_lines(path: Path, source: Source, default_domain: str) -> Iterator[Document]:
-    offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
-            text = _decode(line, path, offset)
-            offset += len(line)
-            if not text.strip():
-                continue
-            try:
-                row = json.loads(text)
-            except json.JSONDecodeError as error:
-                raise PatterningError(f"{path}:{number}: not JSON ({error.msg}); expected one object a line") from None
-            if not isinstance(row, dict):
-                raise PatterningError(f"{path}:{number}: not a JSON object; expected one object a line")
-            if not isinstance(row.get(source.text_column), str):
-                keys = ", ".join(row)
-                raise PatterningError(
-                    f"{path}:{number}: no text under key {source.text_column!r}; the keys there are {keys}"
-                )
-            domain = source.domain or str(row.get("domain") or default_domain)
-            yield Document(domain, row[source.text_column], f"{path}:{number}")
+def _read_json(path: Path, source: Source, default_domain: str) -> Iterator[Document]:
+    for number, row in json_rows(path):
+        if not isinstance(row.get(source.text_column), str):
+            keys = ", ".join(row)
+            raise PatterningError(
+                f"{path}:{number}: no text under key {source.text_column!r}; the keys there are {keys}"
+            )
+        domain = source.domain or str(row.get("domain") or default_domain)
+        yield Document(domain, row[source.text_column], f"{path}:{number}")
 
 
 def _read_parquet(path: Path, source: Source, default_domain: str) -> Iterator[Document]:
-    with parquet_file(path) as file:
-        names = file.schema_arrow.names
-        require_columns(path, names, [source.text_column])
-        kind = file.schema_arrow.field(source.text_column).type
-        if not (pa.types.is_string(kind) or pa.types.is_large_string(kind)):
-            raise PatterningError(f"{path}: column {source.text_column!r} holds {kind}; expected strings")
-        columns = [source.text_column] + (["domain"] if "domain" in names and source.text_column != "domain" else [])
-        row = 0
-        for batch in file.iter_batches(batch_size=256, columns=columns):
-            for values in batch.to_pylist():
-                domain = source.domain or str(values.get("domain") or default_domain)
-                yield Document(domain, values[source.text_column] or "", f"{path}:{row}")
-                row += 1
+    def choose(_: object, names: Sequence[str]) -> list[str]:
+        return list(dict.fromkeys([source.text_column, *(["domain"] if "domain" in names else [])]))
+
+    for first, columns in parquet_rows(path, choose):
+        texts = columns[source.text_column]
+        if not (pa.types.is_string(texts.type) or pa.types.is_large_string(texts.type)):
+            raise PatterningError(f"{path}: column {source.text_column!r} holds {texts.type}; expected strings")
+        domains = columns["domain"].to_pylist() if "domain" in columns else [None] * len(texts)
+        for row, (text, domain) in enumerate(zip(texts.to_pylist(), domains, strict=True), first):
+            yield Document(source.domain or str(domain or default_domain), text or "", f"{path}:{row}")

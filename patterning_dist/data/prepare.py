@@ -20,7 +20,9 @@ from patterning_dist.data.sampler import permutation
 from patterning_dist.data.tokenizer import (
     SEPARATOR,
     encode_texts,
+    num_long_words,
     save_tokenizer,
+    text_tokenizer,
     tokenizer_sha256,
     train_tokenizer,
 )
@@ -45,12 +47,13 @@ def prepare_tokens(
     validation_fraction: float,
     seed: int,
     max_train_sequences: int | None = None,
+    tokenizer_path: str | None = None,
 ) -> dict[str, Any]:
     """Write tokenizer.json, {train,validation}.parquet and corpus.json into `folder`; returns corpus.json.
 
-    The tokenizer is trained on the training side. Per domain and side, documents are joined with
-    the separator and cut into blocks of `context_length` tokens (the rest is dropped and counted); blocks are
-    shuffled by `seed`. `max_train_sequences` is shared evenly between domains; what a small domain leaves
+    The tokenizer is trained on the training side, or read from `tokenizer_path`. Per domain and side, documents are
+    joined with the separator and cut into blocks of `context_length` tokens (the rest is dropped and counted); blocks
+    are shuffled by `seed`. `max_train_sequences` is shared evenly between domains; what a small domain leaves
     goes to the others.
     Raises PatterningError when there is too little text for 64 training and 32 validation blocks.
     """
@@ -60,11 +63,16 @@ def prepare_tokens(
     folder.mkdir(parents=True, exist_ok=True)
     pieces = [(number, document.domain, document.text) for number, document in enumerate(documents)]
     train, validation, documents_cut = split_documents(pieces, validation_fraction, seed)
-    tokenizer = train_tokenizer((text for _, _, text in train), vocabulary_size)
+    if tokenizer_path is None:
+        tokenizer = train_tokenizer((text for _, _, text in train), vocabulary_size)
+        separator = tokenizer.token_to_id(SEPARATOR)
+    else:
+        tokenizer, separator = text_tokenizer(tokenizer_path)
     save_tokenizer(tokenizer, folder / "tokenizer.json")
     corpus: dict[str, Any] = {
         "num_documents": len(pieces),
         "num_characters": sum(len(text) for _, _, text in pieces),
+        "num_long_words": sum(num_long_words(text) for _, _, text in train) if tokenizer_path is None else 0,
         "documents_cut": documents_cut,
         "vocabulary_size": tokenizer.get_vocab_size(),
         "context_length": context_length,
@@ -74,7 +82,7 @@ def prepare_tokens(
         ("train", train, MIN_TRAIN_BLOCKS, max_train_sequences),
         ("validation", validation, MIN_VALIDATION_BLOCKS, None),
     ):
-        blocks, domains, owners, num_dropped = _blocks(side, tokenizer, context_length)
+        blocks, domains, owners, num_dropped = _blocks(side, tokenizer, separator, context_length)
         if len(blocks) < minimum:
             raise PatterningError(
                 f"corpus: {len(blocks)} {split} blocks of {context_length} tokens in {len(side)} documents, "
@@ -113,8 +121,10 @@ def split_documents(
     validation: list[_Piece] = []
     documents_cut: list[int] = []
     order = permutation(seed, _SPLIT_STREAM, len(pieces))
-    for domain in sorted({domain for _, domain, _ in pieces}):
-        members = [pieces[index] for index in order if pieces[index][1] == domain]
+    by_domain: dict[str, list[_Piece]] = {}
+    for index in order:
+        by_domain.setdefault(pieces[index][1], []).append(pieces[index])
+    for domain, members in sorted(by_domain.items()):
         wanted = missing = validation_fraction * sum(len(text) for _, _, text in members)
         kept = []
         for piece in members:
@@ -136,16 +146,13 @@ def split_documents(
 
 
 def _blocks(
-    pieces: list[_Piece], tokenizer: Tokenizer, context_length: int
+    pieces: list[_Piece], tokenizer: Tokenizer, separator: int, context_length: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
     """Blocks [N, L], their domains and the documents they begin in [N], the number of tokens left over."""
-    separator = tokenizer.token_to_id(SEPARATOR)
-    assert separator is not None, "train_tokenizer puts it there"
     streams: dict[str, list[np.ndarray]] = {}
     owners: dict[str, list[np.ndarray]] = {}
     encoded = encode_texts(tokenizer, [text for _, _, text in pieces])
     for (number, domain, _), ids in zip(pieces, encoded, strict=True):
-        # 16 bits hold every id: a larger vocabulary is refused when the table is written.
         streams.setdefault(domain, []).append(np.append(ids, separator).astype(np.uint32))
         owners.setdefault(domain, []).append(np.full(len(ids) + 1, number, dtype=np.int64))
     blocks, domains, documents, num_dropped = [], [], [], 0

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from patterning_dist.data.token_blocks import check_vocabulary, without_pads
-from patterning_dist.data.token_rows import Rows, find_rows
+from patterning_dist.data.text_rows import RowTokenizer, mask_name, real_tokens
+from patterning_dist.data.token_blocks import check_vocabulary
+from patterning_dist.data.token_rows import Rows, find_rows, unused_columns
 from patterning_dist.errors import PatterningError
 
 if TYPE_CHECKING:
@@ -37,36 +38,43 @@ class SequenceTable:
         prompt: str | None = None,
         label: str | None = None,
         pad: int | None = None,
+        tokenizer: str | None = None,
     ) -> None:
         """Read all rows.
 
         Args:
             path: see ``find_rows``.
             context_length: of the longest sequence that is kept [tokens].
-            columns: name of a sequence in a batch -> its column. Where that is called input_ids..., a column
-                attention_mask... says which tokens are pads.
-            prompt: column of token ids that stand before every sequence of the row.
+            columns: name of a sequence in a batch -> its column, of token ids, text or messages. Where that is called
+                input_ids..., a column attention_mask... says which tokens are pads.
+            prompt: column of what stands before every sequence of the row.
             label: column of classes, numbers from 0.
             pad: token that fills rows up where no attention_mask says so.
+            tokenizer: of text, see ``RowTokenizer``.
 
         Raises:
-            PatterningError: what ``find_rows`` refuses, a number that is no token or no class, or no row that fits.
+            PatterningError: what ``find_rows`` and ``RowTokenizer`` refuse, a number that is no token or no class, or
+                no row that fits.
         """
-        self._arguments = path, context_length, dict(columns), prompt, label, pad
+        self._arguments = path, context_length, dict(columns), prompt, label, pad, tokenizer
         self.path, self.context_length, self.columns = path, context_length, dict(columns)
         lists = [*columns.values(), *([prompt] if prompt else [])]
-        others = [*(_mask_name(column) for column in lists), *([label] if label else [])]
+        others = [*(mask_name(column) for column in lists), *([label] if label else [])]
         parts: list[tuple[dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray]] = []
         domains, labels, origins = [], [], []
-        for rows in find_rows(path, lists, others):
+        encode, unused = RowTokenizer(tokenizer), dict[str, None]()
+        for rows in find_rows(path, lambda *_: lists, others):
             if rows.own is not None:
                 raise PatterningError(f"{rows.file}: a table of blocks of tokens; expected columns {', '.join(lists)}")
-            sequences, fits = self._lay_out(rows, prompt, pad)
+            sequences, fits = self._lay_out(rows, encode, prompt, pad)
             parts.append((sequences, fits))
             domains.append(rows.domain_names()[fits])
             origins.append(rows.origins(np.flatnonzero(fits)))
+            unused |= dict.fromkeys(rows.unused)
             if label:
                 labels.append(_classes(rows, label)[fits])
+        self.vocabulary_size = encode.vocabulary_size
+        self._said = [f"{path}: {line}" for line in sorted(encode.used)] + unused_columns(path, unused)
         num_rows, num_fit = (sum(int(f(fits)) for _, fits in parts) for f in (len, np.sum))
         if not num_fit:
             raise PatterningError(
@@ -80,22 +88,18 @@ class SequenceTable:
         self.labels = np.concatenate(labels) if label else None
 
     def _lay_out(
-        self, rows: Rows, prompt: str | None, pad: int | None
+        self, rows: Rows, encode: RowTokenizer, prompt: str | None, pad: int | None
     ) -> tuple[dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray]:
         """Tokens [row, position] and lengths of every sequence, and the rows in which all of them fit."""
-        parts = {column: _without_pads(rows, column, pad) for column in (*self.columns.values(), prompt) if column}
         found, fits = {}, np.ones(len(rows), bool)
         for name, column in self.columns.items():
+            ids, offsets = real_tokens(encode(rows, column, prompt, pad, losses=False), column, pad)
             tokens = np.zeros((len(rows), self.context_length), np.int32)
-            length = np.zeros(len(rows), np.int64)
-            for part in (prompt, column) if prompt else (column,):
-                ids, offsets = parts[part]
-                num = np.diff(offsets)
-                row = np.repeat(np.arange(len(rows)), num)
-                position = np.arange(len(ids)) - offsets[row] + length[row]
-                inside = position < self.context_length
-                tokens[row[inside], position[inside]] = ids[inside]
-                length += num
+            length = np.diff(offsets)
+            row = np.repeat(np.arange(len(rows)), length)
+            position = np.arange(len(ids)) - offsets[row]
+            inside = position < self.context_length
+            tokens[row[inside], position[inside]] = ids[inside]
             found[name] = tokens, length
             fits &= (length > 0) & (length <= self.context_length)
         return found, fits
@@ -142,14 +146,15 @@ class SequenceTable:
             check_vocabulary(tokens, self._origins, self.columns[name], vocabulary_size)
 
     @property
-    def exclusions(self) -> str | None:
-        """A sentence about rows that are not used; None where all are."""
+    def remarks(self) -> list[str]:
+        """Sentences about how rows were read, rows that are not used, and columns that have no effect."""
         if not self.num_dropped:
-            return None
-        return (
+            return self._said
+        return [
+            *self._said,
             f"{self.path}: {self.num_dropped} rows are left out, with a sequence of more than {self.context_length} "
-            "tokens or of none"
-        )
+            "tokens or of none",
+        ]
 
     @cached_property
     def sha256(self) -> str:
@@ -163,18 +168,6 @@ class SequenceTable:
             digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
         digest.update("\0".join(self.domains).encode())
         return digest.hexdigest()
-
-
-def _mask_name(column: str) -> str:
-    """Of the mask of a column of token ids; a name that no column has where there is no rule."""
-    return column.replace("input_ids", "attention_mask") if "input_ids" in column else f"{column}_attention_mask"
-
-
-def _without_pads(rows: Rows, column: str, pad: int | None) -> tuple[np.ndarray, np.ndarray]:
-    """Token ids end to end, and where rows begin."""
-    mask = rows.columns.get(_mask_name(column))
-    columns = {column: rows.columns[column]} | ({} if mask is None else {"attention_mask": mask})
-    return without_pads(Rows(rows.file, rows.first, columns), column, pad)[:2]
 
 
 def _classes(rows: Rows, label: str) -> np.ndarray:

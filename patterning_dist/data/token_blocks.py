@@ -4,6 +4,8 @@ Columns beside the token ids, each a list as long, by the names that ``transform
 
     attention_mask            0: a pad, at either end of the row; numbers above 1 are documents of a packed row
     labels                    -100: not predicted; else the token itself
+    completion_mask,
+    assistant_masks           0: not predicted
     segment_ids, seq_idx      documents of a packed row; a segment 0 after others, or below 0, is a pad
     position_ids              every document of a packed row begins at 0
 
@@ -20,7 +22,9 @@ import numpy as np
 from patterning_dist.data.token_rows import Rows
 from patterning_dist.errors import PatterningError
 
-MASKS = ("attention_mask", "labels", "segment_ids", "seq_idx", "position_ids")
+COMPLETION_MASK = "completion_mask"
+_PREDICTED = (COMPLETION_MASK, "assistant_masks")
+MASKS = ("attention_mask", "labels", "segment_ids", "seq_idx", "position_ids", *_PREDICTED)
 _IGNORED = -100  # of torch.nn.functional.cross_entropy
 
 
@@ -82,7 +86,7 @@ def cut(rows: Rows, context_length: int, column: str, pad: int | None) -> Blocks
 def without_pads(
     rows: Rows, column: str, pad: int | None
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None, np.ndarray | None]:
-    """Token ids end to end, where rows begin, which are labels (None: all), where documents begin (None: rows)."""
+    """Token ids end to end, where rows begin, which are predicted (None: all), where documents begin (None: rows)."""
     ids, offsets = rows.token_ids(column)
     row = np.repeat(np.arange(len(rows)), np.diff(offsets))
     masks = {name: _beside(rows, name, column, offsets) for name in MASKS if _is_list(rows, name)}
@@ -112,13 +116,16 @@ def without_pads(
         wrong = keep & (labels != _IGNORED) & (labels != ids)
         what = f"labels hold another token than {column}; expected the same one, not shifted, or {_IGNORED}"
         rows.refuse_entry(wrong, offsets, what)
+    predicted = [masks[name] != 0 for name in _PREDICTED if name in masks]
+    predicted += [] if labels is None else [labels != _IGNORED]
+    counts = np.logical_and.reduce(predicted) if predicted else None
     if keep.all():
-        return ids, offsets, None if labels is None else labels != _IGNORED, begins
+        return ids, offsets, counts, begins
     length = np.bincount(row[keep], minlength=len(rows))
     return (
         ids[keep],
         np.concatenate([[0], np.cumsum(length)]),
-        None if labels is None else (labels != _IGNORED)[keep],
+        None if counts is None else counts[keep],
         None if begins is None else begins[keep],
     )
 

@@ -1,9 +1,9 @@
-"""Rows of token ids in Parquet, in this project's token tables and in datasets of ``datasets``, a few at a time."""
+"""Rows of token ids, or of text, in files, in this project's token tables and in datasets, a few at a time."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from patterning_dist.data import row_files
+from patterning_dist.data.row_files import READABLE, Choose, Columns, checked, files_in, read_rows
 from patterning_dist.errors import PatterningError, first_line
-from patterning_dist.storage.files import METADATA_KEY, parquet_file, read_parquet, require_columns
+from patterning_dist.storage.files import METADATA_KEY, parquet_file, read_parquet, require_columns, token_dtype
 
-_ROWS_AT_ONCE = 1024
 _SHARD = re.compile(r"-\d+-of-\d+$")  # train-00000-of-00004.parquet
 
 
@@ -26,12 +27,14 @@ class Rows:
         file: where they are.
         first: number of the first row in the file.
         columns: of the table by name, each a row long.
-        own: where the file is a token table of this project, its header.
+        unused: names of the other columns of the file.
+        own: where the file is a token table of this project, its header; the tokens are in ``tokens``.
     """
 
     file: Path | str
     first: int
-    columns: Mapping[str, pa.Array]
+    columns: Columns
+    unused: tuple[str, ...] = ()
     own: Mapping[str, Any] | None = None
 
     def __len__(self) -> int:
@@ -62,14 +65,16 @@ class Rows:
         """Numbers of a column of lists, end to end, and where each row begins [row + 1].
 
         Raises:
-            PatterningError: a null.
+            PatterningError: no lists of whole numbers, or a null.
         """
         lists = self.columns[column]
-        if lists.null_count:
-            nulls = lists.is_null().to_numpy(zero_copy_only=False)
-            self.refuse(nulls, f"{column} is null; give token ids or leave the row out")
-        if pa.types.is_fixed_size_list(lists.type):
-            lists = lists.cast(pa.list_(lists.type.value_type))
+        self.refuse_nulls(column, "give token ids or leave the row out")
+        if is_list(lists) and pa.types.is_null(lists.type.value_type):  # every list is empty
+            lists = lists.cast(pa.list_(pa.int64()))
+        if not is_list(lists) or not pa.types.is_integer(lists.type.value_type):
+            raise PatterningError(
+                f"{self.file}: column {column!r} holds {lists.type}; expected lists of whole numbers, the token ids"
+            )
         offsets = lists.offsets.to_numpy().astype(np.int64)
         values = lists.values[int(offsets[0]) : int(offsets[-1])]
         offsets -= offsets[0]
@@ -90,6 +95,12 @@ class Rows:
             self.refuse_entry(bad, offsets, f"{column} holds a {what}, which is no token; mend that row")
         return ids, offsets
 
+    def refuse_nulls(self, column: str, remedy: str) -> None:
+        """Raise PatterningError about the first null of a column."""
+        if self.columns[column].null_count:
+            nulls = self.columns[column].is_null().to_numpy(zero_copy_only=False)
+            self.refuse(nulls, f"{column} is null; {remedy}")
+
     def refuse(self, bad: np.ndarray, what: str) -> None:
         """Raise PatterningError about the first bad row, if there is one."""
         if bad.any():
@@ -101,81 +112,103 @@ class Rows:
             self.refuse(np.logical_or.reduceat(np.append(bad, False), offsets[:-1]) & (np.diff(offsets) > 0), what)
 
 
-def find_rows(path: str, lists: Sequence[str], others: Sequence[str] = ()) -> Iterator[Rows]:
+def is_list(array: pa.Array) -> bool:
+    """Whether a value of a column is a list."""
+    return pa.types.is_list(array.type) or pa.types.is_large_list(array.type)
+
+
+def unused_columns(path: str, names: Collection[str]) -> list[str]:
+    """What there is to say of columns that are not read."""
+    return [f"{path}: columns that have no effect: {', '.join(names)}"] if names else []
+
+
+def find_rows(path: str, choose: Choose, others: Sequence[str] = ()) -> Iterator[Rows]:
     """The rows behind a path or a name.
 
     Args:
-        path: a Parquet file or a folder of them; a token table of this project, whose tokens then bear the first name
-            of ``lists``; the folder of a ``datasets`` dataset saved to disk; or the name of one on the hub,
-            ``owner/name`` or ``owner/name:split``.
-        lists: columns of lists of whole numbers that must be there.
+        path: a file (see ``row_files.read_rows``) or a folder of such files of one kind; the folder of a ``datasets``
+            dataset saved to disk; or the name of one on the hub, ``owner/name`` or ``owner/name:split``.
+        choose: of a file and the names of its columns, those that must be there. A token table of this project is
+            read as it is, and not asked about.
         others: columns that are read where they are there, besides ``domain``.
 
     Raises:
-        PatterningError: nothing there, several splits and none chosen, no such column or not one of lists of integers.
+        PatterningError: nothing there, several splits and none chosen, no such column, or what cannot be read.
     """
     place = Path(path)
+    found: dict[str, tuple[str, ...]] = {}  # file -> columns that are not read
 
-    def choose(file: Path | str, schema: pa.Schema) -> list[str]:
-        for column in lists:
-            _check_column(file, schema, column)
-        return [*lists, *(name for name in (*others, "domain") if name in schema.names)]
+    def chosen(file: Path | str, names: Sequence[str]) -> list[str]:
+        needed = list(choose(file, names))
+        columns = list(dict.fromkeys([*needed, *(name for name in (*others, "domain") if name in names)]))
+        found[str(file)] = tuple(name for name in names if name not in columns)
+        return columns
+
+    def rows(file: Path | str, batches: Iterator[tuple[int, Columns]]) -> Iterator[Rows]:
+        for first, columns in batches:
+            yield Rows(file, first, columns, found[str(file)])
+
+    def of_file(file: Path) -> Iterator[Rows]:
+        return _token_table_rows(file) if _is_token_table(file) else rows(file, read_rows(file, chosen))
 
     if place.is_file():
-        return _parquet_rows(place, choose, lists[0])
+        return of_file(place)
     if (place / "state.json").is_file() or (place / "dataset_dict.json").is_file():
-        return _dataset_rows(_saved_dataset(place), place, choose)
+        return rows(place, _dataset_rows(_saved_dataset(place), place, chosen))
     if place.is_dir():
-        files = [file for file in sorted(place.rglob("*.parquet")) if not file.name.startswith(".")]
+        files = files_in(place)
         if not files:
-            raise PatterningError(f"{path}: no *.parquet in this folder, and no dataset saved by save_to_disk")
-        return (rows for file in files for rows in _parquet_rows(file, choose, lists[0]))
+            raise PatterningError(
+                f"{path}: no *.parquet in this folder, and no dataset saved by save_to_disk, nor any of "
+                f"{', '.join('*' + suffix for suffix in READABLE[1:])}"
+            )
+        return (found for file in files for found in of_file(file))
     if place.suffix or place.is_absolute() or path.startswith("."):
-        raise PatterningError(f"{path}: no such file or folder; expected Parquet, or a dataset saved by save_to_disk")
-    return _dataset_rows(_hub_dataset(path), path, choose)
+        raise PatterningError(
+            f"{path}: no such file or folder; expected Parquet, or a dataset saved by save_to_disk, or one of "
+            f"{', '.join('*' + suffix for suffix in READABLE[1:])}"
+        )
+    return rows(path, _dataset_rows(_hub_dataset(path), path, chosen))
 
 
-Choose = Callable[[Path | str, pa.Schema], list[str]]
-
-
-def _parquet_rows(path: Path, choose: Choose, column: str) -> Iterator[Rows]:
+def _is_token_table(path: Path) -> bool:
+    if path.suffix.lower() != ".parquet":
+        return False
     with parquet_file(path) as file:
         schema = file.schema_arrow
-        if METADATA_KEY in (schema.metadata or {}) and column not in schema.names and "tokens" in schema.names:
-            yield from _token_table_rows(path, column)
-            return
-        columns, first = choose(path, schema), 0
-        for batch in file.iter_batches(_ROWS_AT_ONCE, columns=columns):
-            yield Rows(path, first, {name: batch[name] for name in columns})
-            first += len(batch)
+    return METADATA_KEY in (schema.metadata or {}) and {"sequence_id", "tokens"} <= set(schema.names)
 
 
-def _token_table_rows(path: Path, column: str) -> Iterator[Rows]:
+def _token_table_rows(path: Path) -> Iterator[Rows]:
     """Rows that ``tokens.write_token_table`` wrote."""
     table, header = read_parquet(path, ["sequence_id", "domain", "document", "tokens"])
     if missing := {"context_length", "vocabulary_size"} - header.keys():
         raise PatterningError(f"{path}: no {min(missing)!r} in the schema metadata; expected a token table")
     length, kind = header["context_length"], table.schema.field("tokens").type
-    if kind != pa.binary(2 * length):
-        raise PatterningError(f"{path}: column 'tokens' holds {kind}; expected {2 * length} bytes a row")
+    number = pa.from_numpy_dtype(np.dtype(token_dtype(header["vocabulary_size"])))
+    if kind != pa.binary(number.byte_width * length):
+        raise PatterningError(
+            f"{path}: column 'tokens' holds {kind}; expected {number.byte_width * length} bytes a row"
+        )
     if not np.array_equal(table["sequence_id"].to_numpy(), np.arange(len(table))):
         raise PatterningError(f"{path}: sequence_id is not the row number; write the table again")
     first = 0
-    for batch in table.to_batches(_ROWS_AT_ONCE):
+    for batch in table.to_batches(row_files.ROWS_AT_ONCE):
         cells = batch["tokens"]
         values = pa.Array.from_buffers(
-            pa.uint16(), len(cells) * length, [None, cells.buffers()[1]], offset=cells.offset * length
+            number, len(cells) * length, [None, cells.buffers()[1]], offset=cells.offset * length
         )
         lists = pa.LargeListArray.from_arrays(np.arange(len(cells) + 1) * length, values)
-        columns = {column: lists, "domain": batch["domain"], "document": batch["document"]}
-        yield Rows(path, first, columns, header)
+        columns = {"tokens": lists, "domain": batch["domain"], "document": batch["document"]}
+        yield Rows(path, first, columns, own=header)
         first += len(batch)
 
 
-def _dataset_rows(dataset: Any, path: Path | str, choose: Choose) -> Iterator[Rows]:
-    columns, first = choose(path, dataset.features.arrow_schema), 0
-    for table in dataset.select_columns(columns).with_format("arrow").iter(_ROWS_AT_ONCE):
-        yield Rows(path, first, {name: table[name].combine_chunks() for name in columns})
+def _dataset_rows(dataset: Any, path: Path | str, choose: Choose) -> Iterator[tuple[int, Columns]]:
+    columns, first = list(choose(path, dataset.column_names)), 0
+    require_columns(path, dataset.column_names, columns)
+    for table in dataset.select_columns(columns).with_format("arrow").iter(row_files.ROWS_AT_ONCE):
+        yield first, {name: checked(path, first, name, table[name]) for name in columns}
         first += len(table)
 
 
@@ -213,11 +246,3 @@ def _one_split(dataset: Any, name: str, joint: str) -> Any:
             f"{name}: there are {len(dataset)} splits; give one: {', '.join(name + joint + s for s in dataset)}"
         )
     return next(iter(dataset.values()))
-
-
-def _check_column(path: Path | str, schema: pa.Schema, column: str) -> None:
-    require_columns(path, schema.names, [column])
-    kind = schema.field(column).type
-    lists = pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    if not lists or not pa.types.is_integer(kind.value_type):
-        raise PatterningError(f"{path}: column {column!r} holds {kind}; expected lists of whole numbers, the token ids")

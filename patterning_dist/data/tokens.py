@@ -1,13 +1,14 @@
-"""Token ids in blocks of one length, addressed by number: this project's tables of 16-bit tokens, and everybody's.
+"""Token ids in blocks of one length, addressed by number: this project's own tables, and everybody's.
 
-A row is a list of token ids. One that is longer than a block gives as many whole blocks as fit, and what is left of it
-is left out; a shorter one is padded. Blocks never run over the end of a row. ``token_blocks`` says what does not count.
+A row is a list of token ids, or text that gives one (``text_rows``). One that is longer than a block gives as many
+whole blocks as fit, and what is left of it is left out; a shorter one is padded. Blocks never run over the end of a
+row. ``token_blocks`` says what does not count.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,11 +16,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from patterning_dist.data.text_rows import RowTokenizer, known_columns
 from patterning_dist.data.token_blocks import MASKS, Blocks, check_vocabulary, cut
-from patterning_dist.data.token_rows import find_rows
-from patterning_dist.data.tokenizer import MAX_VOCABULARY
+from patterning_dist.data.token_rows import Rows, find_rows, is_list, unused_columns
 from patterning_dist.errors import PatterningError
-from patterning_dist.storage.files import write_parquet
+from patterning_dist.storage.files import token_dtype, write_parquet
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -39,22 +40,18 @@ def write_token_table(
 ) -> None:
     """Write blocks [N, L] with their domain and document [N]; row number = sequence_id.
 
-    Raises PatterningError when a token cannot be stored: a vocabulary above 65535, an id outside it.
+    Raises PatterningError for a token that is not of the vocabulary.
     """
     tokens = np.asarray(tokens)
     num_sequences, context_length = tokens.shape
-    if vocabulary_size > MAX_VOCABULARY:
-        raise PatterningError(
-            f"{path}: vocabulary of {vocabulary_size} tokens; expected at most {MAX_VOCABULARY} "
-            "(ids are stored in 16 bits); use a smaller tokenizer"
-        )
     if tokens.size and (tokens.min() < 0 or tokens.max() >= vocabulary_size):
         raise PatterningError(
             f"{path}: token ids {tokens.min()} to {tokens.max()}; expected 0 to {vocabulary_size - 1}"
         )
     # Binary of fixed size: lists of fixed size take an order of magnitude longer to read.
+    stored = tokens.astype(token_dtype(vocabulary_size))
     cells = pa.FixedSizeBinaryArray.from_buffers(
-        pa.binary(2 * context_length), num_sequences, [None, pa.py_buffer(tokens.astype("<u2").tobytes())]
+        pa.binary(stored.itemsize * context_length), num_sequences, [None, pa.py_buffer(stored.tobytes())]
     )
     table = pa.table(
         {
@@ -73,6 +70,9 @@ def write_token_table(
     write_parquet(path, table, metadata, compression="none")
 
 
+_PIECE = 2**20  # tokens of a corpus end to end that are cut at once
+
+
 class TokenDataset:
     """Blocks of ``context_length`` tokens; two bytes a token in memory, four above id 65535.
 
@@ -83,55 +83,74 @@ class TokenDataset:
         domains: object [block]; the row's ``domain`` where there is such a column, else the stem of the file.
         documents: int64 [block] as this project's tables say it; else every row is a document.
         metadata: header of this project's tables, else empty.
-        vocabulary_size: where the header says it, else None.
+        vocabulary_size: where the header or the tokenizer of its text says it, else None.
         num_dropped: rows that have no token to predict.
         num_dropped_tokens: their tokens, and those behind the last whole block of rows that are cut.
     """
 
     def __init__(
-        self, path: Path | str, context_length: int | None = None, column: str = "input_ids", pad: int | None = None
+        self,
+        path: Path | str,
+        context_length: int | None = None,
+        column: str | None = None,
+        pad: int | None = None,
+        *,
+        prompt: str | None = None,
+        tokenizer: str | None = None,
     ) -> None:
         """Read all rows.
 
         Args:
             path: see ``find_rows``.
             context_length: length of a block [tokens]; None: that of a token table of this project.
-            column: of the token ids; not used for a token table.
+            column: of token ids, text or messages; None: see ``text_rows.known_columns``.
             pad: token that fills rows up where no ``attention_mask`` says so.
+            prompt: column of what stands before and carries no loss.
+            tokenizer: of text, see ``RowTokenizer``.
 
         Raises:
-            PatterningError: what ``find_rows`` and ``token_blocks.cut`` refuse, or no row has a token to predict.
+            PatterningError: what ``find_rows``, ``RowTokenizer`` and ``token_blocks.cut`` refuse, or no row has a token
+                to predict.
         """
         if context_length is not None and context_length < 2:
             raise PatterningError(
                 f"{path}: context length {context_length}; expected 2 or more, to have a token to predict"
             )
-        self.path, self.column, self.pad = Path(path), column, pad
-        self._name = str(path)
+        self.path = Path(path)
+        self._arguments = (str(path), context_length, column, pad, prompt, tokenizer)
+        self._name, encode = str(path), RowTokenizer(tokenizer)
         self.metadata: Mapping[str, Any] = {}
         parts: list[Blocks] = []
         origins, domains, documents = [], [], []
+        unused: dict[str, None] = {}
         self.num_dropped = num_tokens = num_rows = 0
-        for rows in find_rows(self._name, [column], MASKS):
+        names = [column or "input_ids"]
+        for rows in find_rows(self._name, lambda _, there: known_columns(there, column, prompt), MASKS):
             if rows.own is not None:
-                self.metadata = rows.own
+                self.metadata, names = rows.own, ["tokens"]
+            else:
+                names = known_columns(list(rows.columns), column, prompt)
+                rows = encode(rows, names[-1], names[0] if len(names) == 2 else None, pad)
             context_length = context_length or self.metadata.get("context_length")
             if context_length is None:
                 raise PatterningError(f"{path}: no token table of this project; say the context length of its blocks")
-            blocks = cut(rows, context_length, column, pad)
-            parts.append(blocks)
-            origins.append(rows.origins(blocks.row))
-            domains.append(rows.domain_names()[blocks.row])
-            documents.append(num_rows + blocks.row)
-            num_rows += len(rows)
-            if "document" in rows.columns:
-                documents[-1] = rows.columns["document"].to_numpy()[blocks.row]
-            self.num_dropped += len(rows) - len(np.unique(blocks.row))
-            num_tokens += blocks.num_tokens
+            unused |= dict.fromkeys((*rows.unused, *_no_masks(rows)))
+            for piece in pieces(rows, names[-1], context_length):
+                blocks = cut(piece, context_length, names[-1], pad)
+                parts.append(blocks)
+                origins.append(piece.origins(blocks.row))
+                domains.append(piece.domain_names()[blocks.row])
+                documents.append(num_rows + blocks.row)
+                num_rows += len(piece)
+                if "document" in piece.columns:
+                    documents[-1] = piece.columns["document"].to_numpy()[blocks.row]
+                self.num_dropped += len(piece) - len(np.unique(blocks.row))
+                num_tokens += blocks.num_tokens
+        self.column = names[-1]
         self.num_sequences = sum(len(part.row) for part in parts)
         if not self.num_sequences or context_length is None:
             raise PatterningError(
-                f"{path}: {self.num_dropped or 'no'} rows in column {column!r}, none with a token to predict; "
+                f"{path}: {self.num_dropped or 'no'} rows in column {self.column!r}, none with a token to predict; "
                 "expected rows of two tokens or more"
             )
         self.context_length = int(context_length)
@@ -139,8 +158,9 @@ class TokenDataset:
         self._origins = np.concatenate(origins)
         self.domains: np.ndarray = np.concatenate(domains)
         self.documents: np.ndarray = np.concatenate(documents)
-        self.vocabulary_size: int | None = self.metadata.get("vocabulary_size")
+        self.vocabulary_size: int | None = self.metadata.get("vocabulary_size", encode.vocabulary_size)
         self.num_dropped_tokens = num_tokens - sum(int(part.length.sum()) for part in parts)
+        self._said = [f"{self._name}: {line}" for line in sorted(encode.used)] + unused_columns(self._name, unused)
 
     def _join(self, parts: Sequence[Blocks]) -> None:
         """Masks are kept where they say something anywhere in the table."""
@@ -152,8 +172,8 @@ class TokenDataset:
     def __len__(self) -> int:
         return self.num_sequences
 
-    def __reduce__(self) -> tuple[type[TokenDataset], tuple[str, int, str, int | None]]:
-        return TokenDataset, (self._name, self.context_length, self.column, self.pad)
+    def __reduce__(self) -> tuple[Any, ...]:
+        return _opened, self._arguments
 
     def __getitem__(self, ids: Any) -> Batch:
         """Blocks by number (an array, tensor or list): int64 token ids [sample, position].
@@ -207,14 +227,15 @@ class TokenDataset:
         return int(self._blocks.max())
 
     @property
-    def exclusions(self) -> str | None:
-        """A sentence about what is not used of the rows; None where all of it is."""
+    def remarks(self) -> list[str]:
+        """Sentences about how rows were read, what is not used of them, and columns that have no effect."""
         if not self.num_dropped_tokens and not self.num_dropped:
-            return None
-        return (
+            return self._said
+        return [
+            *self._said,
             f"{self._name}: {self.num_dropped_tokens} tokens are left out: those of {self.num_dropped} rows without a "
-            f"token to predict, and what is over of rows longer than a multiple of {self.context_length}"
-        )
+            f"token to predict, and what is over of rows longer than a multiple of {self.context_length}",
+        ]
 
     @cached_property
     def sha256(self) -> str:
@@ -238,3 +259,33 @@ def _joined(masks: Sequence[np.ndarray | None], parts: Sequence[Blocks], plain: 
             for mask, part in zip(masks, parts, strict=True)
         ]
     )
+
+
+def _opened(
+    path: str,
+    context_length: int | None,
+    column: str | None,
+    pad: int | None,
+    prompt: str | None,
+    tokenizer: str | None,
+) -> TokenDataset:
+    return TokenDataset(path, context_length, column, pad, prompt=prompt, tokenizer=tokenizer)
+
+
+def _no_masks(rows: Rows) -> list[str]:
+    """A column ``labels`` of single numbers, a class, has no effect."""
+    return [name for name in MASKS if name in rows.columns and not is_list(rows.columns[name])]
+
+
+def pieces(rows: Rows, column: str, context_length: int) -> Iterator[Rows]:
+    """Rows of one row of millions of tokens, a corpus end to end, as several: masks take ten times their memory."""
+    length = len(rows.columns[column][0]) if len(rows) == 1 and is_list(rows.columns[column]) else 0
+    size = _PIECE // context_length * context_length
+    if not length or length < 2 * size or set(rows.columns) != {column}:
+        yield rows
+        return
+    tokens = rows.columns[column].values
+    starts = list(range(0, length - size + 1, size))
+    for start, stop in zip(starts, [*starts[1:], length], strict=True):
+        part = pa.LargeListArray.from_arrays(np.array([0, stop - start]), tokens[start:stop])
+        yield Rows(rows.file, rows.first, {column: part}, rows.unused)

@@ -36,6 +36,8 @@ class Loop:
             found = find_local(model.path, folder)
             names = expand_globs(found, model.checkpoints) if found is not None else model.checkpoints
             model = model.model_copy(update={"path": found, "checkpoints": names})
+            if isinstance(data, TextConfig | TableConfig):
+                data = data.model_copy(update={"tokenizer": find_local(data.tokenizer, folder) or found})
         update: dict[str, Any] = {"data": data, "model": model}
         for section, key in (("training", "deepspeed"), ("sampling", "probe"), ("retrain", "deepspeed")):
             if (found := getattr(config, section)) is not None:
@@ -136,4 +138,12 @@ def _corpus(data: TextConfig, stored: dict[str, Any] | None) -> dict[str, Any]:
         files = [source.path] if source.path.is_file() else sorted(p for p in source.path.rglob("*") if p.is_file())
         hashes = {str(file.relative_to(source.path.parent)): file_sha256(file) for file in files}
         contents.append([source.domain, source.text_column, hashes])
-    return {"paths": paths, "sha256": stage_fingerprint("corpus", {"sources": contents})}
+    return {"paths": paths, "sha256": stage_fingerprint("corpus", {"sources": contents})} | _tokenizer(data.tokenizer)
+
+
+def _tokenizer(path: str | None) -> dict[str, Any]:
+    """Hashes of a tokenizer's files; of one on the hub its name."""
+    if path is None:
+        return {}
+    files = sorted(Path(path).glob("**/tokenizer*"))
+    return {"encoded_with": {str(f.relative_to(path)): file_sha256(f) for f in files if f.is_file()} or path}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -20,7 +21,9 @@ from patterning_dist.config.controls import (
     PermutedControlConfig,
     SplitControlConfig,
 )
+from patterning_dist.data.corpus import Source, read_documents
 from patterning_dist.data.sequences import SequenceTable
+from patterning_dist.data.tokenizer import text_tokenizer
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.functions import find_own_code, load_function
@@ -64,8 +67,10 @@ def preflight(config: Config, directory: Path) -> list[str]:
         for index, source in enumerate(config.data.sources):
             if not source.path.exists():
                 raise PatterningError(f"data.sources.{index}.path: {source.path} is not there; correct it")
-        expand_components(config.sampling, open_skeleton(config))
-        return []
+            next(read_documents([Source(source.path, source.domain, source.text_column)]))  # that it can be read
+        skeleton = open_skeleton(config)
+        expand_components(config.sampling, skeleton)
+        return _own_tokenizer(config.data, skeleton)
     task = open_task(config, directory, "cpu")
     skeleton = task.skeleton()
     if isinstance(config.model, HuggingFaceConfig):
@@ -80,7 +85,7 @@ def preflight(config: Config, directory: Path) -> list[str]:
         if isinstance(samples, TokenDataset | SequenceTable):
             if isinstance(task, LanguageTask | SequenceTask):
                 samples.check_vocabulary(task.vocabulary_size)
-            remarks += filter(None, [samples.exclusions])
+            remarks += samples.remarks
     _ = subjects.held_out
     if config.retrain is not None and config.retrain.engine == "stacked":
         assert config.training is not None
@@ -90,6 +95,21 @@ def preflight(config: Config, directory: Path) -> list[str]:
     for control in config.solve.controls if config.solve is not None else []:
         _check_control(task, control)
     return remarks
+
+
+def _own_tokenizer(data: TextConfig, skeleton: Any) -> list[str]:
+    """What there is to say of text that is encoded with a given tokenizer."""
+    if data.tokenizer is None:
+        return []
+    size = text_tokenizer(data.tokenizer)[0].get_vocab_size()
+    there = getattr(skeleton, "vocabulary_size", None) or skeleton.config.get_text_config().vocab_size
+    if size > there:
+        raise PatterningError(
+            f"data.tokenizer: {data.tokenizer} has {size} tokens, and the vocabulary of the model {there}; give the "
+            "model's own"
+        )
+    unused = "; data.vocabulary_size has no effect" if "vocabulary_size" in data.model_fields_set else ""
+    return [f"data: text is encoded with the tokenizer of {data.tokenizer}, {size} tokens{unused}"]
 
 
 def _check_control(task: Task, control: ControlConfig) -> None:

@@ -12,6 +12,7 @@ from tokenizers import Tokenizer
 from patterning_dist.report.blocks import Line, Lines, Passage, Piece, Side, Table
 from patterning_dist.report.reading import Run
 from patterning_dist.report.words import number
+from patterning_dist.storage.files import token_dtype
 
 TOKENS_BEFORE, TOKENS_AFTER = 12, 4
 INDEX = ("sequence_id", "sample_id", "domain", "position", "token")  # columns that say what a row is of
@@ -30,11 +31,12 @@ class TokenText:
 
     def __init__(self, table: pa.Table, tokenizer: Tokenizer) -> None:
         self.table, self.tokenizer = table, tokenizer
+        self._dtype = token_dtype(tokenizer.get_vocab_size())
         self._shown: dict[int, str] = {}
 
     def block(self, sequence_id: int) -> np.ndarray:
         """Token ids of one block (position)."""
-        return np.frombuffer(self.table["tokens"][sequence_id].as_py(), dtype="<u2")
+        return np.frombuffer(self.table["tokens"][sequence_id].as_py(), dtype=self._dtype)
 
     def domain(self, sequence_id: int) -> str:
         """Where the block is from."""

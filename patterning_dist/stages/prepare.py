@@ -22,7 +22,7 @@ def prepare(config: Config, run: RunDirectory, progress: Progress) -> list[Path]
     assert isinstance(data, TextConfig)  # others have no such stage
     progress.start("tokenizing the corpus", None)
     sources = [Source(s.path, s.domain, s.text_column) for s in data.sources]
-    prepare_tokens(
+    corpus = prepare_tokens(
         read_documents(sources, max_characters_per_domain=data.max_characters_per_domain),
         run.path / "data",
         context_length=data.context_length,
@@ -30,7 +30,12 @@ def prepare(config: Config, run: RunDirectory, progress: Progress) -> list[Path]
         validation_fraction=data.validation_fraction,
         seed=config.seed,
         max_train_sequences=data.max_train_sequences,
+        tokenizer_path=data.tokenizer,
     )
+    if long := corpus["num_long_words"]:
+        progress.say(
+            f"prepare: {long} words of more than 256 characters are counted in parts by the tokenizer's training"
+        )
     outputs = [run.path / "data" / n for n in ("tokenizer.json", "train.parquet", "validation.parquet", "corpus.json")]
     run.update_manifest(data={file.name: file_sha256(file) for file in outputs})
     return outputs

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from patterning_dist.errors import PatterningError
+from patterning_dist.errors import PatterningError, first_line
 
 if TYPE_CHECKING:  # numpy and pyarrow are imported where they are used: the command line stays quick
     import numpy
@@ -140,7 +140,7 @@ def read_parquet(path: Path, columns: Iterable[str]) -> tuple[pyarrow.Table, dic
     try:
         table = pyarrow.parquet.read_table(path, memory_map=True)
     except (pyarrow.ArrowException, OSError) as error:
-        raise PatterningError(f"{path}: not a readable Parquet file ({error}); write it again") from None
+        raise PatterningError(f"{path}: not a readable Parquet file ({first_line(error)}); write it again") from None
     require_columns(path, table.column_names, columns)
     header = (table.schema.metadata or {}).get(METADATA_KEY)
     return table, json.loads(header) if header else {}
@@ -151,17 +151,24 @@ def parquet_file(path: Path) -> pyarrow.parquet.ParquetFile:
     import pyarrow.parquet
 
     try:
-        return pyarrow.parquet.ParquetFile(path)
+        return pyarrow.parquet.ParquetFile(path, page_checksum_verification=True)
     except (pyarrow.ArrowException, OSError) as error:
-        raise PatterningError(f"{path}: not a readable Parquet file ({error})") from None
+        raise PatterningError(f"{path}: not a readable Parquet file ({first_line(error)})") from None
 
 
 def require_columns(path: Path | str, present: Iterable[str], required: Iterable[str]) -> None:
-    """Raises PatterningError for the first required column that is missing, naming those there."""
+    """Raises PatterningError for the first required column that is missing, naming those there, or is there twice."""
     present = list(present)
     for column in required:
         if column not in present:
             raise PatterningError(f"{path}: no column {column!r}; the columns there are {', '.join(present)}")
+        if (times := present.count(column)) > 1:
+            raise PatterningError(f"{path}: column {column!r} is there {times} times; leave one of them")
+
+
+def token_dtype(vocabulary_size: int) -> str:
+    """How ids are stored in a token table: 16 bits, or 32 where the vocabulary is larger than that."""
+    return "<u2" if vocabulary_size <= 2**16 else "<i4"
 
 
 class FileHashes:

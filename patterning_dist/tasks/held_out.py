@@ -71,8 +71,8 @@ def _parts(task: Task, seed: int, samples: Samples) -> np.ndarray:
     columns = task.index(samples, np.arange(len(samples)))
     documents, domains = _documents(columns, len(samples)), columns.get("domain", np.zeros(len(samples), int))
     part = np.empty(len(samples), np.int64)
-    for domain in dict.fromkeys(domains.tolist()):
-        here = np.flatnonzero(domains == domain)
+    _, domain, num = np.unique(domains, return_inverse=True, return_counts=True)
+    for here in np.split(np.argsort(domain, kind="stable"), np.cumsum(num)[:-1]):
         whole = len(np.unique(documents[here])) >= len(HELD_OUT_PARTS)
         _, group = np.unique(documents[here] if whole else here, return_inverse=True)
         sizes, taken = np.bincount(group), np.zeros(len(HELD_OUT_PARTS), np.int64)

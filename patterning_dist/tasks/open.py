@@ -22,6 +22,7 @@ from patterning_dist.config import (
     TokensConfig,
 )
 from patterning_dist.data.sequences import SequenceTable
+from patterning_dist.data.tokenizer import text_tokenizer
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.functions import load_function
@@ -66,15 +67,18 @@ def open_skeleton(config: Config) -> nn.Module:
     """
     data = config.data
     if isinstance(data, TextConfig) or (isinstance(data, TokensConfig) and config.model.given_checkpoints):
-        vocabulary_size = data.vocabulary_size if isinstance(data, TextConfig) else None
+        vocabulary_size = _vocabulary_size(data) if isinstance(data, TextConfig) else None
         return _model(config, vocabulary_size, data.context_length, "cpu", None).skeleton()
     return open_task(config, Path(config.run_directory), "cpu").skeleton()
 
 
+def _vocabulary_size(data: TextConfig) -> int:
+    return data.vocabulary_size if data.tokenizer is None else text_tokenizer(data.tokenizer)[0].get_vocab_size()
+
+
 def _language(config: Config, directory: Path, device: str, dtype: torch.dtype | None) -> Task:
     train, held_out = _tokens(config, directory)
-    vocabulary_size = train.vocabulary_size or _num_ids(train, held_out)
-    model = _model(config, vocabulary_size, train.context_length, device, dtype)
+    model = _model(config, _num_ids(train, held_out), train.context_length, device, dtype)
     return LanguageTask(model, train, held_out, **_common(config, directory, device, dtype))
 
 
@@ -96,7 +100,7 @@ def _sequences(
     pad = _pad(config.model, "classes")
 
     def table(path: str) -> SequenceTable:
-        return SequenceTable(path, data.context_length, columns, prompt, label, pad)
+        return SequenceTable(path, data.context_length, columns, prompt, label, pad, data.tokenizer)
 
     train, held_out = table(data.train), {name: table(path) for name, path in data.held_out.items()}
     labels = [found for samples in (train, *held_out.values()) if (found := samples.labels) is not None]
@@ -147,7 +151,7 @@ def _tokens(config: Config, directory: Path) -> tuple[TokenDataset, dict[str, To
     pad = _pad(config.model, "tokens") if isinstance(config.model, HuggingFaceConfig) else None
 
     def table(path: str) -> TokenDataset:
-        return TokenDataset(path, data.context_length, data.column, pad)
+        return TokenDataset(path, data.context_length, data.column, pad, prompt=data.prompt, tokenizer=data.tokenizer)
 
     return table(data.train), {name: table(path) for name, path in data.held_out.items()}
 
@@ -167,5 +171,6 @@ def _apart(pad: int | None, *others: int | list[int] | None) -> int | None:
 
 
 def _num_ids(train: Any, held_out: Mapping[str, Any]) -> int:
-    """Of tables that do not say how large their vocabulary is."""
-    return 1 + max(samples.max_token for samples in (train, *held_out.values()))
+    """Size of the vocabulary: what tables or their tokenizer say, or the ids that there are."""
+    every = (train, *held_out.values())
+    return train.vocabulary_size or 1 + max(samples.max_token for samples in every)

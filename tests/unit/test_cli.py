@@ -153,7 +153,10 @@ def test_config_check(here: Path) -> None:
     code, _, stderr = invoke("config", "check", "x.yaml")
     assert (code, stderr) == (2, f"error: data.sources.0.path: {here.resolve() / 'corpus'} is not there; correct it\n")
     (here / "corpus").mkdir()
-    assert invoke("config", "check", "x.yaml") == (0, "x.yaml: ok; the run is kept in runs/small\n", "")
+    assert "no readable files in this folder" in invoke("config", "check", "x.yaml")[2]
+    (here / "corpus" / "a.txt").write_text("text")
+    found = f"data.sources.0.path: {here.resolve() / 'corpus'}\n"
+    assert invoke("config", "check", "x.yaml") == (0, f"{found}x.yaml: ok; the run is kept in runs/small\n", "")
     assert not (here / "runs").exists()
 
 

@@ -226,16 +226,16 @@ def test_muon_and_zero_stage(path: Path, section: str) -> None:
     assert "is not a DeepSpeed JSON file" in refusal(path, override)
 
 
-def test_paths_are_found_from_here_before_beside_the_file(
+def test_paths_are_found_beside_the_file_before_here(
     path: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     here = tmp_path / "here"
     here.mkdir()
     monkeypatch.chdir(here)
-    (tmp_path / "corpus").mkdir()
-    assert load_config(path).data.sources[0].path == (tmp_path / "corpus").resolve()
     (here / "corpus").mkdir()
     assert load_config(path).data.sources[0].path == (here / "corpus").resolve()
+    (tmp_path / "corpus").mkdir()
+    assert load_config(path).data.sources[0].path == (tmp_path / "corpus").resolve()
 
 
 def test_probe_must_fit_the_context(path: Path, tmp_path: Path) -> None:

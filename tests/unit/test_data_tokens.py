@@ -7,6 +7,8 @@ import pickle
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from tokenizers import Tokenizer
 
@@ -53,10 +55,17 @@ def test_table_round_trip_by_id(tmp_path: Path) -> None:
             dataset.tokens(np.array([0, bad]))
 
 
+@pytest.mark.parametrize(("vocabulary_size", "bytes_a_token"), [(2**16, 2), (2**16 + 1, 4), (151_936, 4)])
+def test_ids_of_large_vocabularies_take_four_bytes(tmp_path: Path, vocabulary_size: int, bytes_a_token: int) -> None:
+    tokens = np.array([[0, 9, vocabulary_size - 1], [3, 4, 5]])
+    header = HEADER | {"vocabulary_size": vocabulary_size}
+    write_token_table(tmp_path / "t.parquet", tokens, ["a"] * 2, np.zeros(2), **header)
+    assert pq.read_schema(tmp_path / "t.parquet").field("tokens").type == pa.binary(3 * bytes_a_token)
+    assert TokenDataset(tmp_path / "t.parquet").tokens([0, 1]).tolist() == tokens.tolist()
+
+
 def test_tables_that_cannot_be_stored_or_read_are_refused(tmp_path: Path) -> None:
     path, tokens = tmp_path / "t.parquet", np.full((2, 4), 9)
-    with pytest.raises(PatterningError, match=r"t\.parquet: vocabulary of 65536 tokens; expected at most 65535"):
-        write_token_table(path, tokens, ["a"] * 2, np.zeros(2), **HEADER | {"vocabulary_size": 65_536})
     with pytest.raises(PatterningError, match=r"t\.parquet: token ids 9 to 9; expected 0 to 8"):
         write_token_table(path, tokens, ["a"] * 2, np.zeros(2), **HEADER | {"vocabulary_size": 9})
     with pytest.raises(PatterningError, match=r"t\.parquet: no such file"):

@@ -171,7 +171,7 @@ def test_rows_that_do_not_fit_are_counted(tmp_path: Path) -> None:
     table = SequenceTable(path, 3, names)
     assert len(table) == 2
     assert table[[0, 1]]["rejected"].tolist() == [[5, 0, 0], [7, 8, 9]]
-    assert table.exclusions == f"{path}: 2 rows are left out, with a sequence of more than 3 tokens or of none"
+    assert table.remarks == [f"{path}: 2 rows are left out, with a sequence of more than 3 tokens or of none"]
     assert pickle.loads(pickle.dumps(table)).sha256 == table.sha256
     with pytest.raises(PatterningError, match=r"t\.parquet row 3: token 9 in column 'rejected', and the model's vocab"):
         table.check_vocabulary(9)

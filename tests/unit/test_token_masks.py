@@ -18,7 +18,7 @@ PAD = 2  # also a token of the third row
 
 @pytest.fixture(autouse=True)
 def few_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("patterning_dist.data.token_rows._ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("patterning_dist.data.row_files.ROWS_AT_ONCE", 3)
 
 
 def read(path: Path, rows: list, length: int = 4, pad: int | None = None, **columns: list) -> TokenDataset:

@@ -24,7 +24,7 @@ BLOCKS += [[40, 41, 42, 43], [44, 45, 46, 47], [48, 49, 50, 51]]
 @pytest.fixture(autouse=True)
 def few_rows_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several batches everywhere: rows are numbered and cut across them."""
-    monkeypatch.setattr("patterning_dist.data.token_rows._ROWS_AT_ONCE", 3)
+    monkeypatch.setattr("patterning_dist.data.row_files.ROWS_AT_ONCE", 3)
 
 
 def write(path: Path, rows: list, kind: pa.DataType | None = None, **columns: list) -> Path:
@@ -46,7 +46,7 @@ def test_rows_are_cut_into_blocks_and_the_rest_is_counted(tmp_path: Path, kind: 
     assert (len(blocks), blocks.num_sequences, blocks.context_length) == (7, 7, 4)
     assert blocks.num_dropped == 1
     assert blocks.num_dropped_tokens == 3  # one of 9, the row of one, one of 13
-    assert "t.parquet: 3 tokens are left out: those of 1 rows without a token to predict" in blocks.exclusions
+    assert "t.parquet: 3 tokens are left out: those of 1 rows without a token to predict" in blocks.remarks[0]
     assert blocks.domains.tolist() == ["text"] * 7
     assert blocks.domains.dtype == object
 
@@ -209,7 +209,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path, monkeypatch: pytest.Monkey
 @pytest.mark.parametrize(
     ("rows", "message"),
     [
-        ([[1, 2], None], "row 1: input_ids is null; give token ids or leave the row out"),
+        ([[1, 2], None], "row 1: input_ids is null; give token ids or text, or leave the row out"),
         ([[1, 2], [], [None, 3]], "row 2: input_ids holds a null; mend that row"),
         ([[1, 2], [4, 5], [1], [-1, 6]], "row 3: input_ids holds a negative number, which is no token"),
         ([[1, 2**31]], "row 0: input_ids holds a number above 2147483647, which is no token"),

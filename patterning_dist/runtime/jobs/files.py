@@ -9,7 +9,7 @@ from pathlib import Path
 import yaml
 
 import patterning_dist
-from patterning_dist.config import Config, HuggingFaceConfig, Root, TableConfig, load_config
+from patterning_dist.config import Config, HuggingFaceConfig, Root, TableConfig, TextConfig, load_config
 from patterning_dist.config.load import apply_override, parse_yaml
 from patterning_dist.errors import PatterningError
 from patterning_dist.runtime.jobs.modules import Key, leaves, own_modules, python_package
@@ -40,11 +40,13 @@ def pack_job(experiment: Path, overrides: Sequence[str], archive: Path) -> Root:
     for override in overrides:
         apply_override(written, override)
     files: dict[str, Path] = {}
-    for number, (key, path, required) in enumerate(_paths(config)):
+    for number, (key, path, required) in enumerate(named_paths(config)):
         *parents, last = key
         section = written
         for name in parents:
             section = section[name]
+        if last not in section:  # filled in while the file was read
+            continue
         if Path(section[last]).expanduser().is_absolute() or not (path.exists() or required):
             continue
         name = ".".join(map(str, key))
@@ -74,7 +76,7 @@ def pack_job(experiment: Path, overrides: Sequence[str], archive: Path) -> Root:
     return config
 
 
-def _paths(config: Root) -> Iterator[tuple[Key, Path, bool]]:
+def named_paths(config: Root) -> Iterator[tuple[Key, Path, bool]]:
     """Key, path and whether it must be one, of all that may be a file: what is not may be on a hub."""
     for key, path in leaves(config):
         if isinstance(path, Path) and key != ("run_dir",):
@@ -86,6 +88,8 @@ def _paths(config: Root) -> Iterator[tuple[Key, Path, bool]]:
             yield ("data", "train"), Path(config.data.train), False
             for domain, table in config.data.held_out.items():
                 yield ("data", "held_out", domain), Path(table), False
+        if isinstance(config.data, TextConfig | TableConfig) and config.data.tokenizer is not None:
+            yield ("data", "tokenizer"), Path(config.data.tokenizer), False
 
 
 def _folder(folder: Path, name: str) -> dict[str, Path]:
