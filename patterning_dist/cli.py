@@ -235,7 +235,6 @@ def check(config: ConfigArgument, overrides: SetOption = None) -> None:
     with _reported():
         loaded, directory = _open(config, overrides, None)
         from patterning_dist.driver import experiment_of
-
         from patterning_dist.runtime.jobs.files import named_paths
 
         remarks = experiment_of(loaded).preflight(loaded, Location.at(directory).path)

@@ -60,7 +60,7 @@ def run_stages(config: Root, stages: list[str] | None, directory: Path | str) ->
     remarks = experiment.preflight(config, Location.at(directory).path)
     with RunDirectory(directory).locked() as run:
         inputs = experiment.inputs(config, run.manifest)
-        run.update_manifest(inputs=inputs)
+        run.update_manifest(inputs=inputs, remarks=remarks)
         fingerprints = _fingerprints(experiment, config, inputs)
         wanted = list(fingerprints) if stages is None else stages
         _refuse_stale(run, wanted[0], fingerprints)

@@ -65,7 +65,7 @@ def prepare_tokens(
     train, validation, documents_cut = split_documents(pieces, validation_fraction, seed)
     if tokenizer_path is None:
         tokenizer = train_tokenizer((text for _, _, text in train), vocabulary_size)
-        separator = tokenizer.token_to_id(SEPARATOR)
+        separator = int(tokenizer.token_to_id(SEPARATOR) or 0)  # it is the first
     else:
         tokenizer, separator = text_tokenizer(tokenizer_path)
     save_tokenizer(tokenizer, folder / "tokenizer.json")

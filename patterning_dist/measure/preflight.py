@@ -12,6 +12,8 @@ from patterning_dist.config import (
     FunctionConfig,
     FunctionDataConfig,
     HuggingFaceConfig,
+    SamplingConfig,
+    TableConfig,
     TextConfig,
     TokensConfig,
 )
@@ -28,6 +30,7 @@ from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.functions import find_own_code, load_function
 from patterning_dist.measure.subjects import Subject, Subjects, expand_components
+from patterning_dist.models.components import select_component
 from patterning_dist.models.huggingface import check_length, model_location
 from patterning_dist.response.contrast import OVERALL
 from patterning_dist.runtime.environment import resolve_device
@@ -80,12 +83,16 @@ def preflight(config: Config, directory: Path) -> list[str]:
     sampling = expand_components(config.sampling, skeleton)
     subject = Subject(config.checkpoints[0], sampling.components[0].name, stream="")
     subjects = Subjects(task, sampling, config.seed, directory, {"": subject})
-    remarks: list[str] = []
+    remarks = _frozen_parts(skeleton, sampling)
     for samples in dict.fromkeys((task.train, subjects.probe.source, *task.held_out.values())):
         if isinstance(samples, TokenDataset | SequenceTable):
             if isinstance(task, LanguageTask | SequenceTask):
                 samples.check_vocabulary(task.vocabulary_size)
             remarks += samples.remarks
+    if isinstance(config.data, TableConfig) and not getattr(task.train, "vocabulary_size", None):
+        given = config.model.path if isinstance(config.model, HuggingFaceConfig) else None
+        if config.data.tokenizer not in (None, given):
+            remarks.append("data.tokenizer: has no effect, since the tables hold token ids")
     _ = subjects.held_out
     if config.retrain is not None and config.retrain.engine == "stacked":
         assert config.training is not None
@@ -95,6 +102,17 @@ def preflight(config: Config, directory: Path) -> list[str]:
     for control in config.solve.controls if config.solve is not None else []:
         _check_control(task, control)
     return remarks
+
+
+def _frozen_parts(skeleton: Any, sampling: SamplingConfig) -> list[str]:
+    """Which components have parameters that stay."""
+    found = [select_component(skeleton, component.name) for component in sampling.components]
+    return [
+        f"sampling.components: {component.name}: {component.num_frozen} of "
+        f"{component.num_frozen + component.num_coordinates} coordinates have requires_grad False, and stay"
+        for component in found
+        if component.num_frozen
+    ]
 
 
 def _own_tokenizer(data: TextConfig, skeleton: Any) -> list[str]:

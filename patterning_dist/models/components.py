@@ -15,7 +15,7 @@ import fnmatch
 import math
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib import import_module
 from typing import Any
 
@@ -29,6 +29,7 @@ Box = tuple[tuple[int, int], ...]  # (start, stop) along every axis
 _PATTERN = re.compile(r"(?P<names>[^\[\]]+)(?:\[(?P<slices>[^\[\]]*)\])?$")
 # Package that a module's class derives from -> our module that knows its parts, imported when it is needed.
 _ANATOMIES = {"transformers": "patterning_dist.models.anatomy"}
+_FROZEN = "_frozen_when_it_came"
 _SLICE = re.compile(r"(?:(\d+)|(\d*):(\d*))$")
 
 
@@ -108,12 +109,14 @@ class Component:
         first_layer: the lowest layer of an attention-only transformer whose output depends on the component: 0 for the
             embedding, the number of layers for the unembedding. 0 for other models.
         note: what a reader should know, such as which weights are shared.
+        num_frozen: coordinates that are not among the pieces, since the model came with them frozen.
     """
 
     name: str
     pieces: tuple[Piece, ...]
     first_layer: int = 0
     note: str = ""
+    num_frozen: int = 0
 
     @property
     def parameters(self) -> tuple[str, ...]:
@@ -147,10 +150,31 @@ def pieces_of(model: nn.Module, prefix: str = "") -> tuple[Piece, ...]:
 def select_component(model: nn.Module, name: str) -> Component:
     """The component that a name, a pattern of parameter names, or several of them joined by ``+`` stand for.
 
+    Parameters that the model came with frozen (``requires_grad`` False) are left out of it.
+
     Raises:
-        PatterningError: no such component (the names that exist are listed), a slice that does not fit, or parts that
-            share some of their coordinates but not all.
+        PatterningError: no such component (the names that exist are listed), a slice that does not fit, parts that
+            share some of their coordinates but not all, or nothing in it that is not frozen.
     """
+    frozen, found = _frozen(model), _selected(model, name)
+    free = tuple(piece for piece in found.pieces if piece.parameter not in frozen)
+    if not free:
+        raise PatterningError(
+            f"component {name!r}: all its parameters are frozen (requires_grad is False), like {found.parameters[0]}; "
+            "set requires_grad of what may move to True where the model is built"
+        )
+    kept = Component(name, free, found.first_layer, found.note)
+    return replace(kept, num_frozen=found.num_coordinates - kept.num_coordinates)
+
+
+def _frozen(model: nn.Module) -> frozenset[str]:
+    """Parameters that the model came with frozen; remembered, since chains set ``requires_grad`` as they need it."""
+    if _FROZEN not in vars(model):
+        vars(model)[_FROZEN] = frozenset(name for name, p in model.named_parameters() if not p.requires_grad)
+    return vars(model)[_FROZEN]
+
+
+def _selected(model: nn.Module, name: str) -> Component:
     known, shapes = model_components(model), _shapes(model)
     parts = [known.get(part) or _matching(model, part, shapes, known) for part in name.split("+")]
     if len(parts) == 1:

@@ -78,7 +78,7 @@ def _flat(value: dict[str, Any], prefix: str = "") -> list[list[str]]:
 
 
 def record(section: Section, run: Run, summary: Mapping[str, Any]) -> None:
-    """Seconds of every stage, manifest, configuration."""
+    """Seconds of every stage, what is left out or has no effect, manifest, configuration."""
     seconds = {stage: float(s) for stage, s in (summary.get("seconds") or {}).items() if s is not None}
     if seconds:
         total = sum(seconds.values())
@@ -88,6 +88,8 @@ def record(section: Section, run: Run, summary: Mapping[str, Any]) -> None:
         section.blocks.append(Figures(figure(title, svg)))
     manifest = run.json("manifest.json")
     if manifest:
+        if remarks := manifest.pop("remarks", None):
+            section.blocks.append(Table(["said when the experiment was checked"], [[str(line)] for line in remarks]))
         section.blocks.append(Table(["entry", "value"], _flat(manifest), "Versions, seeds, commit"))
     config = run.text("config.yaml")
     if config:

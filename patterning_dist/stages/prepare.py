@@ -32,6 +32,8 @@ def prepare(config: Config, run: RunDirectory, progress: Progress) -> list[Path]
         max_train_sequences=data.max_train_sequences,
         tokenizer_path=data.tokenizer,
     )
+    dropped = [corpus[split]["num_tokens_dropped"] for split in ("train", "validation")]
+    progress.say(f"prepare: {sum(dropped)} tokens behind the last whole sequence of a domain are left out")
     if long := corpus["num_long_words"]:
         progress.say(
             f"prepare: {long} words of more than 256 characters are counted in parts by the tokenizer's training"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from pathlib import Path
 
@@ -48,6 +49,11 @@ def test_an_experiment(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert stamps(directory) == first, "from its own directory, and not run again"
     run_stages(load_config(file, ["least=2"]), None, directory)
     assert stamps(directory)[0] == "3"
+    import my_experiment
+
+    monkeypatch.setattr(my_experiment.Words, "preflight", lambda *_: ["words.txt: 2 lines are left out"])
+    run_stages(load_config(file), None, directory)
+    assert json.loads((directory / "manifest.json").read_text())["remarks"] == ["words.txt: 2 lines are left out"]
     with pytest.raises(PatterningError, match=r"words.yaml: text: there are no words; write some"):
         load_config(file, ["text=' '"])
     with pytest.raises(PatterningError, match=r"words.yaml: lest is not a known key; did you mean least\?"):

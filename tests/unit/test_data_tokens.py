@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from small_tokenizer import save_tokenizer
 from tokenizers import Tokenizer
 
 from patterning_dist.data.corpus import Document
@@ -156,3 +157,38 @@ def test_the_cap_is_shared_evenly_and_small_domains_leave_their_share(tmp_path: 
 def test_too_little_text_is_refused(tmp_path: Path, changes: dict, message: str) -> None:
     with pytest.raises(PatterningError, match=message):
         prepare(corpus(), tmp_path, **changes)
+
+
+def test_text_can_be_cut_with_the_tokenizer_of_a_model(tmp_path: Path) -> None:
+    theirs = save_tokenizer(tmp_path / "model")
+    documents = [Document("x", f"what is it </s> {n} no\n" * 9, str(n)) for n in range(60)]
+    report = prepare(documents, tmp_path / "data", tokenizer_path=str(tmp_path / "model"))
+    data = TokenDataset(tmp_path / "data/train.parquet")
+    assert report["vocabulary_size"] == data.vocabulary_size == len(theirs)
+    # A document ends with their end of text, and nothing within spells it.
+    text = theirs.decode(data.tokens(np.arange(len(data))).ravel())
+    ends = int((data.tokens(np.arange(len(data))) == theirs.eos_token_id).sum())
+    assert 0 < ends < len(documents)
+    assert text.count(" </s> ") > 5 * ends  # some of them are cut by the ends of blocks
+    save_tokenizer(tmp_path / "endless", eos_token=None, bos_token=None)
+    with pytest.raises(PatterningError, match=r"endless: its tokenizer lacks an eos_token or bos_token; name another"):
+        prepare(documents, tmp_path / "data", tokenizer_path=str(tmp_path / "endless"))
+
+
+def test_many_domains_take_time_in_proportion(tmp_path: Path) -> None:
+    """20,000 domains took minutes; counted is what is compared, not the clock."""
+
+    class Counted(str):
+        comparisons = 0
+        __slots__ = ()
+
+        def __eq__(self, other: object) -> bool:
+            Counted.comparisons += 1
+            return str.__eq__(self, other)
+
+        __hash__ = str.__hash__
+
+    pieces = [(n, Counted(f"d{n}"), "some text") for n in range(2000)]
+    train, validation, _ = split_documents(pieces, 0.1, 0)
+    assert len(train) + len(validation) == 4000  # each domain has a document, which is cut in two
+    assert Counted.comparisons < 20 * len(pieces)

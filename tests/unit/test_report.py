@@ -131,6 +131,15 @@ def test_a_missing_stage_is_one_line(run, section):
     assert "cannot be" not in warnings_of(html)
 
 
+def test_what_was_left_out_of_the_data_is_on_the_page(run):
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert "have no effect" not in page(run)
+    remark = "t.jsonl: columns that have no effect: <id>"
+    (run / "manifest.json").write_text(json.dumps(manifest | {"remarks": [remark]}))
+    record = re.search(r'<section id="record">(.*?)</section>', page(run), re.S)[1]
+    assert "t.jsonl: columns that have no effect: &lt;id&gt;" in record
+
+
 def test_an_empty_run_directory_makes_a_page(tmp_path):
     html = page(tmp_path)
     assert html.count("Not run yet.") == 8 and warnings_of(html) == ""

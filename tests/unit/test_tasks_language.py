@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,11 +11,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 import transformers
+from small_tokenizer import save_tokenizer
 from torch import Tensor, nn
 
 from patterning_dist.config import Config, load_config
 from patterning_dist.data.sampler import distinct_minibatch
 from patterning_dist.errors import PatterningError
+from patterning_dist.measure.preflight import preflight
 from patterning_dist.models.components import select_component
 from patterning_dist.models.losses import token_losses
 from patterning_dist.sampling.ranks import Ranks
@@ -280,3 +283,35 @@ def test_a_chain_on_padded_rows_sees_what_one_on_unpadded_rows_sees(tmp_path: Pa
     products = [t.hessian_product(t.prepare(t.data), vector) for t in targets]
     for name, product in products[0].items():
         assert (product - products[1][name]).norm() <= 1e-3 * product.norm()
+
+
+def test_prompts_and_completions_have_the_losses_of_the_completions(tmp_path: Path) -> None:
+    tokenizer = save_tokenizer(tmp_path / "model")
+    torch.manual_seed(3)
+    config = transformers.LlamaConfig(**SIZES, num_key_value_heads=2, vocab_size=300, max_position_embeddings=LENGTH)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "model")
+    rows = [("what is it", " yes"), ("no", " it is no"), ("is the answer", " maybe it is no")]
+    (tmp_path / "t.jsonl").write_text("".join(json.dumps({"prompt": p, "completion": c}) + "\n" for p, c in rows))
+    experiment = settings(tmp_path, train=str(tmp_path / "t.jsonl"))
+    said = preflight(experiment.model_copy(update={"device": "cpu"}), tmp_path)
+    assert said == [
+        f"{tmp_path}/t.jsonl: prompt + completion encoded with the tokenizer of {tmp_path}/model; no loss on prompt"
+    ]
+    task = open_task(experiment, tmp_path, "cpu")
+    model = task.load("final", Ranks())
+    texts = [tokenizer(f"{p}{c}</s>").input_ids for p, c in rows]
+    starts = [len(tokenizer(p).input_ids) - 1 for p, _ in rows]
+    alone = [losses[start:] for losses, start in zip(one_by_one(model, texts), starts, strict=True)]
+    losses, counted = task.losses(model, task.train[np.arange(3)]), task.counted(task.train, np.arange(3))
+    assert counted.sum(axis=1).tolist() == [len(found) for found in alone]
+    torch.testing.assert_close(losses[counted], torch.cat(alone), rtol=0, atol=2e-6)
+    assert not losses[~counted].any()
+    assert losses.sum().item() / (3 * task.mean_counted) == pytest.approx(torch.cat(alone).mean().item(), abs=1e-6)
+    other = settings(tmp_path, train=str(tmp_path / "t.jsonl"), tokenizer=str(tmp_path / "nowhere"))
+    with pytest.raises(
+        PatterningError, match=r"nowhere: its tokenizer cannot be read .*; name another in data\.tokenizer"
+    ):
+        open_task(other, tmp_path, "cpu")
+    pq.write_table(pa.table({"input_ids": texts}), tmp_path / "t.parquet")
+    other = settings(tmp_path, tokenizer=str(tmp_path / "nowhere"))
+    assert preflight(other, tmp_path) == ["data.tokenizer: has no effect, since the tables hold token ids"]

@@ -12,9 +12,12 @@ import torch
 from safetensors.torch import save_model
 from torch import Tensor, nn
 
+from patterning_dist import Posterior, sample_chains
 from patterning_dist.config import FunctionDataConfig, ModuleConfig
 from patterning_dist.errors import PatterningError
+from patterning_dist.models.components import select_component
 from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.target import Target
 from patterning_dist.tasks.held_out import held_out_ids
 from patterning_dist.tasks.module import ModuleTask
 from patterning_dist.tasks.own_samples import own_samples
@@ -145,3 +148,28 @@ def test_what_the_run_trained_is_loaded_into_a_module_that_is_only_built(
     loaded = task.load("round-1", Ranks())
     assert loaded is not trained
     assert torch.equal(loaded.second.bias, trained.second.bias)
+
+
+def test_what_the_model_came_with_frozen_stays_and_is_counted() -> None:
+    module = build("final")
+    sampled = sample_chains(
+        module,
+        loss,
+        own_samples(Items()),
+        Batches(),
+        posterior=Posterior(10, 10),
+        step_size=1e-2,
+        num_draws=16,
+        num_chains=2,
+        batch_size=4,
+        observables={"first": lambda m: m.first.weight.sum(), "second": lambda m: m.second.weight.sum()},
+    )
+    assert np.ptp(sampled.traces[..., 1]) == 0
+    assert np.ptp(sampled.traces[..., 2]) > 0
+    for _ in range(2):  # chains have since set what they need
+        component = select_component(module, "everything")
+        assert (component.num_coordinates, component.num_frozen) == (8, 9)
+        assert component.parameters == ("second.weight", "second.bias")
+        Target(module, component, loss, Batches(), Batches())
+    with pytest.raises(PatterningError, match=r"component 'first\.\*': all its parameters are frozen .* first\.weight"):
+        select_component(module, "first.*")
