@@ -30,6 +30,9 @@ class ResponseConfig(Section):
     num_modes: int = Field(4, ge=1, description="singular modes that are kept [modes]")
 
 
+Level = Literal["token", "sequence", "document", "pair"]
+
+
 class SolveConfig(Section):
     scores: Literal["response_direction", "regression", "plain", "first_moment"] = Field(
         "response_direction",
@@ -83,6 +86,11 @@ class SolveConfig(Section):
     )
     weight_min: float = Field(0, ge=0, lt=1, description="smallest sample weight rho [1]")
     weight_max: float = Field(4, gt=1, description="largest sample weight rho [1]")
+    level: Level | None = Field(
+        None,
+        description="what has one weight: a predicted token (a loss), or all losses of a sequence (a sample), of a "
+        "document, of a pair; chi of it is the sum over its losses; default: a loss",
+    )
     keep_mass: MassKey | None = Field(
         None,
         description="losses that share it keep their sum of weights: predicted token, domain or class; default: all",

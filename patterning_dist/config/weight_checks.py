@@ -6,11 +6,14 @@ from collections.abc import Iterator
 
 from patterning_dist.config.checkpoints import INITIALISATION
 from patterning_dist.config.control_checks import without_key
-from patterning_dist.config.data import TextConfig, TokensConfig
+from patterning_dist.config.data import LabelledConfig, PairsConfig, TextConfig, TokensConfig
 from patterning_dist.config.faults import divides, listed, repeated, zero_stage
+from patterning_dist.config.response import Level, SolveConfig
 from patterning_dist.config.schema import Config
 from patterning_dist.config.training import SOLVED, Arm
 from patterning_dist.config.window import without_window
+
+_LEVELS: dict[type, tuple[Level, ...]] = {PairsConfig: ("pair",), LabelledConfig: ("sequence",)}
 
 
 def _solve(config: Config) -> Iterator[str]:
@@ -65,6 +68,21 @@ def _solve(config: Config) -> Iterator[str]:
         yield "solve.scores: regression is on features of tokens, and this experiment has none; choose another"
     if solve.keep_mass is not None:
         yield from without_key(config.data, "solve.keep_mass", solve.keep_mass)
+    yield from _level(config, solve)
+
+
+def _level(config: Config, solve: SolveConfig) -> Iterator[str]:
+    """Units that the samples do not have, or that what is kept within tokens would cut through."""
+    levels = _LEVELS.get(type(config.data), ("token", "sequence", "document"))
+    if solve.level is not None and solve.level not in levels:
+        yield f"solve.level: samples here have no '{solve.level}'; expected one of {listed(levels)}"
+    if solve.level in (None, "token") or "token" not in levels:
+        return
+    if solve.keep_mass == "token":
+        yield f"solve.keep_mass: a {solve.level} has one weight, so that no token keeps its mass; choose domain"
+    for control in solve.controls:
+        if control.kind == "permuted" and control.within == "token":
+            yield f"solve.controls: {control.name} is within each token, and a {solve.level} has one weight; remove it"
 
 
 def _cost(config: Config) -> Iterator[str]:

@@ -106,6 +106,8 @@ def _paired(
     if probe is None or not probe.num_rows or not _same_samples(run, probe, texts):
         return "", {}
     key = "sequence_id" if "sequence_id" in probe.column_names else "sample_id"
+    if key not in pool.column_names:  # of documents
+        return "", {}
     places = _places(probe, key)
     _, ours, theirs = np.intersect1d(places, _places(pool, key), return_indices=True)
     observables = [row for row in _rows_of(probe) if f"chi_{row}" in pool.column_names]

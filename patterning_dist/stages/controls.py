@@ -30,6 +30,7 @@ from patterning_dist.response.reliability import split_half_reliability
 from patterning_dist.response.solver import WeightSolution, solve_for_effective_sample_share
 from patterning_dist.runtime.controls import SplitGradient, pool_alignments, pool_losses
 from patterning_dist.runtime.pool import RunCalls
+from patterning_dist.stages.levels import units_of
 from patterning_dist.stages.masses import dealt, kept_groups, mass_groups
 from patterning_dist.stages.moments import ablation_scores, moment_scores
 from patterning_dist.stages.scores import Pool
@@ -70,16 +71,20 @@ def control_weights(pool: Pool, plus: np.ndarray, share: float, progress: Progre
     assert settings is not None
     kept = kept_groups(pool)
     options = {"weight_min": settings.weight_min, "weight_max": settings.weight_max, "groups": kept}
-    found = {}
+    found, units = {}, units_of(pool)
     with pool.tasks(progress) as run_calls:
         for control in settings.controls:
             report = {"control": control.model_dump(exclude={"name"})}
             if isinstance(control, PermutedControlConfig):
                 groups = mass_groups(pool.subjects.task, pool.index, control.within, f"solve.controls: {control.name}")
                 groups = groups if kept is None else groups * (kept.max() + 1) + kept  # what shares both
-                found[control.name] = Control(dealt(plus, groups, pool.config.seed), None, report)
+                if units is not None:
+                    units.check_whole(groups, f"solve.controls: {control.name}")
+                deal = dealt if units is None else units.dealt
+                found[control.name] = Control(deal(plus, groups, pool.config.seed), None, report)
                 continue
             row, details = _scores(run_calls, pool, control)
+            row = row if units is None else units.means(row)
             groups = np.zeros(len(row), int) if kept is None else kept
             if (row == row[np.unique(groups, return_index=True)[1]][groups]).all():
                 alike = "" if kept is None else f" of the same {settings.keep_mass}"

@@ -25,6 +25,7 @@ from patterning_dist.response.solver import WeightSolution, solve_for_effective_
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.stages.controls import control_weights, with_contrasts
 from patterning_dist.stages.cost import hold_cost, scale_arm
+from patterning_dist.stages.levels import Units, at_level, units_of
 from patterning_dist.stages.masses import dealt, kept_groups
 from patterning_dist.stages.moments import choose_subject, first_moment_scores
 from patterning_dist.stages.sample import open_subjects, solved_subjects
@@ -55,7 +56,8 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     subject, rises = choose_subject(Pool(config, run, opener, names[0], device), names, progress)
     pool = Pool(config, run, with_contrasts(config, opener, subject), subject, device)
     scores = score(pool, progress)
-    outputs = [_write_pool(pool, scores)]
+    units = units_of(pool)
+    outputs = [_write_pool(pool, scores, units)]
     report: dict[str, Any] = {"subject": subject, "mean_rises": rises, **described(pool, scores), "arms": {}}
     _refuse_noise(report["reliability"], config.solve)
 
@@ -67,17 +69,15 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     if config.solve.max_cost is not None:
         _hold_cost(pool, solutions, report["arms"], progress)
     plus = solutions["plus"]
-    solutions["permuted"] = dealt(plus, kept_groups(pool), config.seed)
-    report["arms"]["permuted"] = {
-        "effective_sample_share": report["arms"]["plus"]["effective_sample_share"],
-        "histogram": report["arms"]["plus"]["histogram"],
-    }
+    solutions["permuted"] = (dealt if units is None else units.dealt)(plus, kept_groups(pool), config.seed)
+    report["arms"]["permuted"] = _dealt_entry(solutions["permuted"], config.solve.weight_max)
     for name, control in control_weights(
         pool, plus, report["arms"]["plus"]["effective_sample_share"], progress
     ).items():
         solutions[name] = control.weights
-        of_weights = report["arms"]["permuted"]
-        if control.solution is not None:
+        if control.solution is None:
+            of_weights = _dealt_entry(control.weights, config.solve.weight_max)
+        else:
             of_weights = _weights_entry(control.solution, config.solve.weight_max)
         report["arms"][name] = of_weights | control.report
     for arm, weights in solutions.items():
@@ -97,7 +97,7 @@ def _hold_cost(pool: Pool, solutions: dict[str, np.ndarray], entries: dict[str, 
 
 
 def score(pool: Pool, progress: Progress) -> Scores:
-    """The targets' susceptibilities to every loss of the pool, by the estimator of section solve.
+    """The targets' susceptibilities to every loss of the pool, by the estimator and at the level of section solve.
 
     Raises:
         PatterningError: too few chains, or another probe than the estimator needs.
@@ -105,7 +105,7 @@ def score(pool: Pool, progress: Progress) -> Scores:
     settings, held_out = pool.config.solve, pool.subjects.held_out
     assert settings is not None
     observables = list(settings.targets) or list(held_out.names if held_out else ())
-    return _SCORES[settings.scores](pool, observables, progress)
+    return at_level(_SCORES[settings.scores](pool, observables, progress), units_of(pool))
 
 
 def described(pool: Pool, scores: Scores) -> dict[str, Any]:
@@ -115,6 +115,7 @@ def described(pool: Pool, scores: Scores) -> dict[str, Any]:
         **scores.report,
         "observables": scores.observables,
         "num_samples": scores.chi.shape[1],
+        "level": pool.config.solve.level if pool.config.solve else None,
         "reliability": dict(zip(scores.observables, reliability.tolist(), strict=True)),
         "replicates": {"of": scores.replicates, "number": len(scores.per_chain)},
     }
@@ -133,15 +134,21 @@ def write_weights(pool: Pool, path: Path, arm: str, weights: np.ndarray) -> None
     write_sample_weights(path, index[key], index.get("position"), weights, metadata, key)
 
 
-def _write_pool(pool: Pool, scores: Scores) -> Path:
+def _write_pool(pool: Pool, scores: Scores, units: Units | None) -> Path:
+    """chi of every loss, or of every unit: the sum over its losses; its error is known where all of these were scored
+    replicate by replicate."""
     columns: dict[str, Any] = dict(pool.index)
     num_chains, measured = len(scores.per_chain), scores.in_subset
+    spread = scores.per_chain.std(axis=0, ddof=1) / num_chains**0.5 if num_chains > 1 else scores.per_chain[0] * np.nan
+    if units is not None:
+        columns = {"document" if units.level == "document" else pool.subjects.task.key: units.values}
+        columns["num_losses"] = units.sizes
+        measured = units.sums(measured) == units.sizes
     for k, name in enumerate(scores.observables):
-        error = np.full(len(measured), np.nan, np.float32)
-        if num_chains > 1:
-            error[measured] = scores.per_chain[:, k].std(axis=0, ddof=1) / num_chains**0.5
-        columns[f"chi_{name}"] = scores.chi[k]
-        columns[f"se_{name}"] = pa.array(error, mask=~measured)
+        error = np.full(len(scores.in_subset), np.nan, np.float32)
+        error[scores.in_subset] = spread[k]
+        columns[f"chi_{name}"] = scores.chi[k] if units is None else units.sums(scores.chi[k])
+        columns[f"se_{name}"] = pa.array(error if units is None else units.sums(error), mask=~measured)
     posterior = pool.subjects.posterior(pool.subject)
     metadata = {
         "subject": pool.subject,
@@ -151,7 +158,8 @@ def _write_pool(pool: Pool, scores: Scores) -> Path:
         "standard_error": f"spread between {scores.replicates}; measured on {len(pool.subset)} samples, null elsewhere",
         "inverse_temperature": posterior.inverse_temperature,
         "localization": posterior.localization,
-        "num_training_losses": len(measured),
+        "num_training_losses": len(scores.in_subset),
+        "level": units.level if units else "token" if "position" in pool.index else "sample",
     }
     path = pool.run.path / "response" / "pool.parquet"
     write_parquet(path, pa.table(columns), metadata)
@@ -221,10 +229,21 @@ def _refuse_noise(reliability: Mapping[str, float], settings: SolveConfig) -> No
 
 
 def _weights_entry(solution: WeightSolution, weight_max: float) -> dict[str, Any]:
-    counts, edges = np.histogram(solution.weights, bins=_HISTOGRAM_BINS, range=(0.0, max(weight_max, 1.0)))
     plain = ("strength", "largest_feasible_strength", "effective_sample_size", "effective_sample_share",
              "top_percent_share", "num_at_minimum", "num_at_maximum", "num_iterations", "residual")  # fmt: skip
-    return {"histogram": {"edges": edges, "counts": counts}} | {name: getattr(solution, name) for name in plain}
+    return _histogram(solution.weights, weight_max) | {name: getattr(solution, name) for name in plain}
+
+
+def _dealt_entry(weights: np.ndarray, weight_max: float) -> dict[str, Any]:
+    """Of weights that are another's on other entries; units of several sizes change the share."""
+    rho = weights.astype(np.float64)
+    share = rho.sum() ** 2 / (len(rho) * np.square(rho).sum())
+    return _histogram(weights, weight_max) | {"effective_sample_share": share}
+
+
+def _histogram(weights: np.ndarray, weight_max: float) -> dict[str, Any]:
+    counts, edges = np.histogram(weights, bins=_HISTOGRAM_BINS, range=(0.0, max(weight_max, 1.0)))
+    return {"histogram": {"edges": edges, "counts": counts}}
 
 
 def _by_observable(response: PredictedResponse, observables: list[str]) -> dict[str, Any]:

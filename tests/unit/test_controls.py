@@ -217,6 +217,13 @@ def test_what_a_task_does_not_know_is_refused(tmp_path: Path) -> None:
         weights_of(pool)
 
 
+def test_units_that_a_task_does_not_know_are_refused(tmp_path: Path) -> None:
+    pool = lines(tmp_path)
+    solve = pool.config.solve.model_copy(update={"level": "document"})
+    with pytest.raises(PatterningError, match=r"solve\.level: nothing is known of a document of these samples; choose"):
+        preflight(pool.config.model_copy(update={"solve": solve}), tmp_path)
+
+
 @pytest.mark.parametrize("draws", ["antithetic", "chains"])
 def test_first_moments_of_the_other_draws_are_the_scores_of_solve_with_those_draws(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, draws: str
