@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from patterning_dist.data.json_lines import decode, json_rows
+from patterning_dist.data.json_lines import decode, json_rows, kind_of, stem_of
 from patterning_dist.data.row_files import check_name, parquet_rows
 from patterning_dist.errors import PatterningError
 
@@ -68,28 +68,28 @@ def _read_source(source: Source) -> Iterator[Document]:
         raise PatterningError(f"corpus {path}: no such file or folder; check the path in data.sources")
     expected = ", ".join(sorted(SUFFIXES))
     if path.is_file():
-        if path.suffix.lower() not in SUFFIXES:
+        if kind_of(path) not in SUFFIXES:
             raise PatterningError(f"corpus {path}: unknown kind of file; expected one of {expected}")
-        yield from _read_file(path, source, path.stem)
+        yield from _read_file(path, source, stem_of(path))
         return
     files = [file for file in sorted(path.rglob("*")) if _is_text(file, path)]
     if not files:
         raise PatterningError(f"corpus {path}: no readable files in this folder; expected one of {expected}")
     for file in files:
         inside = file.relative_to(path)
-        yield from _read_file(file, source, inside.parts[0] if len(inside.parts) > 1 else file.stem)
+        yield from _read_file(file, source, inside.parts[0] if len(inside.parts) > 1 else stem_of(file))
 
 
 def _is_text(file: Path, folder: Path) -> bool:
     hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.is_file() and not hidden and file.suffix.lower() in SUFFIXES
+    return file.is_file() and not hidden and kind_of(file) in SUFFIXES
 
 
 def _read_file(path: Path, source: Source, default_domain: str) -> Iterator[Document]:
     check_name(path)
-    if path.suffix.lower() == ".parquet":
+    if kind_of(path) == ".parquet":
         yield from _read_parquet(path, source, default_domain)
-    elif path.suffix.lower() == ".jsonl":
+    elif kind_of(path) == ".jsonl":
         yield from _read_json(path, source, default_domain)
     else:
         yield Document(source.domain or default_domain, decode(path.read_bytes(), path), str(path))

@@ -1,36 +1,62 @@
-"""Rows of JSON: one object a line, or a list of objects."""
+"""Rows of JSON, compressed or not: one object a line, or a list of objects."""
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Iterator
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
-from patterning_dist.errors import PatterningError
+import pyarrow as pa
 
+from patterning_dist.errors import PatterningError, first_line
+
+_COMPRESSED = (".gz", ".bz2", ".zst")
 _MARK = b"\xef\xbb\xbf"  # the byte-order mark that some editors begin UTF-8 with
+
+
+def kind_of(path: Path) -> str:
+    """The suffix, in small letters, of compressed JSON that before: ``.jsonl`` of ``c4.jsonl.gz``."""
+    kind, inner = path.suffix.lower(), Path(path.stem).suffix.lower()
+    return inner if kind in _COMPRESSED and inner in (".jsonl", ".json") else kind
+
+
+def stem_of(path: Path) -> str:
+    """The name without what ``kind_of`` looks at."""
+    return path.stem if kind_of(path) == path.suffix.lower() else Path(path.stem).stem
 
 
 def json_rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
     """Number of the line (of the row, in a list) and the object there; blank lines are none.
 
     Raises:
-        PatterningError: naming file and line: not JSON, or no object; bytes or text that are not UTF-8.
+        PatterningError: naming file and line: not JSON, or no object; bytes or text that are not UTF-8; a damaged
+            compressed file.
     """
-    if path.suffix.lower() == ".json" and path.read_bytes().removeprefix(_MARK).lstrip()[:1] == b"[":
-        rows = _parse(decode(path.read_bytes(), path), str(path), "a list of objects")
-        for number, row in enumerate(rows):
-            yield number, _object(row, f"{path} row {number}")
-        return
     offset = 0
-    with path.open("rb") as file:
-        for number, line in enumerate(file, 1):
+    with io.BufferedReader(pa.input_stream(str(path), compression="detect")) as file:
+        lines = _lines(file, path)
+        first = next(lines, b"")
+        if kind_of(path) == ".json" and first.removeprefix(_MARK).lstrip()[:1] == b"[":
+            rows = _parse(decode(first + b"".join(lines), path), str(path), "a list of objects")
+            for number, row in enumerate(rows):
+                yield number, _object(row, f"{path} row {number}")
+            return
+        for number, line in enumerate(chain([first], lines), 1):
             text = decode(line, path, offset)
             offset += len(line)
             if text.strip():
                 where = f"{path}:{number}"
                 yield number, _object(_parse(text, where, "one object a line"), where)
+
+
+def _lines(file: io.BufferedReader, path: Path) -> Iterator[bytes]:
+    try:
+        yield from file
+    except (OSError, pa.ArrowException) as error:
+        raise PatterningError(f"{path}: cannot be read to its end ({first_line(error)}); copy it again") from None
 
 
 def decode(content: bytes, path: Path, offset: int = 0) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from patterning_dist.data.json_lines import json_rows
+from patterning_dist.data.json_lines import json_rows, kind_of
 from patterning_dist.errors import PatterningError, first_line
 from patterning_dist.storage.files import parquet_file, require_columns
 
@@ -31,14 +31,15 @@ def read_rows(path: Path, choose: Choose) -> Iterator[tuple[int, Columns]]:
     """Number of the first row of a batch, and its chosen columns.
 
     Args:
-        path: ``.jsonl``, ``.json``, ``.arrow``, ``.feather``, ``.npy`` (token ids end to end, or a row a line),
-            ``.bin`` (16-bit token ids end to end as nanoGPT has them, or with the header of llm.c), else Parquet.
+        path: ``.jsonl``, ``.json`` (also compressed: ``.jsonl.gz``), ``.arrow``, ``.feather``, ``.npy`` (token ids end to
+            end, or a row a line), ``.bin`` (16-bit token ids end to end as nanoGPT has them, or with the header of
+            llm.c), else Parquet.
         choose: which columns; may be asked again where the columns of a file are not the same throughout.
 
     Raises:
         PatterningError: naming file and row: what cannot be read.
     """
-    suffix = path.suffix.lower()
+    suffix = kind_of(path)
     check_name(path)
     if suffix in (".npy", ".bin"):
         choose(path, [STREAM])
@@ -60,9 +61,9 @@ def files_in(folder: Path) -> list[Path]:
     Raises:
         PatterningError: they are of several kinds, so that some may not be meant.
     """
-    files = sorted(p for p in folder.rglob("*") if p.suffix.lower() in READABLE and p.is_file())
+    files = sorted(p for p in folder.rglob("*") if kind_of(p) in READABLE and p.is_file())
     files = [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
-    kinds = sorted({file.suffix.lower() for file in files})
+    kinds = sorted({kind_of(file) for file in files})
     if len(kinds) > 1:
         raise PatterningError(f"{folder}: holds files of several kinds, {', '.join(kinds)}; give one kind a folder")
     return files

@@ -163,16 +163,22 @@ class RowTokenizer:
         if not texts:
             return [], []
         plain = {"add_special_tokens": special, "return_attention_mask": False, "verbose": False}
-        found = tokenizer(texts, return_offsets_mapping=tokenizer.is_fast, **plain)
+        found = tokenizer(texts, **plain)
         ids = [list(tokens) for tokens in found["input_ids"]]
         if not any(prompts):
             return ids, [0] * len(ids)
         if tokenizer.is_fast:
-            ends = ([end for _, end in spans] for spans in found["offset_mapping"])
-            pairs = zip(ends, prompts, strict=True)
-            return ids, [_first(end > len(prompt) for end in row) if prompt else 0 for row, prompt in pairs]
+            rows = enumerate(zip(texts, prompts, strict=True))
+            begins = [_token_at(found, row, len(prompt), len(text)) for row, (text, prompt) in rows]
+            return ids, [len(tokens) if at is None else at for tokens, at in zip(ids, begins, strict=True)]
         alone = tokenizer(list(prompts), **plain)["input_ids"]
         return ids, [_first(a != b for a, b in zip(*pair, strict=False)) for pair in zip(ids, alone, strict=True)]
+
+
+def _token_at(found: Any, row: int, start: int, stop: int) -> int | None:
+    """The token of the first character from ``start`` on that is part of one; 0 at the beginning of the text."""
+    places = (found.char_to_token(row, place) for place in range(start, stop))
+    return 0 if start == 0 else next((at for at in places if at is not None), None)
 
 
 def mask_name(column: str) -> str:

@@ -12,6 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from patterning_dist.data import row_files
+from patterning_dist.data.json_lines import stem_of
 from patterning_dist.data.row_files import READABLE, Choose, Columns, checked, files_in, read_rows
 from patterning_dist.errors import PatterningError, first_line
 from patterning_dist.storage.files import METADATA_KEY, parquet_file, read_parquet, require_columns, token_dtype
@@ -48,7 +49,7 @@ class Rows:
         """
         domains = self.columns.get("domain")
         if domains is None:
-            return np.full(len(self), _SHARD.sub("", Path(self.file).stem), dtype=object)
+            return np.full(len(self), _SHARD.sub("", stem_of(Path(self.file))), dtype=object)
         if domains.null_count:
             self.refuse(
                 domains.is_null().to_numpy(zero_copy_only=False), "domain is null; name it or remove the column"

@@ -99,9 +99,9 @@ def preflight(config: Config, directory: Path) -> list[str]:
         start = config.retrain.arm_list[0].start
         model = task.load(start, Ranks()) if start in config.model.given_checkpoints else task.build(config.seed)
         stackable_optimizer(task, model, config.training)
-    if config.solve is not None and config.solve.level == "document":
-        if "document" not in task.index(task.train, np.arange(1)):
-            raise PatterningError("solve.level: nothing is known of a document of these samples; choose sequence")
+    by_document = config.solve is not None and config.solve.level == "document"
+    if by_document and "document" not in task.index(task.train, np.arange(1)):
+        raise PatterningError("solve.level: nothing is known of a document of these samples; choose sequence")
     for control in config.solve.controls if config.solve is not None else []:
         _check_control(task, control)
     return remarks

@@ -41,12 +41,19 @@ def headed(path: Path, magic: int, kind: str, num: int | None = None) -> None:
     path.write_bytes(header.tobytes() + np.array(STREAM, kind).tobytes())
 
 
+def compressed(path: Path, codec: str) -> None:
+    with pa.output_stream(str(path), compression=codec) as sink:
+        sink.write(b"".join(json.dumps({"input_ids": row}).encode() + b"\n" for row in ROWS))
+
+
 WRITERS: dict[str, Callable[[Path], object]] = {
     "t.jsonl": lambda path: lines(path, [{"input_ids": row} for row in ROWS]),
     "t.json": lambda path: path.write_text(json.dumps([{"input_ids": row} for row in ROWS], indent=1)),
     "marked.jsonl": lambda path: path.write_bytes(
         b"\xef\xbb\xbf" + b"".join(json.dumps({"input_ids": row}).encode() + b"\n" for row in ROWS)
     ),
+    "t.jsonl.gz": lambda path: compressed(path, "gzip"),
+    "t.jsonl.zst": lambda path: compressed(path, "zstd"),
     "file.arrow": lambda path: arrow(path, pa.ipc.new_file),
     "stream.arrow": lambda path: arrow(path, pa.ipc.new_stream),
     "t.feather": lambda path: arrow(path, pa.ipc.new_file),
@@ -72,7 +79,7 @@ def test_every_format_gives_the_same_blocks(tmp_path: Path, name: str) -> None:
     folder.mkdir(parents=True)
     if name != "t.json":  # in folders these are descriptions
         for copy in ("a", "b"):
-            (folder / (copy + Path(name).suffix)).write_bytes((tmp_path / name).read_bytes())
+            (folder / (copy + name[name.index(".") :])).write_bytes((tmp_path / name).read_bytes())
         assert all_of(tmp_path / "folder") == ROWS + ROWS
 
 
@@ -150,6 +157,18 @@ def test_json_that_cannot_be_read_is_one_line_for_text_and_for_tables(tmp_path: 
 def test_whole_surrogate_pairs_are_characters(tmp_path: Path) -> None:
     (tmp_path / "t.jsonl").write_text('{"text": "\\ud83d\\ude00 \\u00e9"}')
     assert [document.text for document in read_documents([Source(tmp_path / "t.jsonl")])] == ["😀 é"]
+
+
+def test_compressed_lines_are_text_too_and_a_torn_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "law-00000-of-00002.jsonl.gz"
+    with pa.output_stream(str(path), compression="gzip") as sink:
+        sink.write(b'{"text": "hello", "input_ids": [1, 2]}\n' * 2000)
+    assert [(d.text, d.domain) for d in read_documents([Source(path)])][1] == ("hello", "law-00000-of-00002")
+    assert TokenDataset(path, 2).domains[0] == "law"
+    path.write_bytes(path.read_bytes()[:-20])
+    for read in (lambda: list(read_documents([Source(path)])), lambda: all_of(path, 2)):
+        with pytest.raises(PatterningError, match=r"law.*: cannot be read to its end \(Truncated .*\); copy it again"):
+            read()
 
 
 @pytest.mark.parametrize("name", ["t.txt", "t.jsonl"])
