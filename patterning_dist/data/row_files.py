@@ -31,7 +31,7 @@ def read_rows(path: Path, choose: Choose) -> Iterator[tuple[int, Columns]]:
     """Number of the first row of a batch, and its chosen columns.
 
     Args:
-        path: ``.jsonl``, ``.json`` (also compressed: ``.jsonl.gz``), ``.arrow``, ``.feather``, ``.npy`` (token ids end to
+        path: ``.jsonl``, ``.json`` (also compressed: ``.jsonl.gz``), ``.arrow``, ``.feather``, ``.npy`` (tokens end to
             end, or a row a line), ``.bin`` (16-bit token ids end to end as nanoGPT has them, or with the header of
             llm.c), else Parquet.
         choose: which columns; may be asked again where the columns of a file are not the same throughout.
