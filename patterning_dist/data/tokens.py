@@ -70,6 +70,7 @@ def write_token_table(
     write_parquet(path, table, metadata, compression="none")
 
 
+_DOCUMENT = "document"
 _PIECE = 2**20  # tokens of a corpus end to end that are cut at once
 
 
@@ -81,7 +82,7 @@ class TokenDataset:
     Attributes:
         num_sequences: blocks.
         domains: object [block]; the row's ``domain`` where there is such a column, else the stem of the file.
-        documents: int64 [block] as this project's tables say it; else every row is a document.
+        documents: int64 [block]; the row's ``document`` where there is such a column, else every row is one.
         metadata: header of this project's tables, else empty.
         vocabulary_size: where the header or the tokenizer of its text says it, else None.
         num_dropped: rows that have no token to predict.
@@ -125,7 +126,7 @@ class TokenDataset:
         unused: dict[str, None] = {}
         self.num_dropped = num_tokens = num_rows = 0
         names = [column or "input_ids"]
-        for rows in find_rows(self._name, lambda _, there: known_columns(there, column, prompt), MASKS):
+        for rows in find_rows(self._name, lambda _, there: known_columns(there, column, prompt), (*MASKS, _DOCUMENT)):
             if rows.own is not None:
                 self.metadata, names = rows.own, ["tokens"]
             else:
@@ -142,8 +143,9 @@ class TokenDataset:
                 domains.append(piece.domain_names()[blocks.row])
                 documents.append(num_rows + blocks.row)
                 num_rows += len(piece)
-                if "document" in piece.columns:
-                    documents[-1] = piece.columns["document"].to_numpy()[blocks.row]
+                if _DOCUMENT in piece.columns:
+                    piece.refuse_nulls(_DOCUMENT, "name it or remove the column")
+                    documents[-1] = piece.columns[_DOCUMENT].to_numpy(zero_copy_only=False)[blocks.row]
                 self.num_dropped += len(piece) - len(np.unique(blocks.row))
                 num_tokens += blocks.num_tokens
         self.column = names[-1]
@@ -158,6 +160,8 @@ class TokenDataset:
         self._origins = np.concatenate(origins)
         self.domains: np.ndarray = np.concatenate(domains)
         self.documents: np.ndarray = np.concatenate(documents)
+        if self.documents.dtype.kind not in "iu":  # names
+            self.documents = np.unique(self.documents.astype(str), return_inverse=True)[1]
         self.vocabulary_size: int | None = self.metadata.get("vocabulary_size", encode.vocabulary_size)
         self.num_dropped_tokens = num_tokens - sum(int(part.length.sum()) for part in parts)
         self._said = [f"{self._name}: {line}" for line in sorted(encode.used)] + unused_columns(self._name, unused)
@@ -243,6 +247,8 @@ class TokenDataset:
         digest = hashlib.sha256(f"{self.context_length}\n".encode())
         digest.update(np.ascontiguousarray(self._blocks, dtype="<i4").data)
         digest.update("\0".join(self.domains).encode())
+        if not self.metadata:  # whose documents follow from the blocks
+            digest.update(np.ascontiguousarray(np.unique(self.documents, return_inverse=True)[1], dtype="<i8").data)
         for mask in (self._counted, self._positions):
             if mask is not None:
                 digest.update(np.ascontiguousarray(mask).data)

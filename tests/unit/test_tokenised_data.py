@@ -220,6 +220,18 @@ def test_rows_that_are_no_tokens_are_named(tmp_path: Path, rows: list, message: 
         TokenDataset(write(tmp_path / "t.parquet", rows), 2)
 
 
+def test_rows_of_one_document_are_named_by_a_column(tmp_path: Path) -> None:
+    rows = [[1, 2, 3, 4], [5, 6], [7, 8], [9, 9]]
+    for documents in (["b", "a", "b", "c"], [5, 2, 5, 9]):
+        blocks = TokenDataset(write(tmp_path / "t.parquet", rows, document=pa.array(documents)), 2)
+        assert np.unique(blocks.documents, return_inverse=True)[1].tolist() == [1, 1, 0, 1, 2]
+    assert blocks.remarks == []
+    other = TokenDataset(write(tmp_path / "t.parquet", rows, document=pa.array([5, 2, 2, 9])), 2)
+    assert other.sha256 != blocks.sha256
+    with pytest.raises(PatterningError, match=r"t\.parquet row 2: document is null; name it or remove the column"):
+        TokenDataset(write(tmp_path / "t.parquet", rows, document=pa.array(["b", "a", None, "c"])), 2)
+
+
 def test_a_domain_that_is_null_is_named(tmp_path: Path) -> None:
     path = write(tmp_path / "t.parquet", [[1, 2], [3, 4]], domain=pa.array(["a", None]))
     with pytest.raises(PatterningError, match=r"t\.parquet row 1: domain is null; name it or remove the column"):
