@@ -42,7 +42,7 @@ def read_rows(path: Path, choose: Choose) -> Iterator[tuple[int, Columns]]:
     suffix = kind_of(path)
     check_name(path)
     if suffix in (".npy", ".bin"):
-        choose(path, [STREAM])
+        _chosen(path, choose, [STREAM])
         yield 0, {STREAM: (_npy if suffix == ".npy" else _bin)(path)}
     elif suffix in (".jsonl", ".json"):
         yield from _json(path, choose)

@@ -130,7 +130,10 @@ def entry_index(subjects: Subjects) -> dict[str, np.ndarray]:
 
 
 def _indices(subjects: Subjects) -> list[dict[str, np.ndarray]]:
-    """Of the probe's single losses, and of its samples where these have several."""
+    """Of the probe's single losses, and of its samples where these have several, with how many that count.
+
+    chi of a sample as a whole is the sum over its losses, ``num_losses`` times that of their mean.
+    """
     task, probe, counted = subjects.task, subjects.probe, subjects.counted
     samples = task.index(probe.source, probe.ids)
     if task.num_positions is None:
@@ -140,7 +143,8 @@ def _indices(subjects: Subjects) -> list[dict[str, np.ndarray]]:
     columns = {name: np.repeat(column, task.num_positions).reshape(shape) for name, column in samples.items()}
     columns["position"] = np.tile(np.arange(1, task.num_positions + 1, dtype=np.int32), (shape[0], 1))
     columns |= task.entries(probe.source, probe.ids)
-    return [{name: column[kept] for name, column in columns.items()}, samples]
+    entries = {name: column[kept] for name, column in columns.items()}
+    return [entries, samples | {"num_losses": kept.sum(axis=1, dtype=np.int32)}]
 
 
 def _table_plans(subject: str, indices: list[dict[str, np.ndarray]]) -> list[TablePlan]:

@@ -262,6 +262,12 @@ def test_files_that_hold_something_else_are_named(tmp_path: Path, name: str, wri
         TokenDataset(tmp_path / name, 2)
 
 
+def test_a_corpus_end_to_end_has_no_other_columns(tmp_path: Path) -> None:
+    WRITERS["nanogpt.bin"](tmp_path / "t.bin")
+    with pytest.raises(PatterningError, match=r"t\.bin: no column 'ids'; the columns there are input_ids"):
+        TokenDataset(tmp_path / "t.bin", 4, "ids")
+
+
 def test_a_folder_holds_files_of_one_kind(tmp_path: Path) -> None:
     pq.write_table(pa.table({"input_ids": ROWS}), tmp_path / "a.parquet")
     WRITERS["t.jsonl"](tmp_path / "a.jsonl")

@@ -17,7 +17,9 @@ from torch import Tensor, nn
 from patterning_dist.config import Config, load_config
 from patterning_dist.data.sampler import distinct_minibatch
 from patterning_dist.errors import PatterningError
+from patterning_dist.measure.plans import _indices
 from patterning_dist.measure.preflight import preflight
+from patterning_dist.measure.subjects import Subject, Subjects
 from patterning_dist.models.components import select_component
 from patterning_dist.models.losses import token_losses
 from patterning_dist.sampling.ranks import Ranks
@@ -315,3 +317,15 @@ def test_prompts_and_completions_have_the_losses_of_the_completions(tmp_path: Pa
     pq.write_table(pa.table({"input_ids": texts}), tmp_path / "t.parquet")
     other = settings(tmp_path, tokenizer=str(tmp_path / "nowhere"))
     assert preflight(other, tmp_path) == ["data.tokenizer: has no effect, since the tables hold token ids"]
+
+
+def test_tables_are_of_the_losses_that_count_and_say_how_many_a_sample_has(tmp_path: Path) -> None:
+    labels = [[-100] * 2 + text[2:] for text in TEXTS]
+    task = task_of(save_model(tmp_path, "llama"), TEXTS, {"labels": labels})
+    sampling = settings(tmp_path).sampling
+    subjects = Subjects(task, sampling, 1, tmp_path, {"": Subject("final", "everything", stream="")})
+    entries, samples = _indices(subjects)
+    texts = [TEXTS[row] for row in np.flatnonzero([len(text) > 2 for text in TEXTS])[subjects.probe.ids]]
+    assert samples["num_losses"].tolist() == [len(text) - 2 for text in texts]
+    assert entries["token"].tolist() == [token for text in texts for token in text[2:]]
+    assert entries["position"].tolist() == [position for text in texts for position in range(2, len(text))]
