@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import random
 import shutil
 import signal
 from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 import yaml
@@ -20,6 +22,7 @@ from patterning_dist.progress import Progress
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.stages.prepare import prepare
 from patterning_dist.stages.sample import open_subjects
+from patterning_dist.stages.scores import Pool
 from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import RunDirectory
 
@@ -124,6 +127,17 @@ def copy_run(source: Path, target: Path) -> RunDirectory:
         shutil.copytree(source / name, target / name)
     shutil.copy(source / "config.yaml", target)
     return RunDirectory(target)
+
+
+class InProcess(Pool):
+    """Passes over the pool in this process, without Ray and without files of results."""
+
+    def tasks(self, progress):
+        def run_calls(label, calls):
+            study = self.opener("cpu", self.subjects.ranks)
+            return [call.function(SimpleNamespace(study=study), *call.arguments) for call in calls]
+
+        return contextlib.nullcontext(run_calls)
 
 
 def undefined_on_one_side(model: torch.nn.Module) -> torch.Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import save_model
-from tiny_run import copy_run, quiet, tiny_config
+from tiny_run import InProcess, copy_run, quiet, tiny_config
 from torch import nn
 from torch.utils.data import TensorDataset
 
@@ -26,7 +25,6 @@ from patterning_dist.stages.controls import contrast_scores, control_weights, wi
 from patterning_dist.stages.masses import mass_groups
 from patterning_dist.stages.moments import first_moment_scores
 from patterning_dist.stages.sample import open_subjects
-from patterning_dist.stages.scores import Pool
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.storage.snapshots import Snapshots, pack
 from patterning_dist.tasks.held_out import held_out_ids
@@ -51,17 +49,6 @@ def initialise(seed: int) -> nn.Module:
 def half_squares(model: nn.Module, batch: list[torch.Tensor]) -> torch.Tensor:
     """(v (x . w + b) + c - y)^2 / 2: quadratic in w, the component of these tests."""
     return (model(batch[0])[:, 0] - batch[1]).square() / 2
-
-
-class InProcess(Pool):
-    """Passes over the pool in this process, without Ray and without files of results."""
-
-    def tasks(self, progress):
-        def run_calls(label, calls):
-            study = self.opener("cpu", self.subjects.ranks)
-            return [call.function(SimpleNamespace(study=study), *call.arguments) for call in calls]
-
-        return contextlib.nullcontext(run_calls)
 
 
 def pool_of(config: Config, run: RunDirectory, subject: str) -> InProcess:

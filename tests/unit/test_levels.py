@@ -8,8 +8,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
-from test_controls import InProcess
-from tiny_run import copy_run, quiet, tiny_config
+from tiny_run import InProcess, copy_run, quiet, tiny_config
 
 from patterning_dist.data.weights import SampleWeights
 from patterning_dist.errors import PatterningError
