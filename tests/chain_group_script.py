@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 from dataclasses import replace
+from hashlib import sha256
 from pathlib import Path
 
 import numpy as np
@@ -73,6 +74,9 @@ def make_model(kind):
         "gpt2": lambda: t.GPT2Config(n_positions=9, n_embd=10, n_layer=2, n_head=2, n_inner=5, **common),
         "neox": lambda: t.GPTNeoXConfig(max_position_embeddings=9, rotary_pct=1.0, **wide, **common),
         "llama": lambda: t.LlamaConfig(max_position_embeddings=9, num_key_value_heads=1, **wide, **common),
+        "experts": lambda: t.MixtralConfig(
+            max_position_embeddings=9, num_key_value_heads=1, num_local_experts=3, **wide, **common
+        ),
     }[kind]()
     torch.manual_seed(3)
     model = t.AutoModelForCausalLM.from_config(config, attn_implementation="eager")
@@ -178,10 +182,32 @@ def run_loading(folder, ranks, device):
     storages = [(p.to_local() if ranks.size > 1 else p).untyped_storage() for p in parameters.values()]
     held = sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
     whole = {n: p.full_tensor() if ranks.size > 1 else p for n, p in parameters.items()}
-    same = whole.keys() == plain.keys() and all(torch.equal(whole[n], w) for n, w in plain.items())
+    same = digests(whole) == digests(plain)
     with torch.no_grad():
         losses = next_token_losses(model, TOKENS[:4].to(device))
     return {"same": np.array(same), "losses": losses.cpu().numpy(), "held": np.array(held)}
+
+
+def digests(parameters):
+    """Names, shapes and hashes of parameters."""
+    return {n: (tuple(p.shape), sha256(p.detach().cpu().numpy().tobytes()).hexdigest()) for n, p in parameters.items()}
+
+
+def run_zero_3(folder):
+    """Whether a model in the pieces of ZeRO stage 3 is that of the plain loader, and how much of it this rank holds."""
+    import deepspeed
+
+    from patterning_dist.runtime.training.engine import model_in_pieces
+
+    plain = load_language_model(str(folder))
+    settings = {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1}
+    with model_in_pieces(settings, "cpu"):
+        model = load_language_model(str(folder))
+    parameters = dict(model.named_parameters())
+    held = sum(p.ds_tensor.numel() for p in parameters.values())
+    with deepspeed.zero.GatheredParameters(list(parameters.values())):
+        same = digests(parameters) == digests(dict(plain.named_parameters()))
+    return {"same": np.array(same), "held": np.array(held)}
 
 
 def run_refusals(folders, ranks, device):
@@ -210,11 +236,16 @@ def kept_for_the_backward_pass(ranks, device, sharded_for):
 
 
 def write_models(folder):
-    """Folders for the loader: the model without its head, a renamed and a half-precision one; three broken ones."""
+    """Folders for the loader: the model without its head, a renamed and a half-precision one, one of experts, and one
+    that is tied by its config.json and untied by its file; broken ones."""
     make_model("gpt2").transformer.save_pretrained(folder / "base")
     make_model("neox").save_pretrained(folder / "neox", max_shard_size="2KB")
     make_model("llama").half().save_pretrained(folder / "half")
-    for name in ("lacking", "misshapen", "empty"):
+    make_model("experts").save_pretrained(folder / "experts", max_shard_size="2KB")  # one tensor an expert
+    shutil.copytree(folder / "half", folder / "untied")
+    config = (folder / "untied" / "config.json").read_text()
+    (folder / "untied" / "config.json").write_text(config.replace('embeddings": false', 'embeddings": true'))
+    for name in ("lacking", "misshapen", "empty", "infinite"):
         shutil.copytree(folder / "half", folder / name)
     weights = load_file(folder / "half" / "model.safetensors")
     taken = weights.pop("model.layers.1.mlp.up_proj.weight")
@@ -222,6 +253,9 @@ def write_models(folder):
     weights["model.layers.1.mlp.up_proj.weight"] = taken[:4].clone()
     save_file(weights, folder / "misshapen" / "model.safetensors", {"format": "pt"})
     (folder / "empty" / "model.safetensors").unlink()
+    weights["model.layers.1.mlp.up_proj.weight"] = taken
+    taken[-1, -1] = torch.inf
+    save_file(weights, folder / "infinite" / "model.safetensors", {"format": "pt"})
 
 
 def run_ranks(folder, device, environments):
@@ -274,12 +308,15 @@ def run_all(ranks, folder, device):
     results = {name: run_case(*case, ranks, device) for name, case in CASES.items()}
     results["bfloat16"] = run_case("llama", "everything", "sgld", 16, ranks, device, compute_dtype=torch.bfloat16)
     results["failure"] = run_failure(ranks, device)
-    for kind in ("base", "neox", "half"):
+    for kind in ("base", "neox", "half", "experts", "untied"):
         results[f"loading {kind}"] = run_loading(folder / kind, ranks, device)
     if ranks.size > 1:
-        results["refusals"] = run_refusals([folder / "lacking", folder / "misshapen", folder / "empty"], ranks, device)
+        names = ("lacking", "misshapen", "empty", "infinite")
+        results["refusals"] = run_refusals([folder / name for name in names], ranks, device)
         names = {"as it is": None, "recomputed": torch.bfloat16}
         results["kept"] = {name: kept_for_the_backward_pass(ranks, device, dtype) for name, dtype in names.items()}
+    if ranks.size == 2 and device == "cpu":
+        results["zero 3"] = run_zero_3(folder / "experts")
     return {f"{case}|{key}": value for case, found in results.items() for key, value in found.items()}
 
 

@@ -14,6 +14,7 @@ from patterning_dist.errors import PatterningError, first_line
 
 INITIALISATION = "initialisation"  # fresh weights, where a training begins
 FINAL = "final"  # of a folder or a name on the hub, the model itself
+_CONFIGS = ("config.json", "adapter_config.json")  # of a model, or of an adapter
 # Names of checkpoints become folders of the run.
 _NAME = r"^[A-Za-z0-9][A-Za-z0-9_.\-]*$"
 CheckpointName = Annotated[str, Field(pattern=_NAME)]
@@ -32,8 +33,8 @@ def is_on_hub(path: str) -> bool:
 
 def checkpoints_in(folder: Path) -> list[str]:
     """Checkpoints of a model's folder, the folder itself included if it is one, in the order of its training."""
-    itself = [FINAL] if (folder / "config.json").is_file() else []
-    return training_order([*itself, *(file.parent.name for file in folder.glob("*/config.json"))])
+    itself = [FINAL] if any((folder / name).is_file() for name in _CONFIGS) else []
+    return training_order([*itself, *(file.parent.name for name in _CONFIGS for file in folder.glob(f"*/{name}"))])
 
 
 def training_order(names: Iterable[str]) -> list[str]:

@@ -7,6 +7,7 @@ from typing import Any
 from pydantic import Field, model_validator
 
 from patterning_dist.config.calibration import CalibrationConfig
+from patterning_dist.config.component_names import with_canonical_names
 from patterning_dist.config.data import DataConfig
 from patterning_dist.config.model import AttentionOnlyConfig, ModelConfig
 from patterning_dist.config.response import CheckConfig, PredictConfig, ResponseConfig, SolveConfig
@@ -47,11 +48,17 @@ class Config(Root):
     @model_validator(mode="before")
     @classmethod
     def _default_kinds(cls, raw: Any) -> Any:
-        """A model without a kind is the attention-only transformer, data without one is text."""
+        """A model without a kind is the attention-only transformer, data without one is text; components by our names.
+
+        Modules and tasks of the user's own have names of their own.
+        """
         if isinstance(raw, dict):
             for section, kind in (("model", "attention_only"), ("data", "text")):
                 if isinstance(raw.get(section), dict) and "kind" not in raw[section]:
                     raw = raw | {section: {"kind": kind} | raw[section]}
+            model = raw.get("model")
+            if not isinstance(model, dict) or model["kind"] in ("attention_only", "huggingface"):
+                raw = with_canonical_names(raw)
         return raw
 
     @property

@@ -1,13 +1,17 @@
 """The parts of a language model or classifier of ``transformers``, found by the structure of its modules.
 
-    everything, attention, mlp, embedding, position_embedding, unembedding, head,
-    layer.N, layer.N.attention, layer.N.mlp, layer.N.head.M, layer.N.kv.G
+    everything, attention, mlp, mixer, experts, router, embedding, position_embedding, unembedding, head, adapter,
+    layer.N, layer.N.attention, layer.N.mlp, layer.N.mixer, layer.N.head.M, layer.N.kv.G,
+    layer.N.expert.M, layer.N.router, layer.N.shared_expert
 
 A head is its rows of the query, key and value projections, with their biases, and its columns of the output projection.
 With grouped queries (Ainslie et al. 2305.13245) several heads read the same keys and values: those are then a component
 of their own, ``layer.N.kv.G``, and in no head. Norms belong to ``layer.N``; norms of queries and keys, and the output
 bias, to ``layer.N.attention``. The heads and groups of a layer never overlap. ``head`` makes scores or
-classes of the last layer.
+classes of the last layer. ``mixer`` is what mixes positions without attention: a state-space model, a recurrence, a
+convolution. Of a mixture of experts, which is the ``mlp`` of its layer, ``expert.M`` is the slice of one expert in
+every stacked parameter, ``router`` chooses, and ``shared_expert`` is for every token. ``adapter`` is what a low-rank
+adapter brings; it belongs to layers and attention too, and to no head.
 """
 
 from __future__ import annotations
@@ -19,15 +23,19 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
+from patterning_dist.models.adapter import adapter_parameters
 from patterning_dist.models.attention_heads import Heads, Ranges, find_heads
-from patterning_dist.models.attention_layouts import LAYOUTS
+from patterning_dist.models.attention_layouts import LAYOUTS, class_names
 from patterning_dist.models.components import Component, Piece
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PreTrainedModel
 
-ATTENTION_NAMES = ("self_attn", "self_attention", "attn", "attention")
-MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "shared_mlp", "fc1", "fc2")
+ATTENTION_NAMES = ("self_attn", "self_attention", "attn", "attention", "multi_head_attention")
+MLP_NAMES = ("mlp", "feed_forward", "ffn", "block_sparse_moe", "moe", "shared_mlp", "mlp_block", "fc1", "fc2")
+MIXER_NAMES = ("mixer", "mamba", "linear_attn", "temporal_block", "conv")  # the class says which of the three it is
+ROUTER_NAMES = ("gate", "router")
+SHARED_EXPERT_NAMES = ("shared_expert", "shared_experts", "shared_expert_gate", "shared_mlp")
 POSITION_NAMES = ("wpe", "embed_positions", "position_embeddings", "positions_embed")
 
 _HEAD = re.compile(r"layer\.(\d+)\.(?:head|kv)\.\d+$")
@@ -40,7 +48,35 @@ class Layer:
     block: nn.Module
     attention: nn.Module | None
     mlp: tuple[nn.Module, ...]
+    mixer: tuple[nn.Module, ...]
     heads: Heads | str
+
+    def named(self, names: tuple[str, ...]) -> list[nn.Parameter]:
+        """Parameters of the modules of the mlp, at any depth, that have one of these names."""
+        return [
+            p
+            for part in self.mlp
+            for name, module in part.named_modules()
+            if name.rpartition(".")[2] in names
+            for p in module.parameters()
+        ]
+
+    @property
+    def experts(self) -> list[Ranges]:
+        """What each expert has of the parameters that hold them all, along axis 0, or modules of its own."""
+        found: list[Ranges] = []
+        if not self.named(ROUTER_NAMES):
+            return found
+        for module in (module for part in self.mlp for module in part.modules()):
+            own = [p for _, p in module.named_parameters(recurse=False) if p.dim() > 1]
+            if any(p.dim() == 3 for p in own) and len({p.shape[0] for p in own}) == 1:
+                parts: list[Ranges] = [[(p, 0, i, i + 1) for p in own] for i in range(own[0].shape[0])]
+            elif isinstance(module, nn.ModuleList) and len(module) > 1:
+                parts = [[(p, 0, 0, p.shape[0]) for p in expert.parameters()] for expert in module]
+            else:
+                continue
+            found = [a + b for a, b in zip(found or [[] for _ in parts], parts, strict=False)]
+        return found
 
 
 def language_model_components(model: PreTrainedModel) -> dict[str, Component]:
@@ -56,6 +92,12 @@ def language_model_components(model: PreTrainedModel) -> dict[str, Component]:
         components.append(Component("attention", attention))
     if mlp := pieces.of(p for layer in layers for module in layer.mlp for p in module.parameters()):
         components.append(Component("mlp", mlp))
+    for name, found in (
+        ("mixer", [p for layer in layers for module in layer.mixer for p in module.parameters()]),
+        ("experts", [p for layer in layers for expert in layer.experts for p, *_ in expert]),
+        ("router", [p for layer in layers if layer.experts for p in layer.named(ROUTER_NAMES)]),
+    ):
+        components.append(Component(name, pieces.of(found)))
     embedding, unembedding = _parameters(model.get_input_embeddings()), _parameters(model.get_output_embeddings())
     tied = {id(p) for p in embedding} & {id(p) for p in unembedding}
     components.append(Component("embedding", pieces.of(embedding), note="tied to the unembedding" if tied else ""))
@@ -65,10 +107,14 @@ def language_model_components(model: PreTrainedModel) -> dict[str, Component]:
         components += _layer_components(f"layer.{number}", layer, pieces)
     if unembedding:
         note = "tied: the same parameter as the embedding" if tied else ""
+        if getattr(model, "untied_by_file", False):
+            note = "config.json says that it is tied to the embedding, and the file holds another matrix: it is not"
         components.append(Component("unembedding", pieces.of(unembedding), note=note))
     else:  # scores or classes are made of the last layer instead
         inner = {id(p) for p in model.base_model.parameters()}
         components.append(Component("head", pieces.of(p for p in model.parameters() if id(p) not in inner)))
+    if mine := adapter_parameters(model):
+        components.append(Component("adapter", pieces.of(map(model.get_parameter, mine))))
     return {component.name: component for component in components if component.pieces}
 
 
@@ -104,8 +150,12 @@ def find_layers(model: PreTrainedModel) -> list[Layer]:
         children = dict(block.named_children())
         attention = next((children[name] for name in ATTENTION_NAMES if name in children), None)
         mlp = tuple(children[name] for name in MLP_NAMES if name in children)
+        mixers = [children[name] for name in MIXER_NAMES if name in children]
+        attention = attention or next((module for module in mixers if _is_a(module, "Attention")), None)
+        mlp += tuple(module for module in mixers if _is_a(module, "MLP", "Mlp", "MoE", "Moe"))
+        mixer = tuple(module for module in mixers if module is not attention and module not in mlp)
         heads = find_heads(attention, configs[number] if configs else config) if attention else "it has no attention"
-        layers.append(Layer(block, attention, mlp, heads))
+        layers.append(Layer(block, attention, mlp, mixer, heads))
     return layers
 
 
@@ -115,6 +165,12 @@ def _layer_components(name: str, layer: Layer, pieces: _Pieces) -> Iterator[Comp
         note = layer.heads if isinstance(layer.heads, str) else layer.heads.unowned(layer.attention)
         yield Component(f"{name}.attention", pieces.of(layer.attention.parameters()), note=note)
     yield Component(f"{name}.mlp", pieces.of(p for module in layer.mlp for p in module.parameters()))
+    yield Component(f"{name}.mixer", pieces.of(p for module in layer.mixer for p in module.parameters()))
+    if experts := layer.experts:
+        yield Component(f"{name}.router", pieces.of(layer.named(ROUTER_NAMES)))
+        yield Component(f"{name}.shared_expert", pieces.of(layer.named(SHARED_EXPERT_NAMES)))
+        for number, expert in enumerate(experts):
+            yield Component(f"{name}.expert.{number}", pieces.ranges(expert))
     if isinstance(layer.heads, str):
         return
     heads = layer.heads
@@ -157,6 +213,11 @@ class _Pieces:
             else:
                 merged.append((order, name, axis, start, stop, shape))
         return tuple(Piece.along(name, shape, axis, start, stop) for _, name, axis, start, stop, shape in merged)
+
+
+def _is_a(module: nn.Module, *endings: str) -> bool:
+    """By the class; sharding a module gives it one of its own."""
+    return any(name.endswith(endings) for name in class_names(module))
 
 
 def _parameters(module: nn.Module | None) -> list[nn.Parameter]:

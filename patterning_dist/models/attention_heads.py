@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from patterning_dist.models.attention_layouts import LAYOUTS, SHARED_NAMES, Blocks, Layout, class_names
+from patterning_dist.models.attention_layouts import LATENT_NAMES, LAYOUTS, SHARED_NAMES, Blocks, Layout, class_names
 
 Ranges = list[tuple[nn.Parameter, int, int, int]]  # (parameter, axis, start, stop)
 
@@ -59,9 +59,11 @@ class Heads:
 
     def _features(self, blocks: Blocks) -> Ranges:
         found: Ranges = []
+        counts = self.layout.counts(self.num_heads, self.num_groups)
         for name, number in blocks:
             projection = getattr(self.module, name)
-            start, stop = number * self.d_head, (number + 1) * self.d_head
+            width = projection.weight.shape[_output_axis(projection)] // counts[name]
+            start, stop = number * width, (number + 1) * width
             found.append((projection.weight, _output_axis(projection), start, stop))
             if projection.bias is not None:
                 found.append((projection.bias, 0, start, stop))
@@ -85,14 +87,18 @@ def find_heads(attention: nn.Module, config: Any) -> Heads | str:
         attention: of one layer.
         config: of the text model, or of that layer where layers differ.
     """
+    reasons = []
     for module in attention.modules():
         children = dict(module.named_children())
         for layout in LAYOUTS:
             output = next((children[name] for name in layout.outputs if name in children), None)
             if output is not None and all(name in children for name in layout.inputs) and layout.suits(module, config):
-                return _fit(attention, module, layout, output, config)
-    found = ", ".join(name for name, _ in attention.named_children()) or type(attention).__name__
-    return f"heads are not known in an attention of {found}"
+                found = _fit(attention, module, layout, output, config)
+                if isinstance(found, Heads):
+                    return found
+                reasons.append(found)
+    names = ", ".join(name for name, _ in attention.named_children()) or type(attention).__name__
+    return reasons[0] if reasons else f"heads are not known in an attention of {names}"
 
 
 def _fit(attention: nn.Module, module: nn.Module, layout: Layout, output: nn.Module, config: Any) -> Heads | str:
@@ -101,24 +107,29 @@ def _fit(attention: nn.Module, module: nn.Module, layout: Layout, output: nn.Mod
     d_head = output.get_parameter("weight").shape[1 - _output_axis(output)] // num_heads
     projections = {name: getattr(module, name) for name in layout.inputs}
     sizes = {name: child.weight.shape[_output_axis(child)] for name, child in projections.items()}
-    # Every layout holds one block of d_head features a head for queries, and two a group for keys and values.
-    num_groups = (sum(sizes.values()) // d_head - num_heads) // 2
+    num_groups = _num_groups(layout, sizes, num_heads, d_head)
     stated = next(
         (n for n in (getattr(module, a, None) for a in ("head_dim", "head_size")) if isinstance(n, int)), d_head
     )
-    fits = num_groups > 0 and num_heads % num_groups == 0 and stated == d_head
-    if not fits or sizes != layout.sizes(num_heads, num_groups, d_head):
+    if num_groups is None or (layout.factors is not None and stated != d_head):
         return (
             f"heads are not known where {', '.join(f'{n} makes {s} features' for n, s in sizes.items())} "
             f"for {num_heads} heads of {d_head}"
         )
     ours = {id(p) for child in (*projections.values(), output) for p in child.parameters()}
-    others = [
-        n for n, p in attention.named_parameters() if id(p) not in ours and not set(SHARED_NAMES) & set(n.split("."))
-    ]
+    shared = {*SHARED_NAMES, *(LATENT_NAMES if layout.factors is None else ())}
+    others = [n for n, p in attention.named_parameters() if id(p) not in ours and not shared & set(n.split("."))]
     if others:
         return f"heads are not known in an attention that also has {', '.join(others)}, which may mix them"
     return Heads(module, layout, output, num_heads, num_groups, d_head)
+
+
+def _num_groups(layout: Layout, sizes: dict[str, int], num_heads: int, d_head: int) -> int | None:
+    """Groups with which the projections have the sizes that they have; None: there are no such."""
+    if layout.factors is None:
+        return num_heads if all(size % num_heads == 0 for size in sizes.values()) else None
+    divisors = (n for n in range(1, num_heads + 1) if num_heads % n == 0)
+    return next((n for n in divisors if layout.sizes(num_heads, n, d_head) == sizes), None)
 
 
 def _output_axis(projection: nn.Module) -> int:

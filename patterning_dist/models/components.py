@@ -1,7 +1,8 @@
 """Components: named parts of a model whose coordinates a restricted posterior is free to move.
 
 A component is a set of *pieces*, boxes of parameters: a head of a fused query-key-value matrix is three column ranges.
-Names joined by ``+`` form their union. Every model knows
+Names joined by ``+`` form their union; ``l0h1`` and names of TransformerLens stand for ours
+(``config.component_names``). Every model knows
 
     everything, and patterns of parameter names with optional slices: h.*.mlp.c_fc.weight[0:16,:]
 
@@ -21,6 +22,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from patterning_dist.config.component_names import canonical_name
 from patterning_dist.errors import PatterningError
 
 Vector = dict[str, Tensor]  # piece name -> free coordinates of a component
@@ -176,7 +178,10 @@ def _frozen(model: nn.Module) -> frozenset[str]:
 
 def _selected(model: nn.Module, name: str) -> Component:
     known, shapes = model_components(model), _shapes(model)
-    parts = [known.get(part) or _matching(model, part, shapes, known) for part in name.split("+")]
+    parts = [
+        known.get(part) or known.get(canonical_name(part)) or _matching(model, part, shapes, known)
+        for part in name.split("+")
+    ]
     if len(parts) == 1:
         return Component(name, parts[0].pieces, parts[0].first_layer, parts[0].note)
     kept: list[Piece] = []

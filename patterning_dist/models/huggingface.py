@@ -5,18 +5,19 @@ Nothing is unpickled and no code comes with a model: weights are read from safet
 Attention is computed by plain matrix products ("eager"). The fused kernels behind "sdpa" have no second derivative,
 which Hessian-vector products need, and none in forward mode; their backward pass on GPUs need not give the same bits
 twice, and a chain must restart where it was; Gemma 2 cannot use them at all. They are faster and take less memory where
-the context is long.
+the context is long. Experts are multiplied one after another for the same reasons: the kernel for all of them at once
+takes only widths that are multiples of 16 bytes, and what stands in for it has no second derivative.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
-import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -24,83 +25,174 @@ from torch import Tensor, nn
 from patterning_dist.config.checkpoints import FINAL, checkpoints_in, is_on_hub
 from patterning_dist.config.model import HuggingFaceConfig
 from patterning_dist.errors import PatterningError, first_line
+from patterning_dist.models.adapter import Adapter, attach_adapter, read_adapter
+from patterning_dist.models.checkpoint import no_weights, read_checkpoint
 from patterning_dist.models.losses import token_losses
+from patterning_dist.models.pretrained_config import CLASSES, INVALID, Head, quiet, read_config, saved_head
+from patterning_dist.models.weights import Source, fill, match, same_where_tied
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PretrainedConfig, PreTrainedModel
 
-ATTENTION = "eager"
-Head = Literal["tokens", "classes"]  # a causal language model, or a classifier or reward model of whole sequences
-_KINDS = {"tokens": "causal language model", "classes": "sequence classifier"}
-# Of ``transformers``: what makes such models, and configuration -> class of those that there are.
-_CLASSES = {
-    "tokens": ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING"),
-    "classes": ("AutoModelForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING"),
-}
+ATTENTION = EXPERTS = "eager"
+
+
+@dataclass(frozen=True)
+class SavedModel:
+    """A model where it lies, by its configuration and the headers of its files; its weights are not read.
+
+    Attributes:
+        path: as it was given.
+        config: of the model; ties of embeddings as the files have them.
+        head: what it predicts.
+        skeleton: its modules on the ``meta`` device.
+        adapter: that is put on it; None: no adapter.
+        untied: config.json says that its embeddings are tied, and the files hold two.
+        sources: where the files have its parameters; None: there are no files.
+    """
+
+    path: str
+    config: PretrainedConfig
+    head: Head
+    skeleton: PreTrainedModel
+    adapter: Adapter | None
+    untied: bool
+    sources: list[Source] | None
+
+
+def open_saved_model(
+    path: str, revision: str | None = None, head: Head | None = None, *, fetch: bool = True
+) -> SavedModel:
+    """Look at a model, or at an adapter and its base.
+
+    Args:
+        path: folder written by ``save_pretrained``, of a model or of an adapter, or a name on the hub (``owner/name``).
+        revision: branch, tag or commit on the hub.
+        head: what it predicts; None: as it was saved.
+        fetch: the weights of a model on the hub if they are not in the local cache. Without them its embeddings are
+            tied as config.json says.
+
+    Raises:
+        PatterningError: not found, not a model with this head, of an architecture that ``transformers`` does not know
+            or that brings its own code, or with weights that are not what config.json says.
+    """
+    adapter = read_adapter(path)
+    base, at = (path, revision) if adapter is None else (adapter.base, adapter.revision)
+    if adapter is not None and head is None and adapter.settings.get("task_type") == "SEQ_CLS":
+        head = "classes"
+    config = read_config(base, at, head)
+    head = head or saved_head(config)
+    folder = _folder(base, at, fetch)
+    tensors = {} if folder is None else read_checkpoint(folder)
+    if adapter is not None:
+        if head == "classes" and (score := adapter.tensors.get("score.weight")) is not None:
+            config.num_labels = score.shape[0]  # the base's own is of a model without this head
+        tensors |= adapter.tensors if tensors else {}
+    skeleton = _skeleton(config, head, adapter, path)
+    sources = match(skeleton, tensors, base) if tensors else None
+    untied = sources is not None and not same_where_tied(skeleton, sources)
+    if untied:
+        config.tie_word_embeddings = False
+        skeleton = _skeleton(config, head, adapter, path)
+        skeleton.untied_by_file = True  # type: ignore[assignment]
+        sources = match(skeleton, tensors, base)
+    return SavedModel(path, config, head, skeleton, adapter, untied, sources)
 
 
 def load_language_model(
-    path: str, revision: str | None = None, device: str | torch.device = "cpu", head: Head = "tokens"
+    path: str,
+    revision: str | None = None,
+    device: str | torch.device = "cpu",
+    head: Head = "tokens",
+    cut: Callable[[PreTrainedModel], Any] | None = None,
 ) -> PreTrainedModel:
     """A language model with its weights in float32, in ``eval()`` mode.
 
     Args:
-        path: folder written by ``save_pretrained``, or a name on the hub (``owner/name``).
-        revision: branch, tag or commit on the hub.
+        path, revision, head: see ``open_saved_model``.
         device: where the weights go.
-        head: what it predicts.
+        cut: cuts the parameters over ranks, each of which then reads its own part; None: whole, or in the pieces of
+            ZeRO stage 3 where models are made so. All ranks call this together.
 
     Raises:
-        PatterningError: not found, not a model with this head, of an architecture that ``transformers`` does not know
-            or that brings its own code, without safetensors, or with weights that are not what config.json says.
+        PatterningError: what ``open_saved_model`` refuses, no safetensors, weights that are NaN or infinite.
     """
-    config = read_config(path, revision, head)
-    from safetensors import SafetensorError
-
-    try:
-        with quiet():
-            # With output_loading_info a pair, which its annotation does not say.
-            loaded: Any = auto_model(head).from_pretrained(
-                path,
-                revision=revision,
-                config=config,
-                dtype=torch.float32,
-                attn_implementation=ATTENTION,
-                use_safetensors=True,
-                trust_remote_code=False,
-                output_loading_info=True,
-            )
-    except OSError as error:
-        pickled = [file.name for file in sorted(Path(path).glob("*.bin"))]
-        what = f"only {', '.join(pickled)}" if pickled else first_line(error)
-        raise PatterningError(
-            f"{path}: no weights in safetensors ({what}); other formats are not read, since they are unpickled: "
-            "load the model where you trust it and write it with save_pretrained"
-        ) from None
-    except SafetensorError as error:
-        raise PatterningError(f"{path}: the weights cannot be read ({error}); copy them again") from None
-    except RuntimeError as error:
-        if "mismatch" not in str(error):
-            raise
-        raise PatterningError(
-            f"{path}: the weights have other shapes than config.json says; copy the folder again, or mend config.json"
-        ) from None
-    model, found = loaded
-    if found["missing_keys"]:
-        raise PatterningError(
-            f"{path}: the weights lack {_some(found['missing_keys'])}: the model was not saved as a {_KINDS[head]}; "
-            f"save the {type(model).__name__} it belongs to"
-        )
-    if found["unexpected_keys"]:
-        warnings.warn(
-            f"{path}: weights that a {type(model).__name__} has no place for are left out: "
-            f"{_some(found['unexpected_keys'])}",
-            stacklevel=2,
-        )
-    model = model.to(device).eval()
+    saved = open_saved_model(path, revision, head)
+    if saved.sources is None:
+        raise no_weights(Path(path if saved.adapter is None else saved.adapter.base))
+    pieces = partitioned()
+    with (
+        quiet(),
+        torch.random.fork_rng(devices=[]),
+        contextlib.nullcontext() if pieces else parameters_without_memory(),
+    ):
+        model = from_config(saved.config, head)
+        if saved.adapter is not None:
+            attach_adapter(model, saved.adapter)
+    model.untied_by_file = saved.untied  # type: ignore[assignment]
     logits_in_float32(model)
-    if head == "tokens" and not partitioned():
+    if cut is not None:
+        cut(model)
+    fill(model, saved.sources, device)
+    if cut is None:
+        model.to(device)  # type: ignore[arg-type]  # its annotation is of another method
+    model.eval()
+    if head == "tokens" and not pieces:
         check_causal(model, path)
+    return model
+
+
+@contextlib.contextmanager
+def parameters_without_memory() -> Iterator[None]:
+    """While it is entered, modules are built with parameters on the meta device; buffers are real."""
+    register = nn.Module.register_parameter
+
+    def register_on_meta(module: nn.Module, name: str, parameter: nn.Parameter | None) -> None:
+        if parameter is not None and not parameter.is_meta:  # a tied parameter stays the same object
+            parameter = nn.Parameter(parameter.to("meta"), requires_grad=parameter.requires_grad)
+        register(module, name, parameter)
+
+    # Every module is built by this method, and goes back to it at the end.
+    nn.Module.register_parameter = register_on_meta  # type: ignore[method-assign, assignment]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _folder(path: str, revision: str | None, fetch: bool) -> Path | None:
+    """Where the weights lie; None: on the hub only."""
+    if Path(path).is_dir():
+        return Path(path)
+    from huggingface_hub import snapshot_download
+
+    wanted = ["*.json", "model*.safetensors"]
+    try:
+        return Path(snapshot_download(path, revision=revision, allow_patterns=wanted, local_files_only=not fetch))
+    except (OSError, ValueError) as error:
+        if not fetch:
+            return None
+        raise PatterningError(
+            f"{path}: the weights cannot be fetched ({first_line(error)}); fetch them into a folder and give that"
+        ) from None
+
+
+def _skeleton(config: PretrainedConfig, head: Head, adapter: Adapter | None, path: str) -> PreTrainedModel:
+    """The modules on the ``meta`` device, whole under ZeRO stage 3 too."""
+    from transformers.integrations import deepspeed
+
+    settings, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
+    try:
+        with quiet(), torch.device("meta"):
+            model = from_config(config, head)
+            if adapter is not None:
+                attach_adapter(model, adapter)
+    except INVALID as error:
+        raise PatterningError(
+            f"{path}: no model can be made of config.json ({type(error).__name__}: {first_line(error)}); correct it"
+        ) from None
+    finally:
+        deepspeed._hf_deepspeed_config_weak_ref = settings
     return model
 
 
@@ -115,20 +207,18 @@ def auto_model(head: Head) -> Any:
     """The class of ``transformers`` that makes models with this head."""
     import transformers
 
-    return getattr(transformers, _CLASSES[head][0])
+    return getattr(transformers, CLASSES[head][0])
 
 
 def from_config(config: PretrainedConfig, head: Head) -> PreTrainedModel:
     """The modules of such a model, with weights in float32 as the surroundings make them."""
     return auto_model(head).from_config(
-        config, dtype=torch.float32, attn_implementation=ATTENTION, trust_remote_code=False
+        config,
+        dtype=torch.float32,
+        attn_implementation=ATTENTION,
+        experts_implementation=EXPERTS,
+        trust_remote_code=False,
     )
-
-
-def saved_head(config: PretrainedConfig) -> Head:
-    """What a model was saved as, where config.json says so."""
-    classes = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
-    return "classes" if classes else "tokens"
 
 
 def logits_in_float32(model: PreTrainedModel) -> None:
@@ -145,43 +235,11 @@ def _outside_autocast(head: Any, x: Tensor) -> Tensor:
 
 
 def language_model_skeleton(path: str, revision: str | None = None, head: Head | None = None) -> PreTrainedModel:
-    """The modules of a language model on the ``meta`` device: names and shapes, no weights are read.
+    """The modules of a language model on the ``meta`` device: names and shapes, no weights are read or fetched.
 
-    Args:
-        path, revision: see ``load_language_model``.
-        head: what it predicts; None: as it was saved.
-
-    Raises:
-        PatterningError: see ``load_language_model``.
+    Args, Raises: see ``open_saved_model``.
     """
-    config = read_config(path, revision, head)
-    with quiet(), torch.device("meta"):
-        return from_config(config, head or saved_head(config))
-
-
-def model_config(architecture: dict[str, Any], head: Head = "tokens") -> PretrainedConfig:
-    """The configuration of a model that does not exist yet, from the keys of a config.json.
-
-    Raises:
-        PatterningError: ``transformers`` does not know the architecture, or not with this head.
-    """
-    import transformers
-
-    model_type = architecture.get("model_type")
-    if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
-        raise PatterningError(
-            f"model.architecture.model_type: {model_type!r} is not known to transformers {transformers.__version__}; "
-            "expected one like gpt_neox or llama"
-        )
-    keys = {key: value for key, value in architecture.items() if key != "model_type"}
-    try:
-        # No token is special in fresh vocabularies unless the experiment says so.
-        config = transformers.CONFIG_MAPPING[model_type](**({"bos_token_id": None, "eos_token_id": None} | keys))
-    except (TypeError, ValueError) as error:
-        raise PatterningError(f"model.architecture: {' '.join(str(error).split())}; correct it") from None
-    if type(config) not in getattr(transformers, _CLASSES[head][1]):
-        raise PatterningError(f"model.architecture.model_type: {model_type!r} is not a {_KINDS[head]}")
-    return config
+    return open_saved_model(path, revision, head, fetch=False).skeleton
 
 
 def fresh_language_model(config: PretrainedConfig, seed: int | None, head: Head = "tokens") -> PreTrainedModel:
@@ -262,53 +320,6 @@ def model_location(config: HuggingFaceConfig, checkpoint: str) -> tuple[str, str
     )
 
 
-def read_config(path: str, revision: str | None, head: Head | None = "tokens") -> PretrainedConfig:
-    """The configuration of a model with this head (None: as it was saved), checked before anything is built."""
-    import transformers
-    from huggingface_hub.errors import StrictDataclassError
-
-    if Path(path).is_dir() and not (Path(path) / "config.json").is_file():
-        raise PatterningError(f"{path}: no config.json in this folder; expected a model written by save_pretrained")
-    try:
-        with quiet():
-            raw, _ = transformers.PretrainedConfig.get_config_dict(path, revision=revision)
-    except (OSError, ValueError) as error:
-        if Path(path).exists():
-            raise PatterningError(f"{path}: not a model ({first_line(error)}); give its folder") from None
-        at = f" at revision {revision}" if revision else ""
-        raise PatterningError(
-            f"{path}: no such folder, and no model of this name{at} in the local cache or on the hub, or the hub "
-            "cannot be reached; give a folder with config.json, or a name like EleutherAI/pythia-70m"
-        ) from None
-    model_type = raw.get("model_type")
-    if not isinstance(model_type, str) or model_type not in transformers.CONFIG_MAPPING:
-        if "auto_map" in raw:
-            raise PatterningError(
-                f"{path}: model type {model_type!r} brings its own code, which is not run; "
-                "use a model that transformers knows"
-            )
-        raise PatterningError(
-            f"{path}: model type {model_type!r} is not known to transformers {transformers.__version__}; "
-            "correct config.json, or install a newer transformers"
-        )
-    try:
-        with quiet():
-            config = transformers.AutoConfig.from_pretrained(path, revision=revision, trust_remote_code=False)
-    except (ValueError, StrictDataclassError) as error:
-        reason = " ".join(str(error).split())
-        raise PatterningError(f"{path}: config.json is not valid ({reason}); correct it") from None
-    head = head or saved_head(config)
-    if type(config) not in getattr(transformers, _CLASSES[head][1]):
-        remedy = "predicts tokens from those before" if head == "tokens" else "has a class or a score for a sequence"
-        raise PatterningError(f"{path}: a model of type {model_type!r} is not a {_KINDS[head]}; give one that {remedy}")
-    if head == "tokens" and saved_head(config) == "classes":
-        raise PatterningError(
-            f"{path}: a {config.architectures[0]}, which gives classes or scores and no tokens; give data.kind pairs "
-            "or labelled"
-        )
-    return config
-
-
 def check_causal(model: PreTrainedModel, path: str) -> None:
     """Encoders load as language models too, but look ahead: change the last token, and compare what came before."""
     vocabulary_size = model.config.get_text_config().vocab_size
@@ -346,24 +357,3 @@ def check_packing(model: nn.Module) -> None:
             f"the data is packed, several documents a row, and {type(module).__name__} lets them see each other; "
             "give rows of one document each (short ones are padded)"
         )
-
-
-@contextlib.contextmanager
-def quiet() -> Iterator[None]:
-    """No log lines or bars of ``transformers``; what matters of them is raised. Bars of downloads stay."""
-    from transformers.utils import logging
-
-    verbosity, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if bars:
-            logging.enable_progress_bar()
-
-
-def _some(names: set[str]) -> str:
-    listed = sorted(names)
-    return ", ".join(listed[:3]) + (f" and {len(listed) - 3} more" if len(listed) > 3 else "")

@@ -11,19 +11,19 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patterning_dist.config import HuggingFaceConfig, TrainingConfig
+from patterning_dist.models.adapter import freeze_base, initialise_adapter, read_adapter, write_adapter
 from patterning_dist.models.anatomy import find_layers
 from patterning_dist.models.attention_heads import Heads
 from patterning_dist.models.components import Component
 from patterning_dist.models.huggingface import (
-    Head,
+    SavedModel,
     check_packing,
     fresh_language_model,
-    language_model_skeleton,
     logits,
-    model_config,
     model_location,
-    read_config,
+    open_saved_model,
 )
+from patterning_dist.models.pretrained_config import Head, model_config
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.shard_loading import load_sharded_language_model
 from patterning_dist.tasks.optimizers import plain_optimizer
@@ -62,16 +62,25 @@ class HuggingFace:
         self._data = {key: value for key, value in data.items() if value is not None}
         self._packing_checked = False
 
+    @cached_property
+    def saved(self) -> SavedModel:
+        """The first checkpoint, unread."""
+        return open_saved_model(*model_location(self.config, self.config.checkpoints[0]), self.head, fetch=False)
+
     @property
     def pretrained_config(self) -> PretrainedConfig:
         """Of the first checkpoint, or of the model that is trained here."""
         if self.config.architecture is not None:
             return model_config(self._data | self.config.architecture, self.head)
-        return read_config(*model_location(self.config, self.config.checkpoints[0]), self.head)
+        return self.saved.config
 
     def build(self, seed: int) -> nn.Module:
-        """Fresh weights from a seed, in the architecture of the model."""
-        model: nn.Module = fresh_language_model(self.pretrained_config, seed, self.head)
+        """Fresh weights from a seed, in the architecture of the model; of an adapter, the base and fresh ones on it."""
+        if self.config.path is not None and self.saved.adapter is not None:
+            model = self.load_given(self.config.checkpoints[0], Ranks())
+            initialise_adapter(model, seed)
+            return model
+        model = fresh_language_model(self.pretrained_config, seed, self.head)
         return model.to(self.device)
 
     def load(self, folder: Path, ranks: Ranks) -> nn.Module:
@@ -92,7 +101,7 @@ class HuggingFace:
         if self.config.architecture is not None:
             with torch.device("meta"):
                 return fresh_language_model(self.pretrained_config, None, self.head)
-        return language_model_skeleton(*model_location(self.config, self.config.checkpoints[0]), self.head)
+        return self.saved.skeleton
 
     def logits(self, model: nn.Module, inputs: Tensor, **arguments: Tensor) -> Tensor:
         """[sample, position, vocabulary], or [sample, class].
@@ -156,17 +165,24 @@ class HuggingFace:
         return None
 
     def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
-        """AdamW."""
+        """AdamW; of a model with an adapter, on that alone."""
+        freeze_base(model)
         return plain_optimizer(model, settings)
 
     def describe(self, folder: Path) -> None:
-        """config.json, so that the folder is one that ``from_pretrained`` reads."""
-        self.pretrained_config.save_pretrained(folder)
+        """config.json, so that the folder is one that ``from_pretrained`` reads; of an adapter what ``peft`` reads."""
+        if self.config.path is not None and self.saved.adapter is not None:
+            write_adapter(self.saved.adapter, folder)
+        else:
+            self.pretrained_config.save_pretrained(folder)
 
     def files_fingerprint(self, checkpoint: str, sha256: FileHash) -> Any:
         """Hashes of a given checkpoint's files; of one on the hub its name and revision."""
         path, revision = model_location(self.config, checkpoint)
         if not Path(path).is_dir():
             return [path, revision]
-        files = sorted(entry for pattern in _MODEL_FILES for entry in Path(path).glob(pattern))
-        return {file.name: sha256(file) for file in files}
+        adapter = read_adapter(path)
+        folders = [Path(path), *([Path(adapter.base)] if adapter is not None else [])]
+        files = [sorted(entry for pattern in _MODEL_FILES for entry in folder.glob(pattern)) for folder in folders]
+        own, base = files[0], [file for found in files[1:] for file in found]
+        return {file.name: sha256(file) for file in own} | {f"base/{file.name}": sha256(file) for file in base}

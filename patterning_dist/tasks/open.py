@@ -26,7 +26,8 @@ from patterning_dist.data.tokenizer import text_tokenizer
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.functions import load_function
-from patterning_dist.models.huggingface import Head, model_location, read_config
+from patterning_dist.models.huggingface import model_location, open_saved_model
+from patterning_dist.models.pretrained_config import Head
 from patterning_dist.tasks.language import LanguageModel, LanguageTask
 from patterning_dist.tasks.task import Task
 
@@ -161,7 +162,7 @@ def _pad(model: HuggingFaceConfig, head: Head) -> int | None:
     if model.architecture is not None:
         found = model.architecture
         return _apart(found.get("pad_token_id"), found.get("eos_token_id"), found.get("bos_token_id"))
-    config = read_config(*model_location(model, model.checkpoints[0]), head).get_text_config()
+    config = open_saved_model(*model_location(model, model.checkpoints[0]), head, fetch=False).config
     return _apart(config.pad_token_id, config.eos_token_id, config.bos_token_id)
 
 

@@ -121,9 +121,10 @@ def test_a_failed_chain_says_the_same_on_all_ranks(runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", ["base", "neox", "half"])
+@pytest.mark.parametrize("kind", ["base", "neox", "half", "experts", "untied"])
 def test_loading_by_rows_gives_the_numbers_of_the_plain_loader(runs, kind):
-    shapes = [p.shape for p in script.make_model({"base": "gpt2", "half": "llama"}.get(kind, kind)).parameters()]
+    kinds = {"base": "gpt2", "half": "llama", "untied": "llama"}
+    shapes = [p.shape for p in script.make_model(kinds.get(kind, kind)).parameters()]
     for size in SIZES:
         # Parts are padded to the largest: ceil(rows / size) rows.
         expected = sum(4 * -(-shape[0] // size) * shape[1:].numel() for shape in shapes)
@@ -138,11 +139,22 @@ def test_loading_by_rows_gives_the_numbers_of_the_plain_loader(runs, kind):
 @pytest.mark.slow
 def test_weights_that_do_not_fit_are_refused_by_name(runs):
     for size, rank in ((2, 0), (4, 3)):
-        found = {name: str(runs[size, rank][f"refusals|{name}"]) for name in ("lacking", "misshapen", "empty")}
-        assert "/lacking: the weights lack model.layers.1.mlp.up_proj.weight, or hold it in" in found["lacking"]
+        names = ("lacking", "misshapen", "empty", "infinite")
+        found = {name: str(runs[size, rank][f"refusals|{name}"]) for name in names}
+        assert "/lacking: the weights lack model.layers.1.mlp.up_proj.weight; copy the folder" in found["lacking"]
         assert "/misshapen/model.safetensors: model.layers.1.mlp.up_proj.weight has shape [4, 12]" in found["misshapen"]
         assert "the model of config.json [5, 12]" in found["misshapen"]
         assert "/empty: no weights in safetensors" in found["empty"]
+        # In the last row, which one rank alone reads.
+        assert "model.layers.1.mlp.up_proj.weight holds NaN or infinite weights" in found["infinite"]
+
+
+@pytest.mark.slow
+def test_loading_in_the_pieces_of_zero_3_gives_the_numbers_of_the_plain_loader(runs):
+    total = sum(p.numel() for p in script.make_model("experts").parameters())
+    for rank in range(2):
+        assert runs[2, rank]["zero 3|same"]
+        assert runs[2, rank]["zero 3|held"] < 0.51 * total + 40  # pieces are padded to the largest, one number each
 
 
 @pytest.mark.slow

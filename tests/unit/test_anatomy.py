@@ -25,6 +25,11 @@ LLAMA = TINY | {
     "max_position_embeddings": 32,
 }
 GROUPED = LLAMA | {"num_key_value_heads": 2, "head_dim": 10}  # 4 heads of 10 in a width of 24
+EXPERTS = {"num_experts_per_tok": 2, "moe_intermediate_size": 8}
+LATENT = LLAMA | EXPERTS | {
+    "num_key_value_heads": 4, "kv_lora_rank": 8, "qk_rope_head_dim": 4, "qk_nope_head_dim": 6, "v_head_dim": 5,
+    "n_group": 1, "topk_group": 1, "n_routed_experts": 3, "n_shared_experts": 1, "first_k_dense_replace": 1,
+}  # fmt: skip
 OPT = TINY | {
     "hidden_size": 24,
     "word_embed_proj_dim": 24,
@@ -52,9 +57,29 @@ CONFIGS = {
     "mixtral": lambda: transformers.MixtralConfig(**LLAMA, num_key_value_heads=2, num_local_experts=3),
     "phi3": lambda: transformers.Phi3Config(**LLAMA, num_key_value_heads=2, pad_token_id=0),
     "opt": lambda: transformers.OPTConfig(**OPT),
+    "codegen": lambda: transformers.CodeGenConfig(
+        n_embd=24, n_layer=2, n_head=4, n_positions=32, n_ctx=32, rotary_dim=4, tie_word_embeddings=False, **TINY
+    ),
+    "ctrl": lambda: transformers.CTRLConfig(n_embd=24, n_layer=2, n_head=4, n_positions=32, dff=40, **TINY),
+    "gpt_bigcode": lambda: transformers.GPTBigCodeConfig(n_embd=24, n_layer=2, n_head=4, n_positions=32, **TINY),
+    "gpt_bigcode_whole": lambda: transformers.GPTBigCodeConfig(
+        n_embd=24, n_layer=2, n_head=4, n_positions=32, multi_query=False, **TINY
+    ),
+    "falcon": lambda: transformers.FalconConfig(**LLAMA, multi_query=True, bias=True),
+    "falcon_new": lambda: transformers.FalconConfig(**LLAMA, new_decoder_architecture=True, num_kv_heads=2),
+    "deepseek_v2": lambda: transformers.DeepseekV2Config(**LATENT, q_lora_rank=8),
+    "deepseek_v2_lite": lambda: transformers.DeepseekV2Config(**LATENT, q_lora_rank=None),
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(**LATENT, q_lora_rank=8),
+    "qwen3_next": lambda: transformers.Qwen3NextConfig(
+        **GROUPED, layer_types=["full_attention"] * 2, mlp_only_layers=[0, 1]
+    ),
+    "afmoe": lambda: transformers.AfmoeConfig(**GROUPED, num_dense_layers=2),
 }
 GROUPS = {"llama_grouped": 2, "qwen2": 1, "qwen3": 2, "gemma": 2, "gemma2": 2, "gemma3": 2, "mixtral": 2, "phi3": 2}
-TIED = {"gpt2", "gemma", "gemma2", "gemma3", "opt"}
+GROUPS |= {"gpt_bigcode": 1, "falcon": 1, "falcon_new": 2, "qwen3_next": 2, "afmoe": 2}
+TIED = {"gpt2", "gemma", "gemma2", "gemma3", "opt", "ctrl", "gpt_bigcode", "gpt_bigcode_whole", "falcon", "falcon_new"}
+BIASED = {"codegen", "ctrl"}  # their unembedding
+POSITIONS = {"gpt2", "opt", "gpt_bigcode", "gpt_bigcode_whole"}
 NUM_HEADS = 4
 TOKENS = torch.randint(1, 53, (3, 9), generator=torch.Generator().manual_seed(5))
 
@@ -134,7 +159,7 @@ def test_moving_a_head_moves_its_output_only(model: nn.Module) -> None:
             for parameter in component.parameters:
                 heads, attention = moved(model, component, layer, only=parameter)
                 assert heads in ([], [head]) if parameter != output else heads == []
-                assert attention or "k_proj.bias" in parameter
+                assert attention or "k_proj.bias" in parameter or "Wk.bias" in parameter
                 assert (heads == [head]) == attention or parameter == output
 
 
@@ -175,6 +200,7 @@ def count(model: nn.Module, components: list[Component]) -> dict[str, Tensor]:
 
 def test_heads_groups_and_what_is_shared_partition_the_attention(model: nn.Module, architecture: str) -> None:
     components = language_model_components(model)
+    latent = {"kv_a_proj_with_mqa.weight", "kv_a_layernorm.weight"}
     shared = {
         "gpt2": {"c_proj.bias"},
         "gpt_neox": {"dense.bias"},
@@ -182,6 +208,15 @@ def test_heads_groups_and_what_is_shared_partition_the_attention(model: nn.Modul
         "opt": {"out_proj.bias"},
         "qwen3": {"q_norm.weight", "k_norm.weight"},
         "gemma3": {"q_norm.weight", "k_norm.weight"},
+        "ctrl": {"dense.bias"},
+        "gpt_bigcode": {"c_proj.bias"},
+        "gpt_bigcode_whole": {"c_proj.bias"},
+        "falcon": {"dense.bias"},
+        "deepseek_v2": latent | {"q_a_proj.weight", "q_a_layernorm.weight"},
+        "deepseek_v2_lite": latent,
+        "deepseek_v3": latent | {"q_a_proj.weight", "q_a_layernorm.weight"},
+        "qwen3_next": {"q_norm.weight", "k_norm.weight"},
+        "afmoe": {"q_norm.weight", "k_norm.weight"},
     }.get(architecture, set())
     for layer in (0, 1):
         attention = components[f"layer.{layer}.attention"]
@@ -203,12 +238,12 @@ def test_everything_is_everything_once_and_layers_do_not_overlap(model: nn.Modul
     assert components["everything"].num_coordinates == sum(p.numel() for p in model.parameters())
     apart = [components["layer.0"], components["layer.1"], components["embedding"]]
     apart += [] if architecture in TIED else [components["unembedding"]]
-    apart += [components["position_embedding"]] if architecture in ("gpt2", "opt") else []
+    apart += [components["position_embedding"]] if architecture in POSITIONS else []
     counts = count(model, apart)
     assert max(c.max() for c in counts.values()) == 1
     left = [name for name, c in counts.items() if c.max() == 0]
     assert left, "the last norm belongs to everything only"
-    assert all("norm" in name or "ln_f" in name for name in left)
+    assert all("norm" in name or "ln_f" in name or name == "lm_head.bias" for name in left)
     for part in ("attention", "mlp"):
         inside = [components[f"layer.{layer}.{part}"] for layer in (0, 1)]
         assert [p for c in inside for p in c.pieces] == list(components[part].pieces)
@@ -219,12 +254,15 @@ def test_everything_is_everything_once_and_layers_do_not_overlap(model: nn.Modul
 def test_tied_embeddings_are_one_parameter_and_say_so(model: nn.Module, architecture: str) -> None:
     components = language_model_components(model)
     embedding, unembedding = components["embedding"], components["unembedding"]
-    assert embedding.parameters[0].endswith(("wte.weight", "embed_in.weight", "embed_tokens.weight"))
-    assert embedding.num_coordinates == unembedding.num_coordinates == 53 * 24
-    assert (embedding.pieces == unembedding.pieces) == (architecture in TIED)
+    assert embedding.parameters[0].endswith(
+        ("wte.weight", "embed_in.weight", "embed_tokens.weight", "transformer.w.weight", "word_embeddings.weight")
+    )
+    bias = 53 if architecture in BIASED else 0
+    assert embedding.num_coordinates == unembedding.num_coordinates - bias == 53 * 24
+    assert (embedding.pieces[0] == unembedding.pieces[0]) == (architecture in TIED)
     assert ("tied" in unembedding.note, "tied" in embedding.note) == (architecture in TIED,) * 2
     both = select_component(model, "embedding+unembedding")
-    assert both.num_coordinates == 53 * 24 * (1 if architecture in TIED else 2)
+    assert both.num_coordinates == 53 * 24 * (1 if architecture in TIED else 2) + bias
 
 
 def test_differences_of_the_loss_agree_with_the_gradient_on_the_pieces(
@@ -309,23 +347,15 @@ def test_norms_over_all_heads_are_said_to_mix_them() -> None:
     ("config", "reason"),
     [
         (
-            transformers.DeepseekV2Config(
-                **LLAMA, kv_lora_rank=8, q_lora_rank=8, qk_rope_head_dim=4, qk_nope_head_dim=6, v_head_dim=6
-            ),
-            r"heads are not known in an attention of q_a_proj, .* \(known are q_proj, k_proj, v_proj .*; c_attn with",
+            transformers.RwkvConfig(hidden_size=24, num_hidden_layers=2, attention_hidden_size=24, **TINY),
+            r"heads are not known in an attention of time_shift, .* \(known are q_proj, k_proj, v_proj .*; c_attn with",
         ),
         (
             transformers.DiffLlamaConfig(**LLAMA),
             "heads are not known in an attention that also has lambda_q1, .*, which may mix them",
         ),
-        (
-            transformers.FalconConfig(
-                hidden_size=24, num_hidden_layers=2, num_attention_heads=4, multi_query=True, **TINY
-            ),
-            "heads are not known where query_key_value makes 36 features for 4 heads of 6",
-        ),
     ],
-    ids=["latent attention", "pairs of heads", "another order of rows"],
+    ids=["no heads", "pairs of heads"],
 )
 def test_unknown_heads_are_refused_and_the_rest_is_there(config: transformers.PretrainedConfig, reason: str) -> None:
     model = build(config)
@@ -367,3 +397,110 @@ def test_a_classifier_has_the_layers_of_its_language_model_and_a_head(name: str)
     for part in theirs.keys() - {"everything", "unembedding"}:
         assert found[part].pieces == theirs[part].pieces
     assert list(found["everything"].parameters) == [n for n, _ in classifier.named_parameters()]
+
+
+MIXTURES = {
+    "mixtral": lambda: transformers.MixtralConfig(**LLAMA, num_local_experts=4),
+    "qwen2_moe": lambda: transformers.Qwen2MoeConfig(
+        **LLAMA, **EXPERTS, num_experts=4, shared_expert_intermediate_size=8
+    ),
+    "deepseek_v3": lambda: transformers.DeepseekV3Config(**LATENT | {"n_routed_experts": 4}),
+    "gpt_oss": lambda: transformers.GptOssConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2, pad_token_id=0),
+    "jetmoe": lambda: transformers.JetMoeConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2, kv_channels=6),
+}
+
+
+@pytest.mark.parametrize("name", MIXTURES)
+def test_moving_an_expert_moves_the_tokens_that_are_routed_to_it_only(name: str) -> None:
+    model = build(MIXTURES[name]())
+    components, layer = language_model_components(model), find_layers(model)[1]
+    (mlp,) = layer.mlp
+    experts = [components[f"layer.1.expert.{number}"] for number in range(4)]
+    assert "layer.1.expert.4" not in components
+    shared = components.get("layer.1.shared_expert")
+    assert (shared is not None) == (name in ("qwen2_moe", "deepseek_v3"))
+    x = torch.randn(40, 1, 24, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+
+    def outputs(component: Component | None) -> Tensor:
+        state = {n: p.detach().clone() for n, p in model.named_parameters()}
+        if component is not None:
+            displace(model, component, 0.1, 3)
+        with torch.no_grad():
+            found = mlp(x)
+        for n, p in model.named_parameters():
+            p.data.copy_(state[n])
+        return (found[0] if isinstance(found, tuple) else found).reshape(40, 24)
+
+    before = outputs(None)
+    moved = torch.stack([(outputs(expert) - before).abs().amax(dim=1) > 1e-9 for expert in experts])
+    assert (moved.sum(dim=0) == 2).all()  # every token has two
+    assert (moved.sum(dim=1) > 0).all() and (moved.sum(dim=1) < 40).all()
+    assert ((outputs(components["layer.1.router"]) - before).abs().amax(dim=1) > 1e-9).all()
+    if shared is not None:
+        assert ((outputs(shared) - before).abs().amax(dim=1) > 1e-9).all()
+    # Experts, router and shared expert are the whole of it, and do not overlap.
+    parts = [*experts, components["layer.1.router"], *([shared] if shared is not None else [])]
+    whole, covered = count(model, [components["layer.1.mlp"]]), count(model, parts)
+    assert all(torch.equal(whole[n], covered[n]) for n in whole if not n.endswith("mlp.bias"))
+    in_all = {n for n, c in count(model, [components["experts"], components["router"]]).items() if c.max()}
+    assert {n for n, c in covered.items() if c.max() and "shared" not in n} <= in_all
+
+
+TWO = LLAMA | {"num_key_value_heads": 2}
+MIXERS = {
+    "mamba": lambda: transformers.MambaConfig(hidden_size=24, num_hidden_layers=2, state_size=4, **TINY),
+    "mamba2": lambda: transformers.Mamba2Config(
+        hidden_size=24, num_hidden_layers=2, state_size=4, num_heads=6, head_dim=8, n_groups=2, **TINY
+    ),
+    "jamba": lambda: transformers.JambaConfig(
+        **TWO, num_experts=2, attn_layer_period=2, attn_layer_offset=1, mamba_d_state=4, use_mamba_kernels=False
+    ),
+    "recurrent_gemma": lambda: transformers.RecurrentGemmaConfig(
+        **LLAMA | {"num_hidden_layers": 3}, lru_width=24, attention_window_size=16
+    ),
+    "qwen3_next": lambda: transformers.Qwen3NextConfig(
+        **GROUPED, layer_types=["linear_attention", "full_attention"], mlp_only_layers=[0, 1],
+        linear_num_value_heads=4, linear_num_key_heads=2, linear_key_head_dim=8, linear_value_head_dim=8,
+    ),
+    "lfm2": lambda: transformers.Lfm2Config(**TWO, layer_types=["conv", "full_attention"]),
+    "nemotron_h": lambda: transformers.NemotronHConfig(
+        **TWO | {"num_hidden_layers": 3}, layers_block_type=["mamba", "attention", "mlp"], mamba_num_heads=4,
+        mamba_head_dim=8, ssm_state_size=4, n_groups=2, head_dim=6,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", MIXERS)
+def test_state_space_mixers_and_other_recurrences_are_components(name: str) -> None:
+    with torch.device("meta"):
+        model = transformers.AutoModelForCausalLM.from_config(MIXERS[name]())
+    components = language_model_components(model)
+    with_attention = {"mamba": set(), "mamba2": set(), "recurrent_gemma": {2}}.get(name, {1})
+    num_layers = len(find_layers(model))
+    mixers = {int(part.split(".")[1]) for part in components if part.endswith(".mixer")}
+    assert {int(part.split(".")[1]) for part in components if part.endswith(".attention")} == with_attention
+    assert mixers == set(range(num_layers)) - with_attention - ({2} if name == "nemotron_h" else set())
+    assert all(f"layer.{number}.head.3" in components for number in with_attention)
+    # Norms apart, a layer is what mixes positions and its mlp.
+    for number in range(num_layers):
+        names = [f"layer.{number}.{part}" for part in ("attention", "mixer", "mlp")]
+        covered = count(model, [components[part] for part in names if part in components])
+        left = [n for n, c in count(model, [components[f"layer.{number}"]]).items() if c.sum() > covered[n].sum()]
+        assert all("norm" in n for n in left), left
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours"),
+    [
+        ("l0h1", "layer.0.head.1"), ("L1H3", "layer.1.head.3"), ("blocks.1.attn.h.2", "layer.1.head.2"),
+        ("blocks.1.attn.head.2", "layer.1.head.2"), ("blocks.0.attn.2", "layer.0.head.2"), ("blocks.1", "layer.1"),
+        ("blocks.0.attn", "layer.0.attention"), ("blocks.0.mlp", "layer.0.mlp"), ("embed", "embedding"),
+        ("W_E", "embedding"), ("unembed.W_U", "unembedding"), ("pos_embed", "position_embedding"),
+        ("l0h1+l1h0+embed", "layer.0.head.1+layer.1.head.0+embedding"),
+    ],
+)  # fmt: skip
+def test_names_of_others_stand_for_ours(theirs: str, ours: str) -> None:
+    model = build(CONFIGS["gpt2"]())
+    assert select_component(model, theirs).pieces == select_component(model, ours).pieces
+    with pytest.raises(PatterningError, match="component 'l7h0' does not exist in this model; there are: everything"):
+        select_component(model, "l7h0")

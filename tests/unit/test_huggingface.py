@@ -137,7 +137,7 @@ def test_sequences_longer_than_the_model_are_refused(gpt2: tuple[nn.Module, Path
 def refused(path: Path | str, message: str) -> None:
     with pytest.raises(PatterningError, match=message) as caught:
         load_language_model(str(path))
-    assert str(caught.value).startswith(f"{path}: ")
+    assert str(caught.value).startswith(str(path))
     assert "\n" not in str(caught.value)
 
 
@@ -151,7 +151,7 @@ def test_what_is_not_there_is_refused(tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     refused(tmp_path / "empty", r"no config\.json in this folder; expected a model written by save_pretrained")
     (tmp_path / "file").write_text("x")
-    refused(tmp_path / "file", "not a model .*; give its folder")
+    refused(tmp_path / "file", "not a model but a file; give its folder")
 
 
 @pytest.mark.parametrize(
@@ -177,7 +177,7 @@ def test_configurations_of_other_models_are_refused(tmp_path: Path, config: dict
 
 def test_a_config_that_is_not_json_is_refused(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
-    refused(tmp_path, r"not a model \(.*not a valid JSON file\); give its folder")
+    refused(tmp_path, r"config\.json: not JSON \(.*\); copy the file again")
 
 
 def test_pickled_weights_are_not_read(gpt2: tuple[nn.Module, Path]) -> None:
@@ -192,7 +192,7 @@ def test_torn_or_foreign_weights_are_refused(gpt2: tuple[nn.Module, Path]) -> No
     _, folder = gpt2
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(config | {"n_embd": 32}))
-    refused(folder, r"the weights have other shapes than config\.json says")
+    refused(folder, r"has shape \[48\], the model of config\.json \[96\]; copy the folder again, or mend")
     (folder / "config.json").write_text(json.dumps(config))
     with (folder / "model.safetensors").open("r+b") as file:
         file.truncate(2000)

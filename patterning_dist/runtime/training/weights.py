@@ -17,6 +17,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from patterning_dist.models.adapter import adapter_parameters
 from patterning_dist.runtime.training.engine import partitioned_parameters
 from patterning_dist.storage.files import atomic_path
 
@@ -84,6 +85,8 @@ def _stored(engine: Any) -> dict[str, Tensor]:
     persistent = module.state_dict().keys()
     buffers = {name: buffer for name, buffer in module.named_buffers() if name in persistent}
     found = dict(module.named_parameters()) | buffers
+    if adapter := adapter_parameters(module):  # the base is where it was
+        found = {name: found[name] for name in adapter}
     return dict(sorted(found.items(), key=lambda item: -_kind(item[1]).itemsize))
 
 
