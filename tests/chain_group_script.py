@@ -199,6 +199,9 @@ def run_zero_3(folder):
 
     from patterning_dist.runtime.training.engine import model_in_pieces
 
+    rank, size = str(dist.get_rank()), str(dist.get_world_size())
+    os.environ |= {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": size, "LOCAL_WORLD_SIZE": size}
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}  # asked for, and not used: the group is there
     plain = load_language_model(str(folder))
     settings = {"zero_optimization": {"stage": 3}, "train_micro_batch_size_per_gpu": 1}
     with model_in_pieces(settings, "cpu"):

@@ -12,6 +12,8 @@ from patterning_dist.config import (
     FunctionConfig,
     FunctionDataConfig,
     HuggingFaceConfig,
+    LabelledConfig,
+    PairsConfig,
     SamplingConfig,
     TableConfig,
     TextConfig,
@@ -31,7 +33,8 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.functions import find_own_code, load_function
 from patterning_dist.measure.subjects import Subject, Subjects, expand_components
 from patterning_dist.models.components import select_component
-from patterning_dist.models.huggingface import check_length, model_location
+from patterning_dist.models.huggingface import check_length, model_location, open_saved_model
+from patterning_dist.models.pretrained_config import Head
 from patterning_dist.response.contrast import OVERALL
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.runtime.training.stacked_trainer import stackable_optimizer
@@ -64,8 +67,9 @@ def preflight(config: Config, directory: Path) -> list[str]:
         if isinstance(observable, FunctionConfig):
             load_function(observable.path)
     if isinstance(config.model, HuggingFaceConfig):
-        for checkpoint in config.model.given_checkpoints:
-            model_location(config.model, checkpoint)
+        _check_checkpoints(
+            config.model, "classes" if isinstance(config.data, PairsConfig | LabelledConfig) else "tokens"
+        )
     if isinstance(config.data, TextConfig):
         for index, source in enumerate(config.data.sources):
             if not source.path.exists():
@@ -131,6 +135,19 @@ def _own_tokenizer(data: TextConfig, skeleton: Any) -> list[str]:
         )
     unused = "; data.vocabulary_size has no effect" if "vocabulary_size" in data.model_fields_set else ""
     return [f"data: text is encoded with the tokenizer of {data.tokenizer}, {size} tokens{unused}"]
+
+
+def _check_checkpoints(model: HuggingFaceConfig, head: Head) -> None:
+    """That the files of every checkpoint are there, as far as their headers say, and are of one architecture."""
+    shapes: dict[str, Any] = {}
+    for checkpoint in model.given_checkpoints:
+        saved = open_saved_model(*model_location(model, checkpoint), head, fetch=False)
+        own = {name: tuple(p.shape) for name, p in saved.skeleton.named_parameters()}
+        if other := set(own.items()) ^ set((shapes := shapes or own).items()):
+            raise PatterningError(
+                f"model.checkpoints: {checkpoint} and {model.given_checkpoints[0]} have other parameters, like "
+                f"{min(other)[0]}; sample them in experiments of their own"
+            )
 
 
 def _check_control(task: Task, control: ControlConfig) -> None:

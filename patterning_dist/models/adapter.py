@@ -78,7 +78,9 @@ def read_adapter(path: str) -> Adapter | None:
     if not files:
         raise PatterningError(f"{path}: no {_WEIGHTS} in this folder; write the adapter with save_pretrained")
     tensors = {stored.key.removeprefix(_PREFIX): stored for stored in stored_in(files[0])}
-    return Adapter(folder, str(beside.resolve()) if beside.is_dir() else base, settings.get("revision"), settings, tensors)
+    return Adapter(
+        folder, str(beside.resolve()) if beside.is_dir() else base, settings.get("revision"), settings, tensors
+    )
 
 
 def attach_adapter(model: nn.Module, adapter: Adapter) -> None:
