@@ -81,7 +81,7 @@ class HuggingFace:
             initialise_adapter(model, seed)
             return model
         model = fresh_language_model(self.pretrained_config, seed, self.head)
-        return model.to(self.device)
+        return model.to(self.device)  # type: ignore[arg-type]  # its annotation is of another method
 
     def load(self, folder: Path, ranks: Ranks) -> nn.Module:
         """A model that a training of this run wrote."""
