@@ -164,6 +164,12 @@ class SamplingConfig(Section):
         description="gamma, the pull towards the checkpoint [1/weight^2]; or window: n_beta / tau, the posterior that "
         "answers to weights as the retrainings do, with sgd over tau = rate x steps"
     )
+    weight_decay: float = Field(
+        0,
+        ge=0,
+        description="c, where the checkpoint is the minimum of the loss + c/2 |w|^2, as training with sgd and this "
+        "weight decay leaves it: chains and LLC are of that sum, over all coordinates of the component [1/weight^2]",
+    )
     step_size: float = Field(gt=0, description="eps, the variance of the noise of one step [weight^2]")
     sampler: SamplerConfig = Field(
         SgldConfig(kind="sgld"), discriminator="kind", description="update rule of the chains and its own settings"

@@ -50,6 +50,7 @@ def subject_settings(subjects: Subjects, name: str) -> dict[str, Any]:
         "sampler": sampling.sampler.model_dump(),
         "batch_size": sampling.batch_size,
         "gradient": sampling.gradient,
+        **({"weight_decay": sampling.weight_decay} if sampling.weight_decay else {}),
         "burn_in": resolved.burn_in,
         "steps_between_draws": resolved.steps_between_draws,
         "seed": subjects.seed,

@@ -240,6 +240,7 @@ class Subjects:
             counted=self.counted,
             loss_weights=loss_weights,
             mean_counted=self.task.mean_counted,
+            weight_decay=self.sampling.weight_decay,
             micro_batch_size=self.sampling.micro_batch_size,
             compute_dtype=self.task.compute_dtype,
             ranks=self.ranks,

@@ -119,7 +119,8 @@ def _below_checkpoint(trace: Floats, numbers: tuple[int, ...]) -> list[Finding]:
         return []
     text = (
         f"the mean loss lies {-mean.value:.3g} +- {mean.standard_error:.1g} nats below that of the checkpoint, which "
-        "is no minimum; train or anneal it further, or raise sampling.localization"
+        "is no minimum; train or anneal it further, raise sampling.localization, or, if it was trained with weight "
+        "decay and is the minimum of loss and decay together, set sampling.weight_decay"
     )
     return [Finding("below_checkpoint", numbers, {"rise": mean.value, "standard_error": mean.standard_error}, text)]
 

@@ -77,6 +77,7 @@ def sample_chains(
     sampler: Sampler | None = None,
     gradient: Gradient = "minibatch",
     lanczos_steps: int = 0,
+    weight_decay: float = 0.0,
     controlled: Mapping[str, Control] | None = None,
     statistics: Mapping[str, Callable[[Target], Statistic]] | None = None,
     seed: int = 0,
@@ -103,6 +104,7 @@ def sample_chains(
         gradient: ``minibatch``, ``control_variate`` (twice the work a step, far less noise) or ``full``; see
             ``ChainSettings``.
         lanczos_steps: Hessian products from which every chain takes the stiffest directions; 10 do, 0 for none.
+        weight_decay: c, where w* is the minimum of L(w) + c/2 |w|^2: L is then that sum, in the posterior and the LLC.
         controlled: differentiable observable -> control that takes most of the noise out of its susceptibilities:
             ``langevin_stein``, exact, or ``linear``; see ``sampling.controlled``.
         statistics: name -> what makes a ``Statistic`` of a chain's target; see ``Sampled.statistics``.
@@ -121,6 +123,7 @@ def sample_chains(
         probe,
         functions=tuple(functions.values()),
         num_component_losses=1,
+        weight_decay=weight_decay,
         micro_batch_size=micro_batch_size,
     )
     settings = ChainSettings(

@@ -79,6 +79,8 @@ class Target:
         loss_weights: of the probe entries in the chain's own mean loss, their plain mean where None; the component
             losses among the observables are the plain mean in either case [sample(, position)].
         mean_counted: entries of a training sample that count, on average over ``data``; None: all of them.
+        weight_decay: c. The chain's own loss, whose minimum w* is, is then L(w) + c/2 |w|^2 over the free coordinates:
+            ``gradient``, ``hessian_product``, the mean loss and the component losses are of that [1 / weight^2].
         micro_batch_size: samples that one forward pass takes at most.
         compute_dtype: of the forward pass under autocast; the sampled weights stay float32.
         ranks: the chain group.
@@ -109,12 +111,13 @@ class Target:
         counted: np.ndarray | None = None,
         loss_weights: np.ndarray | None = None,
         mean_counted: float | None = None,
+        weight_decay: float = 0.0,
         micro_batch_size: int = 16,
         compute_dtype: torch.dtype | None = None,
         ranks: Ranks | None = None,
     ) -> None:
         self.model, self.component, self._losses = model.eval().requires_grad_(False), component, losses
-        self.data, self.layered, self.mean_counted = data, layered, mean_counted
+        self.data, self.layered, self.mean_counted, self.weight_decay = data, layered, mean_counted, weight_decay
         self.functions, self.num_component_losses = functions, num_component_losses
         self.micro_batch_size, self.compute_dtype = micro_batch_size, compute_dtype
         self.name, self.ranks = component.name, ranks or Ranks()
@@ -142,12 +145,13 @@ class Target:
             w.copy_(position[name])
 
     def gradient(self, ids: np.ndarray) -> tuple[float, Vector]:
-        """Mean loss of the training samples ``ids`` in nats, and its gradient.
+        """Mean loss of the training samples ``ids`` in nats, and its gradient, with that of weight decay.
 
         With entries that do not count, the sum over the minibatch is divided by the number expected in as many
         samples: a ratio of two random sums would be biased.
         """
-        return self.mean_gradient(Prepared(self._parts(self.data, ids), len(ids)), self.mean_counted)
+        loss, gradient = self.mean_gradient(Prepared(self._parts(self.data, ids), len(ids)), self.mean_counted)
+        return loss, self._decayed(gradient, self.live())
 
     def gradient_here_and_at_center(self, ids: np.ndarray) -> tuple[float, Vector, Vector]:
         """``gradient``, and the gradient at w* for the same samples; the component is left where it is, to the bit."""
@@ -157,7 +161,7 @@ class Target:
         self.move_to(self.center)
         there = self.mean_gradient(samples, self.mean_counted)[1]
         self.move_to(kept)
-        return loss, here, there
+        return loss, self._decayed(here, kept), self._decayed(there, self.center)
 
     def mean_gradient(self, samples: Prepared, mean_counted: float | None = None) -> tuple[float, Vector]:
         """Mean loss of samples in nats, and its gradient with respect to the free coordinates."""
@@ -212,12 +216,15 @@ class Target:
         return self._take_gradient()
 
     def hessian_product(self, samples: Prepared, vector: Mapping[str, Tensor]) -> Vector:
-        """H v of the mean loss over samples, H over the free coordinates.
+        """H v of the mean loss over samples, H over the free coordinates; of weight decay c v is added.
 
         On one rank exact (Pearlmutter, 1994: d/dw (g . v)); on several the central difference of gradients
         [g(w + s u) - g(w - s u)] |v| / 2s, u = v / |v|, s = |w| / 1000, which needs nothing of a model but its
         gradient.
         """
+        return self._decayed(self._hessian_product(samples, vector), vector)
+
+    def _hessian_product(self, samples: Prepared, vector: Mapping[str, Tensor]) -> Vector:
         if self.ranks.size == 1:
             return self._exact_hessian_product(samples, vector)
         position = {name: w.clone() for name, w in self.live().items()}
@@ -243,13 +250,14 @@ class Target:
             probe = self.losses(self.probe)
             columns, mean = self.columns(probe)
             own = mean if self.loss_weights is None else self.columns(probe * self.loss_weights)[1]
-            observables = [mean.expand(self.num_component_losses)]
+            penalty = self.weight_decay and self.weight_decay / 2 * self.dot(self.live(), self.live())
+            observables = [(mean + penalty).expand(self.num_component_losses)]
             if self.held_out is not None and self.coefficients is not None:
                 held_out = self.losses(self.held_out)
                 observables.append((self.coefficients.double() * held_out).flatten(1).sum(dim=1))
             with self._autocast():
                 observables += [_whole(f(self.model)).double().cpu().reshape(-1) for f in self.functions]
-        return Measurement(torch.cat(observables), columns, own.item())
+        return Measurement(torch.cat(observables), columns, own.item() + penalty)
 
     def columns(self, losses: Tensor) -> tuple[Tensor, Tensor]:
         """Losses of the probe, or their derivatives, as probe columns; and the mean over the entries that count."""
@@ -309,6 +317,11 @@ class Target:
         for parameter in self._moving.values():
             parameter.grad = None
         return gradient
+
+    def _decayed(self, gradient: Vector, position: Mapping[str, Tensor]) -> Vector:
+        if not self.weight_decay:
+            return gradient
+        return {name: g.add(position[name], alpha=self.weight_decay) for name, g in gradient.items()}
 
     def _zeros(self) -> Vector:
         return {name: torch.zeros_like(w) for name, w in self.center.items()}

@@ -88,6 +88,7 @@ def walk(subjects: Windowed, name: str, window: Window) -> dict[str, Any]:
         curvature met. Where one is beyond ``LARGEST_GROWTH``, all but it are empty.
     """
     target, segments = subjects.target(name), window.settings.segments
+    target.weight_decay = 0.0  # the rules have that of the training
     rules = _rules(subjects, target, window.training)
     begin = {key: w.clone() for key, w in target.live().items()}
     growth, parts, metrics = list[float](), list[np.ndarray](), list[dict[str, float]]()
