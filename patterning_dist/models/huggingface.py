@@ -88,12 +88,13 @@ def open_saved_model(
         if head == "classes" and (score := adapter.tensors.get("score.weight")) is not None:
             config.num_labels = score.shape[0]  # the base's own is of a model without this head
         tensors |= adapter.tensors if tensors else {}
-    skeleton = _skeleton(config, head, adapter, path)
+    where = f"{base}/config.json"
+    skeleton = skeleton_of(config, head, where, adapter)
     sources = match(skeleton, tensors, base) if tensors else None
     untied = sources is not None and not same_where_tied(skeleton, sources)
     if untied:
         config.tie_word_embeddings = False
-        skeleton = _skeleton(config, head, adapter, path)
+        skeleton = skeleton_of(config, head, where, adapter)
         skeleton.untied_by_file = True  # type: ignore[assignment]
         sources = match(skeleton, tensors, base)
     return SavedModel(path, config, head, skeleton, adapter, untied, sources)
@@ -177,8 +178,12 @@ def _folder(path: str, revision: str | None, fetch: bool) -> Path | None:
         ) from None
 
 
-def _skeleton(config: PretrainedConfig, head: Head, adapter: Adapter | None, path: str) -> PreTrainedModel:
-    """The modules on the ``meta`` device, whole under ZeRO stage 3 too."""
+def skeleton_of(config: PretrainedConfig, head: Head, where: str, adapter: Adapter | None = None) -> PreTrainedModel:
+    """The modules of such a model on the ``meta`` device, whole under ZeRO stage 3 too.
+
+    Raises:
+        PatterningError: sizes that no model can have; ``where`` they were written.
+    """
     from transformers.integrations import deepspeed
 
     settings, deepspeed._hf_deepspeed_config_weak_ref = deepspeed._hf_deepspeed_config_weak_ref, None
@@ -189,7 +194,7 @@ def _skeleton(config: PretrainedConfig, head: Head, adapter: Adapter | None, pat
                 attach_adapter(model, adapter)
     except INVALID as error:
         raise PatterningError(
-            f"{path}: no model can be made of config.json ({type(error).__name__}: {first_line(error)}); correct it"
+            f"{where}: no model can be made of it ({type(error).__name__}: {first_line(error)}); correct it"
         ) from None
     finally:
         deepspeed._hf_deepspeed_config_weak_ref = settings
@@ -242,8 +247,8 @@ def language_model_skeleton(path: str, revision: str | None = None, head: Head |
     return open_saved_model(path, revision, head, fetch=False).skeleton
 
 
-def fresh_language_model(config: PretrainedConfig, seed: int | None, head: Head = "tokens") -> PreTrainedModel:
-    """A language model with fresh weights in float32, from a seed; None: whatever the generator gives.
+def fresh_language_model(config: PretrainedConfig, seed: int, head: Head = "tokens") -> PreTrainedModel:
+    """A language model with fresh weights in float32, from a seed.
 
     Modules draw nothing while they are made, as under ZeRO stage 3: the weights are the same there.
     """
@@ -251,8 +256,7 @@ def fresh_language_model(config: PretrainedConfig, seed: int | None, head: Head 
 
     in_pieces = partitioned()
     with quiet(), torch.random.fork_rng(devices=[]):
-        if seed is not None:
-            torch.manual_seed(seed)
+        torch.manual_seed(seed)
         with contextlib.nullcontext() if in_pieces else no_init_weights():
             model = from_config(config, head)
         if not in_pieces:

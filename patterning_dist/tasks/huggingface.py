@@ -22,6 +22,7 @@ from patterning_dist.models.huggingface import (
     logits,
     model_location,
     open_saved_model,
+    skeleton_of,
 )
 from patterning_dist.models.pretrained_config import Head, model_config
 from patterning_dist.sampling.ranks import Ranks
@@ -99,8 +100,7 @@ class HuggingFace:
     def skeleton(self) -> nn.Module:
         """Names and shapes; no weights are read."""
         if self.config.architecture is not None:
-            with torch.device("meta"):
-                return fresh_language_model(self.pretrained_config, None, self.head)
+            return skeleton_of(self.pretrained_config, self.head, "model.architecture")
         return self.saved.skeleton
 
     def logits(self, model: nn.Module, inputs: Tensor, **arguments: Tensor) -> Tensor:

@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import transformers
@@ -21,8 +23,11 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.models.anatomy import language_model_components
 from patterning_dist.models.components import select_component
 from patterning_dist.models.huggingface import language_model_skeleton, load_language_model
+from patterning_dist.models.losses import token_losses
 from patterning_dist.runtime.training.weights import save_weights
+from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.sample import sample_chains
 from patterning_dist.tasks.huggingface import HuggingFace
 
 RANK, ALPHA = 2, 6
@@ -100,6 +105,23 @@ def test_the_adapter_is_a_component_and_heads_are_those_of_the_base(tmp_path: Pa
     base = language_model_skeleton(str(tmp_path / "base"))
     assert head.pieces == select_component(base, "layer.0.head.1").pieces
     assert "adapter" not in language_model_components(base)
+
+
+def test_chains_on_the_adapter_move_it_and_nothing_else(tmp_path: Path) -> None:
+    folder, _ = make(tmp_path)
+    model_of = architecture(folder)
+    model = model_of.load_given("final", Ranks())
+
+    def moved(adapter: bool) -> Callable[[nn.Module], Tensor]:
+        return lambda m: sum(p.square().sum() for n, p in m.named_parameters() if ("lora_" in n) == adapter)[None]
+
+    sampled = sample_chains(
+        model, lambda m, tokens: token_losses(model_of.logits(m, tokens[:, :-1]), tokens), TOKENS, TOKENS,
+        posterior=Posterior(10.0, 100.0), step_size=1e-4, num_draws=16, num_chains=2, batch_size=2, component="adapter",
+        observables={"base": moved(False), "adapter": moved(True)},
+    )  # fmt: skip
+    assert not sampled.traces[..., 1].any() and sampled.traces[..., 2].all()
+    assert np.abs(sampled.losses).max() > 1e-4
 
 
 def test_training_trains_and_writes_the_adapter_alone(tmp_path: Path) -> None:

@@ -14,12 +14,14 @@ import transformers
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from patterning_dist.config import HuggingFaceConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.checkpoint import INDEX, SINGLE, Files, read_checkpoint
 from patterning_dist.models.components import model_components
 from patterning_dist.models.huggingface import language_model_skeleton, load_language_model, open_saved_model
 from patterning_dist.models.pretrained_config import model_config
 from patterning_dist.models.weights import state_shapes
+from patterning_dist.tasks.huggingface import HuggingFace
 
 SIZES = {
     "vocab_size": 31, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 4,
@@ -223,11 +225,11 @@ def test_broken_indices_and_missing_shards_are_refused(llama: Path) -> None:
     ("model_type", "changes", "message"),
     [
         ("gpt2", {"n_head": 0}, r"config\.json: n_head is 0; expected 1 or more"),
-        ("gpt2", {"n_head": 3}, r"no model can be made of config\.json \(ValueError: .*\); correct it"),
+        ("gpt2", {"n_head": 3}, r"config\.json: no model can be made of it \(ValueError: .*\); correct it"),
         ("gpt2", {"vocab_size": -1}, r"config\.json: vocab_size is -1; expected 1 or more"),
         ("gpt2", {"n_layer": -2}, r"config\.json: n_layer is -2; expected 1 or more"),
-        ("llama", {"hidden_act": "nonsense"}, r"no model can be made of config\.json \(KeyError: .*\); correct it"),
-        ("llama", {"num_key_value_heads": 3}, r"of config\.json"),
+        ("llama", {"hidden_act": "nonsense"}, r"config\.json: no model can be made of it \(KeyError: .*\); correct it"),
+        ("llama", {"num_key_value_heads": 3}, r"config\.json"),
         (
             "llama",
             {"quantization_config": {"quant_method": "gptq", "bits": 4}},
@@ -255,6 +257,11 @@ def test_an_architecture_that_cannot_be_is_one_line() -> None:
     for keys in ({"vocab_size": -1}, {"num_attention_heads": 0}, {"num_hidden_layers": 0}):
         with pytest.raises(PatterningError, match=r"model\.architecture: \w+ is -?\d; expected 1 or more"):
             model_config({"model_type": "llama"} | SIZES | keys)
+    section = HuggingFaceConfig(kind="huggingface", architecture={"model_type": "gpt2", "n_embd": 16, "n_head": 3})
+    with pytest.raises(
+        PatterningError, match=r"model\.architecture: no model can be made of it \(ValueError: .*; correct"
+    ):
+        HuggingFace(section, 31, 8, "cpu", None).skeleton()
 
 
 def test_multimodal_models_are_refused_with_what_to_save(tmp_path: Path) -> None:
