@@ -8,7 +8,15 @@ from typing import Any
 
 from torch import nn
 
-from patterning_dist.models.attention_layouts import LATENT_NAMES, LAYOUTS, SHARED_NAMES, Blocks, Layout, class_names
+from patterning_dist.models.attention_layouts import (
+    LATENT_NAMES,
+    LAYOUTS,
+    PER_HEAD_NAMES,
+    SHARED_NAMES,
+    Blocks,
+    Layout,
+    class_names,
+)
 
 Ranges = list[tuple[nn.Parameter, int, int, int]]  # (parameter, axis, start, stop)
 
@@ -51,7 +59,13 @@ class Heads:
         return [
             *self._features(blocks),
             (self.output.get_parameter("weight"), 1 - _output_axis(self.output), start, start + self.d_head),
+            *((self.module.get_parameter(name), 0, head, head + 1) for name in self._per_head),
         ]
+
+    @property
+    def _per_head(self) -> list[str]:
+        """Parameters of one number a head."""
+        return [name for name in PER_HEAD_NAMES if name in dict(self.module.named_parameters(recurse=False))]
 
     def key_value(self, group: int) -> Ranges:
         """The keys and values of a group."""
@@ -75,7 +89,8 @@ class Heads:
         names = []
         for prefix, module in attention.named_modules():
             for parameter, _ in module.named_parameters(recurse=False):
-                if id(module) not in projections and not (module is self.output and parameter == "weight"):
+                owned = (module is self.output and parameter == "weight") or parameter in self._per_head
+                if id(module) not in projections and not owned:
                     names.append(f"{prefix}.{parameter}".lstrip("."))
         return f"with {', '.join(names)}, of no head" if names else ""
 
@@ -117,7 +132,7 @@ def _fit(attention: nn.Module, module: nn.Module, layout: Layout, output: nn.Mod
             f"for {num_heads} heads of {d_head}"
         )
     ours = {id(p) for child in (*projections.values(), output) for p in child.parameters()}
-    shared = {*SHARED_NAMES, *(LATENT_NAMES if layout.factors is None else ())}
+    shared = {*SHARED_NAMES, *PER_HEAD_NAMES, *(LATENT_NAMES if layout.factors is None else ())}
     others = [n for n, p in attention.named_parameters() if id(p) not in ours and not shared & set(n.split("."))]
     if others:
         return f"heads are not known in an attention that also has {', '.join(others)}, which may mix them"

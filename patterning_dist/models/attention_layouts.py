@@ -16,7 +16,8 @@ from torch import nn
 Blocks = list[tuple[str, int]]  # (projection, number of a block of d_head of its output features)
 
 # Parameters of an attention module that do not mix heads, besides the projections. Any other makes its heads unknown.
-SHARED_NAMES = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm", "sinks")
+SHARED_NAMES = ("q_norm", "k_norm", "q_layernorm", "k_layernorm", "query_layernorm", "key_layernorm")
+PER_HEAD_NAMES = ("sinks",)  # vectors of one number a head, which is its own: attention sinks of GPT-OSS
 # Of latent attention (DeepSeek-V2, 2405.04434): what all heads' queries, keys and values are made of.
 LATENT_NAMES = ("q_a_proj", "q_a_layernorm", "kv_a_proj_with_mqa", "kv_a_layernorm")
 

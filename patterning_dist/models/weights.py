@@ -194,8 +194,10 @@ def fill(model: PreTrainedModel, sources: list[Source], device: torch.device | s
                 buffers[name].copy_(tensor)
             elif name in parameters and id(parameter := parameters[name]) not in done:
                 done.add(id(parameter))
-                if not torch.isfinite(tensor).all():
-                    stored = source.stored[0][1]
+                stored = source.stored[0][1]
+                if not tensor.is_floating_point():
+                    problem = problem or f"{stored.path}: {stored.key} holds {tensor.dtype}, codes of a quantised model"
+                elif not torch.isfinite(tensor := tensor.float()).all():
                     problem = problem or f"{stored.path}: {stored.key} holds NaN or infinite weights"
                 if hasattr(parameter, "ds_tensor"):
                     _fill_piece(parameter, tensor)

@@ -73,10 +73,11 @@ CONFIGS = {
     "qwen3_next": lambda: transformers.Qwen3NextConfig(
         **GROUPED, layer_types=["full_attention"] * 2, mlp_only_layers=[0, 1]
     ),
+    "gpt_oss": lambda: transformers.GptOssConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2, pad_token_id=0),
     "afmoe": lambda: transformers.AfmoeConfig(**GROUPED, num_dense_layers=2),
 }
 GROUPS = {"llama_grouped": 2, "qwen2": 1, "qwen3": 2, "gemma": 2, "gemma2": 2, "gemma3": 2, "mixtral": 2, "phi3": 2}
-GROUPS |= {"gpt_bigcode": 1, "falcon": 1, "falcon_new": 2, "qwen3_next": 2, "afmoe": 2}
+GROUPS |= {"gpt_bigcode": 1, "falcon": 1, "falcon_new": 2, "qwen3_next": 2, "afmoe": 2, "gpt_oss": 2}
 TIED = {"gpt2", "gemma", "gemma2", "gemma3", "opt", "ctrl", "gpt_bigcode", "gpt_bigcode_whole", "falcon", "falcon_new"}
 BIASED = {"codegen", "ctrl"}  # their unembedding
 POSITIONS = {"gpt2", "opt", "gpt_bigcode", "gpt_bigcode_whole"}
@@ -145,6 +146,40 @@ def moved(model: nn.Module, component: Component, layer: int, only: str | None =
 def output_weight(model: nn.Module, layer: int) -> str:
     heads = find_layers(model)[layer].heads
     return next(name for name, p in model.named_parameters() if p is heads.output.weight)
+
+
+DENSE = LLAMA | {"num_key_value_heads": 2, "pad_token_id": 0}
+NARROW = {"n_embd": 24, "n_layer": 2, "n_head": 4, "n_positions": 32} | TINY
+ROUTED = DENSE | EXPERTS | {"num_experts": 4, "n_routed_experts": 4, "n_group": 1, "topk_group": 1}
+OTHERS = {
+    "openai-gpt": NARROW, "gptj": NARROW | {"rotary_dim": 4},
+    "bloom": TINY | {"hidden_size": 24, "n_layer": 2, "n_head": 4},
+    "gpt_neo": TINY
+    | {"hidden_size": 24, "num_layers": 2, "num_heads": 4, "attention_types": [[["global", "local"], 1]]},
+    "mpt": TINY | {"d_model": 24, "n_layers": 2, "n_heads": 4, "max_seq_len": 32},
+    "persimmon": DENSE | {"partial_rotary_factor": 1.0}, "phi": DENSE | {"partial_rotary_factor": 1.0},
+    "biogpt": DENSE, "mistral": DENSE, "olmo": DENSE, "stablelm": DENSE,
+    "starcoder2": DENSE, "cohere": DENSE, "cohere2": DENSE, "granite": DENSE, "smollm3": DENSE, "nemotron": DENSE,
+    "ernie4_5": DENSE, "arcee": DENSE, "apertus": DENSE, "falcon": LLAMA | {"multi_query": False, "alibi": True},
+    "exaone4": DENSE, "glm": DENSE | {"head_dim": 6}, "glm4": DENSE | {"head_dim": 6},
+    "helium": DENSE | {"head_dim": 6}, "seed_oss": DENSE | {"head_dim": 6}, "hunyuan_v1_dense": DENSE | {"head_dim": 6},
+    "qwen2_moe": ROUTED | {"shared_expert_intermediate_size": 8}, "qwen3_moe": ROUTED | {"head_dim": 6},
+    "phimoe": DENSE | {"num_local_experts": 4}, "granitemoe": DENSE | {"num_local_experts": 4},
+    "dots1": ROUTED | {"n_shared_experts": 1},
+    "glm4_moe": ROUTED | {"head_dim": 6}, "llama4_text": DENSE | {"num_local_experts": 4, "head_dim": 6},
+    "minicpm3": LATENT | {"q_lora_rank": 8},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("model_type", OTHERS)
+def test_heads_of_other_architectures_move_their_own_outputs(model_type: str) -> None:
+    model = build(transformers.CONFIG_MAPPING[model_type](**OTHERS[model_type]))
+    components, output = language_model_components(model), output_weight(model, 1)
+    for head in (0, 3):
+        assert moved(model, components[f"layer.1.head.{head}"], 1, skip=output) == ([head], True)
+    (columns,) = (p for p in components["layer.1.head.3"].pieces if p.parameter == output)
+    columns.view(model.get_parameter(output).data).zero_()
+    assert moved(model, components["layer.1.head.3"], 1, skip=output) == ([3], False)
 
 
 def test_moving_a_head_moves_its_output_only(model: nn.Module) -> None:
@@ -216,6 +251,7 @@ def test_heads_groups_and_what_is_shared_partition_the_attention(model: nn.Modul
         "deepseek_v2_lite": latent,
         "deepseek_v3": latent | {"q_a_proj.weight", "q_a_layernorm.weight"},
         "qwen3_next": {"q_norm.weight", "k_norm.weight"},
+        "gpt_oss": {"o_proj.bias"},
         "afmoe": {"q_norm.weight", "k_norm.weight"},
     }.get(architecture, set())
     for layer in (0, 1):
@@ -405,7 +441,7 @@ MIXTURES = {
         **LLAMA, **EXPERTS, num_experts=4, shared_expert_intermediate_size=8
     ),
     "deepseek_v3": lambda: transformers.DeepseekV3Config(**LATENT | {"n_routed_experts": 4}),
-    "gpt_oss": lambda: transformers.GptOssConfig(**GROUPED, num_local_experts=4, num_experts_per_tok=2, pad_token_id=0),
+    "gpt_oss": CONFIGS["gpt_oss"],
     "jetmoe": lambda: transformers.JetMoeConfig(**LLAMA, num_local_experts=4, num_experts_per_tok=2, kv_channels=6),
 }
 

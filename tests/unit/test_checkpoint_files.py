@@ -196,6 +196,16 @@ def test_weights_that_are_no_numbers_are_refused_by_name(value: float, llama: Pa
         load_language_model(str(llama))
 
 
+def test_codes_of_a_quantised_model_are_refused_by_name(llama: Path) -> None:
+    weights = weights_of(llama)
+    name = "model.layers.0.mlp.up_proj.weight"
+    write(llama, weights | {name: weights[name].to(torch.int8)})
+    with pytest.raises(
+        PatterningError, match=rf"{name} holds torch\.int8, codes of a quantised model, of which no loss"
+    ):
+        load_language_model(str(llama))
+
+
 def test_broken_indices_and_missing_shards_are_refused(llama: Path) -> None:
     transformers.AutoModelForCausalLM.from_pretrained(llama).save_pretrained(llama, max_shard_size="4KB")
     (llama / SINGLE).unlink(missing_ok=True)
