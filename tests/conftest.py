@@ -53,6 +53,8 @@ SECONDS = {
     "tests/unit/test_deaths.py": 25,
     "tests/ray/test_stacks.py": 25,
     "tests/end_to_end/test_own_model.py": 25,
+    "tests/unit/test_anatomy.py": 25,
+    "tests/unit/test_checkpoint_files.py": 20,
     "tests/ray/test_metrics.py": 20,
     "tests/ray/test_trials.py": 20,
     "tests/statistical/test_calibrated_settings.py": 40,

@@ -27,9 +27,10 @@ from patterning_dist.config.model import HuggingFaceConfig
 from patterning_dist.errors import PatterningError, first_line
 from patterning_dist.models.adapter import Adapter, attach_adapter, read_adapter
 from patterning_dist.models.checkpoint import no_weights, read_checkpoint
+from patterning_dist.models.filling import fill
 from patterning_dist.models.losses import token_losses
 from patterning_dist.models.pretrained_config import CLASSES, INVALID, Head, quiet, read_config, saved_head
-from patterning_dist.models.weights import Source, fill, match, same_where_tied
+from patterning_dist.models.weights import Source, match, same_where_tied
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PretrainedConfig, PreTrainedModel
@@ -83,7 +84,12 @@ def open_saved_model(
     config = read_config(base, at, head)
     head = head or saved_head(config)
     folder = _folder(base, at, fetch)
-    tensors = {} if folder is None else read_checkpoint(folder)
+    try:
+        tensors = {} if folder is None else read_checkpoint(folder)
+    except PatterningError:
+        if fetch or Path(base).is_dir():
+            raise
+        tensors = {}  # the cache has a part of it
     if adapter is not None:
         if head == "classes" and (score := adapter.tensors.get("score.weight")) is not None:
             config.num_labels = score.shape[0]  # the base's own is of a model without this head

@@ -16,10 +16,11 @@ from torch import Tensor
 
 from patterning_dist.config import HuggingFaceConfig
 from patterning_dist.errors import PatterningError
+from patterning_dist.models import huggingface
 from patterning_dist.models.checkpoint import INDEX, SINGLE, Files, read_checkpoint
 from patterning_dist.models.components import model_components
 from patterning_dist.models.huggingface import language_model_skeleton, load_language_model, open_saved_model
-from patterning_dist.models.pretrained_config import model_config
+from patterning_dist.models.pretrained_config import model_config, read_config
 from patterning_dist.models.weights import state_shapes
 from patterning_dist.tasks.huggingface import HuggingFace
 
@@ -196,6 +197,16 @@ def test_weights_that_are_no_numbers_are_refused_by_name(value: float, llama: Pa
         load_language_model(str(llama))
 
 
+def test_of_stacked_experts_the_one_that_is_no_number_is_named(tmp_path: Path) -> None:
+    build("mixtral", **EXPERTS["mixtral"]).save_pretrained(tmp_path)
+    weights = weights_of(tmp_path)
+    (name,) = (key for key in weights if key.endswith("layers.1.block_sparse_moe.experts.2.w3.weight"))
+    weights[name][-1, 0] = torch.nan
+    write(tmp_path, weights)
+    with pytest.raises(PatterningError, match=rf"model\.safetensors: {name} holds NaN or infinite weights"):
+        load_language_model(str(tmp_path))
+
+
 def test_codes_of_a_quantised_model_are_refused_by_name(llama: Path) -> None:
     weights = weights_of(llama)
     name = "model.layers.0.mlp.up_proj.weight"
@@ -286,6 +297,19 @@ def test_training_checkpoints_of_deepspeed_are_refused_with_what_to_do(llama: Pa
         PatterningError, match=r"a training checkpoint of DeepSpeed; write its weights with zero_to_fp32"
     ):
         load_language_model(str(llama))
+
+
+def test_a_part_in_the_cache_is_enough_for_the_skeleton(llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of a model on the hub: the index is there, its shards are not."""
+    transformers.AutoModelForCausalLM.from_pretrained(llama).save_pretrained(llama, max_shard_size="4KB")
+    for shard in llama.glob("*.safetensors"):
+        shard.unlink()
+    monkeypatch.setattr("huggingface_hub.snapshot_download", lambda name, **keys: str(llama))
+    monkeypatch.setattr(huggingface, "read_config", lambda path, revision, head: read_config(str(llama), None, head))
+    skeleton = language_model_skeleton("owner/name")
+    assert skeleton.lm_head.weight.shape == (31, 16)
+    with pytest.raises(PatterningError, match=r"shards not there, which model\.safetensors\.index\.json names"):
+        load_language_model("owner/name")
 
 
 def test_an_interrupted_copy_is_refused(llama: Path) -> None:
