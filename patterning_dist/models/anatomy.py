@@ -38,7 +38,7 @@ ROUTER_NAMES = ("gate", "router")
 SHARED_EXPERT_NAMES = ("shared_expert", "shared_experts", "shared_expert_gate", "shared_mlp")
 POSITION_NAMES = ("wpe", "embed_positions", "position_embeddings", "positions_embed")
 
-_HEAD = re.compile(r"layer\.(\d+)\.(?:head|kv)\.\d+$")
+_HEAD = re.compile(r"layer\.(\d+)\.(?:head|kv|expert)\.\d+$")
 
 
 @dataclass(frozen=True)
@@ -119,11 +119,13 @@ def language_model_components(model: PreTrainedModel) -> dict[str, Component]:
 
 
 def missing_head(model: PreTrainedModel, name: str) -> str | None:
-    """Why ``layer.N.head.M`` or ``layer.N.kv.G`` does not exist though layer N does, and what to write instead."""
+    """Why a head, a group or an expert does not exist though its layer does, and what to write instead."""
     match, layers = _HEAD.match(name), find_layers(model)
     if not match or int(match[1]) >= len(layers):
         return None
     layer = layers[int(match[1])]
+    if ".expert." in name:
+        return f"this layer has experts 0 to {len(layer.experts) - 1}" if layer.experts else "this layer has no experts"
     if isinstance(layer.heads, Heads):
         if ".kv." in name and layer.heads.num_groups == layer.heads.num_heads:
             return "every head of this layer has keys and values of its own: they are in the head"

@@ -413,6 +413,7 @@ def test_what_is_missing_is_explained() -> None:
     assert "are in the head" in str(missing_head(model, "layer.1.kv.0"))
     assert missing_head(model, "layer.2.head.0") is None
     assert missing_head(model, "embedding") is None
+    assert missing_head(model, "layer.0.expert.0") == "this layer has no experts"
     grouped = build(CONFIGS["qwen3"]())
     assert missing_head(grouped, "layer.0.kv.2") == "this layer has heads 0 to 3 and 2 key/value groups"
     with pytest.raises(PatterningError, match=r"component 'layer\.1\.head\.4' does not exist in this model"):
@@ -453,6 +454,7 @@ def test_moving_an_expert_moves_the_tokens_that_are_routed_to_it_only(name: str)
     (mlp,) = layer.mlp
     experts = [components[f"layer.1.expert.{number}"] for number in range(4)]
     assert "layer.1.expert.4" not in components
+    assert missing_head(model, "layer.1.expert.4") == "this layer has experts 0 to 3"
     shared = components.get("layer.1.shared_expert")
     assert (shared is not None) == (name in ("qwen2_moe", "deepseek_v3"))
     x = torch.randn(40, 1, 24, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
