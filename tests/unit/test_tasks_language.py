@@ -154,9 +154,10 @@ def test_without_a_head_its_columns_of_the_output_projection_are_zero(tmp_path: 
 
 
 def test_heads_that_are_not_known_are_not_ablated(tmp_path: Path) -> None:
-    config = transformers.FalconConfig(
-        vocab_size=VOCABULARY, hidden_size=32, num_hidden_layers=1, num_attention_heads=4, bos_token_id=None
-    )
+    config = transformers.DiffLlamaConfig(
+        vocab_size=VOCABULARY, hidden_size=32, intermediate_size=48, num_hidden_layers=1, num_attention_heads=4,
+        num_key_value_heads=4, bos_token_id=None,
+    )  # fmt: skip
     transformers.AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path / "model")
     assert task_of(tmp_path, TEXTS).model.without_head(0, 0) is None
 
