@@ -34,6 +34,7 @@ from patterning_dist.models.components import select_component
 from patterning_dist.models.huggingface import check_length, model_location
 from patterning_dist.response.contrast import OVERALL
 from patterning_dist.runtime.environment import resolve_device
+from patterning_dist.runtime.training.deepspeed_check import check_deepspeed
 from patterning_dist.runtime.training.stacked_trainer import stackable_optimizer
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.tasks.language import LanguageTask
@@ -52,14 +53,16 @@ def preflight(config: Config, directory: Path) -> list[str]:
         directory: of the run.
 
     Returns:
-        What is left out of the data, a line each.
+        What is left out of the data, and what becomes of the DeepSpeed JSON, a line each.
 
     Raises:
         PatterningError: no GPU, an observable that cannot be imported, a checkpoint or component that is not there, a
-            split without samples, or tokens that are not in the model's vocabulary.
+            split without samples, tokens that are not in the model's vocabulary, or a DeepSpeed JSON that DeepSpeed
+            refuses.
     """
     find_own_code()
     resolve_device(config.device)
+    remarks = check_deepspeed(config)
     for observable in config.sampling.observables:
         if isinstance(observable, FunctionConfig):
             load_function(observable.path)
@@ -73,7 +76,7 @@ def preflight(config: Config, directory: Path) -> list[str]:
             next(read_documents([Source(source.path, source.domain, source.text_column)]))  # that it can be read
         skeleton = open_skeleton(config)
         expand_components(config.sampling, skeleton)
-        return _own_tokenizer(config.data, skeleton)
+        return remarks + _own_tokenizer(config.data, skeleton)
     task = open_task(config, directory, "cpu")
     skeleton = task.skeleton()
     if isinstance(config.model, HuggingFaceConfig):
@@ -83,7 +86,7 @@ def preflight(config: Config, directory: Path) -> list[str]:
     sampling = expand_components(config.sampling, skeleton)
     subject = Subject(config.checkpoints[0], sampling.components[0].name, stream="")
     subjects = Subjects(task, sampling, config.seed, directory, {"": subject})
-    remarks = _frozen_parts(skeleton, sampling)
+    remarks += _frozen_parts(skeleton, sampling)
     for samples in dict.fromkeys((task.train, subjects.probe.source, *task.held_out.values())):
         if isinstance(samples, TokenDataset | SequenceTable):
             if isinstance(task, LanguageTask | SequenceTask):

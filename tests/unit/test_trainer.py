@@ -15,11 +15,12 @@ from safetensors.torch import load_file, save_file
 from tiny_run import SETTINGS
 
 from patterning_dist.config import HuggingFaceConfig, load_config
+from patterning_dist.config.deepspeed import deepspeed_config
 from patterning_dist.data.sampler import epoch_batch
 from patterning_dist.data.weights import write_sample_weights
 from patterning_dist.errors import PatterningError
 from patterning_dist.measure.preflight import preflight
-from patterning_dist.runtime.training.engine import deepspeed_config, model_in_pieces
+from patterning_dist.runtime.training.engine import model_in_pieces
 from patterning_dist.runtime.training.stacked_trainer import StackedTrainer, stackable_optimizer
 from patterning_dist.runtime.training.trainer import Trainer
 from patterning_dist.runtime.training.weights import save_weights

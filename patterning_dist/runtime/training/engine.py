@@ -4,43 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-
-def deepspeed_config(path: Path | None, batch_size: int, num_ranks: int) -> dict[str, Any]:
-    """The user's DeepSpeed JSON with the batch sizes that the run fixes.
-
-    Args:
-        path: DeepSpeed JSON; None: ZeRO stage 0.
-        batch_size: global batch, sequences. Ranks and accumulation steps share it out.
-        num_ranks: data-parallel ranks.
-    """
-    config: dict[str, Any] = {"zero_optimization": {"stage": 0}} if path is None else json.loads(path.read_text())
-    accumulation = config.get("gradient_accumulation_steps", 1)
-    return {
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        **config,
-        # Training checkpoints go back to the rank that wrote them.
-        "zero_optimization": {**config.get("zero_optimization", {}), "elastic_checkpoint": False},
-        "train_batch_size": batch_size,
-        "train_micro_batch_size_per_gpu": batch_size // (num_ranks * accumulation),
-        "gradient_accumulation_steps": accumulation,
-    }
+from patterning_dist.config.deepspeed import AUTO, BY_WIDTH
 
 
 def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], device: str) -> Any:
     """A DeepSpeed engine over the process group that there is."""
     deepspeed = _deepspeed(device)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=_with_bucket_sizes(config, model))
     return engine
+
+
+def _with_bucket_sizes(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Sizes of ZeRO's buffers that are "auto", from the model's width as the trainer of ``transformers`` sets them."""
+    shapes = [getattr(p, "ds_shape", p.shape) for p in model.parameters()]
+    width = max((min(shape) for shape in shapes if len(shape) > 1), default=1)
+    sizes = dict(zip(BY_WIDTH, (width**2, int(0.9 * width**2), 10 * width), strict=True))
+    zero = {key: sizes[key] if value == AUTO else value for key, value in config["zero_optimization"].items()}
+    return config | {"zero_optimization": zero}
 
 
 def _deepspeed(device: str) -> Any:

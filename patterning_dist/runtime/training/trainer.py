@@ -10,8 +10,9 @@ import torch
 from torch import nn
 
 from patterning_dist.config import Config
+from patterning_dist.config.deepspeed import deepspeed_config
 from patterning_dist.response.contrast import GROUP, influence
-from patterning_dist.runtime.training.engine import deepspeed_config, initialize, model_in_pieces
+from patterning_dist.runtime.training.engine import initialize, model_in_pieces
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import all_losses, to_device
 from patterning_dist.tasks.held_out import held_out_ids, held_out_splits, signed_sums
