@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from patterning_dist.config.checkpoints import FINAL, checkpoints_in, is_on_hub
 from patterning_dist.config.model import HuggingFaceConfig
 from patterning_dist.errors import PatterningError, first_line
-from patterning_dist.models.losses import token_losses
+from patterning_dist.models.losses import CHUNK, head_losses, token_losses
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PretrainedConfig, PreTrainedModel
@@ -32,6 +32,7 @@ if TYPE_CHECKING:  # takes seconds to import
 ATTENTION = "eager"
 Head = Literal["tokens", "classes"]  # a causal language model, or a classifier or reward model of whole sequences
 _KINDS = {"tokens": "causal language model", "classes": "sequence classifier"}
+_MARK = 100.0  # no cap or scale leaves it as it is
 # Of ``transformers``: what makes such models, and configuration -> class of those that there are.
 _CLASSES = {
     "tokens": ("AutoModelForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING"),
@@ -140,8 +141,19 @@ def logits_in_float32(model: PreTrainedModel) -> None:
 
 
 def _outside_autocast(head: Any, x: Tensor) -> Tensor:
+    """Logits, or losses [sample, position, 1] while the head has ``targets``, see ``_losses_in_the_head``."""
+
+    def of(part: Tensor) -> Tensor:
+        return type(head).forward(head, part.to(head.weight.dtype))
+
     with torch.autocast(x.device.type, enabled=False):
-        return type(head).forward(head, x.to(head.weight.dtype))
+        if (targets := getattr(head, "targets", None)) is None:
+            return of(x)
+        return head_losses(of, x, targets, _vocabulary_size(head))[..., None]
+
+
+def _vocabulary_size(head: Any) -> int:
+    return getattr(head.weight, "ds_shape", head.weight.shape)[0]  # ds_shape: in pieces, under ZeRO stage 3
 
 
 def language_model_skeleton(path: str, revision: str | None = None, head: Head | None = None) -> PreTrainedModel:
@@ -227,17 +239,47 @@ def check_length(model: nn.Module, length: int, *, last: bool) -> None:
         )
 
 
-def next_token_losses(model: nn.Module, tokens: Tensor) -> Tensor:
+def next_token_losses(model: nn.Module, tokens: Tensor, **arguments: Tensor) -> Tensor:
     """Loss of every predicted token, l(x, y) = -log p(y | x) in nats, from float32 logits.
 
     Args:
-        model: a causal language model of ``transformers``.
+        model: a causal language model of ``transformers``, or the engine around it.
         tokens: [sample, position] token ids.
+        arguments: of the model, such as position_ids.
 
     Returns:
         [sample, position - 1]; column p is the loss of ``tokens[:, p + 1]``.
+
+    Raises:
+        PatterningError: sequences longer than the model has positions for.
     """
-    return token_losses(logits(model, tokens[:, :-1]), tokens)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    head = getattr(model, "module", model).get_output_embeddings()
+    if _ends_in_its_head(model, head) and targets.numel() * _vocabulary_size(head) > CHUNK:
+        head.targets = targets
+        try:
+            return logits(model, inputs, **arguments)[..., 0]
+        finally:
+            del head.targets
+    return token_losses(logits(model, inputs, **arguments), tokens)
+
+
+def _ends_in_its_head(model: nn.Module, head: Any) -> bool:
+    """Whether the model returns what its head gives: not so where logits are capped or scaled after it.
+
+    Found out in a pass of its own, which all ranks of a sharded model take part in, whatever the size of their batches.
+    """
+    if getattr(getattr(head, "forward", None), "__func__", None) is not _outside_autocast:
+        return False
+    if not hasattr(head, "is_last"):
+        hook = head.register_forward_hook(lambda module, inputs, output: torch.full_like(output, _MARK))
+        try:
+            with torch.no_grad():
+                found = logits(model, torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device))
+        finally:
+            hook.remove()
+        head.is_last = bool((found == _MARK).all())
+    return head.is_last
 
 
 def model_location(config: HuggingFaceConfig, checkpoint: str) -> tuple[str, str | None]:

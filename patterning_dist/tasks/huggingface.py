@@ -22,6 +22,7 @@ from patterning_dist.models.huggingface import (
     logits,
     model_config,
     model_location,
+    next_token_losses,
     read_config,
 )
 from patterning_dist.sampling.ranks import Ranks
@@ -94,13 +95,13 @@ class HuggingFace:
                 return fresh_language_model(self.pretrained_config, None, self.head)
         return language_model_skeleton(*model_location(self.config, self.config.checkpoints[0]), self.head)
 
-    def logits(self, model: nn.Module, inputs: Tensor, **arguments: Tensor) -> Tensor:
-        """[sample, position, vocabulary], or [sample, class].
+    def token_losses(self, model: nn.Module, tokens: Tensor, **arguments: Tensor) -> Tensor:
+        """[sample, position - 1], see ``next_token_losses``.
 
         Args:
             model: or the engine around it.
-            inputs: token ids [sample, position].
-            arguments: position_ids of packed samples, attention_mask of padded ones.
+            tokens: [sample, position].
+            arguments: position_ids of packed samples.
 
         Raises:
             PatterningError: sequences longer than the model has positions for; documents of packed samples that the
@@ -109,7 +110,11 @@ class HuggingFace:
         if "position_ids" in arguments and not self._packing_checked:
             check_packing(model)
             self._packing_checked = True
-        return logits(model, inputs, self.head, **arguments)
+        return next_token_losses(model, tokens, **arguments)
+
+    def scores(self, model: nn.Module, inputs: Tensor, mask: Tensor) -> Tensor:
+        """[sample, class] of token ids [sample, position], of which ``mask`` says what is no pad."""
+        return logits(model, inputs, self.head, attention_mask=mask)
 
     def patterns(self, model: nn.Module, inputs: Tensor) -> list[Tensor]:
         """Attention probabilities of every layer, each [sample, head, query position, key position]."""

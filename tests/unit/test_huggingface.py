@@ -14,7 +14,6 @@ from torch import nn
 from patterning_dist.config import HuggingFaceConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.huggingface import language_model_skeleton, load_language_model
-from patterning_dist.models.losses import token_losses
 from patterning_dist.tasks.huggingface import HuggingFace
 
 SMALL = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 12, "vocab_size": 31}
@@ -33,7 +32,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def next_token_losses(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     architecture = HuggingFace(HuggingFaceConfig(kind="huggingface", path="x"), None, 12, "cpu", None)
-    return token_losses(architecture.logits(model, tokens[:, :-1]), tokens)
+    return architecture.token_losses(model, tokens)
 
 
 def save(model: nn.Module, folder: Path) -> Path:
