@@ -56,7 +56,7 @@ def _without_auto(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def deepspeed_config(path: Path | None, batch_size: int, num_ranks: int) -> dict[str, Any]:
-    """The user's DeepSpeed JSON with what the run fixes.
+    """The user's DeepSpeed JSON with what the run fixes; bf16 and fp16 have float32 masters, of ZeRO stage 1 at least.
 
     Args:
         path: DeepSpeed JSON; None: ZeRO stage 0.
@@ -68,12 +68,16 @@ def deepspeed_config(path: Path | None, batch_size: int, num_ranks: int) -> dict
     """
     settings = read_deepspeed(path)
     given = {key: value for key, value in settings.items() if key not in WITHOUT_EFFECT}
+    zero = given.get("zero_optimization", {})
+    if any(isinstance(given.get(kind), dict) and given[kind].get("enabled") for kind in ("bf16", "fp16")):
+        # Without ZeRO there would be other optimizers around ours, less exact, and masters on every rank.
+        zero = {**zero, "stage": zero.get("stage", 0) or 1}
     return {
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         **given,
         # Training checkpoints go back to the rank that wrote them.
-        "zero_optimization": {**given.get("zero_optimization", {}), "elastic_checkpoint": False},
+        "zero_optimization": {**zero, "elastic_checkpoint": False},
         **_batch_sizes(f"{path}", settings, batch_size, num_ranks),
     }
 
@@ -118,7 +122,7 @@ def deepspeed_faults(key: str, path: Path | None, training: TrainingConfig, num_
     if training.optimizer == "muon" and stage in (1, 2, 3):
         yield (
             f"{key}: {path} asks for ZeRO stage {stage}, which splits the matrices that muon needs; "
-            "set training.optimizer to adamw or zero_optimization.stage to 0"
+            "set training.optimizer to adamw or zero_optimization.stage to 0, without bf16 or fp16"
         )
     if training.anneal_steps and training.anneal_batch_size // num_ranks < steps:
         yield (

@@ -55,9 +55,8 @@ def shard_model(
             )
         parameter.data = parameter.data.contiguous()
     layers = list(decoder_layers(model))
-    if compute_dtype not in (None, torch.float32):
-        for layer in layers:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    if layers and compute_dtype not in (None, torch.float32):
+        checkpoint_layers(model)
     mesh = init_device_mesh(torch.device(device).type, (ranks.size,))
     for module in [*layers, *_untied_embeddings(model), model]:
         # True for the root as well: what lies outside the layers would otherwise stay whole until the backward pass,
@@ -68,6 +67,26 @@ def shard_model(
             # gloo has no average, and the sum is what is wanted.
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
+    return model
+
+
+def checkpoint_layers(model: nn.Module) -> nn.Module:
+    """Keep the inputs of layers for the backward pass and compute the rest again; the same module, changed in place.
+
+    Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016. Each forward pass of a layer is taken twice;
+    values and gradients are the same.
+
+    Raises:
+        PatterningError: there are no layers.
+    """
+    layers = list(decoder_layers(model))
+    if not layers:
+        raise PatterningError(
+            f"gradient_checkpointing: {type(model).__name__} has no layers in an nn.ModuleList; remove the key"
+        )
+    for layer in layers:
+        if not isinstance(layer.forward, partial):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     return model
 
 

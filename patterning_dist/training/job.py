@@ -102,7 +102,7 @@ class TrainingJob:
         if self.weights is not None and self.weighting == "loss":
             spec["weighted_loss"] = WEIGHTED_LOSS
         model = {k: v for k, v in config.model.model_dump(mode="json").items() if k != "path"}
-        training = self.training(config).model_dump(mode="json", exclude={"deepspeed"})
+        training = self.training(config).model_dump(mode="json", exclude={"deepspeed", "gradient_checkpointing"})
         splits = config.sampling.evaluation_sequences if self.splits else None
         inputs = json.dumps([spec, self._files, model, training, splits, config.seed], sort_keys=True)
         return hashlib.sha256(inputs.encode()).hexdigest()

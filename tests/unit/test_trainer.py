@@ -277,6 +277,11 @@ def test_an_arm_whose_table_is_not_there_or_goes_below_zero_is_refused(alone, ru
         arm_jobs(config, run)
 
 
+def engine_of(model):
+    """As far as it is needed to write weights; no pass has left parameters on their way."""
+    return SimpleNamespace(module=model, zero_optimization_stage=lambda: 0)
+
+
 @pytest.mark.parametrize("tied", [True, False])
 def test_models_of_transformers_come_in_pieces_under_zero_3_and_are_the_same(alone, tmp_path, tied):
     sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -290,12 +295,12 @@ def test_models_of_transformers_come_in_pieces_under_zero_3_and_are_the_same(alo
     parameters = dict(whole.named_parameters())
     for made in (in_pieces, None):
         if made is None:  # read from a checkpoint
-            save_weights(SimpleNamespace(module=whole), tmp_path / "model.safetensors")
+            save_weights(engine_of(whole), tmp_path / "model.safetensors")
             model.describe(tmp_path)
             with model_in_pieces(settings, "cpu"):
                 made = model.load(tmp_path, Ranks())
         assert all(p.numel() == 0 for p in made.parameters())
-        save_weights(SimpleNamespace(module=made), tmp_path / "pieces" / "model.safetensors")
+        save_weights(engine_of(made), tmp_path / "pieces" / "model.safetensors")
         stored = load_file(tmp_path / "pieces" / "model.safetensors")
         assert stored.keys() == parameters.keys()
         assert all(torch.equal(stored[name], p) for name, p in parameters.items())

@@ -13,12 +13,40 @@ from torch import nn
 
 from patterning_dist.config.deepspeed import AUTO, BY_WIDTH
 
+_NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
+
 
 def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], device: str) -> Any:
-    """A DeepSpeed engine over the process group that there is."""
+    """A DeepSpeed engine over the process group that there is.
+
+    In bfloat16 or float16 DeepSpeed's float32 masters would begin at the rounded parameters: here they begin at those
+    of ``model``.
+    """
     deepspeed = _deepspeed(device)
+    exact = _narrowed(model, config)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=_with_bucket_sizes(config, model))
+    for parameter, value in exact.items():
+        if value.shape == parameter.shape:
+            deepspeed.utils.safe_set_full_fp32_param(parameter, value)
+        else:
+            deepspeed.utils.safe_set_local_fp32_param(parameter, value)
     return engine
+
+
+def _narrowed(model: nn.Module, config: dict[str, Any]) -> dict[nn.Parameter, torch.Tensor]:
+    """Parameters that will be narrower, as they are now: whole, or this rank's piece, which DeepSpeed wants narrow."""
+    dtype = next((kind for name, kind in _NARROW.items() if config.get(name, {}).get("enabled")), None)
+    if dtype is None:
+        return {}
+    exact = {}
+    for parameter in model.parameters():
+        piece = getattr(parameter, "ds_tensor", None)
+        kept = parameter if piece is None else piece
+        if parameter.requires_grad:
+            exact[parameter] = kept.detach().clone()
+        if piece is not None:
+            piece.data, parameter.data = piece.data.to(dtype), parameter.data.to(dtype)
+    return exact
 
 
 def _with_bucket_sizes(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
@@ -71,7 +99,7 @@ def model_in_pieces(config: dict[str, Any], device: str) -> Iterator[None]:
     _deepspeed(device)
     from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-    settings = _Settings(config)
+    settings = _Settings({key: value for key, value in config.items() if key not in _NARROW})  # in float32
     set_hf_deepspeed_config(settings)  # which keeps a weak reference
     try:
         yield

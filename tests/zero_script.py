@@ -1,0 +1,167 @@
+"""Trainings of a small GPT-NeoX under several DeepSpeed settings on the ranks of a process group without Ray, and the
+same by plain torch.
+
+python zero_script.py RANK SIZE FOLDER
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+import torch.distributed as dist
+import yaml
+
+from patterning_dist.config import load_config
+from patterning_dist.config.deepspeed import BY_WIDTH
+from patterning_dist.data.sampler import epoch_batch
+from patterning_dist.data.weights import write_sample_weights
+from patterning_dist.models.huggingface import load_language_model, next_token_losses
+from patterning_dist.runtime.training.trainer import Trainer
+from patterning_dist.runtime.training.weights import save_weights
+from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.shard import decoder_layers
+from patterning_dist.stages.train import arm_jobs
+from patterning_dist.storage.run import RunDirectory
+from patterning_dist.tasks.open import open_task
+
+VOCABULARY, CONTEXT, NUM_TRAIN, NUM_STEPS, BATCH = 29, 10, 40, 6, 8
+BF16 = {"bf16": {"enabled": True}}
+# Name -> (DeepSpeed JSON, keys of the section training).
+ZERO = [{"zero_optimization": {"stage": stage}} for stage in range(4)]
+AUTO = dict.fromkeys(BY_WIDTH, "auto")
+CASES = {
+    "zero 0": (ZERO[0], {}),
+    "zero 2": (ZERO[2] | {"gradient_accumulation_steps": 2}, {}),
+    "zero 3": (ZERO[3] | {"gradient_accumulation_steps": 2}, {}),
+    "small buckets 3": ({"zero_optimization": {"stage": 3} | AUTO}, {}),
+    "checkpointed 3": (ZERO[3], {"gradient_checkpointing": True}),
+    "bf16 0": (ZERO[0] | BF16, {}),
+    "bf16 2": (ZERO[2] | BF16, {}),
+    "bf16 sums in float32": (ZERO[1] | BF16 | {"data_types": {"grad_accum_dtype": "fp32"}}, {}),
+    "bf16 checkpointed 3": (ZERO[3] | BF16 | {"gradient_accumulation_steps": 2}, {"gradient_checkpointing": True}),
+}
+
+
+def write_experiment(folder):
+    """A model with random weights, tokens, weights of single tokens, and an arm trained on them."""
+    from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
+
+    sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    torch.manual_seed(0)
+    model = GPTNeoXForCausalLM(GPTNeoXConfig(vocab_size=VOCABULARY, max_position_embeddings=CONTEXT, **sizes))
+    model.save_pretrained(folder / "model")
+    rng = np.random.default_rng(0)
+    for name in ("train", "held_out"):
+        rows = rng.integers(0, VOCABULARY, size=(NUM_TRAIN, CONTEXT)).tolist()
+        pq.write_table(pa.table({"input_ids": rows}), folder / f"{name}.parquet")
+    sequence, position = (a.ravel() for a in np.meshgrid(range(NUM_TRAIN), range(1, CONTEXT), indexing="ij"))
+    write_sample_weights(folder / "weights.parquet", sequence, position, rng.uniform(0, 3, len(sequence)), {})
+    sections = {
+        "name": "zero", "seed": 0, "device": "cpu",
+        "model": {"kind": "huggingface", "path": "model"},
+        "data": {
+            "kind": "tokens", "train": "train.parquet", "held_out": {"text": "held_out.parquet"},
+            "context_length": CONTEXT,
+        },
+        "training": {
+            "batch_size": BATCH, "optimizer": "adamw", "learning_rate": 0.003, "weight_decay": 0.1, "warmup_steps": 2,
+        },
+        "sampling": {
+            "components": [{"name": "everything"}], "observables": [{"kind": "split_loss", "name": "all", "split":
+            "overall"}], "num_chains": 4, "num_draws": 40, "burn_in": 1, "inverse_temperature": 30, "localization": 100,
+            "step_size": 1e-6, "batch_size": 4, "probe_sequences": 4, "evaluation_sequences": 16,
+        },
+        "retrain": {
+            "arms": [{"name": "mine", "weights": "./weights.parquet"}], "seeds": [1], "num_steps": NUM_STEPS,
+            "start": "final",
+        },
+    }  # fmt: skip
+    (folder / "experiment.yaml").write_text(yaml.safe_dump(sections))
+
+
+def by_hand(folder):
+    """Losses of the steps and weights afterwards, of a loop in float32 without engine, ranks or task."""
+    model = load_language_model(str(folder / "model"))
+    tokens = torch.tensor(pq.read_table(folder / "train.parquet")["input_ids"].to_pylist())
+    weights = torch.from_numpy(pq.read_table(folder / "weights.parquet")["weight"].to_numpy().copy()).float()
+    weights = (weights / weights.mean()).view(NUM_TRAIN, CONTEXT - 1)
+    matrices, vectors = ([p for p in model.parameters() if (p.dim() > 1) == two] for two in (True, False))
+    optimizer = torch.optim.AdamW(
+        [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.98)
+    )
+    losses = []
+    for step in range(NUM_STEPS):
+        for group in optimizer.param_groups:
+            group["lr"] = 0.003 * min(1, (step + 1) / 2)
+        ids = torch.from_numpy(epoch_batch(1, step, BATCH, NUM_TRAIN))
+        optimizer.zero_grad()
+        loss = (weights[ids] * next_token_losses(model, tokens[ids])).mean()
+        loss.backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+    return losses, {name: p.detach() for name, p in model.named_parameters()}
+
+
+def train_all(folder, ranks):
+    """Every case on the ranks of this process group; rank 0 writes losses, metrics and weights."""
+    for name, (settings, training) in CASES.items():
+        path = folder / f"{name}-{ranks.size}.json"
+        if ranks.rank == 0:
+            path.write_text(json.dumps(settings))
+        dist.barrier()
+        keys = [f"training.{key}={value}" for key, value in training.items()]
+        config = load_config(
+            folder / "experiment.yaml", [f"retrain.deepspeed={path}", f"retrain.num_workers={ranks.size}", *keys]
+        )
+        task = open_task(config, folder, "cpu")
+        run = RunDirectory(folder / f"run-{ranks.size}-{ranks.rank}")
+        (job,) = arm_jobs(config, run)
+        trainer = Trainer(config, task, job, ranks, "cpu")
+        result = folder / f"{name}-{ranks.size}"
+        save_weights(trainer.engine, result / "initial.safetensors" if ranks.rank == 0 else None)
+        losses = [loss for step in range(job.total_steps) for loss in trainer.step(step)]
+        found = {"losses": losses, "metrics": trainer.evaluate(), "observables": trainer.observables()[0]}
+        save_weights(trainer.engine, result / "model.safetensors" if ranks.rank == 0 else None)
+        found["checkpointed"] = [isinstance(f.forward, partial) for f in decoder_layers(trainer.engine.module)]
+        if ranks.rank == 0:
+            (result / "found.json").write_text(json.dumps(found))
+        trainer.engine.destroy()
+
+
+def run_groups(folder, sizes):
+    """Groups of so many ranks, at once; waits for them."""
+    processes = {}
+    for size in sizes:
+        for rank in range(size):
+            environment = {"RANK": rank, "WORLD_SIZE": size, "LOCAL_RANK": rank, "LOCAL_WORLD_SIZE": size}
+            environment |= {"LOCAL_SIZE": size, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": 1}
+            command = [sys.executable, __file__, f"{rank}", f"{size}", str(folder)]
+            log = folder / f"{size}-{rank}.log"
+            with log.open("w") as file:
+                named = {name: str(value) for name, value in environment.items()}
+                processes[log] = subprocess.Popen(command, env=os.environ | named, stdout=file, stderr=file)
+    deadline = time.monotonic() + 300
+    try:
+        for log, process in processes.items():
+            assert process.wait(max(1, deadline - time.monotonic())) == 0, log.read_text()[-3000:]
+    finally:
+        for process in processes.values():
+            process.kill()
+
+
+if __name__ == "__main__":
+    rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", init_method=f"file://{folder / f'store-{size}'}", rank=rank, world_size=size)
+    train_all(folder, Ranks(rank, size))
