@@ -6,6 +6,7 @@ python zero_script.py RANK SIZE FOLDER
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import subprocess
@@ -13,6 +14,7 @@ import sys
 import time
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyarrow as pa
@@ -26,8 +28,9 @@ from patterning_dist.config.deepspeed import BY_WIDTH
 from patterning_dist.data.sampler import epoch_batch
 from patterning_dist.data.weights import write_sample_weights
 from patterning_dist.models.huggingface import load_language_model, next_token_losses
+from patterning_dist.runtime.training.checkpoints import TrainingCheckpoints
 from patterning_dist.runtime.training.trainer import Trainer
-from patterning_dist.runtime.training.weights import save_weights
+from patterning_dist.runtime.training.weights import load_shares, own_share, save_weights
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.shard import decoder_layers
 from patterning_dist.stages.train import arm_jobs
@@ -113,30 +116,74 @@ def by_hand(folder):
     return losses, {name: p.detach() for name, p in model.named_parameters()}
 
 
+RESUMED = ("zero 2", "zero 3", "bf16 2", "bf16 sums in float32", "bf16 checkpointed 3")
+MIDDLE = 3  # steps before a checkpoint
+
+
+def open_case(folder, name, ranks):
+    settings, training = CASES[name]
+    path = folder / f"{name}-{ranks.size}.json"
+    if ranks.rank == 0:
+        path.write_text(json.dumps(settings))
+    dist.barrier()
+    keys = [f"training.{key}={value}" for key, value in training.items()]
+    keys += [f"retrain.deepspeed={path}", f"retrain.num_workers={ranks.size}"]
+    config = load_config(folder / "experiment.yaml", keys)
+    task = open_task(config, folder, "cpu")
+    (job,) = arm_jobs(config, RunDirectory(folder / f"run-{ranks.size}-{ranks.rank}"))
+    return Trainer(config, task, job, ranks, "cpu")
+
+
+def checkpoints(folder, name, size, trainer):
+    """Those that groups of a size wrote."""
+    run, ignored = RunDirectory(folder / f"kept-{size}"), SimpleNamespace(remote=lambda *_, **__: None)
+    job = dataclasses.replace(trainer.job, folder=run.path / name)
+    control = SimpleNamespace(stopping=ignored, tell=ignored)
+    return TrainingCheckpoints(job, "the same for all of a case", run.path, run.storage, control, "cpu")
+
+
+def write(trainer, path):
+    save_weights(trainer.engine, path if trainer.ranks.rank == 0 else None)
+
+
 def train_all(folder, ranks):
     """Every case on the ranks of this process group; rank 0 writes losses, metrics and weights."""
-    for name, (settings, training) in CASES.items():
-        path = folder / f"{name}-{ranks.size}.json"
-        if ranks.rank == 0:
-            path.write_text(json.dumps(settings))
-        dist.barrier()
-        keys = [f"training.{key}={value}" for key, value in training.items()]
-        config = load_config(
-            folder / "experiment.yaml", [f"retrain.deepspeed={path}", f"retrain.num_workers={ranks.size}", *keys]
-        )
-        task = open_task(config, folder, "cpu")
-        run = RunDirectory(folder / f"run-{ranks.size}-{ranks.rank}")
-        (job,) = arm_jobs(config, run)
-        trainer = Trainer(config, task, job, ranks, "cpu")
-        result = folder / f"{name}-{ranks.size}"
-        save_weights(trainer.engine, result / "initial.safetensors" if ranks.rank == 0 else None)
-        losses = [loss for step in range(job.total_steps) for loss in trainer.step(step)]
+    for name in CASES:
+        trainer, result, losses = open_case(folder, name, ranks), folder / f"{name}-{ranks.size}", []
+        write(trainer, result / "initial.safetensors")
+        for step in range(NUM_STEPS):
+            if step == MIDDLE and name in RESUMED:
+                write(trainer, result / "middle.safetensors")
+                recorders = [{}], [{"average": own_share(trainer.engine)}]
+                checkpoints(folder, name, ranks.size, trainer)._save(trainer.engine, step, recorders)
+            losses += trainer.step(step)
         found = {"losses": losses, "metrics": trainer.evaluate(), "observables": trainer.observables()[0]}
-        save_weights(trainer.engine, result / "model.safetensors" if ranks.rank == 0 else None)
+        write(trainer, result / "model.safetensors")
         found["checkpointed"] = [isinstance(f.forward, partial) for f in decoder_layers(trainer.engine.module)]
         if ranks.rank == 0:
             (result / "found.json").write_text(json.dumps(found))
         trainer.engine.destroy()
+
+
+def resume_all(folder, ranks):
+    """From the checkpoints of each of the groups."""
+    for size in (1, 2):
+        deadline = time.monotonic() + 200
+        while not (folder / f"{list(CASES)[-1]}-{size}" / "found.json").exists():
+            assert time.monotonic() < deadline, f"the group of {size} has not come to its end"
+            time.sleep(0.1)
+        for name in RESUMED:
+            trainer, result = open_case(folder, name, ranks), folder / f"{name}-{ranks.size}-from-{size}"
+            kept = checkpoints(folder, name, size, trainer).restore(trainer.engine)
+            assert kept["step"] == MIDDLE
+            (_, own), *none = kept["recorders"]
+            assert not none
+            for step in range(MIDDLE, NUM_STEPS):
+                trainer.step(step)
+            write(trainer, result / "model.safetensors")
+            load_shares(trainer.engine, own["average"])
+            write(trainer, result / "average.safetensors")
+            trainer.engine.destroy()
 
 
 def run_groups(folder, sizes):
@@ -165,3 +212,4 @@ if __name__ == "__main__":
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / f'store-{size}'}", rank=rank, world_size=size)
     train_all(folder, Ranks(rank, size))
+    resume_all(folder, Ranks(rank, size))

@@ -76,8 +76,7 @@ def deepspeed_config(path: Path | None, batch_size: int, num_ranks: int) -> dict
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         **given,
-        # Training checkpoints go back to the rank that wrote them.
-        "zero_optimization": {**zero, "elastic_checkpoint": False},
+        "zero_optimization": zero,
         **_batch_sizes(f"{path}", settings, batch_size, num_ranks),
     }
 

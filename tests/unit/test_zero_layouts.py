@@ -1,5 +1,5 @@
-"""A training in DeepSpeed is that of plain torch on weighted losses, whatever the ZeRO stage, the ranks and the backward
-passes of a step; in bfloat16 within its rounding, and from float32 masters."""
+"""A training in DeepSpeed is that of plain torch on weighted losses, whatever the ZeRO stage, the ranks and the number
+of backward passes; in bfloat16 within its rounding, from float32 masters. Another number of ranks can go on with it."""
 
 from __future__ import annotations
 
@@ -57,3 +57,24 @@ def test_it_is_plain_torch(folder, by_hand, case, size):
     assert report["observables"]["all"] == pytest.approx(report["metrics"]["validation_loss"], abs=1e-6)
     if narrow:  # what is kept is finer than what is computed with
         assert any((w.bfloat16().float() != w).any() for w in found.values())
+
+
+@pytest.mark.parametrize("size", [1, 2])
+@pytest.mark.parametrize("case", script.RESUMED)
+def test_a_checkpoint_is_taken_up_by_as_many_ranks_and_by_others(folder, case, size):
+    undisturbed, own, other = (
+        load_file(folder / name / "model.safetensors")
+        for name in (f"{case}-{size}", f"{case}-{size}-from-{size}", f"{case}-{size}-from-{3 - size}")
+    )
+    assert all(torch.equal(own[name], w) for name, w in undisturbed.items())
+    start = load_file(folder / f"{case}-{size}" / "initial.safetensors")
+    moved = max((w - start[name]).abs().max().item() for name, w in undisturbed.items())
+    other, undisturbed = without_key_bias(other), without_key_bias(undisturbed)
+    distances = torch.cat([(other[name] - w).abs().flatten() for name, w in undisturbed.items()])
+    # Three of the steps were taken by others, and the rest from where those had come.
+    assert distances.max() < (moved if case.startswith("bf16") else 2e-5)
+    assert distances.mean() < (0.02 if case.startswith("bf16") else 1e-4) * moved
+    for of in (1, 2):  # the weights at the checkpoint, from an average of one
+        average = load_file(folder / f"{case}-{size}-from-{of}" / "average.safetensors")
+        middle = load_file(folder / f"{case}-{of}" / "middle.safetensors")
+        assert all(torch.equal(average[name], w) for name, w in middle.items())

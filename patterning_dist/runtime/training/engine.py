@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
 from patterning_dist.config.deepspeed import AUTO, BY_WIDTH
+from patterning_dist.runtime.training.pieces import load_optimizer_pieces, optimizer_pieces
 
 _NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -116,8 +116,6 @@ def initialize_alone(module: nn.Module, optimizer: torch.optim.Optimizer, config
     return initialize(module, optimizer, config, device)
 
 
-# What DeepSpeed keeps with its optimizers for layouts other than the one that is saved.
-_FOR_OTHER_LAYOUTS = ("param_slice_mappings", "universal_checkpoint_info")
 _COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
 
 
@@ -127,31 +125,35 @@ def engine_state(engine: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     To be taken between two optimizer steps, on every rank at once.
     """
     stage = engine.zero_optimization_stage()
+    shared: dict[str, Any] = {"counters": {name: getattr(engine, name) for name in _COUNTERS}}
+    if hasattr(engine.optimizer, "loss_scaler"):
+        scaler = vars(engine.optimizer.loss_scaler).items()
+        shared["loss_scaler"] = {key: value for key, value in scaler if isinstance(value, bool | int | float)}
+    if stage < 3:  # else all there is are the optimizer's pieces
+        shared["module"] = engine.module.state_dict()
+    if stage == 0:
+        return shared | {"optimizer": engine.optimizer.state_dict()}, {}
     with partitioned_parameters(engine):
-        optimizer = {k: v for k, v in engine.optimizer.state_dict().items() if k not in _FOR_OTHER_LAYOUTS}
-        if "loss_scaler" in optimizer:
-            scaler = vars(optimizer["loss_scaler"]).items()
-            optimizer["loss_scaler"] = {k: v for k, v in scaler if isinstance(v, bool | int | float)}
-        module = {} if stage == 3 else engine.module.state_dict()  # stage 3: all there is are the optimizer's pieces
-    shared = {"module": module, "counters": {name: getattr(engine, name) for name in _COUNTERS}}
-    return (shared | {"optimizer": optimizer}, {}) if stage == 0 else (shared, {"optimizer": optimizer})
+        return shared, optimizer_pieces(engine)
 
 
-def load_engine_state(engine: Any, shared: dict[str, Any], own: dict[str, Any]) -> None:
-    """Put an engine, made with the same model and configuration, into a state of ``engine_state``."""
-    optimizer = dict((shared | own)["optimizer"])
-    if "loss_scaler" in optimizer:
-        vars(engine.optimizer.loss_scaler).update(optimizer["loss_scaler"])
-        optimizer["loss_scaler"] = engine.optimizer.loss_scaler
-    with partitioned_parameters(engine):
-        if shared["module"]:
-            engine.module.load_state_dict(shared["module"])
-        load = engine.optimizer.load_state_dict
-        if "state_dict_list" in inspect.signature(load).parameters:  # takes its own out of those of all ranks
-            ranks = range(torch.distributed.get_world_size())
-            load([optimizer for _ in ranks], load_optimizer_states=True, load_from_fp32_weights=True)
-        else:
-            load(optimizer)
+def load_engine_state(engine: Any, shared: dict[str, Any], own: Iterable[dict[str, Any]]) -> None:
+    """Put an engine, made with the same model and configuration, into a state of ``engine_state``.
+
+    Args:
+        engine: on any number of ranks.
+        shared: what all ranks had alike.
+        own: what every rank had alone; on as many ranks as there were, that of this rank is enough.
+    """
+    if "loss_scaler" in shared:
+        vars(engine.optimizer.loss_scaler).update(shared["loss_scaler"])
+    if "module" in shared:
+        engine.module.load_state_dict(shared["module"])
+    if "optimizer" in shared:
+        engine.optimizer.load_state_dict(shared["optimizer"])
+    else:
+        with partitioned_parameters(engine):
+            load_optimizer_pieces(engine, own)
     for name, value in shared["counters"].items():
         setattr(engine, name, value)
 

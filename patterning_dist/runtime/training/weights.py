@@ -20,6 +20,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from patterning_dist.runtime.training.engine import partitioned_parameters
+from patterning_dist.runtime.training.pieces import copy_overlap
 from patterning_dist.storage.files import atomic_path
 
 _KINDS = {torch.float32: "F32", torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
@@ -78,6 +79,18 @@ def own_share(engine: Any) -> dict[str, Tensor]:
         if share is not None:
             shares[name] = share.detach().to("cpu", torch.float32, copy=True)
     return shares
+
+
+def add_to_share(engine: Any, share: dict[str, Tensor], other: dict[str, Tensor], rank: int) -> None:
+    """Take over into ``share`` what this rank's part is of the share of a rank of another number of ranks."""
+    for number, (name, p) in enumerate(engine.module.named_parameters()):
+        if name not in other:
+            continue
+        if hasattr(p, "ds_tensor"):
+            mine = share.setdefault(name, torch.zeros(p.ds_tensor.shape))
+            copy_overlap(mine, dist.get_rank() * len(mine), other[name], rank * len(other[name]))
+        elif number % dist.get_world_size() == dist.get_rank():
+            share[name] = other[name]
 
 
 def load_shares(engine: Any, shares: dict[str, Tensor]) -> None:
