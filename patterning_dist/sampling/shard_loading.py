@@ -1,16 +1,17 @@
 """A causal language model of ``transformers`` whose weights go from the files to the ranks that hold them.
 
 No rank ever holds the whole: the module is built with parameters that have a shape and no memory, cut over the ranks,
-and every rank reads its own rows.
+and every rank reads its own rows. Under DeepSpeed's ZeRO stage 3 parameters are made in pieces, and filled likewise.
 """
 
 from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors import safe_open
@@ -25,6 +26,7 @@ from patterning_dist.models.huggingface import (
     from_config,
     load_language_model,
     logits_in_float32,
+    partitioned,
     quiet,
     read_config,
 )
@@ -60,18 +62,22 @@ def load_sharded_language_model(
     Raises:
         PatterningError: what ``load_language_model`` refuses; a parameter that is in no file, or one of another shape.
     """
-    if ranks.size == 1:
+    in_pieces = partitioned()
+    if ranks.size == 1 and not in_pieces:
         return load_language_model(path, revision, device, head)
     config = read_config(path, revision, head)
     folder = _folder(path, revision)
-    with quiet(), parameters_without_memory():
+    with quiet(), contextlib.nullcontext() if in_pieces else parameters_without_memory():
         model = from_config(config, head)
     logits_in_float32(model)
     sources = _sources(model, folder)  # looks at the names of classes, which fully_shard changes
-    shard_model(model, ranks, device, compute_dtype=compute_dtype)
+    if not in_pieces:
+        shard_model(model, ranks, device, compute_dtype=compute_dtype)
+    elif any(source is None for _, _, source in _located(model, sources)):
+        return load_language_model(path, revision, device, head)  # which puts together what is stored in parts
     _fill(model, sources, folder)
     model.eval()
-    if head == "tokens":
+    if head == "tokens" and not in_pieces:  # whose passes take the engine
         check_causal(model, path)
     return model
 
@@ -132,33 +138,42 @@ def _sources(model: PreTrainedModel, folder: Path) -> Sources:
     return sources
 
 
-def _fill(model: PreTrainedModel, sources: Sources, folder: Path) -> None:
-    """Allocate this rank's part of every parameter and read it; persistent buffers are read where the files have them.
-
-    A key may lack the prefix of the model without its head (``transformer.`` of GPT-2), or have one that the model has
-    not. Of tied parameters any name will do.
-    """
-    prefix = f"{model.base_model_prefix}."
-
-    def find(names: list[str]) -> tuple[str, Path] | None:
-        spellings = (key for name in names for key in (name, name.removeprefix(prefix), prefix + name))
-        return next((sources[key] for key in spellings if key in sources), None)
-
+def _located(model: PreTrainedModel, sources: Sources) -> list[tuple[nn.Parameter, list[str], tuple[str, Path] | None]]:
+    """Every parameter with its names, and where it is in the files. Of tied parameters any name will do."""
     names: dict[nn.Parameter, list[str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
         names.setdefault(parameter, []).append(name)
+    return [(parameter, aliases, _find(model, aliases, sources)) for parameter, aliases in names.items()]
+
+
+def _find(model: PreTrainedModel, names: list[str], sources: Sources) -> tuple[str, Path] | None:
+    """Where something is in the files.
+
+    A key may lack the prefix of the model without its head (``transformer.`` of GPT-2), or have one that the model has
+    not.
+    """
+    prefix = f"{model.base_model_prefix}."
+    spellings = (key for name in names for key in (name, name.removeprefix(prefix), prefix + name))
+    return next((sources[key] for key in spellings if key in sources), None)
+
+
+def _fill(model: PreTrainedModel, sources: Sources, folder: Path) -> None:
+    """Read this rank's part of every parameter, allocated here but for pieces, and persistent buffers that are there."""
     state: dict[str, Tensor] = {}
-    for parameter, aliases in names.items():
-        source = find(aliases)
+    for parameter, aliases, source in _located(model, sources):
         if source is None:
             raise PatterningError(
                 f"{folder}: the weights lack {aliases[0]}, or hold it in another layout, as {min(sources)} may be; "
                 "load the model whole and write it with save_pretrained(folder, save_original_format=False)"
             )
+        if hasattr(parameter, "ds_tensor"):
+            _read_piece(parameter, *source)
+            continue
         filled = nn.Parameter(_read(parameter, *source), requires_grad=parameter.requires_grad)
         state |= dict.fromkeys(aliases, filled)
-    for name, buffer in model.state_dict().items():
-        if name not in state and (source := find([name])) is not None:
+    persistent = model.state_dict().keys()
+    for name, buffer in model.named_buffers():
+        if name in persistent and (source := _find(model, [name], sources)) is not None:
             with safe_open(source[1], framework="pt") as file:
                 state[name] = file.get_tensor(source[0]).to(buffer)
     # Assigned, not copied: the parameters of the module have no memory yet. fully_shard pads uneven parts in a hook.
@@ -169,11 +184,7 @@ def _read(parameter: nn.Parameter, key: str, path: Path) -> Tensor:
     """This rank's rows of a tensor in a file, in float32, laid out like ``parameter``."""
     with safe_open(path, framework="pt") as file:
         stored = file.get_slice(key)
-        if tuple(stored.get_shape()) != tuple(parameter.shape):
-            raise PatterningError(
-                f"{path}: {key} has shape {stored.get_shape()}, the model of config.json {list(parameter.shape)}; "
-                "copy the folder again, or mend config.json"
-            )
+        _check_shape(stored, parameter.shape, key, path)
         if not isinstance(parameter, DTensor):
             return stored[:].to(torch.float32)
         mesh, placements = parameter.device_mesh, parameter.placements
@@ -181,4 +192,29 @@ def _read(parameter: nn.Parameter, key: str, path: Path) -> Tensor:
         rows = stored[offset[0] : offset[0] + shape[0]].to(mesh.device_type, torch.float32, copy=True)
         return DTensor.from_local(
             rows, mesh, placements, run_check=False, shape=parameter.shape, stride=parameter.stride()
+        )
+
+
+def _read_piece(parameter: Any, key: str, path: Path) -> None:
+    """Fill this rank's piece of a parameter under ZeRO stage 3: a stretch of the flattened tensor, padded."""
+    piece, shape = parameter.ds_tensor, parameter.ds_shape
+    start = torch.distributed.get_rank() * len(piece)
+    stop = min(start + len(piece), parameter.ds_numel)
+    with safe_open(path, framework="pt") as file:
+        stored = file.get_slice(key)
+        _check_shape(stored, shape, key, path)
+        if start >= stop:
+            return
+        width = prod(shape[1:])
+        first = start // width
+        rows = (stored[first : -(-stop // width)] if shape else stored[:]).reshape(-1)
+        with torch.no_grad():
+            piece[: stop - start].copy_(rows[start - first * width : stop - first * width])
+
+
+def _check_shape(stored: Any, shape: Sequence[int], key: str, path: Path) -> None:
+    if tuple(stored.get_shape()) != tuple(shape):
+        raise PatterningError(
+            f"{path}: {key} has shape {stored.get_shape()}, the model of config.json {list(shape)}; "
+            "copy the folder again, or mend config.json"
         )

@@ -25,6 +25,7 @@ from patterning_dist.runtime.training.stacked_trainer import StackedTrainer, sta
 from patterning_dist.runtime.training.trainer import Trainer
 from patterning_dist.runtime.training.weights import save_weights
 from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.shard_loading import _read_piece
 from patterning_dist.stages.train import arm_jobs, baseline_job
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.held_out import held_out_ids
@@ -305,3 +306,30 @@ def test_models_of_transformers_come_in_pieces_under_zero_3_and_are_the_same(alo
         assert stored.keys() == parameters.keys()
         assert all(torch.equal(stored[name], p) for name, p in parameters.items())
     assert all(p.numel() > 0 for p in model.build(4).parameters())
+
+
+def test_only_the_rows_of_a_piece_are_read(alone, tmp_path, monkeypatch):
+    """As the second of three ranks would: experts that are stored one by one are put together by transformers."""
+    import transformers
+
+    sizes = {"vocab_size": 31, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 8}
+    kinds = {"llama": (transformers.LlamaConfig, {}), "mixtral": (transformers.MixtralConfig, {"num_local_experts": 3})}
+    for kind, (config, more) in kinds.items():
+        torch.manual_seed(0)
+        saved = transformers.AutoModelForCausalLM.from_config(config(**sizes, **heads, **more))
+        saved.save_pretrained(tmp_path / kind)
+        with model_in_pieces(deepspeed_config(ZERO_3, 8, 1), "cpu"):
+            made = HuggingFace(HuggingFaceConfig(kind="huggingface", path=str(tmp_path)), None, 8, "cpu", None).load(
+                tmp_path / kind, Ranks()
+            )
+        expected = dict(saved.named_parameters())
+        assert made.state_dict().keys() == saved.state_dict().keys()
+        for name, p in made.named_parameters():
+            assert torch.equal(p.ds_tensor.view(p.ds_shape), expected[name]), name
+    weight = SimpleNamespace(ds_tensor=torch.full((130,), -1.0), ds_shape=torch.Size([31, 12]), ds_numel=372)
+    stored = load_file(tmp_path / "llama" / "model.safetensors")["model.embed_tokens.weight"].flatten()
+    for rank, last in ((0, 130), (1, 130), (2, 112)):
+        monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
+        _read_piece(weight, "model.embed_tokens.weight", tmp_path / "llama" / "model.safetensors")
+        assert torch.equal(weight.ds_tensor[:last], stored[130 * rank :][:last])

@@ -1,17 +1,12 @@
 """The weights of an engine where they lie: under ZeRO in pieces, put together one parameter at a time.
 
 Where an engine computes in a narrower type, its weights are the float32 masters that its optimizer steps on.
-
-A safetensors file (https://github.com/huggingface/safetensors#format) is the length of a JSON header in 8 bytes, the
-header, and the tensors end to end: it can be written while no process holds more than one of them.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +17,7 @@ from torch import Tensor
 from patterning_dist.runtime.training.engine import partitioned_parameters
 from patterning_dist.runtime.training.pieces import copy_overlap
 from patterning_dist.storage.files import atomic_path
-
-_KINDS = {torch.float32: "F32", torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
+from patterning_dist.training.state import file_header, tensor_bytes
 
 
 def save_weights(engine: Any, path: Path | None) -> None:
@@ -45,20 +39,12 @@ def save_weights(engine: Any, path: Path | None) -> None:
 
 
 def _write(stored: dict[str, Tensor], path: Path) -> None:
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in stored.items():
-        shape, kind = list(getattr(tensor, "ds_shape", tensor.shape)), _kind(tensor)
-        begin, end = end, end + prod(shape) * kind.itemsize
-        header[name] = {"dtype": _KINDS[kind], "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+    shapes = {name: (_kind(tensor), getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in stored.items()}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(file_header(shapes, {"format": "pt"}))
         for tensor in stored.values():
             with _whole(tensor) as whole:
-                content = whole.detach().to("cpu", _kind(tensor)).contiguous()
-                file.write(content.view(-1).view(torch.uint8).numpy().data)
+                file.write(tensor_bytes(whole.to(_kind(tensor))))
 
 
 def own_share(engine: Any) -> dict[str, Tensor]:
