@@ -158,7 +158,7 @@ def _find(model: PreTrainedModel, names: list[str], sources: Sources) -> tuple[s
 
 
 def _fill(model: PreTrainedModel, sources: Sources, folder: Path) -> None:
-    """Read this rank's part of every parameter, allocated here but for pieces, and persistent buffers that are there."""
+    """Read this rank's part of every parameter, and the persistent buffers that are there."""
     state: dict[str, Tensor] = {}
     for parameter, aliases, source in _located(model, sources):
         if source is None:
