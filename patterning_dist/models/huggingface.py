@@ -2,10 +2,10 @@
 
 Nothing is unpickled and no code comes with a model: weights are read from safetensors, ``trust_remote_code`` is off.
 
-Attention is computed by plain matrix products ("eager"). The fused kernels behind "sdpa" have no second derivative,
-which Hessian-vector products need, and none in forward mode; their backward pass on GPUs need not give the same bits
-twice, and a chain must restart where it was; Gemma 2 cannot use them at all. They are faster and take less memory where
-the context is long.
+Attention is computed by plain matrix products ("eager") unless an experiment asks for the fused kernels behind "sdpa",
+which are faster and take less memory where the context is long. Second derivatives are then taken through PyTorch's own
+products in their place. Their backward pass on GPUs need not give the same bits twice: a chain that goes on from where
+it was may differ by rounding from one that was not interrupted.
 """
 
 from __future__ import annotations
@@ -366,6 +366,44 @@ def check_causal(model: PreTrainedModel, path: str) -> None:
             f"{path}: its predictions depend on later tokens, so {type(model).__name__} is not a causal language model "
             "here; give one that was trained to predict the next token"
         )
+
+
+def use_attention(model: nn.Module, kernel: str) -> None:
+    """Let a model compute attention by another kernel than "eager", which must give the same.
+
+    Raises:
+        PatterningError: the architecture has no such kernel, or something is left out by it.
+    """
+    if kernel == ATTENTION:
+        return
+    known: Any = next(kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers."))
+    refusal = PatterningError(f"model.attention: {kernel} is not for {known.__name__}; set it to {ATTENTION}")
+    if not (known._supports_sdpa and known._can_set_attn_implementation()):
+        raise refusal
+    if partitioned():  # whose passes take the engine
+        model.config._attn_implementation = kernel
+        return
+    device = next(model.parameters()).device
+    length = min(8, getattr(model.config, "max_position_embeddings", None) or 8)
+    tokens = torch.arange(length, device=device)[None] % model.config.get_text_config().vocab_size
+    with torch.no_grad():
+        expected = model(input_ids=tokens, use_cache=False).logits.float()
+        model.config._attn_implementation = kernel
+        found = model(input_ids=tokens, use_cache=False).logits.float()
+    if (found - expected).abs().max() > 1e-3 * max(expected.std(correction=0).item(), 1e-6):
+        raise refusal
+
+
+@contextlib.contextmanager
+def eager_attention(model: nn.Module) -> Iterator[None]:
+    """Attention probabilities exist while it is entered: fused kernels have none."""
+    config: Any = getattr(model, "module", model).config  # an engine's
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def check_packing(model: nn.Module) -> None:

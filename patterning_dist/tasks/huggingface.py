@@ -17,6 +17,7 @@ from patterning_dist.models.components import Component
 from patterning_dist.models.huggingface import (
     Head,
     check_packing,
+    eager_attention,
     fresh_language_model,
     language_model_skeleton,
     logits,
@@ -24,6 +25,7 @@ from patterning_dist.models.huggingface import (
     model_location,
     next_token_losses,
     read_config,
+    use_attention,
 )
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.shard_loading import load_sharded_language_model
@@ -72,8 +74,9 @@ class HuggingFace:
 
     def build(self, seed: int) -> nn.Module:
         """Fresh weights from a seed, in the architecture of the model."""
-        model: nn.Module = fresh_language_model(self.pretrained_config, seed, self.head)
-        return model.to(self.device)
+        model: nn.Module = fresh_language_model(self.pretrained_config, seed, self.head).to(self.device)
+        use_attention(model, self.config.attention)
+        return model
 
     def load(self, folder: Path, ranks: Ranks) -> nn.Module:
         """A model that a training of this run wrote."""
@@ -84,9 +87,11 @@ class HuggingFace:
         return self._load(*model_location(self.config, checkpoint), ranks)
 
     def _load(self, path: str, revision: str | None, ranks: Ranks) -> nn.Module:
-        return load_sharded_language_model(
+        model = load_sharded_language_model(
             path, revision, ranks, self.device, compute_dtype=self.compute_dtype, head=self.head
         )
+        use_attention(model, self.config.attention)
+        return model
 
     def skeleton(self) -> nn.Module:
         """Names and shapes; no weights are read."""
@@ -118,7 +123,8 @@ class HuggingFace:
 
     def patterns(self, model: nn.Module, inputs: Tensor) -> list[Tensor]:
         """Attention probabilities of every layer, each [sample, head, query position, key position]."""
-        attentions = model(input_ids=inputs, use_cache=False, output_attentions=True).attentions
+        with eager_attention(model):
+            attentions = model(input_ids=inputs, use_cache=False, output_attentions=True).attentions
         return [pattern for pattern in attentions or () if pattern is not None]
 
     @cached_property
