@@ -27,12 +27,14 @@ from patterning_dist.config import load_config
 from patterning_dist.config.deepspeed import BY_WIDTH
 from patterning_dist.data.sampler import epoch_batch
 from patterning_dist.data.weights import write_sample_weights
+from patterning_dist.models import losses
 from patterning_dist.models.huggingface import load_language_model, next_token_losses
 from patterning_dist.runtime.training.checkpoints import TrainingCheckpoints
 from patterning_dist.runtime.training.trainer import Trainer
 from patterning_dist.runtime.training.weights import load_shares, own_share, save_weights
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.shard import decoder_layers
+from patterning_dist.sampling.shard_loading import load_sharded_language_model
 from patterning_dist.stages.train import arm_jobs
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.open import open_task
@@ -48,10 +50,14 @@ CASES = {
     "zero 3": (ZERO[3] | {"gradient_accumulation_steps": 2}, {}),
     "small buckets 3": ({"zero_optimization": {"stage": 3} | AUTO}, {}),
     "checkpointed 3": (ZERO[3], {"gradient_checkpointing": True}),
+    "chunks 3": (ZERO[3], {}),
     "bf16 0": (ZERO[0] | BF16, {}),
     "bf16 2": (ZERO[2] | BF16, {}),
     "bf16 sums in float32": (ZERO[1] | BF16 | {"data_types": {"grad_accum_dtype": "fp32"}}, {}),
-    "bf16 checkpointed 3": (ZERO[3] | BF16 | {"gradient_accumulation_steps": 2}, {"gradient_checkpointing": True}),
+    "bf16 chunks checkpointed 3": (
+        ZERO[3] | BF16 | {"gradient_accumulation_steps": 2},
+        {"gradient_checkpointing": True},
+    ),
 }
 
 
@@ -102,7 +108,7 @@ def by_hand(folder):
     optimizer = torch.optim.AdamW(
         [{"params": matrices, "weight_decay": 0.1}, {"params": vectors, "weight_decay": 0.0}], betas=(0.9, 0.98)
     )
-    losses = []
+    taken = []
     for step in range(NUM_STEPS):
         for group in optimizer.param_groups:
             group["lr"] = 0.003 * min(1, (step + 1) / 2)
@@ -112,15 +118,16 @@ def by_hand(folder):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
-        losses.append(loss.item())
-    return losses, {name: p.detach() for name, p in model.named_parameters()}
+        taken.append(loss.item())
+    return taken, {name: p.detach() for name, p in model.named_parameters()}
 
 
-RESUMED = ("zero 2", "zero 3", "bf16 2", "bf16 sums in float32", "bf16 checkpointed 3")
+RESUMED = ("zero 2", "zero 3", "bf16 2", "bf16 sums in float32", "bf16 chunks checkpointed 3")
 MIDDLE = 3  # steps before a checkpoint
 
 
 def open_case(folder, name, ranks):
+    losses.CHUNK = 3 * VOCABULARY if "chunks" in name else 1 << 25
     settings, training = CASES[name]
     path = folder / f"{name}-{ranks.size}.json"
     if ranks.rank == 0:
@@ -146,18 +153,34 @@ def write(trainer, path):
     save_weights(trainer.engine, path if trainer.ranks.rank == 0 else None)
 
 
+def sharded_gradients(folder, ranks):
+    """Losses and gradients of a model that FSDP2 shards, with logits at once and by chunks; none of it by DeepSpeed."""
+    tokens = torch.from_numpy(np.random.default_rng(ranks.rank).integers(0, VOCABULARY, size=(2, CONTEXT)))
+    found = []
+    for chunk in (1 << 25, 3 * VOCABULARY):
+        losses.CHUNK = chunk
+        model = load_sharded_language_model(str(folder / "model"), None, ranks, "cpu")
+        values = next_token_losses(model, tokens)
+        values.square().sum().backward()
+        found.append(
+            [values.detach(), *((p.grad.full_tensor() if ranks.size > 1 else p.grad) for p in model.parameters())]
+        )
+    for by_chunks, at_once in zip(*found, strict=True):
+        torch.testing.assert_close(by_chunks, at_once, rtol=1e-5, atol=1e-6 * at_once.abs().max().item())
+
+
 def train_all(folder, ranks):
     """Every case on the ranks of this process group; rank 0 writes losses, metrics and weights."""
     for name in CASES:
-        trainer, result, losses = open_case(folder, name, ranks), folder / f"{name}-{ranks.size}", []
+        trainer, result, taken = open_case(folder, name, ranks), folder / f"{name}-{ranks.size}", []
         write(trainer, result / "initial.safetensors")
         for step in range(NUM_STEPS):
             if step == MIDDLE and name in RESUMED:
                 write(trainer, result / "middle.safetensors")
                 recorders = [{}], [{"average": own_share(trainer.engine)}]
                 checkpoints(folder, name, ranks.size, trainer)._save(trainer.engine, step, recorders)
-            losses += trainer.step(step)
-        found = {"losses": losses, "metrics": trainer.evaluate(), "observables": trainer.observables()[0]}
+            taken += trainer.step(step)
+        found = {"losses": taken, "metrics": trainer.evaluate(), "observables": trainer.observables()[0]}
         write(trainer, result / "model.safetensors")
         found["checkpointed"] = [isinstance(f.forward, partial) for f in decoder_layers(trainer.engine.module)]
         if ranks.rank == 0:
@@ -168,7 +191,7 @@ def train_all(folder, ranks):
 def resume_all(folder, ranks):
     """From the checkpoints of each of the groups."""
     for size in (1, 2):
-        deadline = time.monotonic() + 200
+        deadline = time.monotonic() + 500
         while not (folder / f"{list(CASES)[-1]}-{size}" / "found.json").exists():
             assert time.monotonic() < deadline, f"the group of {size} has not come to its end"
             time.sleep(0.1)
@@ -198,7 +221,7 @@ def run_groups(folder, sizes):
             with log.open("w") as file:
                 named = {name: str(value) for name, value in environment.items()}
                 processes[log] = subprocess.Popen(command, env=os.environ | named, stdout=file, stderr=file)
-    deadline = time.monotonic() + 300
+    deadline = time.monotonic() + 600
     try:
         for log, process in processes.items():
             assert process.wait(max(1, deadline - time.monotonic())) == 0, log.read_text()[-3000:]
@@ -211,5 +234,6 @@ if __name__ == "__main__":
     rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
     torch.set_num_threads(1)
     dist.init_process_group("gloo", init_method=f"file://{folder / f'store-{size}'}", rank=rank, world_size=size)
+    sharded_gradients(folder, Ranks(rank, size))
     train_all(folder, Ranks(rank, size))
     resume_all(folder, Ranks(rank, size))

@@ -24,7 +24,7 @@ from torch import Tensor, nn
 from patterning_dist.config.checkpoints import FINAL, checkpoints_in, is_on_hub
 from patterning_dist.config.model import HuggingFaceConfig
 from patterning_dist.errors import PatterningError, first_line
-from patterning_dist.models.losses import CHUNK, head_losses, token_losses
+from patterning_dist.models.losses import fits_a_chunk, head_losses, token_losses
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PretrainedConfig, PreTrainedModel
@@ -133,7 +133,7 @@ def saved_head(config: PretrainedConfig) -> Head:
 
 
 def logits_in_float32(model: PreTrainedModel) -> None:
-    """Keep autocast off the head: near 10, logits in bfloat16 are 0.06 apart."""
+    """Multiply by the head in float32 whatever the layers compute in: near 10, logits in bfloat16 are 0.06 apart."""
     head = model.get_output_embeddings() or getattr(model, "score", None)
     if head is not None:
         # A bound method: a copy of the model gets one that is bound to its own head.
@@ -144,6 +144,9 @@ def _outside_autocast(head: Any, x: Tensor) -> Tensor:
     """Logits, or losses [sample, position, 1] while the head has ``targets``, see ``_losses_in_the_head``."""
 
     def of(part: Tensor) -> Tensor:
+        if isinstance(head, nn.Linear) and head.weight.dtype in (torch.bfloat16, torch.float16):  # in such an engine
+            bias = None if head.bias is None else head.bias.float()
+            return nn.functional.linear(part.float(), head.weight.float(), bias)
         return type(head).forward(head, part.to(head.weight.dtype))
 
     with torch.autocast(x.device.type, enabled=False):
@@ -254,14 +257,15 @@ def next_token_losses(model: nn.Module, tokens: Tensor, **arguments: Tensor) -> 
         PatterningError: sequences longer than the model has positions for.
     """
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
-    head = getattr(model, "module", model).get_output_embeddings()
-    if _ends_in_its_head(model, head) and targets.numel() * _vocabulary_size(head) > CHUNK:
+    module: Any = getattr(model, "module", model)  # an engine's
+    head = module.get_output_embeddings()
+    if _ends_in_its_head(model, head) and not fits_a_chunk(targets.numel(), _vocabulary_size(head)):
         head.targets = targets
         try:
-            return logits(model, inputs, **arguments)[..., 0]
+            return logits(model, inputs, "tokens", **arguments)[..., 0]
         finally:
             del head.targets
-    return token_losses(logits(model, inputs, **arguments), tokens)
+    return token_losses(logits(model, inputs, "tokens", **arguments), tokens)
 
 
 def _ends_in_its_head(model: nn.Module, head: Any) -> bool:

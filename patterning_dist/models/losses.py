@@ -40,6 +40,11 @@ def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
     return _cross_entropy(logits.flatten(0, 1), tokens[:, 1:].reshape(-1)).view(tokens.shape[0], -1)
 
 
+def fits_a_chunk(num_positions: int, vocabulary_size: int) -> bool:
+    """Whether the logits of so many positions may be there at once."""
+    return num_positions * vocabulary_size <= CHUNK
+
+
 def head_losses(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tensor, vocabulary_size: int) -> Tensor:
     """Cross-entropy of ``head(states)`` in nats, with logits of at most ``CHUNK`` numbers at a time.
 

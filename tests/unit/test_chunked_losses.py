@@ -8,7 +8,7 @@ import torch
 import transformers
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from patterning_dist.models import huggingface, losses
+from patterning_dist.models import losses
 from patterning_dist.models.components import select_component
 from patterning_dist.models.huggingface import fresh_language_model, logits, next_token_losses
 from patterning_dist.models.losses import token_losses
@@ -45,8 +45,7 @@ class MostLogits(TorchDispatchMode):
 
 
 def chunk(monkeypatch, numbers):
-    for module in (losses, huggingface):
-        monkeypatch.setattr(module, "CHUNK", numbers)
+    monkeypatch.setattr(losses, "CHUNK", numbers)
 
 
 def model_of(kind):

@@ -67,7 +67,12 @@ def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter, model.get_parameter(name).float())
-    assert next_token_losses(loaded.bfloat16(), TOKENS).dtype == torch.float32
+    losses = next_token_losses(loaded.bfloat16(), TOKENS)
+    assert losses.dtype == torch.float32
+    assert not torch.equal(losses, losses.bfloat16().float())
+    with torch.no_grad():
+        logits = loaded(input_ids=TOKENS).logits
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -20,10 +21,10 @@ from patterning_dist.data.sampler import epoch_batch
 from patterning_dist.data.weights import write_sample_weights
 from patterning_dist.errors import PatterningError
 from patterning_dist.measure.preflight import preflight
-from patterning_dist.runtime.training.engine import model_in_pieces
+from patterning_dist.runtime.training.engine import initialize, model_in_pieces
 from patterning_dist.runtime.training.stacked_trainer import StackedTrainer, stackable_optimizer
 from patterning_dist.runtime.training.trainer import Trainer
-from patterning_dist.runtime.training.weights import save_weights
+from patterning_dist.runtime.training.weights import load_shares, own_share, save_weights
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.shard_loading import _read_piece
 from patterning_dist.stages.train import arm_jobs, baseline_job
@@ -333,3 +334,20 @@ def test_only_the_rows_of_a_piece_are_read(alone, tmp_path, monkeypatch):
         monkeypatch.setattr(dist, "get_rank", lambda rank=rank: rank)
         _read_piece(weight, "model.embed_tokens.weight", tmp_path / "llama" / "model.safetensors")
         assert torch.equal(weight.ds_tensor[:last], stored[130 * rank :][:last])
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_masters_of_a_module_in_bfloat16_begin_at_its_weights(alone, tmp_path, stage):
+    settings = tmp_path / "deepspeed.json"
+    settings.write_text(json.dumps({"zero_optimization": {"stage": stage}, "bf16": {"enabled": True}}))
+    model = points_task.initialise(7)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters())
+    engine = initialize(model, optimizer, deepspeed_config(settings, 8, 1), "cpu")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    save_weights(engine, tmp_path / "model.safetensors")
+    stored = load_file(tmp_path / "model.safetensors")
+    assert stored.keys() == before.keys() and all(torch.equal(stored[name], w) for name, w in before.items())
+    load_shares(engine, {name: 2 * share for name, share in own_share(engine).items()})
+    save_weights(engine, tmp_path / "model.safetensors")
+    assert all(torch.equal(w, 2 * before[name]) for name, w in load_file(tmp_path / "model.safetensors").items())

@@ -132,7 +132,8 @@ class TrainingCheckpoints:
             whole = shared is not None and all(part.read(step) is not None for part in parts)
             if self._agree(_GO_ON if whole else _SAVE) == _GO_ON:
                 assert shared is not None
-                owns = self._take_up(engine, step, parts, recorders := [])
+                recorders: list[dict[str, Any]] = []
+                owns = self._take_up(engine, step, parts, recorders)
                 load_engine_state(engine, shared["engine"], owns)
                 list(owns)  # the rest, which the engine had no use for
                 self.last_step = step

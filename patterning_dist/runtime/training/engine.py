@@ -26,7 +26,7 @@ def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[
     exact = _narrowed(model, config)
     engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=_with_bucket_sizes(config, model))
     for parameter, value in exact.items():
-        if value.shape == parameter.shape:
+        if value.shape == getattr(parameter, "ds_shape", parameter.shape):
             deepspeed.utils.safe_set_full_fp32_param(parameter, value)
         else:
             deepspeed.utils.safe_set_local_fp32_param(parameter, value)
