@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from patterning_dist.config import (
     Config,
@@ -37,6 +38,7 @@ from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.runtime.training.deepspeed_check import check_deepspeed
 from patterning_dist.runtime.training.stacked_trainer import stackable_optimizer
 from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.shard import check_layers
 from patterning_dist.tasks.language import LanguageTask
 from patterning_dist.tasks.open import open_skeleton, open_task
 from patterning_dist.tasks.sequences import SequenceTask
@@ -76,9 +78,11 @@ def preflight(config: Config, directory: Path) -> list[str]:
             next(read_documents([Source(source.path, source.domain, source.text_column)]))  # that it can be read
         skeleton = open_skeleton(config)
         expand_components(config.sampling, skeleton)
+        _check_checkpointing(config, skeleton)
         return remarks + _own_tokenizer(config.data, skeleton)
     task = open_task(config, directory, "cpu")
     skeleton = task.skeleton()
+    _check_checkpointing(config, skeleton)
     if isinstance(config.model, HuggingFaceConfig):
         assert config.data is not None and not isinstance(config.data, FunctionDataConfig)  # checked with the file
         last = isinstance(config.data, TokensConfig)  # is predicted and not read
@@ -134,6 +138,10 @@ def _own_tokenizer(data: TextConfig, skeleton: Any) -> list[str]:
         )
     unused = "; data.vocabulary_size has no effect" if "vocabulary_size" in data.model_fields_set else ""
     return [f"data: text is encoded with the tokenizer of {data.tokenizer}, {size} tokens{unused}"]
+def _check_checkpointing(config: Config, skeleton: nn.Module) -> None:
+    for section in (config.sampling, config.training):
+        if section is not None and section.gradient_checkpointing:
+            check_layers(skeleton)
 
 
 def _check_control(task: Task, control: ControlConfig) -> None:

@@ -380,19 +380,20 @@ def use_attention(model: nn.Module, kernel: str) -> None:
     """
     if kernel == ATTENTION:
         return
+    config: Any = model.config
     known: Any = next(kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers."))
     refusal = PatterningError(f"model.attention: {kernel} is not for {known.__name__}; set it to {ATTENTION}")
     if not (known._supports_sdpa and known._can_set_attn_implementation()):
         raise refusal
     if partitioned():  # whose passes take the engine
-        model.config._attn_implementation = kernel
+        config._attn_implementation = kernel
         return
     device = next(model.parameters()).device
-    length = min(8, getattr(model.config, "max_position_embeddings", None) or 8)
-    tokens = torch.arange(length, device=device)[None] % model.config.get_text_config().vocab_size
+    length = min(8, getattr(config, "max_position_embeddings", None) or 8)
+    tokens = torch.arange(length, device=device)[None] % config.get_text_config().vocab_size
     with torch.no_grad():
         expected = model(input_ids=tokens, use_cache=False).logits.float()
-        model.config._attn_implementation = kernel
+        config._attn_implementation = kernel
         found = model(input_ids=tokens, use_cache=False).logits.float()
     if (found - expected).abs().max() > 1e-3 * max(expected.std(correction=0).item(), 1e-6):
         raise refusal

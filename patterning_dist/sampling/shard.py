@@ -79,15 +79,23 @@ def checkpoint_layers(model: nn.Module) -> nn.Module:
     Raises:
         PatterningError: there are no layers.
     """
-    layers = list(decoder_layers(model))
-    if not layers:
-        raise PatterningError(
-            f"gradient_checkpointing: {type(model).__name__} has no layers in an nn.ModuleList; remove the key"
-        )
-    for layer in layers:
+    check_layers(model)
+    for layer in decoder_layers(model):
         if not isinstance(layer.forward, partial):
             layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
     return model
+
+
+def check_layers(model: nn.Module) -> None:
+    """Refuse to compute layers again where there are none.
+
+    Raises:
+        PatterningError: there are none.
+    """
+    if not list(decoder_layers(model)):
+        raise PatterningError(
+            f"gradient_checkpointing: {type(model).__name__} has no layers in an nn.ModuleList; remove the key"
+        )
 
 
 def decoder_layers(model: nn.Module) -> Iterator[nn.Module]:

@@ -269,6 +269,11 @@ def test_what_cannot_be_stacked_is_found_when_the_file_is_checked(run, monkeypat
         preflight(config, run.path)
 
 
+def test_checkpointing_without_layers_is_refused_when_the_file_is_checked(run):
+    with pytest.raises(PatterningError, match="gradient_checkpointing: Sequential has no layers"):
+        preflight(experiment(run, "base", gradient_checkpointing=True), run.path)
+
+
 def test_an_arm_whose_table_is_not_there_or_goes_below_zero_is_refused(alone, run):
     config = experiment(run, {"name": "mine", "weights": str(run.path.parent / "mine.parquet"), "strength": 3.0})
     (job,) = arm_jobs(config, run)
