@@ -141,7 +141,7 @@ def logits_in_float32(model: PreTrainedModel) -> None:
 
 
 def _outside_autocast(head: Any, x: Tensor) -> Tensor:
-    """Logits, or losses [sample, position, 1] while the head has ``targets``, see ``_losses_in_the_head``."""
+    """Logits, or losses [sample, position, 1] while the head has ``targets``, see ``next_token_losses``."""
 
     def of(part: Tensor) -> Tensor:
         if isinstance(head, nn.Linear) and head.weight.dtype in (torch.bfloat16, torch.float16):  # in such an engine

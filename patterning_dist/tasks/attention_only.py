@@ -14,7 +14,7 @@ from patterning_dist.models.components import Component
 from patterning_dist.models.losses import Tokens, counted_losses, token_ids, token_losses
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.tasks.optimizers import head_matrix_optimizer
-from patterning_dist.tasks.task import Logits
+from patterning_dist.tasks.task import TokenLosses
 
 
 class AttentionOnly:
@@ -47,9 +47,9 @@ class AttentionOnly:
         """Attention probabilities of every layer, each [sample, head, query position, key position]."""
         return model(inputs, return_patterns=True)[1]
 
-    def without_head(self, layer: int, head: int) -> Logits:
-        """Logits where the output of a head is 0."""
-        return lambda model, inputs: model(inputs, ablated=(layer, head))
+    def without_head(self, layer: int, head: int) -> TokenLosses:
+        """``token_losses`` where the output of a head is 0."""
+        return lambda model, tokens: token_losses(model(tokens[:, :-1], ablated=(layer, head)), tokens)
 
     def layered(self, model: AttentionOnlyTransformer, component: Component) -> LayersAbove:
         """The model cut below a component."""

@@ -30,7 +30,7 @@ from patterning_dist.models.huggingface import (
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.shard_loading import load_sharded_language_model
 from patterning_dist.tasks.optimizers import plain_optimizer
-from patterning_dist.tasks.task import FileHash, Logits
+from patterning_dist.tasks.task import FileHash, TokenLosses
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PretrainedConfig
@@ -139,8 +139,8 @@ class HuggingFace:
         known = [(names[id(heads.output)], heads.d_head) for heads in found if isinstance(heads, Heads)]
         return known if len(known) == len(found) else []
 
-    def without_head(self, layer: int, head: int) -> Logits | None:
-        """Logits where the output of a head is 0; None where heads are not known.
+    def without_head(self, layer: int, head: int) -> TokenLosses | None:
+        """``token_losses`` where the output of a head is 0; None where heads are not known.
 
         Args:
             layer: number among those with attention, as in ``patterns``.
@@ -155,12 +155,12 @@ class HuggingFace:
             heads[..., head * d_head : (head + 1) * d_head] = 0
             return (heads, *arguments[1:])
 
-        def logits(model: nn.Module, inputs: Tensor) -> Tensor:
+        def losses(model: nn.Module, tokens: Tensor) -> Tensor:
             module: Any = getattr(model, "module", model)  # an engine has it in it
             with module.get_submodule(name).register_forward_pre_hook(silence):
-                return self.logits(model, inputs)
+                return self.token_losses(model, tokens)
 
-        return logits
+        return losses
 
     def layered(self, model: nn.Module, component: Component) -> None:
         """Not known: every pass is a whole one."""
