@@ -74,8 +74,8 @@ class HuggingFace:
 
     def build(self, seed: int) -> nn.Module:
         """Fresh weights from a seed, in the architecture of the model."""
-        model: nn.Module = fresh_language_model(self.pretrained_config, seed, self.head).to(self.device)
-        use_attention(model, self.config.attention)
+        model: nn.Module = fresh_language_model(self.pretrained_config, seed, self.head)
+        use_attention(model.to(self.device), self.config.attention)
         return model
 
     def load(self, folder: Path, ranks: Ranks) -> nn.Module:
