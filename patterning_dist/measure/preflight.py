@@ -138,6 +138,8 @@ def _own_tokenizer(data: TextConfig, skeleton: Any) -> list[str]:
         )
     unused = "; data.vocabulary_size has no effect" if "vocabulary_size" in data.model_fields_set else ""
     return [f"data: text is encoded with the tokenizer of {data.tokenizer}, {size} tokens{unused}"]
+
+
 def _check_checkpointing(config: Config, skeleton: nn.Module) -> None:
     for section in (config.sampling, config.training):
         if section is not None and section.gradient_checkpointing:
