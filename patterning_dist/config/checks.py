@@ -18,7 +18,8 @@ from patterning_dist.config.data import (
     TokensConfig,
     held_out_domains,
 )
-from patterning_dist.config.faults import divides, listed, repeated, zero_stage
+from patterning_dist.config.deepspeed import deepspeed_faults
+from patterning_dist.config.faults import divides, listed, repeated
 from patterning_dist.config.model import AttentionOnlyConfig, HuggingFaceConfig, ModuleConfig, TaskConfig
 from patterning_dist.config.sampling import SamplingConfig
 from patterning_dist.config.schema import Config
@@ -150,7 +151,7 @@ def _training(config: Config) -> Iterator[str]:
         yield "training.num_steps: expected at least 1, since no checkpoint is given"
     for key in ("batch_size", "anneal_batch_size"):
         yield from divides(f"training.{key}", getattr(training, key), "training.num_workers", training.num_workers)
-    yield from zero_stage("training.deepspeed", training.deepspeed, training.optimizer)
+    yield from deepspeed_faults("training.deepspeed", training.deepspeed, training, training.num_workers)
     if training.optimizer == "muon" and not isinstance(model, AttentionOnlyConfig):
         yield (
             "training.optimizer: muon steps on one matrix a head, which the attention-only transformer alone has; "

@@ -50,6 +50,10 @@ class HuggingFaceConfig(Section):
         description="config.json of a model to be trained here: model_type and sizes; vocabulary and positions follow "
         "from the data",
     )
+    attention: Literal["eager", "sdpa"] = Field(
+        "eager",
+        description="kernel of attention; sdpa is fused: less memory and time in long contexts, equal but for rounding",
+    )
 
     @property
     def given_checkpoints(self) -> list[str]:

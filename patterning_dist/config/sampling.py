@@ -17,6 +17,7 @@ LAYOUT_KEYS = (
     "ranks_per_chain",
     "draws_per_push",
     "micro_batch_size",
+    "gradient_checkpointing",
     "aggregator_shards",
     "snapshot_seconds",
     "max_chain_failures",
@@ -196,6 +197,9 @@ class SamplingConfig(Section):
     micro_batch_size: int = Field(16, ge=1, description="sequences of one forward pass in a study [sequences]")
     compute_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of forward passes in a study, under autocast; sampled weights stay float32"
+    )
+    gradient_checkpointing: bool = Field(
+        False, description="compute layers again in backward passes instead of keeping what is inside them"
     )
     ranks_per_chain: int = Field(1, ge=1, description="processes that share one chain's model in a study [ranks]")
     probe_sequences: int = Field(64, ge=1, description="training sequences whose losses are recorded [sequences]")

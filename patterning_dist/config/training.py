@@ -29,6 +29,9 @@ class TrainingConfig(Section):
     anneal_batch_size: int = Field(16, ge=1, description="global batch of the annealing [sequences]")
     evaluate_every: int = Field(100, ge=1, description="distance between metrics rows [optimizer steps]")
     evaluation_sequences: int = Field(256, ge=1, description="held-out sequences of a row [sequences]")
+    gradient_checkpointing: bool = Field(
+        False, description="compute layers again in backward passes, also of arms, instead of keeping what is in them"
+    )
     deepspeed: Path | None = Field(None, description="DeepSpeed JSON; default: ZeRO stage 0")
     num_workers: int = Field(1, ge=1, description="data-parallel workers [ranks]")
     threads_per_worker: int = Field(1, ge=1, description="CPU threads of a rank [threads]")

@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from patterning_dist.config.checkpoints import INITIALISATION
 from patterning_dist.config.control_checks import without_key
 from patterning_dist.config.data import LabelledConfig, PairsConfig, TextConfig, TokensConfig
-from patterning_dist.config.faults import divides, listed, repeated, zero_stage
+from patterning_dist.config.deepspeed import deepspeed_faults
+from patterning_dist.config.faults import divides, listed, repeated
 from patterning_dist.config.response import Level, SolveConfig
 from patterning_dist.config.schema import Config
 from patterning_dist.config.training import SOLVED, Arm
@@ -164,7 +165,8 @@ def _retrain(config: Config) -> Iterator[str]:
     if config.training is not None:
         batch = config.training.batch_size
         yield from divides("training.batch_size", batch, "retrain.num_workers", retrain.num_workers)
-        yield from zero_stage("retrain.deepspeed", retrain.deepspeed, config.training.optimizer)
+        retraining = config.training.model_copy(update={"anneal_steps": 0})
+        yield from deepspeed_faults("retrain.deepspeed", retrain.deepspeed, retraining, retrain.num_workers)
     if retrain.engine == "stacked" and (retrain.num_workers > 1 or retrain.deepspeed is not None):
         key = "num_workers" if retrain.num_workers > 1 else "deepspeed"
         yield (

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import nn
 
 from patterning_dist.config import (
     Config,
@@ -37,8 +38,10 @@ from patterning_dist.models.huggingface import check_length, model_location, ope
 from patterning_dist.models.pretrained_config import Head
 from patterning_dist.response.contrast import OVERALL
 from patterning_dist.runtime.environment import resolve_device
+from patterning_dist.runtime.training.deepspeed_check import check_deepspeed
 from patterning_dist.runtime.training.stacked_trainer import stackable_optimizer
 from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.shard import check_layers
 from patterning_dist.tasks.language import LanguageTask
 from patterning_dist.tasks.open import open_skeleton, open_task
 from patterning_dist.tasks.sequences import SequenceTask
@@ -55,14 +58,16 @@ def preflight(config: Config, directory: Path) -> list[str]:
         directory: of the run.
 
     Returns:
-        What is left out of the data, a line each.
+        What is left out of the data, and what becomes of the DeepSpeed JSON, a line each.
 
     Raises:
         PatterningError: no GPU, an observable that cannot be imported, a checkpoint or component that is not there, a
-            split without samples, or tokens that are not in the model's vocabulary.
+            split without samples, tokens that are not in the model's vocabulary, or a DeepSpeed JSON that DeepSpeed
+            refuses.
     """
     find_own_code()
     resolve_device(config.device)
+    remarks = check_deepspeed(config)
     for observable in config.sampling.observables:
         if isinstance(observable, FunctionConfig):
             load_function(observable.path)
@@ -77,9 +82,11 @@ def preflight(config: Config, directory: Path) -> list[str]:
             next(read_documents([Source(source.path, source.domain, source.text_column)]))  # that it can be read
         skeleton = open_skeleton(config)
         expand_components(config.sampling, skeleton)
-        return _own_tokenizer(config.data, skeleton)
+        _check_checkpointing(config, skeleton)
+        return remarks + _own_tokenizer(config.data, skeleton)
     task = open_task(config, directory, "cpu")
     skeleton = task.skeleton()
+    _check_checkpointing(config, skeleton)
     if isinstance(config.model, HuggingFaceConfig):
         assert config.data is not None and not isinstance(config.data, FunctionDataConfig)  # checked with the file
         last = isinstance(config.data, TokensConfig)  # is predicted and not read
@@ -87,7 +94,7 @@ def preflight(config: Config, directory: Path) -> list[str]:
     sampling = expand_components(config.sampling, skeleton)
     subject = Subject(config.checkpoints[0], sampling.components[0].name, stream="")
     subjects = Subjects(task, sampling, config.seed, directory, {"": subject})
-    remarks = _frozen_parts(skeleton, sampling)
+    remarks += _frozen_parts(skeleton, sampling)
     for samples in dict.fromkeys((task.train, subjects.probe.source, *task.held_out.values())):
         if isinstance(samples, TokenDataset | SequenceTable):
             if isinstance(task, LanguageTask | SequenceTask):
@@ -148,6 +155,12 @@ def _check_checkpoints(model: HuggingFaceConfig, head: Head) -> None:
                 f"model.checkpoints: {checkpoint} and {model.given_checkpoints[0]} have other parameters, like "
                 f"{min(other)[0]}; sample them in experiments of their own"
             )
+
+
+def _check_checkpointing(config: Config, skeleton: nn.Module) -> None:
+    for section in (config.sampling, config.training):
+        if section is not None and section.gradient_checkpointing:
+            check_layers(skeleton)
 
 
 def _check_control(task: Task, control: ControlConfig) -> None:

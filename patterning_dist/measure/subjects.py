@@ -34,7 +34,7 @@ from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samplers import Sampler
 from patterning_dist.sampling.samples import Part, PerSampleLoss, Samples
-from patterning_dist.sampling.shard import shard_model
+from patterning_dist.sampling.shard import checkpoint_layers, shard_model
 from patterning_dist.sampling.statistics import PositionMeans, Positions, Statistic
 from patterning_dist.sampling.target import Target
 from patterning_dist.sampling.traces import TraceRecorder, trace_store
@@ -202,7 +202,10 @@ class Subjects:
         if self._checkpoint is None or self._checkpoint[0] != checkpoint:
             self._target = self._checkpoint = None  # the old model goes before the new one comes
             fresh = checkpoint == INITIALISATION
-            self._checkpoint = (checkpoint, self._fresh() if fresh else self.task.load(checkpoint, self.ranks))
+            model = self._fresh() if fresh else self.task.load(checkpoint, self.ranks)
+            if self.sampling.gradient_checkpointing:
+                checkpoint_layers(model)
+            self._checkpoint = (checkpoint, model)
         return self._checkpoint[1]
 
     def _fresh(self) -> nn.Module:

@@ -2,11 +2,11 @@
 
 Nothing is unpickled and no code comes with a model: weights are read from safetensors, ``trust_remote_code`` is off.
 
-Attention is computed by plain matrix products ("eager"). The fused kernels behind "sdpa" have no second derivative,
-which Hessian-vector products need, and none in forward mode; their backward pass on GPUs need not give the same bits
-twice, and a chain must restart where it was; Gemma 2 cannot use them at all. They are faster and take less memory where
-the context is long. Experts are multiplied one after another for the same reasons: the kernel for all of them at once
-takes only widths that are multiples of 16 bytes, and what stands in for it has no second derivative.
+Attention is computed by plain matrix products ("eager") unless an experiment asks for the fused kernels behind "sdpa",
+which are faster and take less memory where the context is long. Second derivatives are then taken through PyTorch's own
+products in their place. Their backward pass on GPUs need not give the same bits twice: a chain that goes on from where
+it was may differ by rounding from one that was not interrupted. Experts are multiplied one after another: the kernel
+for all of them at once takes only widths of so many times 16 bytes, and what stands in for it has no second derivative.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from patterning_dist.errors import PatterningError, first_line
 from patterning_dist.models.adapter import Adapter, attach_adapter, read_adapter
 from patterning_dist.models.checkpoint import no_weights, read_checkpoint
 from patterning_dist.models.filling import fill
-from patterning_dist.models.losses import token_losses
+from patterning_dist.models.losses import fits_a_chunk, head_losses, token_losses
 from patterning_dist.models.pretrained_config import CLASSES, INVALID, Head, quiet, read_config, saved_head
 from patterning_dist.models.weights import Source, match, same_where_tied
 
@@ -36,6 +36,7 @@ if TYPE_CHECKING:  # takes seconds to import
     from transformers import PretrainedConfig, PreTrainedModel
 
 ATTENTION = EXPERTS = "eager"
+_MARK = 100.0  # no cap or scale leaves it as it is
 
 
 @dataclass(frozen=True)
@@ -233,7 +234,7 @@ def from_config(config: PretrainedConfig, head: Head) -> PreTrainedModel:
 
 
 def logits_in_float32(model: PreTrainedModel) -> None:
-    """Keep autocast off the head: near 10, logits in bfloat16 are 0.06 apart."""
+    """Multiply by the head in float32 whatever the layers compute in: near 10, logits in bfloat16 are 0.06 apart."""
     head = model.get_output_embeddings() or getattr(model, "score", None)
     if head is not None:
         # A bound method: a copy of the model gets one that is bound to its own head.
@@ -241,8 +242,22 @@ def logits_in_float32(model: PreTrainedModel) -> None:
 
 
 def _outside_autocast(head: Any, x: Tensor) -> Tensor:
+    """Logits, or losses [sample, position, 1] while the head has ``targets``, see ``next_token_losses``."""
+
+    def of(part: Tensor) -> Tensor:
+        if isinstance(head, nn.Linear) and head.weight.dtype in (torch.bfloat16, torch.float16):  # in such an engine
+            bias = None if head.bias is None else head.bias.float()
+            return nn.functional.linear(part.float(), head.weight.float(), bias)
+        return type(head).forward(head, part.to(head.weight.dtype))
+
     with torch.autocast(x.device.type, enabled=False):
-        return type(head).forward(head, x.to(head.weight.dtype))
+        if (targets := getattr(head, "targets", None)) is None:
+            return of(x)
+        return head_losses(of, x, targets, _vocabulary_size(head))[..., None]
+
+
+def _vocabulary_size(head: Any) -> int:
+    return getattr(head.weight, "ds_shape", head.weight.shape)[0]  # ds_shape: in pieces, under ZeRO stage 3
 
 
 def language_model_skeleton(path: str, revision: str | None = None, head: Head | None = None) -> PreTrainedModel:
@@ -295,17 +310,48 @@ def check_length(model: nn.Module, length: int, *, last: bool) -> None:
         )
 
 
-def next_token_losses(model: nn.Module, tokens: Tensor) -> Tensor:
+def next_token_losses(model: nn.Module, tokens: Tensor, **arguments: Tensor) -> Tensor:
     """Loss of every predicted token, l(x, y) = -log p(y | x) in nats, from float32 logits.
 
     Args:
-        model: a causal language model of ``transformers``.
+        model: a causal language model of ``transformers``, or the engine around it.
         tokens: [sample, position] token ids.
+        arguments: of the model, such as position_ids.
 
     Returns:
         [sample, position - 1]; column p is the loss of ``tokens[:, p + 1]``.
+
+    Raises:
+        PatterningError: sequences longer than the model has positions for.
     """
-    return token_losses(logits(model, tokens[:, :-1]), tokens)
+    inputs, targets = tokens[:, :-1], tokens[:, 1:]
+    module: Any = getattr(model, "module", model)  # an engine's
+    head = module.get_output_embeddings()
+    if _ends_in_its_head(model, head) and not fits_a_chunk(targets.numel(), _vocabulary_size(head)):
+        head.targets = targets
+        try:
+            return logits(model, inputs, "tokens", **arguments)[..., 0]
+        finally:
+            del head.targets
+    return token_losses(logits(model, inputs, "tokens", **arguments), tokens)
+
+
+def _ends_in_its_head(model: nn.Module, head: Any) -> bool:
+    """Whether the model returns what its head gives: not so where logits are capped or scaled after it.
+
+    Found out in a pass of its own, which all ranks of a sharded model take part in, whatever the size of their batches.
+    """
+    if getattr(getattr(head, "forward", None), "__func__", None) is not _outside_autocast:
+        return False
+    if not hasattr(head, "is_last"):
+        hook = head.register_forward_hook(lambda module, inputs, output: torch.full_like(output, _MARK))
+        try:
+            with torch.no_grad():
+                found = logits(model, torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device))
+        finally:
+            hook.remove()
+        head.is_last = bool((found == _MARK).all())
+    return head.is_last
 
 
 def model_location(config: HuggingFaceConfig, checkpoint: str) -> tuple[str, str | None]:
@@ -345,6 +391,45 @@ def check_causal(model: PreTrainedModel, path: str) -> None:
             f"{path}: its predictions depend on later tokens, so {type(model).__name__} is not a causal language model "
             "here; give one that was trained to predict the next token"
         )
+
+
+def use_attention(model: nn.Module, kernel: str) -> None:
+    """Let a model compute attention by another kernel than "eager", which must give the same.
+
+    Raises:
+        PatterningError: the architecture has no such kernel, or something is left out by it.
+    """
+    if kernel == ATTENTION:
+        return
+    config: Any = model.config
+    known: Any = next(kind for kind in type(model).__mro__ if kind.__module__.startswith("transformers."))
+    refusal = PatterningError(f"model.attention: {kernel} is not for {known.__name__}; set it to {ATTENTION}")
+    if not (known._supports_sdpa and known._can_set_attn_implementation()):
+        raise refusal
+    if partitioned():  # whose passes take the engine
+        config._attn_implementation = kernel
+        return
+    device = next(model.parameters()).device
+    length = min(8, getattr(config, "max_position_embeddings", None) or 8)
+    tokens = torch.arange(length, device=device)[None] % config.get_text_config().vocab_size
+    with torch.no_grad():
+        expected = model(input_ids=tokens, use_cache=False).logits.float()
+        config._attn_implementation = kernel
+        found = model(input_ids=tokens, use_cache=False).logits.float()
+    if (found - expected).abs().max() > 1e-3 * max(expected.std(correction=0).item(), 1e-6):
+        raise refusal
+
+
+@contextlib.contextmanager
+def eager_attention(model: nn.Module) -> Iterator[None]:
+    """Attention probabilities exist while it is entered: fused kernels have none."""
+    config: Any = getattr(model, "module", model).config  # an engine's
+    before = config._attn_implementation
+    config._attn_implementation = ATTENTION
+    try:
+        yield
+    finally:
+        config._attn_implementation = before
 
 
 def check_packing(model: nn.Module) -> None:

@@ -16,6 +16,10 @@ import torch
 from patterning_dist.errors import PatterningError
 from patterning_dist.runtime.spares import SPARES
 
+# Over ``worker_environment``, of ranks that share a model. Layers are put together and dropped again all the time; kept
+# by the allocator for the next one instead of given back, they took three times what a rank holds.
+RANK_ENVIRONMENT = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"), str(1 << 20))
+
 
 def worker_environment(num_threads: int) -> dict[str, str]:
     """Environment variables of a worker process.

@@ -55,9 +55,8 @@ def shard_model(
             )
         parameter.data = parameter.data.contiguous()
     layers = list(decoder_layers(model))
-    if compute_dtype not in (None, torch.float32):
-        for layer in layers:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    if layers and compute_dtype not in (None, torch.float32):
+        checkpoint_layers(model)
     mesh = init_device_mesh(torch.device(device).type, (ranks.size,))
     for module in [*layers, *_untied_embeddings(model), model]:
         # True for the root as well: what lies outside the layers would otherwise stay whole until the backward pass,
@@ -69,6 +68,34 @@ def shard_model(
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     return model
+
+
+def checkpoint_layers(model: nn.Module) -> nn.Module:
+    """Keep the inputs of layers for the backward pass and compute the rest again; the same module, changed in place.
+
+    Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016. Each forward pass of a layer is taken twice;
+    values and gradients are the same.
+
+    Raises:
+        PatterningError: there are no layers.
+    """
+    check_layers(model)
+    for layer in decoder_layers(model):
+        if not isinstance(layer.forward, partial):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    return model
+
+
+def check_layers(model: nn.Module) -> None:
+    """Refuse to compute layers again where there are none.
+
+    Raises:
+        PatterningError: there are none.
+    """
+    if not list(decoder_layers(model)):
+        raise PatterningError(
+            f"gradient_checkpointing: {type(model).__name__} has no layers in an nn.ModuleList; remove the key"
+        )
 
 
 def decoder_layers(model: nn.Module) -> Iterator[nn.Module]:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple, Protocol
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Component, Vector
@@ -293,6 +294,10 @@ class Target:
             return self._losses(self.model, batch).float()
 
     def _exact_hessian_product(self, samples: Prepared, vector: Mapping[str, Tensor]) -> Vector:
+        with sdpa_kernel(SDPBackend.MATH):  # the others have no second derivative
+            return self._pearlmutter(samples, vector)
+
+    def _pearlmutter(self, samples: Prepared, vector: Mapping[str, Tensor]) -> Vector:
         total, parameters = self._zeros(), list(self._moving.values())
         for batch, state, _ in samples.parts:
             losses = self._batch_losses(batch, state)

@@ -6,7 +6,6 @@ difference of each split loss, and of each metric of the task, where the two wal
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -14,6 +13,7 @@ import numpy as np
 from scipy.special import ndtri
 
 from patterning_dist.config import Config
+from patterning_dist.config.deepspeed import read_deepspeed
 from patterning_dist.config.training import Arm
 from patterning_dist.config.window import arm_steps, arm_training, window_length
 from patterning_dist.measure.subjects import Subject, Subjects
@@ -40,9 +40,7 @@ def plain_subject(arm: Arm) -> tuple[str, Subject]:
 def window_of(config: Config, arm: Arm) -> Window:
     """The window of the retrainings of an arm."""
     assert config.retrain is not None and config.predict is not None
-    path = config.retrain.deepspeed
-    settings = {} if path is None else json.loads(path.read_text(encoding="utf-8"))
-    clipping = float(settings.get("gradient_clipping", DEFAULT_CLIPPING))
+    clipping = float(read_deepspeed(config.retrain.deepspeed).get("gradient_clipping", DEFAULT_CLIPPING))
     length = window_length(config) if arm.window is None else float(arm.window.num_steps)
     return Window(arm_training(config, arm), arm_steps(config, arm), length, clipping, config.predict)
 

@@ -11,10 +11,10 @@ from torch.optim import Optimizer
 from patterning_dist.config import AttentionOnlyConfig, TrainingConfig
 from patterning_dist.models.attention import AttentionOnlyTransformer
 from patterning_dist.models.components import Component
-from patterning_dist.models.losses import Tokens, batch_losses, token_ids
+from patterning_dist.models.losses import Tokens, counted_losses, token_ids, token_losses
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.tasks.optimizers import head_matrix_optimizer
-from patterning_dist.tasks.task import Logits
+from patterning_dist.tasks.task import TokenLosses
 
 
 class AttentionOnly:
@@ -39,17 +39,17 @@ class AttentionOnly:
         """Any weights: the model is small."""
         return self.build(0)
 
-    def logits(self, model: nn.Module, inputs: Tensor, **arguments: Tensor) -> Tensor:
-        """[sample, position, vocabulary]."""
-        return model(inputs)
+    def token_losses(self, model: nn.Module, tokens: Tensor, **arguments: Tensor) -> Tensor:
+        """[sample, position - 1]."""
+        return token_losses(model(tokens[:, :-1]), tokens)
 
     def patterns(self, model: nn.Module, inputs: Tensor) -> list[Tensor]:
         """Attention probabilities of every layer, each [sample, head, query position, key position]."""
         return model(inputs, return_patterns=True)[1]
 
-    def without_head(self, layer: int, head: int) -> Logits:
-        """Logits where the output of a head is 0."""
-        return lambda model, inputs: model(inputs, ablated=(layer, head))
+    def without_head(self, layer: int, head: int) -> TokenLosses:
+        """``token_losses`` where the output of a head is 0."""
+        return lambda model, tokens: token_losses(model(tokens[:, :-1], ablated=(layer, head)), tokens)
 
     def layered(self, model: AttentionOnlyTransformer, component: Component) -> LayersAbove:
         """The model cut below a component."""
@@ -85,4 +85,4 @@ class LayersAbove:
         x = self.model.embed(state) if self._embedding_moves else state
         for layer in self.model.layers[self.first :]:
             x = layer(x)
-        return batch_losses(self.model.unembed(x), batch)
+        return counted_losses(token_losses(self.model.unembed(x), token_ids(batch)), batch)

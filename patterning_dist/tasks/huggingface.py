@@ -18,17 +18,20 @@ from patterning_dist.models.components import Component
 from patterning_dist.models.huggingface import (
     SavedModel,
     check_packing,
+    eager_attention,
     fresh_language_model,
     logits,
     model_location,
+    next_token_losses,
     open_saved_model,
     skeleton_of,
+    use_attention,
 )
 from patterning_dist.models.pretrained_config import Head, model_config
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.shard_loading import load_sharded_language_model
 from patterning_dist.tasks.optimizers import plain_optimizer
-from patterning_dist.tasks.task import FileHash, Logits
+from patterning_dist.tasks.task import FileHash, TokenLosses
 
 if TYPE_CHECKING:  # takes seconds to import
     from transformers import PretrainedConfig
@@ -81,8 +84,9 @@ class HuggingFace:
             model = self.load_given(self.config.checkpoints[0], Ranks())
             initialise_adapter(model, seed)
             return model
-        model = fresh_language_model(self.pretrained_config, seed, self.head)
-        return model.to(self.device)  # type: ignore[arg-type]  # its annotation is of another method
+        fresh: nn.Module = fresh_language_model(self.pretrained_config, seed, self.head)
+        use_attention(fresh.to(self.device), self.config.attention)
+        return fresh
 
     def load(self, folder: Path, ranks: Ranks) -> nn.Module:
         """A model that a training of this run wrote."""
@@ -93,9 +97,11 @@ class HuggingFace:
         return self._load(*model_location(self.config, checkpoint), ranks)
 
     def _load(self, path: str, revision: str | None, ranks: Ranks) -> nn.Module:
-        return load_sharded_language_model(
+        model = load_sharded_language_model(
             path, revision, ranks, self.device, compute_dtype=self.compute_dtype, head=self.head
         )
+        use_attention(model, self.config.attention)
+        return model
 
     def skeleton(self) -> nn.Module:
         """Names and shapes; no weights are read."""
@@ -103,13 +109,13 @@ class HuggingFace:
             return skeleton_of(self.pretrained_config, self.head, "model.architecture")
         return self.saved.skeleton
 
-    def logits(self, model: nn.Module, inputs: Tensor, **arguments: Tensor) -> Tensor:
-        """[sample, position, vocabulary], or [sample, class].
+    def token_losses(self, model: nn.Module, tokens: Tensor, **arguments: Tensor) -> Tensor:
+        """[sample, position - 1], see ``next_token_losses``.
 
         Args:
             model: or the engine around it.
-            inputs: token ids [sample, position].
-            arguments: position_ids of packed samples, attention_mask of padded ones.
+            tokens: [sample, position].
+            arguments: position_ids of packed samples.
 
         Raises:
             PatterningError: sequences longer than the model has positions for; documents of packed samples that the
@@ -118,11 +124,16 @@ class HuggingFace:
         if "position_ids" in arguments and not self._packing_checked:
             check_packing(model)
             self._packing_checked = True
-        return logits(model, inputs, self.head, **arguments)
+        return next_token_losses(model, tokens, **arguments)
+
+    def scores(self, model: nn.Module, inputs: Tensor, mask: Tensor) -> Tensor:
+        """[sample, class] of token ids [sample, position], of which ``mask`` says what is no pad."""
+        return logits(model, inputs, self.head, attention_mask=mask)
 
     def patterns(self, model: nn.Module, inputs: Tensor) -> list[Tensor]:
         """Attention probabilities of every layer, each [sample, head, query position, key position]."""
-        attentions = model(input_ids=inputs, use_cache=False, output_attentions=True).attentions
+        with eager_attention(model):
+            attentions = model(input_ids=inputs, use_cache=False, output_attentions=True).attentions
         return [pattern for pattern in attentions or () if pattern is not None]
 
     @cached_property
@@ -137,8 +148,8 @@ class HuggingFace:
         known = [(names[id(heads.output)], heads.d_head) for heads in found if isinstance(heads, Heads)]
         return known if len(known) == len(found) else []
 
-    def without_head(self, layer: int, head: int) -> Logits | None:
-        """Logits where the output of a head is 0; None where heads are not known.
+    def without_head(self, layer: int, head: int) -> TokenLosses | None:
+        """``token_losses`` where the output of a head is 0; None where heads are not known.
 
         Args:
             layer: number among those with attention, as in ``patterns``.
@@ -153,12 +164,12 @@ class HuggingFace:
             heads[..., head * d_head : (head + 1) * d_head] = 0
             return (heads, *arguments[1:])
 
-        def logits(model: nn.Module, inputs: Tensor) -> Tensor:
+        def losses(model: nn.Module, tokens: Tensor) -> Tensor:
             module: Any = getattr(model, "module", model)  # an engine has it in it
             with module.get_submodule(name).register_forward_pre_hook(silence):
-                return self.logits(model, inputs)
+                return self.token_losses(model, tokens)
 
-        return logits
+        return losses
 
     def layered(self, model: nn.Module, component: Component) -> None:
         """Not known: every pass is a whole one."""

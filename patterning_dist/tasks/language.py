@@ -17,13 +17,13 @@ from patterning_dist.data.induction import induction_tokens, repeated_sequences
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Component
-from patterning_dist.models.losses import batch_losses, token_ids
+from patterning_dist.models.losses import counted_losses, token_ids
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Samples
 from patterning_dist.sampling.target import Layered
 from patterning_dist.tasks.base import CheckpointTask
 from patterning_dist.tasks.language_metrics import LANGUAGE_METRICS, Evaluation
-from patterning_dist.tasks.task import Logits, Metric, Terms
+from patterning_dist.tasks.task import Metric, Terms, TokenLosses
 
 _NUM_REPEATED = 16
 
@@ -40,9 +40,9 @@ class LanguageModel(Protocol):
     def build(self, seed: int) -> nn.Module: ...
     def load(self, folder: Path, ranks: Ranks) -> nn.Module: ...
     def skeleton(self) -> nn.Module: ...
-    def logits(self, model: nn.Module, inputs: Tensor, **arguments: Tensor) -> Tensor: ...
+    def token_losses(self, model: nn.Module, tokens: Tensor, **arguments: Tensor) -> Tensor: ...
     def patterns(self, model: nn.Module, inputs: Tensor) -> list[Tensor]: ...
-    def without_head(self, layer: int, head: int) -> Logits | None: ...
+    def without_head(self, layer: int, head: int) -> TokenLosses | None: ...
     def layered(self, model: Any, component: Component) -> Layered | None: ...
     def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer: ...
     def describe(self, folder: Path) -> None: ...
@@ -117,7 +117,7 @@ class LanguageTask(CheckpointTask):
             if isinstance(batch, Tensor) or "position_ids" not in batch
             else {"position_ids": batch["position_ids"][:, :-1]}
         )
-        return batch_losses(self.model.logits(model, token_ids(batch)[:, :-1], **arguments), batch)
+        return counted_losses(self.model.token_losses(model, token_ids(batch), **arguments), batch)
 
     def counted(self, samples: TokenSamples, ids: np.ndarray) -> np.ndarray | None:
         """Predicted tokens that count."""

@@ -20,11 +20,10 @@ import torch
 from torch import Tensor, nn
 
 from patterning_dist.data.induction import induction_tokens, repeated_sequences
-from patterning_dist.models.losses import batch_losses
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Joined, Part, all_losses
 from patterning_dist.tasks.held_out import held_out_ids
-from patterning_dist.tasks.task import Logits, Metric
+from patterning_dist.tasks.task import Metric
 
 if TYPE_CHECKING:
     from patterning_dist.tasks.language import LanguageTask
@@ -169,15 +168,10 @@ class Evaluation:
         num_heads = sum(other == layer for other, _ in prefix)
         heads = [(head + step) % num_heads for step in range(min(num_heads, 1 + _NUM_OTHERS))]
         gaps = []
-        for logits in (task.model.without_head(layer, one) for one in heads):
-            if logits is None:
+        for losses in (task.model.without_head(layer, one) for one in heads):
+            if losses is None:
                 return {}
-            ablated = partial(_losses, logits, model)
+            ablated = partial(losses, model)
             gaps.append(self._gap(all_losses(ablated, self.repeated, ranks, _BATCH, task.device)))
         found = {"ablated_gap": gaps[0]}
         return found | {"other_ablated_gap": sum(gaps[1:]) / len(gaps[1:])} if gaps[1:] else found
-
-
-def _losses(logits: Logits, model: nn.Module, tokens: Tensor) -> Tensor:
-    """Losses of the predicted tokens [sample, position], nats."""
-    return batch_losses(logits(model, tokens[:, :-1]), tokens)

@@ -54,7 +54,7 @@ class SequenceTask(CheckpointTask, ABC):
 
     def scores(self, model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
         """float32 [sample, class] of sequences [sample, position], of which ``mask`` says what is no pad."""
-        return self.model.logits(model, tokens.where(mask, self.pad), attention_mask=mask.long()).float()
+        return self.model.scores(model, tokens.where(mask, self.pad), mask.long()).float()
 
     @abstractmethod
     def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:

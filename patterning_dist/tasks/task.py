@@ -24,7 +24,7 @@ from patterning_dist.storage.files import file_sha256
 
 FileHash = Callable[[Path], str]  # of a file's content
 OwnSamples = Any  # samples that the task itself gave out, of which it knows more than ``Samples`` says
-Logits = Callable[[nn.Module, Tensor], Tensor]  # (model or engine, ids [sample, position]) -> [..., vocabulary]
+TokenLosses = Callable[[nn.Module, Tensor], Tensor]  # (model or engine, ids [sample, position]) -> [sample, position]
 Terms = list[tuple[float, np.ndarray]]  # a split loss as a sum of signed means over masks of entries
 
 

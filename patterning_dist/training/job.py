@@ -19,8 +19,10 @@ HELD_OUT_TABLE = "held_out.parquet"  # what every held-out sample adds to the er
 JOB_FILES = ("initial.safetensors", "model.safetensors", "metrics.parquet", HELD_OUT_TABLE, "evaluation.json")
 # Of ``training.batches.weighted_loss``: arms that an earlier version trained by another rule are not finished.
 WEIGHTED_LOSS = "sum_i rho_i l_i / (rho_mean m), rho_mean of the whole table"
-# Where files lie, and how often the state is saved: the result does not depend on it. A window is in the settings.
-_NO_INPUTS = ("folder", "weights", "deepspeed", "window", "checkpoint_seconds")
+# Where files lie, who shares the work, and how often the state is saved: at most rounding depends on it. A window is in
+# the settings.
+_NO_INPUTS = ("folder", "weights", "deepspeed", "window", "checkpoint_seconds", "num_workers")
+_LAYOUT = {"deepspeed", "gradient_checkpointing", "num_workers", "threads_per_worker"}  # of the section training
 
 
 def job_files(folder: Path) -> list[Path]:
@@ -102,7 +104,7 @@ class TrainingJob:
         if self.weights is not None and self.weighting == "loss":
             spec["weighted_loss"] = WEIGHTED_LOSS
         model = {k: v for k, v in config.model.model_dump(mode="json").items() if k != "path"}
-        training = self.training(config).model_dump(mode="json", exclude={"deepspeed"})
+        training = self.training(config).model_dump(mode="json", exclude=_LAYOUT)
         splits = config.sampling.evaluation_sequences if self.splits else None
         inputs = json.dumps([spec, self._files, model, training, splits, config.seed], sort_keys=True)
         return hashlib.sha256(inputs.encode()).hexdigest()

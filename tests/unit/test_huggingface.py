@@ -14,7 +14,6 @@ from torch import nn
 from patterning_dist.config import HuggingFaceConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.huggingface import language_model_skeleton, load_language_model
-from patterning_dist.models.losses import token_losses
 from patterning_dist.tasks.huggingface import HuggingFace
 
 SMALL = {"n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 12, "vocab_size": 31}
@@ -33,7 +32,7 @@ def quiet(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def next_token_losses(model: nn.Module, tokens: torch.Tensor) -> torch.Tensor:
     architecture = HuggingFace(HuggingFaceConfig(kind="huggingface", path="x"), None, 12, "cpu", None)
-    return token_losses(architecture.logits(model, tokens[:, :-1]), tokens)
+    return architecture.token_losses(model, tokens)
 
 
 def save(model: nn.Module, folder: Path) -> Path:
@@ -68,7 +67,12 @@ def test_half_precision_weights_become_float32(tmp_path: Path) -> None:
     assert {p.dtype for p in loaded.parameters()} == {torch.float32}
     for name, parameter in loaded.named_parameters():
         assert torch.equal(parameter, model.get_parameter(name).float())
-    assert next_token_losses(loaded.bfloat16(), TOKENS).dtype == torch.float32
+    losses = next_token_losses(loaded.bfloat16(), TOKENS)
+    assert losses.dtype == torch.float32
+    assert not torch.equal(losses, losses.bfloat16().float())
+    with torch.no_grad():
+        logits = loaded(input_ids=TOKENS).logits
+    assert logits.dtype == torch.float32 and not torch.equal(logits, logits.bfloat16().float())
 
 
 @pytest.mark.parametrize("kind", ["tied", "untied"])

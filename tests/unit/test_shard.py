@@ -12,9 +12,9 @@ from torch import nn
 from patterning_dist.config import AttentionOnlyConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.attention import AttentionOnlyTransformer
+from patterning_dist.models.huggingface import parameters_without_memory
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.shard import decoder_layers, shard_model
-from patterning_dist.sampling.shard_loading import parameters_without_memory
 
 
 def blocks(number, size=3):

@@ -142,13 +142,13 @@ def test_without_a_head_its_columns_of_the_output_projection_are_zero(tmp_path: 
     head = select_component(model, "layer.1.head.2")
     output = next(name for name in head.parameters if name.endswith(("dense.weight", "o_proj.weight", "c_proj.weight")))
     with torch.no_grad():
-        whole = task.model.logits(model, tokens)
+        whole = task.model.token_losses(model, tokens)
         found = [task.model.without_head(1, 2)(one, tokens) for one in (model, Engine(model))]
-        assert torch.equal(task.model.logits(model, tokens), whole)  # nothing is left behind
+        assert torch.equal(task.model.token_losses(model, tokens), whole)  # nothing is left behind
         [piece] = [piece for piece in head.pieces if piece.parameter == output]
         piece.view(model.get_parameter(output)).zero_()
-        for logits in found:
-            torch.testing.assert_close(logits, task.model.logits(model, tokens), rtol=1e-5, atol=1e-5)
+        for losses in found:
+            torch.testing.assert_close(losses, task.model.token_losses(model, tokens), rtol=1e-5, atol=1e-5)
     assert (found[0] - whole).abs().max() > 0.01
     assert task.model.without_head(2, 0) is None  # there is no such layer
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -15,14 +16,16 @@ from safetensors.torch import load_file, save_file
 from tiny_run import SETTINGS
 
 from patterning_dist.config import HuggingFaceConfig, load_config
+from patterning_dist.config.deepspeed import deepspeed_config
 from patterning_dist.data.sampler import epoch_batch
 from patterning_dist.data.weights import write_sample_weights
 from patterning_dist.errors import PatterningError
 from patterning_dist.measure.preflight import preflight
-from patterning_dist.runtime.training.engine import deepspeed_config, model_in_pieces
+from patterning_dist.models.filling import _fill_piece, _rows
+from patterning_dist.runtime.training.engine import initialize, model_in_pieces
 from patterning_dist.runtime.training.stacked_trainer import StackedTrainer, stackable_optimizer
 from patterning_dist.runtime.training.trainer import Trainer
-from patterning_dist.runtime.training.weights import save_weights
+from patterning_dist.runtime.training.weights import load_shares, own_share, save_weights
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.stages.train import arm_jobs, baseline_job
 from patterning_dist.storage.run import RunDirectory
@@ -266,6 +269,11 @@ def test_what_cannot_be_stacked_is_found_when_the_file_is_checked(run, monkeypat
         preflight(config, run.path)
 
 
+def test_checkpointing_without_layers_is_refused_when_the_file_is_checked(run):
+    with pytest.raises(PatterningError, match="gradient_checkpointing: Sequential has no layers"):
+        preflight(experiment(run, "base", gradient_checkpointing=True), run.path)
+
+
 def test_an_arm_whose_table_is_not_there_or_goes_below_zero_is_refused(alone, run):
     config = experiment(run, {"name": "mine", "weights": str(run.path.parent / "mine.parquet"), "strength": 3.0})
     (job,) = arm_jobs(config, run)
@@ -274,6 +282,11 @@ def test_an_arm_whose_table_is_not_there_or_goes_below_zero_is_refused(alone, ru
     config = experiment(run, {"name": "lost", "weights": str(run.path / "nowhere.parquet")})
     with pytest.raises(PatterningError, match=r"retrain\.arms: .*nowhere\.parquet, the weights of lost, is not there"):
         arm_jobs(config, run)
+
+
+def engine_of(model):
+    """As far as it is needed to write weights; no pass has left parameters on their way."""
+    return SimpleNamespace(module=model, zero_optimization_stage=lambda: 0)
 
 
 @pytest.mark.parametrize("tied", [True, False])
@@ -289,13 +302,60 @@ def test_models_of_transformers_come_in_pieces_under_zero_3_and_are_the_same(alo
     parameters = dict(whole.named_parameters())
     for made in (in_pieces, None):
         if made is None:  # read from a checkpoint
-            save_weights(SimpleNamespace(module=whole), tmp_path / "model.safetensors")
+            save_weights(engine_of(whole), tmp_path / "model.safetensors")
             model.describe(tmp_path)
             with model_in_pieces(settings, "cpu"):
                 made = model.load(tmp_path, Ranks())
         assert all(p.numel() == 0 for p in made.parameters())
-        save_weights(SimpleNamespace(module=made), tmp_path / "pieces" / "model.safetensors")
+        save_weights(engine_of(made), tmp_path / "pieces" / "model.safetensors")
         stored = load_file(tmp_path / "pieces" / "model.safetensors")
         assert stored.keys() == parameters.keys()
         assert all(torch.equal(stored[name], p) for name, p in parameters.items())
     assert all(p.numel() > 0 for p in model.build(4).parameters())
+
+
+def test_only_the_rows_of_a_piece_are_read(alone, tmp_path, monkeypatch):
+    """As the second of three ranks would: experts that are stored one by one are put together by transformers."""
+    import transformers
+
+    sizes = {"vocab_size": 31, "hidden_size": 12, "intermediate_size": 20, "num_hidden_layers": 1}
+    heads = {"num_attention_heads": 2, "num_key_value_heads": 1, "max_position_embeddings": 8}
+    kinds = {"llama": (transformers.LlamaConfig, {}), "mixtral": (transformers.MixtralConfig, {"num_local_experts": 3})}
+    for kind, (config, more) in kinds.items():
+        torch.manual_seed(0)
+        saved = transformers.AutoModelForCausalLM.from_config(config(**sizes, **heads, **more))
+        saved.save_pretrained(tmp_path / kind)
+        with model_in_pieces(deepspeed_config(ZERO_3, 8, 1), "cpu"):
+            made = HuggingFace(HuggingFaceConfig(kind="huggingface", path=str(tmp_path)), None, 8, "cpu", None).load(
+                tmp_path / kind, Ranks()
+            )
+        expected = dict(saved.named_parameters())
+        assert made.state_dict().keys() == saved.state_dict().keys()
+        for name, p in made.named_parameters():
+            assert torch.equal(p.ds_tensor.view(p.ds_shape), expected[name]), name
+    weight = SimpleNamespace(
+        ds_tensor=torch.full((130,), -1.0), ds_shape=torch.Size([31, 12]), ds_numel=372, ds_process_group=None
+    )
+    stored = load_file(tmp_path / "llama" / "model.safetensors")["model.embed_tokens.weight"]
+    for rank, rows, last in ((0, (0, 11), 130), (1, (10, 22), 130), (2, (21, 31), 112)):
+        monkeypatch.setattr(dist, "get_rank", lambda group, rank=rank: rank)
+        assert _rows(weight) == rows
+        _fill_piece(weight, stored[slice(*rows)])
+        assert torch.equal(weight.ds_tensor[:last], stored.flatten()[130 * rank :][:last])
+
+
+@pytest.mark.parametrize("stage", [0, 2, 3])
+def test_masters_of_a_module_in_bfloat16_begin_at_its_weights(alone, tmp_path, stage):
+    settings = tmp_path / "deepspeed.json"
+    settings.write_text(json.dumps({"zero_optimization": {"stage": stage}, "bf16": {"enabled": True}}))
+    model = points_task.initialise(7)
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters())
+    engine = initialize(model, optimizer, deepspeed_config(settings, 8, 1), "cpu")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    save_weights(engine, tmp_path / "model.safetensors")
+    stored = load_file(tmp_path / "model.safetensors")
+    assert stored.keys() == before.keys() and all(torch.equal(stored[name], w) for name, w in before.items())
+    load_shares(engine, {name: 2 * share for name, share in own_share(engine).items()})
+    save_weights(engine, tmp_path / "model.safetensors")
+    assert all(torch.equal(w, 2 * before[name]) for name, w in load_file(tmp_path / "model.safetensors").items())

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from patterning_dist.models.losses import token_losses
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.tasks.language import LanguageTask
 
@@ -35,6 +36,9 @@ class HandMade(torch.nn.Module):
         logits[rows, position, inputs[:, position - self.period + 1]] = 60.0
         return logits
 
+    def token_losses(self, model, tokens):
+        return token_losses(self.logits(model, tokens[:, :-1]), tokens)
+
     def patterns(self, model, inputs):
         return [pattern.expand(len(inputs), -1, -1, -1) for pattern in self.attention]
 
@@ -42,7 +46,8 @@ class HandMade(torch.nn.Module):
         """``copies``: (layer, head) -> the share of the logits that is left without that head."""
         if self.copies is None:
             return None
-        return lambda model, inputs: self.copies[layer, head] * self.logits(model, inputs)
+        share = self.copies[layer, head]
+        return lambda model, tokens: token_losses(share * self.logits(model, tokens[:, :-1]), tokens)
 
 
 class Sequences:

@@ -14,16 +14,12 @@ from patterning_dist.progress import Progress
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.attempt import MakeStudy, Outcome, run_chain
 from patterning_dist.runtime.chains.pushes import ChainTask
-from patterning_dist.runtime.environment import prepare_process
+from patterning_dist.runtime.environment import RANK_ENVIRONMENT, prepare_process
 from patterning_dist.runtime.groups import PLACEMENT_TIMEOUT, GroupRank, RankGroup, rank_groups
 from patterning_dist.runtime.model_workers import study_workers
 from patterning_dist.runtime.resources import sampling_resources
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.ranks import Ranks
-
-# Over that of other workers. Layers are put together and dropped again all the time; kept by the allocator for the next
-# one instead of given back, they took three times what a rank holds.
-_ENVIRONMENT = dict.fromkeys(("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "MALLOC_TOP_PAD_"), str(1 << 20))
 
 
 @ray.remote
@@ -75,7 +71,7 @@ class ChainGroup(RankGroup):
 
     def make_rank(self, ranks: Ranks, options: dict[str, Any]) -> ActorHandle:
         """See ``RankGroup``."""
-        actor = ChainRank.options(runtime_env={"env_vars": _ENVIRONMENT}, **options)
+        actor = ChainRank.options(runtime_env={"env_vars": RANK_ENVIRONMENT}, **options)
         return actor.remote(ranks, self.sampling, self.device)
 
     def open_rank(self, rank: ActorHandle, host: str, port: int) -> ray.ObjectRef:

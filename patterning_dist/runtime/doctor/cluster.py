@@ -15,11 +15,12 @@ import ray
 import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from patterning_dist.config.deepspeed import deepspeed_config
 from patterning_dist.errors import last_line
 from patterning_dist.runtime.doctor.machine import Finding
 from patterning_dist.runtime.probe.ranks import probe_groups
 from patterning_dist.runtime.resources import Node, Resources, nodes
-from patterning_dist.runtime.training.engine import deepspeed_config, initialize
+from patterning_dist.runtime.training.engine import initialize
 
 _TIMEOUT = 90.0
 _PACKAGES = ("ray", "torch", "patterning-dist")

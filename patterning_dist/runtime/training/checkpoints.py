@@ -17,6 +17,7 @@ import torch
 
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.training.engine import engine_state, load_engine_state
+from patterning_dist.runtime.training.weights import add_to_share
 from patterning_dist.storage.snapshots import Snapshots
 from patterning_dist.storage.store import Storage
 from patterning_dist.training.job import TrainingJob
@@ -58,7 +59,7 @@ def sigterm_saves() -> Iterator[None]:
 def checkpoint_part(
     storage: Storage, directory: Path, job: TrainingJob, fingerprint: str, part: str, **changes: Any
 ) -> Snapshots:
-    """A part of a job's training checkpoints, ``shared`` or ``rank-N``. Other fingerprints have other file names."""
+    """A part of a job's training checkpoints, see ``_own``, or ``shared``. Other fingerprints have other file names."""
     return Snapshots(storage, _folder(directory, job), f"{fingerprint[:16]}-{part}", **changes)
 
 
@@ -84,12 +85,16 @@ def _folder(directory: Path, job: TrainingJob) -> str:
     return f"{job.folder.relative_to(directory)}/.checkpoint"
 
 
+def _own(rank: int, num_ranks: int) -> str:
+    return f"rank-{rank}-of-{num_ranks}"
+
+
 class TrainingCheckpoints:
     """Saves the state of a training now and then, and when it is to stop; every rank has one and calls it at once.
 
     A checkpoint is a shared part, written by rank 0, and a part of every rank, for what ZeRO shares out. It counts when
-    all are there and undamaged. Two are kept. A rank of an earlier attempt that still runs writes the same state: it
-    does no harm.
+    all are there and undamaged, and another number of ranks can take it up. Two are kept. A rank of an earlier attempt
+    that still runs writes the same state: it does no harm.
 
     Args:
         job: which is trained.
@@ -107,10 +112,8 @@ class TrainingCheckpoints:
         self.fingerprint = fingerprint
         self._delete = partial(delete_checkpoints, storage, directory, job)
         self.rank, self.num_ranks = torch.distributed.get_rank(), torch.distributed.get_world_size()
-        self.shared, self.own = (
-            checkpoint_part(storage, directory, job, fingerprint, part, damaged=self._say_damaged)
-            for part in ("shared", f"rank-{self.rank}")
-        )
+        self._part = partial(checkpoint_part, storage, directory, job, fingerprint, damaged=self._say_damaged)
+        self.shared, self.own = self._part("shared"), self._part(_own(self.rank, self.num_ranks))
         self.last_step, self.last_time, self.pause = 0, time.monotonic(), job.checkpoint_seconds
         self.asked_at, self.answer = time.monotonic(), control.stopping.remote()
 
@@ -122,21 +125,47 @@ class TrainingCheckpoints:
         candidates = [list(reversed(self.shared.numbers()))]
         torch.distributed.broadcast_object_list(candidates, src=0)  # listings of a network file system may differ
         for step in candidates[0]:
-            parts = [part for part in (self.shared.read(step), self.own.read(step)) if part is not None]
-            # The own part of a rank that has none is empty, but is there.
-            if self._agree(_GO_ON if len(parts) == 2 else _SAVE) == _GO_ON:
-                shared, own = map(decode, parts)
-                load_engine_state(engine, shared["engine"], own["engine"])
+            content = self.shared.read(step)
+            shared = None if content is None else decode(content)
+            # The own part of a rank that has none is empty, but is there. Read one by one: together they are the model.
+            parts = [self.own] if shared is None else self._parts(shared["num_ranks"])
+            whole = shared is not None and all(part.read(step) is not None for part in parts)
+            if self._agree(_GO_ON if whole else _SAVE) == _GO_ON:
+                assert shared is not None
+                recorders: list[dict[str, Any]] = []
+                owns = self._take_up(engine, step, parts, recorders)
+                load_engine_state(engine, shared["engine"], owns)
+                list(owns)  # the rest, which the engine had no use for
                 self.last_step = step
                 if self.rank == 0:
                     self._delete(above=step, not_of=self.fingerprint)  # what is damaged or not complete
                     text = f"{self.job.name}: goes on from step {step}"
                     self.control.tell.remote("job_resumed", text, job=self.job.name, step=step)
-                return {"step": step, "recorders": list(zip(shared["recorders"], own["recorders"], strict=True))}
+                return {"step": step, "recorders": list(zip(shared["recorders"], recorders, strict=True))}
         if self.rank == 0:
             self._delete()
         torch.distributed.barrier()
         return None
+
+    def _parts(self, num_ranks: int) -> list[Snapshots]:
+        """What this rank reads of a checkpoint of so many."""
+        if num_ranks == self.num_ranks:
+            return [self.own]
+        return [self._part(_own(rank, num_ranks)) for rank in range(num_ranks)]
+
+    def _take_up(
+        self, engine: Any, step: int, parts: list[Snapshots], recorders: list[dict[str, Any]]
+    ) -> Iterator[dict[str, Any]]:
+        """The engine's state in one part after another; those of the recorders are collected on the way."""
+        for rank, part in enumerate(parts):
+            own = decode(part.read(step) or b"")
+            if parts == [self.own]:
+                recorders[:] = own["recorders"]
+            else:
+                recorders[:] = recorders or [{"average": {}} for _ in own["recorders"]]
+                for mine, other in zip(recorders, own["recorders"], strict=True):
+                    add_to_share(engine, mine["average"], other["average"], rank)
+            yield own["engine"]
 
     def after_step(self, engine: Any, step: int, recorder_states: Callable[[], State]) -> bool:
         """Save if it is time; returns whether the training is to stop here.
@@ -202,7 +231,8 @@ class TrainingCheckpoints:
         self.own.write(step, encode({"engine": own, "recorders": recorders[1]}))
         if self.rank == 0:
             self.shared.delete(below=self.last_step)
-            self.shared.write(step, encode({"engine": shared, "recorders": recorders[0]}))
+            content = {"engine": shared, "recorders": recorders[0], "num_ranks": self.num_ranks}
+            self.shared.write(step, encode(content))
         self.last_step, self.last_time = step, time.monotonic()
         self.pause = max(self.job.checkpoint_seconds, (self.last_time - started) / _SHARE)
 

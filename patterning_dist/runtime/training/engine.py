@@ -3,44 +3,59 @@
 from __future__ import annotations
 
 import contextlib
-import inspect
-import json
 import os
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import nn
 
+from patterning_dist.config.deepspeed import AUTO, BY_WIDTH
+from patterning_dist.runtime.training.pieces import load_optimizer_pieces, optimizer_pieces
 
-def deepspeed_config(path: Path | None, batch_size: int, num_ranks: int) -> dict[str, Any]:
-    """The user's DeepSpeed JSON with the batch sizes that the run fixes.
-
-    Args:
-        path: DeepSpeed JSON; None: ZeRO stage 0.
-        batch_size: global batch, sequences. Ranks and accumulation steps share it out.
-        num_ranks: data-parallel ranks.
-    """
-    config: dict[str, Any] = {"zero_optimization": {"stage": 0}} if path is None else json.loads(path.read_text())
-    accumulation = config.get("gradient_accumulation_steps", 1)
-    return {
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        **config,
-        # Training checkpoints go back to the rank that wrote them.
-        "zero_optimization": {**config.get("zero_optimization", {}), "elastic_checkpoint": False},
-        "train_batch_size": batch_size,
-        "train_micro_batch_size_per_gpu": batch_size // (num_ranks * accumulation),
-        "gradient_accumulation_steps": accumulation,
-    }
+_NARROW = {"bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 def initialize(model: nn.Module, optimizer: torch.optim.Optimizer, config: dict[str, Any], device: str) -> Any:
-    """A DeepSpeed engine over the process group that there is."""
+    """A DeepSpeed engine over the process group that there is.
+
+    In bfloat16 or float16 DeepSpeed's float32 masters would begin at the rounded parameters: here they begin at those
+    of ``model``.
+    """
     deepspeed = _deepspeed(device)
-    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=config)
+    exact = _narrowed(model, config)
+    engine, *_ = deepspeed.initialize(model=model, optimizer=optimizer, config=_with_bucket_sizes(config, model))
+    for parameter, value in exact.items():
+        if value.shape == getattr(parameter, "ds_shape", parameter.shape):
+            deepspeed.utils.safe_set_full_fp32_param(parameter, value)
+        else:
+            deepspeed.utils.safe_set_local_fp32_param(parameter, value)
     return engine
+
+
+def _narrowed(model: nn.Module, config: dict[str, Any]) -> dict[nn.Parameter, torch.Tensor]:
+    """Parameters that will be narrower, as they are now: whole, or this rank's piece, which DeepSpeed wants narrow."""
+    dtype = next((kind for name, kind in _NARROW.items() if config.get(name, {}).get("enabled")), None)
+    if dtype is None:
+        return {}
+    exact = {}
+    for parameter in model.parameters():
+        piece = getattr(parameter, "ds_tensor", None)
+        kept = parameter if piece is None else piece
+        if parameter.requires_grad:
+            exact[parameter] = kept.detach().clone()
+        if piece is not None:
+            piece.data, parameter.data = piece.data.to(dtype), parameter.data.to(dtype)
+    return exact
+
+
+def _with_bucket_sizes(config: dict[str, Any], model: nn.Module) -> dict[str, Any]:
+    """Sizes of ZeRO's buffers that are "auto", from the model's width as the trainer of ``transformers`` sets them."""
+    shapes = [getattr(p, "ds_shape", p.shape) for p in model.parameters()]
+    width = max((min(shape) for shape in shapes if len(shape) > 1), default=1)
+    sizes = dict(zip(BY_WIDTH, (width**2, int(0.9 * width**2), 10 * width), strict=True))
+    zero = {key: sizes[key] if value == AUTO else value for key, value in config["zero_optimization"].items()}
+    return config | {"zero_optimization": zero}
 
 
 def _deepspeed(device: str) -> Any:
@@ -84,7 +99,7 @@ def model_in_pieces(config: dict[str, Any], device: str) -> Iterator[None]:
     _deepspeed(device)
     from transformers.integrations.deepspeed import set_hf_deepspeed_config, unset_hf_deepspeed_config
 
-    settings = _Settings(config)
+    settings = _Settings({key: value for key, value in config.items() if key not in _NARROW})  # in float32
     set_hf_deepspeed_config(settings)  # which keeps a weak reference
     try:
         yield
@@ -101,8 +116,6 @@ def initialize_alone(module: nn.Module, optimizer: torch.optim.Optimizer, config
     return initialize(module, optimizer, config, device)
 
 
-# What DeepSpeed keeps with its optimizers for layouts other than the one that is saved.
-_FOR_OTHER_LAYOUTS = ("param_slice_mappings", "universal_checkpoint_info")
 _COUNTERS = ("global_steps", "global_samples", "micro_steps", "skipped_steps")
 
 
@@ -112,31 +125,35 @@ def engine_state(engine: Any) -> tuple[dict[str, Any], dict[str, Any]]:
     To be taken between two optimizer steps, on every rank at once.
     """
     stage = engine.zero_optimization_stage()
+    shared: dict[str, Any] = {"counters": {name: getattr(engine, name) for name in _COUNTERS}}
+    if hasattr(engine.optimizer, "loss_scaler"):
+        scaler = vars(engine.optimizer.loss_scaler).items()
+        shared["loss_scaler"] = {key: value for key, value in scaler if isinstance(value, bool | int | float)}
+    if stage < 3:  # else all there is are the optimizer's pieces
+        shared["module"] = engine.module.state_dict()
+    if stage == 0:
+        return shared | {"optimizer": engine.optimizer.state_dict()}, {}
     with partitioned_parameters(engine):
-        optimizer = {k: v for k, v in engine.optimizer.state_dict().items() if k not in _FOR_OTHER_LAYOUTS}
-        if "loss_scaler" in optimizer:
-            scaler = vars(optimizer["loss_scaler"]).items()
-            optimizer["loss_scaler"] = {k: v for k, v in scaler if isinstance(v, bool | int | float)}
-        module = {} if stage == 3 else engine.module.state_dict()  # stage 3: all there is are the optimizer's pieces
-    shared = {"module": module, "counters": {name: getattr(engine, name) for name in _COUNTERS}}
-    return (shared | {"optimizer": optimizer}, {}) if stage == 0 else (shared, {"optimizer": optimizer})
+        return shared, optimizer_pieces(engine)
 
 
-def load_engine_state(engine: Any, shared: dict[str, Any], own: dict[str, Any]) -> None:
-    """Put an engine, made with the same model and configuration, into a state of ``engine_state``."""
-    optimizer = dict((shared | own)["optimizer"])
-    if "loss_scaler" in optimizer:
-        vars(engine.optimizer.loss_scaler).update(optimizer["loss_scaler"])
-        optimizer["loss_scaler"] = engine.optimizer.loss_scaler
-    with partitioned_parameters(engine):
-        if shared["module"]:
-            engine.module.load_state_dict(shared["module"])
-        load = engine.optimizer.load_state_dict
-        if "state_dict_list" in inspect.signature(load).parameters:  # takes its own out of those of all ranks
-            ranks = range(torch.distributed.get_world_size())
-            load([optimizer for _ in ranks], load_optimizer_states=True, load_from_fp32_weights=True)
-        else:
-            load(optimizer)
+def load_engine_state(engine: Any, shared: dict[str, Any], own: Iterable[dict[str, Any]]) -> None:
+    """Put an engine, made with the same model and configuration, into a state of ``engine_state``.
+
+    Args:
+        engine: on any number of ranks.
+        shared: what all ranks had alike.
+        own: what every rank had alone; on as many ranks as there were, that of this rank is enough.
+    """
+    if "loss_scaler" in shared:
+        vars(engine.optimizer.loss_scaler).update(shared["loss_scaler"])
+    if "module" in shared:
+        engine.module.load_state_dict(shared["module"])
+    if "optimizer" in shared:
+        engine.optimizer.load_state_dict(shared["optimizer"])
+    else:
+        with partitioned_parameters(engine):
+            load_optimizer_pieces(engine, own)
     for name, value in shared["counters"].items():
         setattr(engine, name, value)
 

@@ -10,6 +10,7 @@ from ray.util.placement_group import PlacementGroup
 from patterning_dist.config import Config
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.actor import ActorHandle
+from patterning_dist.runtime.environment import RANK_ENVIRONMENT
 from patterning_dist.runtime.groups import PLACEMENT_TIMEOUT, RankGroup, rank_groups
 from patterning_dist.runtime.model_workers import model_workers
 from patterning_dist.runtime.resources import training_resources
@@ -48,7 +49,8 @@ class TrainingGroup(RankGroup):
 
     def make_rank(self, ranks: Ranks, options: dict[str, Any]) -> ActorHandle:
         """See ``RankGroup``."""
-        return TrainingRank.options(**options).remote(ranks, self.device, self.config)
+        actor = TrainingRank.options(runtime_env={"env_vars": RANK_ENVIRONMENT}, **options)
+        return actor.remote(ranks, self.device, self.config)
 
     def train(self, location: Location, jobs: JobGroup, control: ActorHandle) -> bool:
         """Train jobs on all ranks; raises as ``everywhere``."""

@@ -11,10 +11,11 @@ from typing import Any, Literal
 import numpy as np
 from torch import nn
 
+from patterning_dist.config.deepspeed import deepspeed_config
 from patterning_dist.errors import PatterningError
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.boards import Notes
-from patterning_dist.runtime.training.engine import deepspeed_config, initialize_alone
+from patterning_dist.runtime.training.engine import initialize_alone
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import stage_fingerprint

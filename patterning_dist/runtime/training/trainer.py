@@ -10,10 +10,12 @@ import torch
 from torch import nn
 
 from patterning_dist.config import Config
+from patterning_dist.config.deepspeed import deepspeed_config
 from patterning_dist.response.contrast import GROUP, influence
-from patterning_dist.runtime.training.engine import deepspeed_config, initialize, model_in_pieces
+from patterning_dist.runtime.training.engine import initialize, model_in_pieces
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import all_losses, to_device
+from patterning_dist.sampling.shard import checkpoint_layers
 from patterning_dist.tasks.held_out import held_out_ids, held_out_splits, signed_sums
 from patterning_dist.tasks.optimizers import learning_rate_factor, set_learning_rate_factor
 from patterning_dist.tasks.task import Task
@@ -78,6 +80,8 @@ class Trainer(Member):
         settings = deepspeed_config(job.deepspeed, self.training.batch_size, ranks.size)
         with model_in_pieces(settings, device):
             model = starting_model(task, job)
+        if self.training.gradient_checkpointing:
+            checkpoint_layers(model)
         self.optimizer = task.optimizer(model, self.training)
         engine = initialize(model, self.optimizer, settings, device)
         engine.eval()

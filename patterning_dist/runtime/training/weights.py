@@ -1,15 +1,12 @@
-"""The weights of an engine where they lie: under ZeRO stage 3 in pieces, put together one parameter at a time.
+"""The weights of an engine where they lie: under ZeRO in pieces, put together one parameter at a time.
 
-A safetensors file (https://github.com/huggingface/safetensors#format) is the length of a JSON header in 8 bytes, the
-header, and the tensors end to end: it can be written while no process holds more than one of them.
+Where an engine computes in a narrower type, its weights are the float32 masters that its optimizer steps on.
 """
 
 from __future__ import annotations
 
 import contextlib
-import json
 from collections.abc import Iterator
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +16,9 @@ from torch import Tensor
 
 from patterning_dist.models.adapter import adapter_parameters
 from patterning_dist.runtime.training.engine import partitioned_parameters
+from patterning_dist.runtime.training.pieces import copy_overlap
 from patterning_dist.storage.files import atomic_path
-
-_KINDS = {torch.float32: "F32", torch.int64: "I64", torch.int32: "I32", torch.uint8: "U8", torch.bool: "BOOL"}
+from patterning_dist.training.state import file_header, tensor_bytes
 
 
 def save_weights(engine: Any, path: Path | None) -> None:
@@ -32,51 +29,75 @@ def save_weights(engine: Any, path: Path | None) -> None:
         path: of the file, on the rank that writes it; None on the others, which only take part in the gathering.
     """
     stored = _stored(engine)
-    if path is None:
+    # Of the last forward pass, a parameter may still be on its way.
+    with partitioned_parameters(engine):
+        if path is not None:
+            _write(stored, path)
+            return
         for tensor in stored.values():
             with _whole(tensor):
                 pass
-        return
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, tensor in stored.items():
-        shape, kind = list(getattr(tensor, "ds_shape", tensor.shape)), _kind(tensor)
-        begin, end = end, end + prod(shape) * kind.itemsize
-        header[name] = {"dtype": _KINDS[kind], "shape": shape, "data_offsets": [begin, end]}
-    text = json.dumps(header).encode()
-    text += b" " * (-len(text) % 8)
+
+
+def _write(stored: dict[str, Tensor], path: Path) -> None:
+    shapes = {name: (_kind(tensor), getattr(tensor, "ds_shape", tensor.shape)) for name, tensor in stored.items()}
     with atomic_path(path) as temporary, temporary.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
+        file.write(file_header(shapes, {"format": "pt"}))
         for tensor in stored.values():
-            with _whole(tensor):
-                content = tensor.detach().to("cpu", _kind(tensor)).contiguous()
-                file.write(content.view(-1).view(torch.uint8).numpy().data)
+            with _whole(tensor) as whole:
+                file.write(tensor_bytes(whole.to(_kind(tensor))))
 
 
 def own_share(engine: Any) -> dict[str, Tensor]:
     """The part of the parameters that this rank has a copy of in an average, by name, in float32 on the CPU.
 
-    Under ZeRO stage 3 its piece of each, else every ``num_ranks``-th parameter: together the ranks copy each once.
+    Under ZeRO stage 3 its piece of each, else every ``num_ranks``-th parameter: together the ranks copy each once. All
+    ranks call this.
     """
-    rank, num_ranks = dist.get_rank(), dist.get_world_size()
-    shares = {
-        name: getattr(p, "ds_tensor", p)
-        for number, (name, p) in enumerate(engine.module.named_parameters())
-        if hasattr(p, "ds_tensor") or number % num_ranks == rank
-    }
-    return {name: share.detach().to("cpu", torch.float32, copy=True) for name, share in shares.items()}
+    from deepspeed.utils import safe_get_local_fp32_param
+
+    rank, num_ranks, shares = dist.get_rank(), dist.get_world_size(), {}
+    for number, (name, p) in enumerate(engine.module.named_parameters()):
+        if hasattr(p, "ds_tensor"):
+            share = safe_get_local_fp32_param(p) if _is_narrow(p) else p.ds_tensor
+        else:
+            with _whole(p) as whole:
+                share = whole if number % num_ranks == rank else None
+        if share is not None:
+            shares[name] = share.detach().to("cpu", torch.float32, copy=True)
+    return shares
+
+
+def add_to_share(engine: Any, share: dict[str, Tensor], other: dict[str, Tensor], rank: int) -> None:
+    """Take over into ``share`` what this rank's part is of the share of a rank of another number of ranks."""
+    for number, (name, p) in enumerate(engine.module.named_parameters()):
+        if name not in other:
+            continue
+        if hasattr(p, "ds_tensor"):
+            mine = share.setdefault(name, torch.zeros(p.ds_tensor.shape))
+            copy_overlap(mine, dist.get_rank() * len(mine), other[name], rank * len(other[name]))
+        elif number % dist.get_world_size() == dist.get_rank():
+            share[name] = other[name]
 
 
 def load_shares(engine: Any, shares: dict[str, Tensor]) -> None:
-    """Put the shares of all ranks in place, for evaluating and saving; the optimizer keeps what it has."""
+    """Put the shares of all ranks in place, for evaluating and saving; of the optimizer, masters alone follow."""
+    from deepspeed.utils import safe_set_full_fp32_param, safe_set_local_fp32_param
+
     with partitioned_parameters(engine), torch.no_grad():
         for number, (name, p) in enumerate(engine.module.named_parameters()):
             if hasattr(p, "ds_tensor"):
                 p.ds_tensor.copy_(shares[name])
+                if _is_narrow(p):
+                    safe_set_local_fp32_param(p, shares[name].to(p.device))
                 continue
+            whole = p.detach().to(torch.float32, copy=True)
             if name in shares:
-                p.copy_(shares[name])
-            dist.broadcast(p.data, src=number % dist.get_world_size())
+                whole.copy_(shares[name])
+            dist.broadcast(whole, src=number % dist.get_world_size())
+            p.copy_(whole)
+            if _is_narrow(p):
+                safe_set_full_fp32_param(p, whole)
 
 
 def _stored(engine: Any) -> dict[str, Tensor]:
@@ -94,13 +115,20 @@ def _kind(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype.is_floating_point else tensor.dtype
 
 
+def _is_narrow(p: Tensor) -> bool:
+    """Whether a master of it is stepped on."""
+    return p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)
+
+
 @contextlib.contextmanager
-def _whole(tensor: Tensor) -> Iterator[None]:
-    """All of a tensor in place while it is entered; all ranks call this."""
-    if not hasattr(tensor, "ds_id"):
-        yield
-        return
+def _whole(tensor: Tensor) -> Iterator[Tensor]:
+    """All of a tensor while it is entered; all ranks call this."""
     import deepspeed
 
-    with deepspeed.zero.GatheredParameters([tensor]):
-        yield
+    if _is_narrow(tensor):
+        yield deepspeed.utils.safe_get_full_fp32_param(tensor)
+    elif not hasattr(tensor, "ds_id"):
+        yield tensor
+    else:
+        with deepspeed.zero.GatheredParameters([tensor]):
+            yield tensor
