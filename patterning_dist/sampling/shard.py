@@ -54,12 +54,10 @@ def shard_model(
                 "give it the shape [1], or use one rank a chain"
             )
         parameter.data = parameter.data.contiguous()
-    layers = list(decoder_layers(model))
     if compute_dtype not in (None, torch.float32):
-        for layer in layers:
-            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+        compute_again(model)
     mesh = init_device_mesh(torch.device(device).type, (ranks.size,))
-    for module in [*layers, *_untied_embeddings(model), model]:
+    for module in [*decoder_layers(model), *_untied_embeddings(model), model]:
         # True for the root as well: what lies outside the layers would otherwise stay whole until the backward pass,
         # and for good where there is none.
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
@@ -69,6 +67,19 @@ def shard_model(
             module.set_gradient_divide_factor(1.0)
             module.set_force_sum_reduction_for_comms(True)
     return model
+
+
+def compute_again(model: nn.Module) -> None:
+    """Have the layers computed again in the backward pass, which keeps their inputs and nothing else."""
+    for layer in decoder_layers(model):
+        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+
+
+def sharded_units(model: nn.Module) -> list[list[nn.Parameter]]:
+    """Parameters that ``shard_model`` puts together at once: of every layer and embedding, and of what is left."""
+    units = [list(module.parameters()) for module in [*decoder_layers(model), *_untied_embeddings(model)]]
+    inside = {p for unit in units for p in unit}
+    return [*units, [p for p in model.parameters() if p not in inside]]
 
 
 def decoder_layers(model: nn.Module) -> Iterator[nn.Module]:

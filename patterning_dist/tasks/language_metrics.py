@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from patterning_dist.tasks.language import LanguageTask
 
 _NUM_REPEATED = 32
-_BATCH = 16
+EVALUATION_BATCH = 16  # samples of one pass
 _NUM_OTHERS = 3  # heads that are ablated as a control: more would cost a pass each
 
 LANGUAGE_METRICS: Mapping[str, Metric] = {
@@ -100,7 +100,9 @@ class Evaluation:
 
         What there is nothing to measure on, such as induction tokens in very short contexts, is left out.
         """
-        measured = partial(all_losses, partial(task.losses, model), ranks=ranks, size=_BATCH, device=task.device)
+        measured = partial(
+            all_losses, partial(task.losses, model), ranks=ranks, size=EVALUATION_BATCH, device=task.device
+        )
         found = self._held_out_losses(measured(self.samples)) if len(self.samples) else {}
         half = self.repeated.shape[1] // 2
         if half > 1:
@@ -156,7 +158,7 @@ class Evaluation:
                 dim=1,
             )
 
-        found = all_losses(scores_of, self.repeated, ranks, _BATCH, task.device).mean(dim=0).tolist()
+        found = all_losses(scores_of, self.repeated, ranks, EVALUATION_BATCH, task.device).mean(dim=0).tolist()
         heads = [(layer, head) for layer, number in enumerate(num_heads) for head in range(number)]
         kinds = [f"{kind}_{layer}_{head}" for kind in ("previous_token", "prefix_matching") for layer, head in heads]
         return dict(zip(kinds, found, strict=True)), dict(zip(heads, found[len(heads) :], strict=True))
@@ -173,7 +175,7 @@ class Evaluation:
             if logits is None:
                 return {}
             ablated = partial(_losses, logits, model)
-            gaps.append(self._gap(all_losses(ablated, self.repeated, ranks, _BATCH, task.device)))
+            gaps.append(self._gap(all_losses(ablated, self.repeated, ranks, EVALUATION_BATCH, task.device)))
         found = {"ablated_gap": gaps[0]}
         return found | {"other_ablated_gap": sum(gaps[1:]) / len(gaps[1:])} if gaps[1:] else found
 

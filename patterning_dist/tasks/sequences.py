@@ -21,7 +21,7 @@ from patterning_dist.tasks.held_out import held_out_ids
 from patterning_dist.tasks.huggingface import HuggingFace
 from patterning_dist.tasks.task import Metric
 
-_BATCH = 64
+EVALUATION_BATCH = 64  # samples of one pass
 
 
 class SequenceTask(CheckpointTask, ABC):
@@ -110,7 +110,7 @@ class SequenceTask(CheckpointTask, ABC):
         def both(batch: Batch) -> Tensor:
             return torch.stack([part.float() for part in self.judge(model, batch)], dim=1)
 
-        losses, correct = all_losses(both, samples, ranks, _BATCH, self.device).T
+        losses, correct = all_losses(both, samples, ranks, EVALUATION_BATCH, self.device).T
         return {
             "validation_loss": losses.mean().item(),
             "accuracy": correct.mean().item(),
