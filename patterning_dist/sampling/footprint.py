@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import flop_registry
 
 from patterning_dist.errors import PatterningError, first_line
 from patterning_dist.sampling.samples import Batch, PerSampleLoss, map_batch
@@ -39,17 +39,17 @@ class Footprint:
     num_operations: int
 
 
-def _grouped_flops(a: torch.Size, b: torch.Size, *_: Any, **__: Any) -> int:
+def _grouped_flops(a: Tensor, b: Tensor, *_: Any, **__: Any) -> int:
     """Of a product of experts, or of their gradients: every row, once."""
-    return 2 * a.numel() * b[-1]
+    return 2 * a.numel() * b.shape[-1]
 
 
 class _Live(TorchDispatchMode):
-    """Bytes of the memory behind tensors that operations made and something still refers to."""
+    """FLOPs of operations, and bytes of the memory behind tensors that they made and something still refers to."""
 
     def __init__(self, known: list[Tensor]) -> None:
         super().__init__()
-        self.now = self.peak = self.num_operations = 0
+        self.now = self.peak = self.num_operations = self.flops = 0
         self._seen: weakref.WeakKeyDictionary[Any, None] = weakref.WeakKeyDictionary()
         for tensor in known:
             self._seen[tensor.untyped_storage()] = None
@@ -60,6 +60,8 @@ class _Live(TorchDispatchMode):
         else:
             found = function(*args, **(kwargs or {}))
         self.num_operations += 1
+        if (count := _FLOPS.get(function._overloadpacket)) is not None:
+            self.flops += count(*args, **(kwargs or {}), out_val=found)
         for tensor in tree_leaves(found):
             if isinstance(tensor, Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
                 self._seen[storage] = None
@@ -72,7 +74,8 @@ class _Live(TorchDispatchMode):
         self.peak = max(self.peak, self.now)
 
 
-_FLOPS = {torch.ops.aten._grouped_mm: _grouped_flops}
+# torch's own counter keeps layers alive that are computed again.
+_FLOPS = flop_registry | {torch.ops.aten._grouped_mm: _grouped_flops}
 
 
 class Weightless:
@@ -132,14 +135,14 @@ class Weightless:
         inputs = [leaf for leaf in tree_leaves(samples) if isinstance(leaf, Tensor)]
         live = _Live([*self.model.parameters(), *self.model.buffers(), *inputs])
         try:
-            with self._mode, FlopCounterMode(display=False, custom_mapping=_FLOPS) as flops, live:
+            with self._mode, live:
                 call(samples)
         except RuntimeError as error:  # of tensors without values
             raise PatterningError(
                 f"model: a pass of {type(self.model).__name__} cannot be counted without weights "
                 f"({first_line(error)}); plan without --gpus where the weights are"
             ) from None
-        return Footprint(live.peak, float(flops.get_total_flops()), live.num_operations)
+        return Footprint(live.peak, float(live.flops), live.num_operations)
 
     @contextlib.contextmanager
     def _towards(self, moving: set[str]) -> Iterator[None]:

@@ -55,12 +55,9 @@ class Analytic:
         timed, costs, directory = self._timed, self._costs, self._workspace.path
         by_name = timed.subjects.by_name
         if wanted := timed.wanted(pending):
-            components = list(dict.fromkeys(by_name[name].component for name in wanted))
-            sizes = {name: costs.component(name).num_coordinates for name in components}
-            largest = max(components, key=lambda name: sizes[name])
-            solved = [by_name[timed.solved].component] if timed.solved else []
             walked = ["everything"] if "predict" in pending else []
-            yield choose_chains(costs, list(dict.fromkeys([largest, *solved, *walked])))
+            components = [*(by_name[name].component for name in wanted), *walked]
+            yield choose_chains(costs, list(dict.fromkeys(components)))
         if "train" in pending:
             yield choose_training(costs, "training", baseline_trial(config, directory))
         if "retrain" in pending:

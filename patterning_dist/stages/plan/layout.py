@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -44,7 +44,7 @@ class Choice:
     Attributes:
         section: sampling, training or retrain.
         what: it is of, in words.
-        options: in the order in which they are preferred; that of the file first.
+        options: that of the file first, then as they are preferred.
         chosen: the first that fits; None: none does.
     """
 
@@ -81,14 +81,16 @@ class Choice:
         return {"section": self.section, "what": self.what, "tried": tried, "chosen": chosen, "set": self.changes}
 
 
-def choose_chains(costs: Costs, components: list[str]) -> Choice:
+def choose_chains(costs: Costs, components: Sequence[str]) -> Choice:
     """Ranks of a chain: those of the file, else the fewest that fit for every component."""
-    machine, configured = costs.machine, costs.config.sampling.ranks_per_chain
-    found = [
-        Option(number, max((costs.chain_memory(c, number) for c in components), key=lambda parts: sum(parts.values())))
-        for number in dict.fromkeys([configured, *_numbers(machine)])
-    ]
-    return Choice("sampling", "a chain", found, _first(found, machine))
+    configured = costs.config.sampling.ranks_per_chain
+
+    def option(number: int) -> Option:
+        of_each = [costs.chain_memory(component, number) for component in components]
+        return Option(number, max(of_each, key=lambda parts: sum(parts.values())))
+
+    numbers = dict.fromkeys([configured, *_numbers(costs.machine)])
+    return _choose("sampling", "a chain", (option(number) for number in numbers), costs.machine)
 
 
 def choose_training(costs: Costs, section: str, trial: Trial, *, is_fixed: bool = False) -> Choice:
@@ -97,17 +99,24 @@ def choose_training(costs: Costs, section: str, trial: Trial, *, is_fixed: bool 
     ``is_fixed``: the section has no keys for them.
     """
     job = trial.jobs[0]
-    machine, own = costs.machine, costs.settings(job)
-    batch_size, stage = job.training(costs.config).batch_size, int(own["zero_optimization"].get("stage", 0))
-    highest = 0 if job.training(costs.config).optimizer == "muon" else max(_STAGES)
-    accumulated = own["gradient_accumulation_steps"]
-    layouts = {(job.num_workers, stage): None}
-    is_fixed |= job.stack is not None
-    for number in () if is_fixed else _numbers(machine):
-        if number >= job.num_workers and batch_size % (number * accumulated) == 0:
+    own, training = costs.settings(job), job.training(costs.config)
+    highest, accumulated = 0 if training.optimizer == "muon" else max(_STAGES), own["gradient_accumulation_steps"]
+    layouts = {(job.num_workers, int(own["zero_optimization"].get("stage", 0))): None}
+    for number in () if is_fixed or job.stack is not None else _numbers(costs.machine):
+        if number >= job.num_workers and training.batch_size % (number * accumulated) == 0:
             layouts |= dict.fromkeys((number, s) for s in _STAGES if s <= highest and (number > 1 or s == 0))
-    found = [Option(number, costs.training_memory(trial, number, with_stage(own, s)), s) for number, s in layouts]
-    return Choice(section, f"a training of section {section}", found, _first(found, machine))
+    tried = (Option(n, costs.training_memory(trial, n, with_stage(own, s)), s) for n, s in layouts)
+    return _choose(section, f"a training of section {section}", tried, costs.machine)
+
+
+def _choose(section: str, what: str, options: Iterable[Option], machine: Machine) -> Choice:
+    """The first that fits; the others are not looked at, for counting passes takes seconds."""
+    tried: list[Option] = []
+    for option in options:
+        tried.append(option)
+        if option.num_bytes <= machine.usable_bytes:
+            return Choice(section, what, tried, option)
+    return Choice(section, what, tried)
 
 
 def with_stage(settings: dict[str, Any], stage: int) -> dict[str, Any]:
@@ -139,8 +148,6 @@ def lines(choices: list[Choice], machine: Machine) -> Iterator[str]:
         for option in choice.options:
             fits = "" if option.num_bytes <= machine.usable_bytes else ", too much"
             tried.append(f"{option.words}: {size(option.num_bytes)}{fits}")
-            if option is choice.chosen:
-                break
         yield f"memory of a rank of {choice.what}: {'; '.join(tried)}"
         shown = choice.chosen or choice.options[-1]
         parts = ", ".join(f"{name} {size(amount)}" for name, amount in shown.parts.items() if amount)
@@ -156,10 +163,6 @@ def lines(choices: list[Choice], machine: Machine) -> Iterator[str]:
         yield f"proposed: {' '.join(f'--set {change}' for change in changes)}"
     else:
         yield "fits as it is"
-
-
-def _first(options: list[Option], machine: Machine) -> Option | None:
-    return next((option for option in options if option.num_bytes <= machine.usable_bytes), None)
 
 
 def _numbers(machine: Machine) -> list[int]:

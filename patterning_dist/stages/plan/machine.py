@@ -64,9 +64,10 @@ class Machine:
         return [Node(str(number), f"node {number}", has, has) for number in range(self.num_nodes)]
 
     def passes(self, cost: Footprint, times: float = 1.0) -> float:
-        """Seconds of passes: FLOPs at the rate, and the start of every kernel."""
+        """Seconds of passes: FLOPs at the rate, and the start of every kernel, which is in a rate that was measured."""
         assert self.flops is not None
-        return times * (cost.flops / self.flops + cost.num_operations * LAUNCH)
+        starts = 0.0 if self.measured else cost.num_operations * LAUNCH
+        return times * (cost.flops / self.flops + starts)
 
     def exchange(self, num_bytes: float, num_ranks: int) -> float:
         """Seconds until every rank has what the others have of so many bytes, nothing done meanwhile."""

@@ -104,9 +104,9 @@ def plan_run(
                 trial = validate_trial(config, workspace.path, chains.subjects.task)
                 bank = None if trial is None else prober.trainings(trial)
                 found["validate"] = plan_validate(chains, bank)
-    if "report" in pending:
-        found["report"] = StagePlan("report", "one page", _PAGE, disk_bytes=_PAGE_BYTES)
-    return prober.plan(stages, found, statistics, time.monotonic() - started)
+        if "report" in pending:
+            found["report"] = StagePlan("report", "one page", _PAGE, disk_bytes=_PAGE_BYTES)
+        return prober.plan(stages, found, statistics, time.monotonic() - started)
 
 
 def _plan_trainings(
