@@ -167,4 +167,4 @@ def _without_memory(model: nn.Module) -> None:
                 if tensor not in made:
                     empty = torch.empty(tensor.shape, dtype=tensor.dtype)
                     made[tensor] = nn.Parameter(empty) if isinstance(tensor, nn.Parameter) else empty
-                tensors[name] = made[tensor]  # type: ignore[assignment] - parameters stay parameters
+                tensors[name] = made[tensor]  # type: ignore[assignment]  # parameters stay parameters

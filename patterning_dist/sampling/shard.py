@@ -54,10 +54,11 @@ def shard_model(
                 "give it the shape [1], or use one rank a chain"
             )
         parameter.data = parameter.data.contiguous()
-    if compute_dtype not in (None, torch.float32):
-        compute_again(model)
+    layers = list(decoder_layers(model))
+    if layers and compute_dtype not in (None, torch.float32):
+        checkpoint_layers(model)
     mesh = init_device_mesh(torch.device(device).type, (ranks.size,))
-    for module in [*decoder_layers(model), *_untied_embeddings(model), model]:
+    for module in [*layers, *_untied_embeddings(model), model]:
         # True for the root as well: what lies outside the layers would otherwise stay whole until the backward pass,
         # and for good where there is none.
         fully_shard(module, mesh=mesh, reshard_after_forward=True)
@@ -69,10 +70,24 @@ def shard_model(
     return model
 
 
-def compute_again(model: nn.Module) -> None:
-    """Have the layers computed again in the backward pass, which keeps their inputs and nothing else."""
-    for layer in decoder_layers(model):
-        layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+def checkpoint_layers(model: nn.Module) -> nn.Module:
+    """Keep the inputs of layers for the backward pass and compute the rest again; the same module, changed in place.
+
+    Chen et al., "Training Deep Nets with Sublinear Memory Cost", 2016. Each forward pass of a layer is taken twice;
+    values and gradients are the same.
+
+    Raises:
+        PatterningError: there are no layers.
+    """
+    layers = list(decoder_layers(model))
+    if not layers:
+        raise PatterningError(
+            f"gradient_checkpointing: {type(model).__name__} has no layers in an nn.ModuleList; remove the key"
+        )
+    for layer in layers:
+        if not isinstance(layer.forward, partial):
+            layer.forward = partial(checkpoint, layer.forward, use_reentrant=False, preserve_rng_state=False)
+    return model
 
 
 def sharded_units(model: nn.Module) -> list[list[nn.Parameter]]:

@@ -24,7 +24,7 @@ from patterning_dist.runtime.resources import sampling_resources
 from patterning_dist.runtime.training.engine import deepspeed_config
 from patterning_dist.sampling.footprint import Footprint, Weightless
 from patterning_dist.sampling.samples import Batch
-from patterning_dist.sampling.shard import compute_again
+from patterning_dist.sampling.shard import checkpoint_layers
 from patterning_dist.stages.plan.machine import DISK_BANDWIDTH, LAUNCH, MEMORY_BANDWIDTH, STARTING, Machine, seconds
 from patterning_dist.stages.plan.memory import Sizes, chain_memory, training_memory
 from patterning_dist.stages.plan.training import Trial
@@ -70,7 +70,7 @@ class Costs:
         """Without memory; layers computed ``again`` in the backward pass; all in 16 bits if ``narrow``."""
         model = self.task.skeleton()
         if again:
-            compute_again(model)
+            checkpoint_layers(model)
         if narrow:
             model.to(torch.bfloat16)
         return Weightless(model, self.task.losses, None if narrow else self.task.compute_dtype)
@@ -84,7 +84,8 @@ class Costs:
         return min(sampling.micro_batch_size, -(-sampling.batch_size // num_ranks))
 
     def _again(self, num_ranks: int) -> bool:
-        return num_ranks > 1 and self.task.compute_dtype not in (None, torch.float32)
+        sharded = num_ranks > 1 and self.task.compute_dtype not in (None, torch.float32)
+        return sharded or _checkpoints(self.config.sampling)
 
     @cache  # noqa: B019
     def _gradient(self, component: str, num_samples: int, again: bool) -> Footprint:
@@ -139,11 +140,12 @@ class Costs:
         size = max(
             1, -(-job.training(self.config).batch_size // num_workers) // settings["gradient_accumulation_steps"]
         )
-        return self._training_passes(size, _is_narrow(settings))
+        again = _checkpoints(job.training(self.config))
+        return self._training_passes(size, again, _is_narrow(settings))
 
     @cache  # noqa: B019
-    def _training_passes(self, num_samples: int, narrow: bool) -> Footprint:
-        return self._model(False, narrow).gradient(self._batch(num_samples), set(self.sizes.shapes))
+    def _training_passes(self, num_samples: int, again: bool, narrow: bool) -> Footprint:
+        return self._model(again, narrow).gradient(self._batch(num_samples), set(self.sizes.shapes))
 
     @cache  # noqa: B019
     def _evaluation(self, num_workers: int, narrow: bool) -> Footprint:
@@ -305,6 +307,11 @@ def chain_probe(
         None if walked_batch is None else costs.window_times(walked_batch),
         max(memory, default=0),
     )
+
+
+def _checkpoints(section: Any) -> bool:
+    """Whether a section has layers computed again in backward passes."""
+    return getattr(section, "gradient_checkpointing", False)
 
 
 def _is_narrow(settings: dict[str, Any]) -> bool:
