@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import subprocess
+import sys
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -185,6 +187,17 @@ def benchmark() -> ModuleType:
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_an_engine_holds_what_is_planned() -> None:
+    script = Path(__file__).parents[1] / "engine_memory.py"
+    found = subprocess.run([sys.executable, script], capture_output=True, text=True, check=True)
+    for stage, narrow, number, real, planned in json.loads(found.stdout.splitlines()[-1]):
+        # What is planned on top is the copy of the gradients that a step has: 4 bytes each, but for plain float32.
+        copy = 4 * number if stage or narrow else 0
+        assert planned - copy == pytest.approx(real, rel=0.05), (stage, narrow)
 
 
 @pytest.mark.slow

@@ -129,9 +129,9 @@ def test_experiments_on_bigger_models_are_checked(name: str, write: Any, num_sub
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("nodes", ["1", "4"])
 @pytest.mark.parametrize(
-    ("name", "write"), [("pythia-160m", write_pythia_160m), ("llama-1b-reward", write_llama_1b_reward)]
+    ("name", "write", "nodes"),
+    [("pythia-160m", write_pythia_160m, "1"), ("llama-1b-reward", write_llama_1b_reward, "4")],
 )
 def test_experiments_on_bigger_models_are_planned(name: str, write: Any, nodes: str, tmp_path: Path) -> None:
     model, *_ = write(tmp_path)

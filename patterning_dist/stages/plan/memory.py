@@ -123,9 +123,7 @@ def training_memory(
     weights: float = width * (part if stage == 3 else num_parameters)
     # DeepSpeed steps on a flat copy of its part, in float32, whether the weights are narrow or not.
     copy = 0.0 if stage == 0 and not narrow else _FLOAT * (part if stage else num_parameters)
-    gradients: float = (width + _FLOAT) * part if stage >= 2 else width * num_parameters + _FLOAT * part * (stage == 1)
-    if narrow and stage < 2:  # added up in float32
-        gradients += _FLOAT * num_parameters
+    gradients = width * (part if stage >= 2 else num_parameters) + copy  # a step has a flat copy of them as well
     bucket = _number(zero, "reduce_bucket_size", _BUCKET)
     if stage == 0:
         buffers = width * min(bucket, num_parameters) * (num_ranks > 1)
