@@ -1,5 +1,5 @@
-"""Bytes that DeepSpeed engines hold between backward pass and step, one after another: JSON of [stage, is narrow, parameters,
-bytes held, bytes planned]."""
+"""Bytes that DeepSpeed engines hold between backward pass and step, one after another: JSON of [stage, is narrow,
+parameters, bytes held, bytes planned]."""
 
 from __future__ import annotations
 

@@ -100,6 +100,17 @@ def test_a_layout_that_does_not_fit_is_replaced(study: Path, tmp_path: Path) -> 
     assert {stage["name"]: stage for stage in found["stages"]}["retrain"]["processes"] == 4  # two trainings at once
 
 
+def test_what_does_not_fit_has_no_times_and_the_rest_has(study: Path, tmp_path: Path) -> None:
+    overrides = [LOOP[3].replace("batch_size: 8", "batch_size: 64"), LOOP[4].replace(", plus", "")]
+    # Less the reserve 60 kB: enough for passes of 4 samples, and not of 64.
+    tiny = ["--gpus", "1", "--gpu-memory", "1.6305", "--flops", "1e12"]
+    found = plan(study, "--run-dir", tmp_path / "run", *tiny, *sets(overrides))
+    stages = {stage["name"]: stage for stage in found["stages"]}
+    assert [layout["chosen"] for layout in found["analysis"]["layouts"]] == [0, None]
+    assert stages["retrain"]["what"] == "does not fit" and stages["retrain"]["seconds"]["value"] == 0
+    assert stages["sample"]["seconds"]["value"] > 0 and "wanted" in found["analysis"]
+
+
 def test_without_a_rate_there_are_no_times(study: Path, tmp_path: Path) -> None:
     found = invoke("plan", study, "--run-dir", tmp_path / "run", "--gpus", "2", "--set", "device=cpu")
     assert found.exit_code == 0

@@ -67,8 +67,13 @@ class Analytic:
 
     @property
     def has_times(self) -> bool:
-        """Whether all fits, and the rate is known."""
-        return self.machine.flops is not None and all(choice.chosen is not None for choice in self.choices)
+        """Whether the rate is known."""
+        return self.machine.flops is not None
+
+    @property
+    def unfit(self) -> frozenset[str]:
+        """Stages that fit in no layout."""
+        return frozenset(s for choice in self.choices if choice.chosen is None for s in _STAGES[choice.section])
 
     def trainings(self, trial: Trial) -> Trainings:
         """What trainings like a trial's take."""
@@ -126,6 +131,13 @@ class Analytic:
         )
 
 
+# Stages that hang on the layout of a section.
+_STAGES = {
+    "sampling": ("sample", "solve", "check", "predict", "validate"),
+    "training": ("train",),
+    "retrain": ("retrain",),
+    "validation": ("validate",),
+}
 _ASSUMPTIONS = [
     "activations, logits and temporaries are those of the model's own code on samples of full length; what kernels of "
     "a GPU need besides is in the reserve",

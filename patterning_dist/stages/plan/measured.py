@@ -71,6 +71,7 @@ class Measured:
     """
 
     has_times = True
+    unfit: frozenset[str] = frozenset()
 
     def __init__(self, config: Config, workspace: RunDirectory) -> None:
         self.config, self.workspace, self.device = config, workspace, resolve_device(config.device)

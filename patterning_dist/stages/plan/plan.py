@@ -84,6 +84,8 @@ def plan_run(
             config = prober.config
         if not prober.has_times:
             return prober.plan(stages, found, 0, time.monotonic() - started)
+        found |= {stage: StagePlan(stage, "does not fit") for stage in pending & prober.unfit}
+        pending, probed = pending - prober.unfit, probed - prober.unfit
         if pending & _ON_TRAININGS:
             say("plan: timing optimizer steps, and a training of a few")
             found |= _plan_trainings(config, prober, workspace.path, pending)
