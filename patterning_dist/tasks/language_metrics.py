@@ -29,9 +29,9 @@ from patterning_dist.tasks.task import Logits, Metric
 if TYPE_CHECKING:
     from patterning_dist.tasks.language import LanguageTask
 
-_NUM_REPEATED = 32
+NUM_REPEATED = 32
 EVALUATION_BATCH = 16  # samples of one pass
-_NUM_OTHERS = 3  # heads that are ablated as a control: more would cost a pass each
+NUM_OTHERS = 3  # heads that are ablated as a control: more would cost a pass each
 
 LANGUAGE_METRICS: Mapping[str, Metric] = {
     "prefix_matching": Metric("prefix matching", "probability", "largest prefix-matching score of all heads", "log"),
@@ -49,7 +49,7 @@ LANGUAGE_METRICS: Mapping[str, Metric] = {
     "other_ablated_gap": Metric(
         "repeated-sequence gap without another head",
         "nats",
-        f"the same, mean over the next {_NUM_OTHERS} heads of that layer, counted round: chosen without looking",
+        f"the same, mean over the next {NUM_OTHERS} heads of that layer, counted round: chosen without looking",
     ),
     "in_context_gap": Metric(
         "in-context gap", "nats", "mean loss on the last quarter of the context minus the second eighth"
@@ -86,7 +86,7 @@ class Evaluation:
             parts.append(Part(samples, ids))
             counted.append(np.ones_like(here) if mask is None else mask)
             induction.append(here & counted[-1])
-        repeated = repeated_sequences(0, _NUM_REPEATED, task.num_positions + 1, task.vocabulary_size)
+        repeated = repeated_sequences(0, NUM_REPEATED, task.num_positions + 1, task.vocabulary_size)
         nothing = [np.zeros((0, task.num_positions), bool)]
         return cls(
             Joined(parts),
@@ -169,7 +169,7 @@ class Evaluation:
         """Repeated-sequence gap without the head of the largest score, and without others of its layer; nats."""
         layer, head = max(prefix, key=lambda place: prefix[place])
         num_heads = sum(other == layer for other, _ in prefix)
-        heads = [(head + step) % num_heads for step in range(min(num_heads, 1 + _NUM_OTHERS))]
+        heads = [(head + step) % num_heads for step in range(min(num_heads, 1 + NUM_OTHERS))]
         gaps = []
         for logits in (task.model.without_head(layer, one) for one in heads):
             if logits is None:

@@ -64,6 +64,10 @@ class SequenceTask(CheckpointTask, ABC):
         """[sample]."""
         return self.judge(model, batch)[0]
 
+    def skeleton(self) -> nn.Module:
+        """Names and shapes."""
+        return self._with_pad(super().skeleton())
+
     def build(self, seed: int) -> nn.Module:
         """Fresh weights."""
         return self._with_pad(super().build(seed))

@@ -6,6 +6,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from patterning_dist.config import Config
 from patterning_dist.runtime.environment import resolve_device
@@ -104,7 +105,8 @@ class Analytic:
     def plan(self, stages: list[str], found: dict[str, StagePlan], statistics: int, seconds: float) -> Plan:
         """All of it, with layouts and assumptions."""
         machine, sampling = self.machine, self.config.sampling
-        notes, analysis = list(lines(self.choices, machine)), {"layouts": [choice.as_json() for choice in self.choices]}
+        notes = list(lines(self.choices, machine))
+        analysis: dict[str, Any] = {"layouts": [choice.as_json() for choice in self.choices]}
         cluster = {"CPU": 0.0, "GPU": float(machine.num_gpus), "nodes": float(machine.num_nodes)}
         if machine.flops is None:
             notes.append(

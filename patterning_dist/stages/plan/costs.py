@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from patterning_dist.config import Config, SplitLossConfig
 from patterning_dist.measure.subjects import Subjects
 from patterning_dist.models.components import Component, select_component
+from patterning_dist.models.huggingface import logits_in_float32
 from patterning_dist.response.cost import NOTHING
 from patterning_dist.runtime.probe.chains import ChainProbe, ChainTimes, SolveTimes, WindowTimes
 from patterning_dist.runtime.probe.training import JobTimes, StepTimes
@@ -68,7 +69,9 @@ class Costs:
     @cache  # noqa: B019 - lives as long as the plan
     def _model(self, again: bool, narrow: bool) -> Weightless:
         """Without memory; layers computed ``again`` in the backward pass; all in 16 bits if ``narrow``."""
-        model = self.task.skeleton()
+        model: Any = self.task.skeleton()
+        if hasattr(model, "get_output_embeddings"):  # as its loader has it
+            logits_in_float32(model)
         if again:
             checkpoint_layers(model)
         if narrow:
@@ -259,7 +262,10 @@ class Costs:
 
         evaluation = self._evaluation(workers, _is_narrow(settings))
         each = machine.passes(evaluation) + machine.exchange(weights, workers) * (stage == 3)
-        row = networks * each * -(-self._num_evaluated // (workers * self._evaluated_at_once(workers)))
+        num_evaluated = self._num_evaluated
+        if isinstance(self.task, LanguageTask):  # repeated tokens, their attention, and without some heads
+            num_evaluated += (2 + 1 + language_metrics.NUM_OTHERS) * language_metrics.NUM_REPEATED
+        row = networks * each * -(-num_evaluated // (workers * self._evaluated_at_once(workers)))
         num_held_out = self.config.sampling.evaluation_sequences * len(self.task.held_out)
         held_out = networks * self._passes(self.forward(1), num_held_out, 1, 0)
         writing = networks * 2 * weights / DISK_BANDWIDTH

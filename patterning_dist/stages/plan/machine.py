@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from patterning_dist.models.huggingface import from_config, logits_in_float32, quiet
+from patterning_dist.models.huggingface import Head, from_config, logits_in_float32, quiet
 from patterning_dist.response.cost import Seconds
 from patterning_dist.runtime.resources import Node
 from patterning_dist.sampling.footprint import Footprint, Weightless
@@ -119,7 +119,7 @@ def measure_flops(task: Task, num_samples: int, device: str, seed: int = 0) -> f
         text.num_hidden_layers = min(text.num_hidden_layers, _MEASURED_LAYERS)
         if getattr(text, "layer_types", None):
             text.layer_types = text.layer_types[: text.num_hidden_layers]
-        head = "tokens" if skeleton.get_output_embeddings() is not None else "classes"
+        head: Head = "tokens" if skeleton.get_output_embeddings() is not None else "classes"
         with quiet(), torch.device("meta"):
             skeleton = from_config(config, head)
         with quiet(), torch.random.fork_rng(devices=[]), torch.device(device):
