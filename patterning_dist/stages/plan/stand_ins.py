@@ -14,6 +14,7 @@ from patterning_dist.storage.files import write_parquet
 from patterning_dist.tasks.held_out import HELD_OUT_PARTS
 
 _TRAIN = 10_000  # samples
+_COLUMN = "input_ids"  # where the file names none
 _IDS = 16  # token ids, of which any vocabulary has so many
 
 
@@ -42,10 +43,10 @@ def with_stand_ins(config: Config, folder: Path) -> tuple[Config, list[str]]:
 def _columns(data: TableConfig, number: int) -> Iterator[tuple[str, pa.Array]]:
     """Columns of samples of full length."""
     rng = np.random.default_rng(0)
-    names = [data.chosen, data.rejected] if isinstance(data, PairsConfig) else [data.column]
-    length = data.context_length
-    if isinstance(data, PairsConfig) and data.prompt is not None:
-        names, length = [data.prompt, *names], max(1, length // 2)
+    names: list[str] = [data.chosen, data.rejected] if isinstance(data, PairsConfig) else [data.column or _COLUMN]
+    length, prompt = data.context_length, None if isinstance(data, LabelledConfig) else data.prompt
+    if prompt is not None:
+        names, length = [prompt, *names], max(1, length // 2)
     for name in names:
         tokens = rng.integers(1, _IDS, number * length, dtype=np.int32)
         yield name, pa.ListArray.from_arrays(np.arange(number + 1, dtype=np.int32) * length, tokens)
