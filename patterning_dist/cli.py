@@ -163,18 +163,40 @@ def submit(
         )
 
 
-@app.command(help="Say what every stage will take, from a short probe of its real pieces; writes nothing.")
+@app.command(
+    help="Say what every stage will take, from a short probe of its real pieces, or for GPUs that need not be there "
+    "(--gpus); writes nothing."
+)
 def plan(
     config: ConfigArgument,
     overrides: SetOption = None,
     run_dir: RunDirOption = None,
+    gpus: Annotated[
+        int | None,
+        typer.Option(
+            "--gpus", min=1, metavar="N", help="Plan for so many GPUs a node, by arithmetic, without weights."
+        ),
+    ] = None,
+    gpu_memory: Annotated[float, typer.Option("--gpu-memory", min=1, metavar="GB", help="Memory of one of them.")] = 80,
+    nodes: Annotated[int, typer.Option("--nodes", min=1, metavar="N", help="Nodes of them.")] = 1,
+    flops: Annotated[
+        float | None,
+        typer.Option(
+            "--flops", min=1, metavar="F", help="FLOP/s that a GPU reaches in passes of the model; default: measured."
+        ),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     with _reported():
         loaded, directory = _open(config, overrides, run_dir)
         from patterning_dist.driver import plan_experiment
 
-        plan_experiment(loaded, directory, as_json)
+        if gpus is None:
+            plan_experiment(loaded, directory, as_json)
+            return
+        from patterning_dist.stages.plan.machine import Machine
+
+        plan_experiment(loaded, directory, as_json, Machine(nodes, gpus, gpu_memory * 1e9, flops))
 
 
 @app.command(help="Check this machine and the Ray cluster: a line a check, ok or what to do.")

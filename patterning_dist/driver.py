@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import json
+import tempfile
+from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -21,6 +23,9 @@ from patterning_dist.runtime.environment import ray_session
 from patterning_dist.runtime.metrics import Metrics
 from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import RunDirectory, read_manifest, stage_fingerprint
+
+if TYPE_CHECKING:  # imports torch
+    from patterning_dist.stages.plan.machine import Machine
 
 # Keys whose values are where a file lies: what counts is the file, whose hash is among the experiment's inputs.
 _FILES = ("deepspeed", "probe", "sources", "paths", "tokenizer")
@@ -106,29 +111,35 @@ def run_calibration(config: Root, directory: Path | str) -> None:
         calibrate(config, run, progress)
 
 
-def plan_experiment(config: Root, directory: Path | str, as_json: bool) -> None:
+def plan_experiment(config: Root, directory: Path | str, as_json: bool, machine: Machine | None = None) -> None:
     """Print what every stage of an experiment will take; the run directory is only read.
 
     Args:
         config: of the run.
         directory: the run directory, a path or a URL: stages that are done there take no time.
         as_json: print JSON instead of a table.
+        machine: that is planned for; None: the one that there is.
 
     Raises:
         PatterningError: whatever the user can put right.
     """
     config = of_the_loop(config, "plan")
     from patterning_dist.stages.plan.plan import plan_run
+    from patterning_dist.stages.plan.stand_ins import with_stand_ins
 
     experiment, say = experiment_of(config), Progress(Console(stderr=True)).say
-    for remark in experiment.preflight(config, Location.at(directory).path):
-        say(remark)
-    manifest, done = read_manifest(directory), []
-    if manifest:
-        fingerprints = _fingerprints(experiment, config, experiment.inputs(config, manifest))
-        run = RunDirectory(directory)
-        done = list(takewhile(lambda stage: run.is_done(stage, fingerprints[stage]), fingerprints))
-    plan = plan_run(config, list(experiment.stages(config)), Location.at(directory).path, done, say)
+    with tempfile.TemporaryDirectory(prefix="patterning-plan-") as folder:
+        if machine is not None:
+            config, assumed = with_stand_ins(config, Path(folder))
+            machine = replace(machine, assumed=tuple(assumed))
+        for remark in experiment.preflight(config, Location.at(directory).path):
+            say(remark)
+        manifest, done = read_manifest(directory), []
+        if manifest:
+            fingerprints = _fingerprints(experiment, config, experiment.inputs(config, manifest))
+            run = RunDirectory(directory)
+            done = list(takewhile(lambda stage: run.is_done(stage, fingerprints[stage]), fingerprints))
+        plan = plan_run(config, list(experiment.stages(config)), Location.at(directory).path, done, say, machine)
     if as_json:
         print(json.dumps(plan.as_json(), indent=2))
     else:

@@ -392,7 +392,8 @@ def expand_components(sampling: SamplingConfig, model: nn.Module) -> SamplingCon
         for name in names if any(c in entry.name for c in "*?") and names else [entry.name]:
             if name in found:
                 raise PatterningError(f"sampling.components: '{name}' is listed twice, by {entry.name}; remove one")
-            select_component(model, name)
+            if name not in known:
+                select_component(model, name)
             found[name] = entry.model_copy(update={"name": name})
     components: list[ComponentConfig] = list(found.values())
     return sampling.model_copy(update={"components": components})

@@ -27,7 +27,7 @@ from patterning_dist.tasks.task import Task
 from patterning_dist.training.job import checkpoint_files
 
 FOLDER = "validate/passes"
-_MODELS_A_TASK = 8
+MODELS_A_TASK = 8
 
 
 class Attributed(Scored, Protocol):
@@ -97,7 +97,7 @@ def retrained_losses(run_calls: RunCalls, passes: Passes, models: Mapping[str, s
         models: names of the checkpoints, and hashes of what each follows from.
     """
     names = list(models)
-    parts = [names[start : start + _MODELS_A_TASK] for start in range(0, len(names), _MODELS_A_TASK)]
+    parts = [names[start : start + MODELS_A_TASK] for start in range(0, len(names), MODELS_A_TASK)]
     calls = [
         passes.call(f"retrained-{number}", [[name, models[name]] for name in part], _losses_at, part)
         for number, part in enumerate(parts)

@@ -85,13 +85,13 @@ class Resources:
             return Fit("STRICT_PACK", on_one_node)
         return Fit("PACK", sum(ranks) // self.num_ranks)
 
-    def at_once(self, num_tasks: int, limit: int | None) -> Fit:
-        """The same for the cluster as it is, with at most one worker a task and ``limit`` of them.
+    def at_once(self, num_tasks: int, limit: int | None, cluster: list[Node] | None = None) -> Fit:
+        """The same for a cluster, None: as it is now, with at most one worker a task and ``limit`` of them.
 
         Raises:
             PatterningError: not even one fits; names the nodes and the keys.
         """
-        cluster = nodes()
+        cluster = nodes() if cluster is None else cluster
         strategy, number = self.fit(cluster)
         if number < 1:
             raise PatterningError(self._refusal(cluster))

@@ -98,6 +98,13 @@ def check_layers(model: nn.Module) -> None:
         )
 
 
+def sharded_units(model: nn.Module) -> list[list[nn.Parameter]]:
+    """Parameters that ``shard_model`` puts together at once: of every layer and embedding, and of what is left."""
+    units = [list(module.parameters()) for module in [*decoder_layers(model), *_untied_embeddings(model)]]
+    inside = {p for unit in units for p in unit}
+    return [*units, [p for p in model.parameters() if p not in inside]]
+
+
 def decoder_layers(model: nn.Module) -> Iterator[nn.Module]:
     """The modules of every ``nn.ModuleList`` that lies in no other one: each is put together by itself.
 

@@ -26,7 +26,7 @@ from patterning_dist.training.job import TrainingJob
 FOLDER = "validate"
 BASE = "base"  # the retraining on everything
 _SUBSET_STREAM = 0x76616C69  # of the counter-based sampler, apart from those of chains (small numbers)
-_STACK = 16  # networks that are trained at once
+STACK = 16  # networks that are trained at once
 Position = np.ndarray | None
 
 
@@ -98,7 +98,7 @@ class Bank:
         inputs = self.task.fingerprint(self.start)
         parts = [(seed, part, self._table(part)) for part in removals for seed in self.settings.seeds]
         jobs = [
-            self._job(seed, part, table, inputs, number // _STACK) for number, (seed, part, table) in enumerate(parts)
+            self._job(seed, part, table, inputs, number // STACK) for number, (seed, part, table) in enumerate(parts)
         ]
         files = run_unfinished(self.config, self.run, self.progress, label, jobs, None)
         tables = [table for _, _, table in parts if table is not None]

@@ -26,6 +26,7 @@ from patterning_dist.storage.files import write_json, write_text
 from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 
+SETTINGS = "calibration/settings.json"
 # What a calibrated run looks at its stiffest directions with, unless it does already.
 _LANCZOS_STEPS = 10
 
@@ -80,7 +81,7 @@ def calibrate(config: Config, run: RunDirectory, progress: Progress) -> None:
         num_subjects=subject.num_sets,
         num_workers=num_workers,
     )
-    write_json(folder / "settings.json", [_row(one) for one in ranked])
+    write_json(run.path / SETTINGS, [_row(one) for one in ranked])
     write_calibration_report(folder / "report.html", found)
     run.event("calibrate", "finished", chosen=ranked[0].setting._asdict() if found.plan else None)
     _conclude(subject, found, folder, run.location, progress)

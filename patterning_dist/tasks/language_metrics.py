@@ -28,9 +28,9 @@ from patterning_dist.tasks.task import Metric
 if TYPE_CHECKING:
     from patterning_dist.tasks.language import LanguageTask
 
-_NUM_REPEATED = 32
-_BATCH = 16
-_NUM_OTHERS = 3  # heads that are ablated as a control: more would cost a pass each
+NUM_REPEATED = 32
+EVALUATION_BATCH = 16  # samples of one pass
+NUM_OTHERS = 3  # heads that are ablated as a control: more would cost a pass each
 
 LANGUAGE_METRICS: Mapping[str, Metric] = {
     "prefix_matching": Metric("prefix matching", "probability", "largest prefix-matching score of all heads", "log"),
@@ -48,7 +48,7 @@ LANGUAGE_METRICS: Mapping[str, Metric] = {
     "other_ablated_gap": Metric(
         "repeated-sequence gap without another head",
         "nats",
-        f"the same, mean over the next {_NUM_OTHERS} heads of that layer, counted round: chosen without looking",
+        f"the same, mean over the next {NUM_OTHERS} heads of that layer, counted round: chosen without looking",
     ),
     "in_context_gap": Metric(
         "in-context gap", "nats", "mean loss on the last quarter of the context minus the second eighth"
@@ -85,7 +85,7 @@ class Evaluation:
             parts.append(Part(samples, ids))
             counted.append(np.ones_like(here) if mask is None else mask)
             induction.append(here & counted[-1])
-        repeated = repeated_sequences(0, _NUM_REPEATED, task.num_positions + 1, task.vocabulary_size)
+        repeated = repeated_sequences(0, NUM_REPEATED, task.num_positions + 1, task.vocabulary_size)
         nothing = [np.zeros((0, task.num_positions), bool)]
         return cls(
             Joined(parts),
@@ -99,7 +99,9 @@ class Evaluation:
 
         What there is nothing to measure on, such as induction tokens in very short contexts, is left out.
         """
-        measured = partial(all_losses, partial(task.losses, model), ranks=ranks, size=_BATCH, device=task.device)
+        measured = partial(
+            all_losses, partial(task.losses, model), ranks=ranks, size=EVALUATION_BATCH, device=task.device
+        )
         found = self._held_out_losses(measured(self.samples)) if len(self.samples) else {}
         half = self.repeated.shape[1] // 2
         if half > 1:
@@ -155,7 +157,7 @@ class Evaluation:
                 dim=1,
             )
 
-        found = all_losses(scores_of, self.repeated, ranks, _BATCH, task.device).mean(dim=0).tolist()
+        found = all_losses(scores_of, self.repeated, ranks, EVALUATION_BATCH, task.device).mean(dim=0).tolist()
         heads = [(layer, head) for layer, number in enumerate(num_heads) for head in range(number)]
         kinds = [f"{kind}_{layer}_{head}" for kind in ("previous_token", "prefix_matching") for layer, head in heads]
         return dict(zip(kinds, found, strict=True)), dict(zip(heads, found[len(heads) :], strict=True))
@@ -166,12 +168,12 @@ class Evaluation:
         """Repeated-sequence gap without the head of the largest score, and without others of its layer; nats."""
         layer, head = max(prefix, key=lambda place: prefix[place])
         num_heads = sum(other == layer for other, _ in prefix)
-        heads = [(head + step) % num_heads for step in range(min(num_heads, 1 + _NUM_OTHERS))]
+        heads = [(head + step) % num_heads for step in range(min(num_heads, 1 + NUM_OTHERS))]
         gaps = []
         for losses in (task.model.without_head(layer, one) for one in heads):
             if losses is None:
                 return {}
             ablated = partial(losses, model)
-            gaps.append(self._gap(all_losses(ablated, self.repeated, ranks, _BATCH, task.device)))
+            gaps.append(self._gap(all_losses(ablated, self.repeated, ranks, EVALUATION_BATCH, task.device)))
         found = {"ablated_gap": gaps[0]}
         return found | {"other_ablated_gap": sum(gaps[1:]) / len(gaps[1:])} if gaps[1:] else found

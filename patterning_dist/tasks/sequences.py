@@ -21,7 +21,7 @@ from patterning_dist.tasks.held_out import held_out_ids
 from patterning_dist.tasks.huggingface import HuggingFace
 from patterning_dist.tasks.task import Metric
 
-_BATCH = 64
+EVALUATION_BATCH = 64  # samples of one pass
 
 
 class SequenceTask(CheckpointTask, ABC):
@@ -63,6 +63,10 @@ class SequenceTask(CheckpointTask, ABC):
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """[sample]."""
         return self.judge(model, batch)[0]
+
+    def skeleton(self) -> nn.Module:
+        """Names and shapes."""
+        return self._with_pad(super().skeleton())
 
     def build(self, seed: int) -> nn.Module:
         """Fresh weights."""
@@ -110,7 +114,7 @@ class SequenceTask(CheckpointTask, ABC):
         def both(batch: Batch) -> Tensor:
             return torch.stack([part.float() for part in self.judge(model, batch)], dim=1)
 
-        losses, correct = all_losses(both, samples, ranks, _BATCH, self.device).T
+        losses, correct = all_losses(both, samples, ranks, EVALUATION_BATCH, self.device).T
         return {
             "validation_loss": losses.mean().item(),
             "accuracy": correct.mean().item(),

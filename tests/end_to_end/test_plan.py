@@ -104,11 +104,13 @@ def test_the_whole_loop_of_a_language_model_that_exists(local_ray: None, tmp_pat
         "predict={gradient_sequences: 248, segments: 3}",
         "retrain={seeds: [0, 1], num_steps: 4, evaluate_every: 2, start: final}",
         "retrain.arms=[base, {name: long, weights: plus, seeds: [0]}, {name: online, weights: plus, rounds: 2}]",
+        "validation={start: final, component: layer.1.mlp, methods: [gradient], num_queries: 2, num_subsets: 5, "
+        "num_steps: 3, seeds: [0, 1]}",
     )
     options = [argument for override in overrides for argument in ("--set", override)]
     found = plan(str(file), "--run-dir", str(tmp_path / "run"), *options)
     stages = {stage["name"]: stage for stage in found["stages"]}
-    assert list(stages) == ["start", "sample", "solve", "check", "predict", "retrain", "report"]
+    assert list(stages) == ["start", "sample", "solve", "check", "predict", "retrain", "validate", "report"]
     for stage in stages.values():
         assert 0 < stage["seconds"]["low"] <= stage["seconds"]["value"] <= stage["seconds"]["high"], stage["name"]
     check, sample = stages["check"]["details"], stages["sample"]["details"]
@@ -122,6 +124,9 @@ def test_the_whole_loop_of_a_language_model_that_exists(local_ray: None, tmp_pat
     assert stages["retrain"]["what"].startswith("5 trainings of 4 steps, in 7 rounds")
     assert stages["retrain"]["what"].endswith("6 chains between the rounds")
     assert stages["retrain"]["details"]["num_steps"] == 5 * 4
+    # The bank: everything and 5 subsets with 2 seeds, and two queries of either held-out set.
+    assert stages["validate"]["what"].startswith("12 trainings on subsets and all, 0 without what scores single out")
+    assert stages["validate"]["what"].endswith("scores of 40 samples for 4 queries")
     assert not (tmp_path / "run").exists()
 
 

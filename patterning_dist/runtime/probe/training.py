@@ -62,7 +62,9 @@ class JobTimes:
     stopping: Seconds
 
 
-def probe_steps(config: Config, directory: Path, jobs: JobGroup, device: str, num_groups: int) -> StepTimes:
+def probe_steps(
+    config: Config, directory: Path, jobs: JobGroup, device: str, num_groups: int, concurrent: int | None
+) -> StepTimes:
     """Time optimizer steps of jobs on as many groups of ranks at once as ``num_groups`` like them will run on.
 
     Args:
@@ -71,12 +73,13 @@ def probe_steps(config: Config, directory: Path, jobs: JobGroup, device: str, nu
         jobs: trained at once; they name the layout, the weights and the seeds.
         device: of the ranks.
         num_groups: how many are to run, side by side where they fit.
+        concurrent: how many at once at most; None: what fits.
 
     Raises:
         PatterningError: the cluster cannot hold one.
     """
     need = training_resources(config, device, jobs.lead.num_workers)
-    queues = need.at_once(num_groups, None if config.retrain is None else config.retrain.concurrent_arms).number
+    queues = need.at_once(num_groups, concurrent).number
     with probe_groups([[need.options] * need.num_ranks] * queues, device, need.cpus, _TIMEOUT) as groups:
         run_together(groups, _open_trainer, config, directory, jobs)
         estimates = run_together(groups, _time_steps, 2)

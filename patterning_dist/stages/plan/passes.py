@@ -30,7 +30,7 @@ def moment_seconds(chains: Chains, solved: Sequence[str]) -> Seconds:
     """Time of the first moments of pool and probe."""
     assert chains.config.solve is not None
     passes = _moment_passes(chains, solved[0], chains.config.solve.draws)
-    times, sample = _sample_seconds(chains, solved[0])
+    times, sample = sample_seconds(chains, solved[0])
     probed = times.opening + sample * (len(chains.subjects.probe.ids) * passes)
     tasks = [probed] * (len(solved) if len(solved) > 1 else 0) + _moment_tasks(chains, solved[0], passes)
     return chains.probe.starting + makespan(tasks, chains.probe.num_workers)
@@ -47,7 +47,7 @@ def control_tasks(chains: Chains, subject: str) -> list[Seconds]:
             case FirstMomentControlConfig():
                 tasks += _moment_tasks(chains, subject, _moment_passes(chains, subject, control.draws))
             case GradientControlConfig() | InfluenceControlConfig():
-                times, sample = _sample_seconds(chains, subject)
+                times, sample = sample_seconds(chains, subject)
                 passes = len(chains.subjects.split_loss(control.split).samples) * _GRADIENT_PASSES
                 if isinstance(control, InfluenceControlConfig):  # a product takes two gradients
                     products = control.conjugate_gradient_iterations * control.hessian_sequences
@@ -69,18 +69,18 @@ def _moment_passes(chains: Chains, subject: str, draws: DrawsKind) -> int:
 
 def _moment_tasks(chains: Chains, subject: str, passes: int) -> list[Seconds]:
     """Tasks of first moments: replicate by replicate on a part of the pool, and on all of it."""
-    times, sample = _sample_seconds(chains, subject)
+    times, sample = sample_seconds(chains, subject)
     part = share_by_chain(chains) * len(chains.subjects.task.train) / SUBSET_TASKS
     return [times.opening + sample * (part * passes)] * SUBSET_TASKS + _pool_tasks(chains, subject, passes)
 
 
 def _pool_tasks(chains: Chains, subject: str, passes: float) -> list[Seconds]:
     """Tasks of so many forward passes over the pool."""
-    times, sample = _sample_seconds(chains, subject)
+    times, sample = sample_seconds(chains, subject)
     return [times.opening + sample * (len(ids) * passes) for ids in pool_shards(len(chains.subjects.task.train))]
 
 
-def _sample_seconds(chains: Chains, subject: str) -> tuple[ChainTimes, Seconds]:
+def sample_seconds(chains: Chains, subject: str) -> tuple[ChainTimes, Seconds]:
     """Times of the subject's chains, and that of a pass over one sample: what measuring a draw takes, by the sample."""
     times, held_out = chains.probe.chains[chains.standing_for[subject]], chains.subjects.held_out
     measured = len(chains.subjects.probe.ids) + (0 if held_out is None else len(held_out.samples))

@@ -1,4 +1,4 @@
-"""`patterning plan`: what every stage of an experiment takes, from a short probe of its real pieces.
+"""`patterning plan`: what every stage of an experiment takes, from a short probe of its real pieces or by arithmetic.
 
 Nothing is written into the run directory: the probe works in a temporary folder.
 """
@@ -17,32 +17,35 @@ from rich.console import Console
 from safetensors.torch import save_model
 
 from patterning_dist.config import BASELINE, Config, TextConfig
-from patterning_dist.config.window import without_window
-from patterning_dist.measure.subjects import Subject, Subjects
 from patterning_dist.progress import Progress
 from patterning_dist.response.cost import Seconds
-from patterning_dist.runtime.environment import ray_session, resolve_device
-from patterning_dist.runtime.probe.chains import probe_chains
-from patterning_dist.runtime.resources import nodes
-from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.runtime.environment import ray_session
+from patterning_dist.stages.plan.analytic import Analytic
+from patterning_dist.stages.plan.machine import Machine
+from patterning_dist.stages.plan.measured import Measured
 from patterning_dist.stages.plan.predict import plan_predict
-from patterning_dist.stages.plan.sampling import Chains, count_chains, representatives
 from patterning_dist.stages.plan.solve import plan_rounds, plan_solve
 from patterning_dist.stages.plan.table import Plan, StagePlan
-from patterning_dist.stages.plan.training import probe_trainings
+from patterning_dist.stages.plan.training import baseline_trial, retrain_trial
+from patterning_dist.stages.plan.validate import plan_validate, validate_trial
 from patterning_dist.stages.prepare import prepare
 from patterning_dist.stages.rounds import later_rounds
-from patterning_dist.stages.sample import open_subjects, solved_subjects
-from patterning_dist.stages.windows import plain_subject, window_of
+from patterning_dist.stages.sample import solved_subjects
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.open import open_task
-from patterning_dist.training.walk import Window
 
-_ON_CHAINS, _ON_TRAININGS = {"sample", "solve", "check", "predict"}, {"train", "retrain"}
+_ON_CHAINS, _ON_TRAININGS = {"sample", "solve", "check", "predict", "validate"}, {"train", "retrain"}
 _PAGE, _PAGE_BYTES = Seconds(1.5, 1.0, 3.0), 2_000_000  # of the report
 
 
-def plan_run(config: Config, stages: list[str], directory: Path, done: list[str], say: Callable[[str], None]) -> Plan:
+def plan_run(
+    config: Config,
+    stages: list[str],
+    directory: Path,
+    done: list[str],
+    say: Callable[[str], None],
+    machine: Machine | None = None,
+) -> Plan:
     """Plan the stages of an experiment.
 
     Args:
@@ -51,11 +54,12 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
         directory: of the run, read only, and only if some of its stages are done.
         done: stages that are finished with this configuration.
         say: hears what is being measured.
+        machine: that is planned for, by arithmetic; None: this one, by a probe of the real pieces.
 
     Raises:
         PatterningError: whatever the run itself would refuse.
     """
-    started, device = time.monotonic(), resolve_device(config.device)
+    started = time.monotonic()
     pending = {stage for stage in stages if stage not in done}
     probed = pending | ({"solve"} if "retrain" in pending and later_rounds(config) else set())
     found = {stage: StagePlan(stage, "", is_done=True) for stage in done}
@@ -64,26 +68,31 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
         if "prepare" in pending:
             say("plan: reading the corpus and training the tokenizer")
             found["prepare"] = _prepare(config, workspace)
-        if "train" in pending:
-            _fresh_baseline(config, workspace.path)
-        cluster: dict[str, float] = {}
-        if probed & (_ON_CHAINS | _ON_TRAININGS):
-            say("plan: starting Ray")
-            seconds = _timed(lambda: resources.enter_context(ray_session(config.sampling.threads_per_worker)))
-            found = {"start": StagePlan("start", "Ray, once for all stages", Seconds.about(seconds, 0.3))} | found
-            cluster = _cluster()
+        prober: Measured | Analytic
+        if machine is None:
+            prober = Measured(config, workspace)
+            if "train" in pending:
+                _fresh_baseline(config, workspace.path)
+            if probed & (_ON_CHAINS | _ON_TRAININGS):
+                say("plan: starting Ray")
+                seconds = _timed(lambda: resources.enter_context(ray_session(config.sampling.threads_per_worker)))
+                found = {"start": StagePlan("start", "Ray, once for all stages", Seconds.about(seconds, 0.3))} | found
+                prober.on_cluster = True
+        else:
+            say("plan: counting passes of the model, without its weights")
+            prober = Analytic(config, workspace, machine, directory, pending)
+            config = prober.config
+        if not prober.has_times:
+            return prober.plan(stages, found, 0, time.monotonic() - started)
+        found |= {stage: StagePlan(stage, "does not fit") for stage in pending & prober.unfit}
+        pending, probed = pending - prober.unfit, probed - prober.unfit
         if pending & _ON_TRAININGS:
             say("plan: timing optimizer steps, and a training of a few")
-            trainings = probe_trainings(config, workspace, device)
-            alone = trainings
-            if "train" in pending and config.retrain is not None and config.retrain.engine == "stacked":
-                alone = probe_trainings(config.model_copy(update={"retrain": None}), workspace, device)
-            found |= {"train": alone.plan_train()} if "train" in pending else {}
-            found |= {"retrain": trainings.plan_retrain()} if "retrain" in pending else {}
+            found |= _plan_trainings(config, prober, workspace.path, pending)
         statistics = 0
         if probed & _ON_CHAINS:
             say("plan: timing chains, measurements and scores")
-            chains = _probe_chains(config, workspace, device, probed)
+            chains = prober.chains(probed)
             statistics = chains.statistics_bytes()
             solved = solved_subjects(config, chains.subjects.by_name) if config.solve else []
             found |= {"sample": chains.plan_sample()} if "sample" in pending else {}
@@ -92,12 +101,26 @@ def plan_run(config: Config, stages: list[str], directory: Path, done: list[str]
             found |= {"predict": plan_predict(chains)} if "predict" in pending else {}
             if "retrain" in pending and (again := plan_rounds(chains, solved, workspace.path)):
                 found["retrain"] = _together(found["retrain"], again)
-    if "report" in pending:
-        found["report"] = StagePlan("report", "one page", _PAGE, disk_bytes=_PAGE_BYTES)
-    ordered = [found.get(stage) or StagePlan(stage, "not measured") for stage in stages]
-    ordered = [found["start"], *ordered] if "start" in found else ordered
-    shards = config.sampling.aggregator_shards
-    return Plan(config.name, device, ordered, statistics, shards, cluster, time.monotonic() - started)
+            if "validate" in pending:
+                say("plan: timing the retrainings of stage validate")
+                trial = validate_trial(config, workspace.path, chains.subjects.task)
+                bank = None if trial is None else prober.trainings(trial)
+                found["validate"] = plan_validate(chains, bank)
+        if "report" in pending:
+            found["report"] = StagePlan("report", "one page", _PAGE, disk_bytes=_PAGE_BYTES)
+        return prober.plan(stages, found, statistics, time.monotonic() - started)
+
+
+def _plan_trainings(
+    config: Config, prober: Measured | Analytic, directory: Path, pending: set[str]
+) -> dict[str, StagePlan]:
+    """Stages train and retrain; times of the retrainings do for the baseline where the engine is the same."""
+    first = retrain_trial(config, directory) if config.retrain is not None else baseline_trial(config, directory)
+    trainings = alone = prober.trainings(first)
+    if "train" in pending and first.jobs[0].stack is not None:
+        alone = prober.trainings(baseline_trial(config, directory))
+    found = {"train": alone.plan_train()} if "train" in pending else {}
+    return found | ({"retrain": trainings.plan_retrain()} if "retrain" in pending else {})
 
 
 def _together(trainings: StagePlan, chains: StagePlan) -> StagePlan:
@@ -141,43 +164,6 @@ def _fresh_baseline(config: Config, directory: Path) -> None:
     folder.mkdir()
     save_model(task.build(config.seed), str(folder / "model.safetensors"), metadata={"format": "pt"})
     task.describe(folder)
-
-
-def _probe_chains(config: Config, workspace: RunDirectory, device: str, pending: set[str]) -> Chains:
-    """Time what stands for all sets of chains, and what pending stages ask of them."""
-    opener = open_subjects(config, workspace.location, device)
-    subjects: Subjects = opener("cpu", Ranks())
-    counts = count_chains(subjects)
-    components = {name: subject.component for name, subject in subjects.by_name.items()}
-    standing_for = representatives(subjects.task.skeleton(), components, subjects.gradients_of)
-    solved = solved_subjects(config, subjects.by_name)[0] if config.solve else ""
-    if "sample" in pending:
-        wanted = set(standing_for.values())
-    else:
-        wanted = {standing_for[solved]} if pending & {"solve", "check"} else set[str]()
-    direction = config.response.direction if config.solve and config.solve.scores == "response_direction" else None
-    probe = probe_chains(
-        opener,
-        subjects.sampling,
-        device,
-        {name: name in subjects.gradients_of for name in standing_for if name in wanted},
-        sum(subject.num_chains for subject in counts.values()),
-        (solved, direction) if direction is not None and "solve" in pending else None,
-        _walked(config) if pending & {"solve", "predict"} else None,
-    )
-    return Chains(config, subjects, counts, standing_for, probe)
-
-
-def _walked(config: Config) -> tuple[Subject, Window] | None:
-    """A subject whose window is walked, by stage predict or for ``solve.max_cost``; None: no arm has one."""
-    arms = config.retrain.arm_list if config.retrain is not None and config.predict is not None else []
-    lead = next((a for a in arms if a.weights is not None and without_window(config, a) is None), None)
-    return None if lead is None else (plain_subject(lead)[1], window_of(config, lead))
-
-
-def _cluster() -> dict[str, float]:
-    there = nodes()
-    return {kind: sum(node.total.get(kind, 0) for node in there) for kind in ("CPU", "GPU")} | {"nodes": len(there)}
 
 
 def _timed(call: Callable[[], object]) -> float:

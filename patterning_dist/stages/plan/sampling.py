@@ -11,7 +11,7 @@ from torch import nn
 
 from patterning_dist.config import Config
 from patterning_dist.measure.subjects import Subjects
-from patterning_dist.models.components import select_component
+from patterning_dist.models.components import model_components, select_component
 from patterning_dist.response.cost import ChainCounts, Seconds, aggregator_bytes, makespan
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import susceptibility
@@ -150,18 +150,21 @@ class Chains:
 
 def count_chains(subjects: Subjects) -> dict[str, ChainCounts]:
     """Subject -> what its chains do."""
-    counts = {}
-    for name, subject in subjects.by_name.items():
-        resolved = subjects.sampling.resolve(subject.component, half_step=subject.half_step)
-        counts[name] = ChainCounts.of(
-            name,
-            num_chains=resolved.num_chains,
-            num_draws=resolved.num_draws,
-            burn_in=resolved.burn_in,
-            steps_between_draws=resolved.steps_between_draws,
-            draws_per_push=subjects.sampling.draws_per_push,
-        )
-    return counts
+    return {name: subject_counts(subjects, name) for name in subjects.by_name}
+
+
+def subject_counts(subjects: Subjects, name: str, num_draws: int | None = None) -> ChainCounts:
+    """What the chains of a subject do, with another number of draws where one is given."""
+    subject = subjects.by_name[name]
+    resolved = subjects.sampling.resolve(subject.component, half_step=subject.half_step)
+    return ChainCounts.of(
+        name,
+        num_chains=resolved.num_chains,
+        num_draws=num_draws or resolved.num_draws,
+        burn_in=resolved.burn_in,
+        steps_between_draws=resolved.steps_between_draws,
+        draws_per_push=subjects.sampling.draws_per_push,
+    )
 
 
 def representatives(model: nn.Module, components: dict[str, str], gradients_of: frozenset[str]) -> dict[str, str]:
@@ -173,8 +176,9 @@ def representatives(model: nn.Module, components: dict[str, str], gradients_of: 
         gradients_of: subjects that take gradients at every draw.
     """
     kind_of: dict[str, tuple[Any, ...]] = {}
+    known = model_components(model)  # of which there are thousands: found once
     for name, component in components.items():
-        found = select_component(model, component)
+        found = known.get(component) or select_component(model, component)
         kind_of[name] = (found.num_coordinates, found.first_layer, name in gradients_of)
     kinds: dict[tuple[Any, ...], str] = {}
     for name, kind in kind_of.items():

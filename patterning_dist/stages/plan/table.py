@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -45,7 +46,11 @@ class StagePlan:
 
 @dataclass(frozen=True)
 class Plan:
-    """All stages, the memory of the aggregator, and what the cluster has."""
+    """All stages, the memory of the aggregator, and what the cluster has.
+
+    ``analysis`` is of a plan by arithmetic: layouts that were tried, draws for a wanted error; ``notes`` says it in
+    words, with all that is assumed.
+    """
 
     name: str
     device: str
@@ -54,6 +59,8 @@ class Plan:
     aggregator_shards: int
     cluster: dict[str, float]
     probe_seconds: float
+    notes: list[str] = field(default_factory=list)
+    analysis: dict[str, Any] = field(default_factory=dict)
 
     @property
     def seconds(self) -> Seconds:
@@ -97,7 +104,8 @@ class Plan:
                 table.add_row(stage.name, "0:00", "", "", "", "done")
                 continue
             memory = "" if stage.process_bytes is None else size(stage.process_bytes)
-            processes = f"{stage.processes} x {stage.cores} CPU" if stage.process_bytes else ""
+            each = "1 GPU" if stage.on_device and self.device == "cuda" else f"{stage.cores} CPU"
+            processes = f"{stage.processes} x {each}" if stage.process_bytes else ""
             table.add_row(stage.name, span(stage.seconds), processes, memory, size(stage.disk_bytes), Text(stage.what))
         lines = [
             f"aggregator: {size(self.aggregator_bytes)} of statistics over {self.aggregator_shards} actors",
@@ -105,9 +113,11 @@ class Plan:
             f"the cluster: {self.cluster['nodes']:g} nodes, {self.cluster['CPU']:g} CPUs, {self.cluster['GPU']:g} GPUs"
             if self.cluster
             else "the cluster: not asked, nothing to be done needs it",
-            f"measured in {self.probe_seconds:.0f} s",
+            f"{'by arithmetic' if self.analysis else 'measured'} in {self.probe_seconds:.0f} s",
+            *self.notes,
         ]
-        return Group(table, *(Text(line) for line in lines), Text(self.summary, style="bold"))
+        summary = [Text(self.summary, style="bold")] if self.stages else []
+        return Group(*([table] if self.stages else []), *(Text(line) for line in lines), *summary)
 
     @property
     def summary(self) -> str:
@@ -131,6 +141,12 @@ class Plan:
             if key in stage.details
         }  # fmt: skip
         return f"{stage.name}: a rank holds {', '.join(f'{name} {size(amount)}' for name, amount in parts.items())}"
+
+
+def in_order(stages: Sequence[str], found: Mapping[str, StagePlan]) -> list[StagePlan]:
+    """Plans of stages, that of starting Ray before all; one that is missing is named."""
+    plans = [found.get(stage) or StagePlan(stage, "not measured") for stage in stages]
+    return [found["start"], *plans] if "start" in found else plans
 
 
 def duration(seconds: float) -> str:

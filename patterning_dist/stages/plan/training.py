@@ -114,23 +114,41 @@ def num_retrainings(config: Config) -> int:
     return sum(len(arm.seeds) for arm in config.retrain.arm_list)
 
 
-def probe_trainings(config: Config, workspace: RunDirectory, device: str) -> Trainings:
-    """Time steps and one short training, of the retrainings where there are some, else of the baseline."""
-    if config.retrain is None:
-        jobs, number = [baseline_job(config, workspace.path)], 1
-    else:
-        jobs = [_retraining(config, workspace.path, seed) for seed in _stack(config)]
-        number = len(config.retrain.arms) if jobs[0].stack else num_retrainings(config)
-    steps = probe_steps(config, workspace.path, JobGroup(tuple(jobs)), device, number)
+@dataclass(frozen=True)
+class Trial:
+    """Jobs that stand for many: those that are trained at once, how many such there are, and how many side by side."""
+
+    jobs: list[TrainingJob]
+    number: int
+    concurrent: int | None = None
+
+
+def baseline_trial(config: Config, directory: Path) -> Trial:
+    """The baseline."""
+    return Trial([baseline_job(config, directory)], 1)
+
+
+def retrain_trial(config: Config, directory: Path) -> Trial:
+    """The retrainings, stacks of them where they are stacked."""
+    assert config.retrain is not None
+    jobs = [_retraining(config, directory, seed) for seed in _stack(config)]
+    number = len(config.retrain.arms) if jobs[0].stack else num_retrainings(config)
+    return Trial(jobs, number, config.retrain.concurrent_arms)
+
+
+def probe_trainings(config: Config, workspace: RunDirectory, device: str, trial: Trial) -> Trainings:
+    """Time steps and one short training."""
+    steps = probe_steps(config, workspace.path, JobGroup(tuple(trial.jobs)), device, trial.number, trial.concurrent)
 
     def train(short: Config) -> None:
         settings = short.training
         assert settings is not None
         lengths = {key: getattr(settings, key) for key in ("num_steps", "anneal_steps", "evaluate_every")}
-        run_jobs(short, workspace, [replace(job, **lengths) for job in jobs], "probe", Progress(Console(quiet=True)), 1)
+        jobs = [replace(job, **lengths) for job in trial.jobs]
+        run_jobs(short, workspace, jobs, "probe", Progress(Console(quiet=True)), 1)
 
     # Ranks that share a batch take about as long a step as one that has it to itself.
-    return Trainings(config, steps, probe_job(config, jobs[-1].folder, train, steps.step, steps.evaluation))
+    return Trainings(config, steps, probe_job(config, trial.jobs[-1].folder, train, steps.step, steps.evaluation))
 
 
 def _stack(config: Config) -> list[int]:
