@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensor
 
 from patterning_dist.config.checkpoints import FINAL, checkpoints_in, is_on_hub
 from patterning_dist.config.model import HuggingFaceConfig
@@ -344,13 +345,20 @@ def _ends_in_its_head(model: nn.Module, head: Any) -> bool:
     if getattr(getattr(head, "forward", None), "__func__", None) is not _outside_autocast:
         return False
     if not hasattr(head, "is_last"):
-        hook = head.register_forward_hook(lambda module, inputs, output: torch.full_like(output, _MARK))
+        marked: list[Tensor] = []
+
+        def mark(module: nn.Module, inputs: object, output: Tensor) -> Tensor:
+            marked.append(torch.full_like(output, _MARK))
+            return marked[-1]
+
+        hook = head.register_forward_hook(mark)
         try:
             with torch.no_grad():
                 found = logits(model, torch.zeros(1, 1, dtype=torch.long, device=next(model.parameters()).device))
         finally:
             hook.remove()
-        head.is_last = bool((found == _MARK).all())
+        # Tensors without values, of a model that is only counted, are told by being the same.
+        head.is_last = found is marked[-1] if isinstance(found, FakeTensor) else bool((found == _MARK).all())
     return head.is_last
 
 
