@@ -90,6 +90,9 @@ class Weightless:
     def __init__(self, model: nn.Module, losses: PerSampleLoss, compute_dtype: torch.dtype | None = None) -> None:
         self._mode = FakeTensorMode(allow_non_fake_inputs=True)
         self.model, self._losses, self._compute_dtype = model.eval(), losses, compute_dtype
+        if (config := getattr(model, "config", None)) is not None and hasattr(config, "_experts_implementation"):
+            # Experts one after another take the rows that values send to them; in one product they are as many.
+            config._experts_implementation = "grouped_mm"
         with self._mode:
             _without_memory(model)
         for parameter in model.parameters():  # one rank of several keeps its part of a gradient, and no whole one
