@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from patterning_dist.runtime.training.engine import deepspeed_config, initialize_alone
+from patterning_dist.config.deepspeed import deepspeed_config
+from patterning_dist.runtime.training.engine import initialize_alone
 from patterning_dist.sampling.footprint import Footprint
 from patterning_dist.stages.plan.memory import training_memory
 

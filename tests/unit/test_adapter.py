@@ -23,12 +23,12 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.models.anatomy import language_model_components
 from patterning_dist.models.components import select_component
 from patterning_dist.models.huggingface import language_model_skeleton, load_language_model
-from patterning_dist.models.losses import token_losses
 from patterning_dist.runtime.training.weights import save_weights
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.sample import sample_chains
 from patterning_dist.tasks.huggingface import HuggingFace
+from patterning_dist.training.stack import TorchEngine
 
 RANK, ALPHA = 2, 6
 TOKENS = torch.randint(0, 31, (3, 8), generator=torch.Generator().manual_seed(1))
@@ -116,7 +116,7 @@ def test_chains_on_the_adapter_move_it_and_nothing_else(tmp_path: Path) -> None:
         return lambda m: sum(p.square().sum() for n, p in m.named_parameters() if ("lora_" in n) == adapter)[None]
 
     sampled = sample_chains(
-        model, lambda m, tokens: token_losses(model_of.logits(m, tokens[:, :-1]), tokens), TOKENS, TOKENS,
+        model, model_of.token_losses, TOKENS, TOKENS,
         posterior=Posterior(10.0, 100.0), step_size=1e-4, num_draws=16, num_chains=2, batch_size=2, component="adapter",
         observables={"base": moved(False), "adapter": moved(True)},
     )  # fmt: skip
@@ -131,17 +131,14 @@ def test_training_trains_and_writes_the_adapter_alone(tmp_path: Path) -> None:
     before = {n: p.detach().clone() for n, p in model.named_parameters()}
     settings = TrainingConfig(num_steps=1, batch_size=3, learning_rate=1e-2, optimizer="adamw")
     optimizer = model_of.optimizer(model, settings)
-    model_of.logits(model, TOKENS).square().mean().backward()
+    model_of.token_losses(model, TOKENS).square().mean().backward()
     optimizer.step()
     moved = {n for n, p in model.named_parameters() if not torch.equal(p, before[n])}
     assert moved == {n for n in before if "lora_" in n}
 
-    class Engine:
-        module = model
-
     out = tmp_path / "arm"
     out.mkdir()
-    save_weights(Engine, out / "model.safetensors")
+    save_weights(TorchEngine(model, optimizer), out / "model.safetensors")
     model_of.describe(out)
     assert set(load_file(out / "model.safetensors")) == moved
     written = load_file(out / "adapter_model.safetensors")

@@ -59,7 +59,7 @@ def own_share(engine: Any) -> dict[str, Tensor]:
     rank, num_ranks, shares = dist.get_rank(), dist.get_world_size(), {}
     for number, (name, p) in enumerate(engine.module.named_parameters()):
         if hasattr(p, "ds_tensor"):
-            share = safe_get_local_fp32_param(p) if _is_narrow(p) else p.ds_tensor
+            share = safe_get_local_fp32_param(p) if _has_master(p) else p.ds_tensor
         else:
             with _whole(p) as whole:
                 share = whole if number % num_ranks == rank else None
@@ -88,7 +88,7 @@ def load_shares(engine: Any, shares: dict[str, Tensor]) -> None:
         for number, (name, p) in enumerate(engine.module.named_parameters()):
             if hasattr(p, "ds_tensor"):
                 p.ds_tensor.copy_(shares[name])
-                if _is_narrow(p):
+                if _has_master(p):
                     safe_set_local_fp32_param(p, shares[name].to(p.device))
                 continue
             whole = p.detach().to(torch.float32, copy=True)
@@ -96,7 +96,7 @@ def load_shares(engine: Any, shares: dict[str, Tensor]) -> None:
                 whole.copy_(shares[name])
             dist.broadcast(whole, src=number % dist.get_world_size())
             p.copy_(whole)
-            if _is_narrow(p):
+            if _has_master(p):
                 safe_set_full_fp32_param(p, whole)
 
 
@@ -115,9 +115,10 @@ def _kind(tensor: Tensor) -> torch.dtype:
     return torch.float32 if tensor.dtype.is_floating_point else tensor.dtype
 
 
-def _is_narrow(p: Tensor) -> bool:
-    """Whether a master of it is stepped on."""
-    return p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)
+def _has_master(p: Tensor) -> bool:
+    """Whether a copy in float32 is stepped on in its place: so of what is narrow, in an engine that is."""
+    kept = hasattr(p, "ds_id") or hasattr(p, "_hp_mapping")
+    return kept and p.requires_grad and p.dtype in (torch.bfloat16, torch.float16)
 
 
 @contextlib.contextmanager
@@ -125,7 +126,7 @@ def _whole(tensor: Tensor) -> Iterator[Tensor]:
     """All of a tensor while it is entered; all ranks call this."""
     import deepspeed
 
-    if _is_narrow(tensor):
+    if _has_master(tensor):
         yield deepspeed.utils.safe_get_full_fp32_param(tensor)
     elif not hasattr(tensor, "ds_id"):
         yield tensor
