@@ -35,6 +35,8 @@ from patterning_dist.sampling.lanczos import lanczos, ritz
 Product = Callable[[Vector], Vector]
 Dot = Callable[[Vector, Vector], float]
 
+_LEAST_MOMENT = 1e-2  # of the mean second moment of a row
+
 
 @dataclass(frozen=True)
 class Rule:
@@ -85,6 +87,9 @@ class Move:
 def metric(rules: Mapping[str, Rule], squares: Vector) -> tuple[Vector, Vector]:
     """D and c / p of every coordinate (see the module).
 
+    A second moment below a hundredth of its row's mean counts as that. Of a rare token's weights minibatches know one
+    gradient or two, and where that is near zero the rate would have no bound: the training's would not stay so small.
+
     Args:
         rules: piece -> what the optimizer does there.
         squares: E g_B^2, piece -> tensor.
@@ -92,7 +97,8 @@ def metric(rules: Mapping[str, Rule], squares: Vector) -> tuple[Vector, Vector]:
     inverse = {}  # 1 / p
     for name, v in squares.items():
         stability = rules[name].stability
-        inverse[name] = torch.ones_like(v) if stability is None else v.sqrt() + stability
+        floor = _LEAST_MOMENT * v.mean(dim=-1, keepdim=True) if v.dim() > 1 else torch.zeros_like(v)
+        inverse[name] = torch.ones_like(v) if stability is None else v.maximum(floor).sqrt() + stability
     return (
         {name: rules[name].rate / q for name, q in inverse.items()},
         {name: rules[name].decay * q for name, q in inverse.items()},

@@ -163,3 +163,21 @@ def test_the_posterior_of_the_window_moves_as_far_to_within_a_factor():
     ratio = window_kernel(x, tau) * (x + 1 / tau)
     assert ratio.min() >= 1 - 1e-9 and ratio.max() == pytest.approx(1.2985, abs=2e-4)
     assert x[ratio.argmax()] * tau == pytest.approx(1.79, abs=0.01)
+
+
+def test_a_second_moment_of_one_gradient_near_zero_makes_no_rate_without_bound():
+    """Of a rare token: one weight's only gradient happened to be near zero. SGD has no second moment."""
+    squares = {
+        "w": torch.tensor([[1e-10, 4e-10, 1e-15, 3e-10], [0.0, 0.0, 0.0, 0.0]]),
+        "b": torch.tensor([1e-4, 1e-12]),
+    }
+    rules = {"w": Rule(1e-3, 0.1, 1e-8), "b": Rule(1e-3, 0.0, 1e-8)}
+    rates, decays = metric(rules, squares)
+    mean = 8.00001e-10 / 4
+    expected = torch.tensor([1e-10, 4e-10, 1e-2 * mean, 3e-10]).sqrt() + 1e-8
+    torch.testing.assert_close(rates["w"][0], 1e-3 / expected)
+    torch.testing.assert_close(decays["w"][0], 0.1 * expected)
+    torch.testing.assert_close(rates["w"][1], torch.full((4,), 1e5))  # nothing is known of it, and nothing moves it
+    torch.testing.assert_close(rates["b"], 1e-3 / (squares["b"].sqrt() + 1e-8))
+    rates, _ = metric({"w": Rule(1e-3)}, {"w": squares["w"]})
+    assert torch.equal(rates["w"], torch.full((2, 4), 1e-3))
