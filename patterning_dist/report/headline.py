@@ -54,7 +54,9 @@ def headline_table(rows: Sequence[Mapping[str, Any]], metrics: Metrics) -> tuple
         )
     columns = [words for kind, words in kinds.items() if kind not in empty]
     headers = ["arm", "asked", *columns, "of which", "cost in overall loss"]
-    return Table(headers, cells), [f"({number}) {reason}." for reason, number in reasons.items()] + told_once
+    # An interval may stand below its value, so that seven columns are one screen wide.
+    rows = [[cell.replace("\u00a0[", " [") for cell in row] for row in cells]
+    return Table(headers, rows), [f"({number}) {reason}." for reason, number in reasons.items()] + told_once
 
 
 def _latest(found: Mapping[str, Any]) -> str:
