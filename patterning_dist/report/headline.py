@@ -55,8 +55,8 @@ def headline_table(rows: Sequence[Mapping[str, Any]], metrics: Metrics) -> tuple
     columns = [words for kind, words in kinds.items() if kind not in empty]
     headers = ["arm", "asked", *columns, "of which", "cost in overall loss"]
     # An interval may stand below its value, so that seven columns are one screen wide.
-    rows = [[cell.replace("\u00a0[", " [") for cell in row] for row in cells]
-    return Table(headers, rows), [f"({number}) {reason}." for reason, number in reasons.items()] + told_once
+    shown = [[cell.replace("\u00a0[", " [") for cell in line] for line in cells]
+    return Table(headers, shown), [f"({number}) {reason}." for reason, number in reasons.items()] + told_once
 
 
 def _latest(found: Mapping[str, Any]) -> str:
