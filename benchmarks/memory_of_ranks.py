@@ -24,7 +24,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from patterning_dist.models.components import select_component
-from patterning_dist.models.huggingface import next_token_losses
+from patterning_dist.models.passes import next_token_losses
 from patterning_dist.runtime.environment import RANK_ENVIRONMENT, prepare_process, worker_environment
 from patterning_dist.sampling.chain import Chain, ChainSettings
 from patterning_dist.sampling.posterior import Posterior

@@ -29,7 +29,7 @@ from parity_checks import compare
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.utils import logging
 
-from patterning_dist.models.huggingface import next_token_losses
+from patterning_dist.models.passes import next_token_losses
 
 VOCABULARY, LENGTH, NUM_SEQUENCES = 32, 32, 32
 TRAINING_STEPS = 600

@@ -20,7 +20,8 @@ from transformers import PreTrainedModel
 from patterning_dist.aggregation.files import write_subject
 from patterning_dist.aggregation.ledger import ChainRecord
 from patterning_dist.models.components import select_component
-from patterning_dist.models.huggingface import load_language_model, next_token_losses
+from patterning_dist.models.huggingface import load_language_model
+from patterning_dist.models.passes import next_token_losses
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import Susceptibility, susceptibility
 from patterning_dist.sampling.chain import Chain, ChainSettings

@@ -16,7 +16,7 @@ import torch
 from transformers import GPTNeoXConfig, GPTNeoXForCausalLM
 from transformers.utils.logging import disable_progress_bar
 
-from patterning_dist.models.huggingface import next_token_losses
+from patterning_dist.models.passes import next_token_losses
 
 ROOT = Path(__file__).parents[1]
 SOURCES = {"prose": "austen", "code": "python_library"}  # domain -> file in corpora/quickstart

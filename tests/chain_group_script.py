@@ -21,7 +21,8 @@ from safetensors.torch import load_file, save_file
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import select_component
-from patterning_dist.models.huggingface import load_language_model, next_token_losses
+from patterning_dist.models.huggingface import load_language_model
+from patterning_dist.models.passes import next_token_losses
 from patterning_dist.sampling.chain import Chain, ChainFailure, ChainSettings
 from patterning_dist.sampling.controlled import Controlled
 from patterning_dist.sampling.noise import Noise

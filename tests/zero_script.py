@@ -28,7 +28,8 @@ from patterning_dist.config.deepspeed import BY_WIDTH
 from patterning_dist.data.sampler import epoch_batch
 from patterning_dist.data.weights import write_sample_weights
 from patterning_dist.models import losses
-from patterning_dist.models.huggingface import load_language_model, next_token_losses
+from patterning_dist.models.huggingface import load_language_model
+from patterning_dist.models.passes import next_token_losses
 from patterning_dist.runtime.training.checkpoints import TrainingCheckpoints
 from patterning_dist.runtime.training.trainer import Trainer
 from patterning_dist.runtime.training.weights import load_shares, own_share, save_weights

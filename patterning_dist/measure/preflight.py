@@ -34,7 +34,8 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.functions import find_own_code, load_function
 from patterning_dist.measure.subjects import Subject, Subjects, expand_components
 from patterning_dist.models.components import select_component
-from patterning_dist.models.huggingface import check_length, model_location, open_saved_model
+from patterning_dist.models.huggingface import model_location, open_saved_model
+from patterning_dist.models.passes import check_length
 from patterning_dist.models.pretrained_config import Head
 from patterning_dist.response.contrast import OVERALL
 from patterning_dist.runtime.environment import resolve_device

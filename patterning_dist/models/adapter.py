@@ -107,7 +107,7 @@ def attach_adapter(model: nn.Module, adapter: Adapter) -> None:
         )
     for name, parts in ranks.items():
         _attach(modules[name], parts["A"], adapter.scaling(name, parts["A"]))
-    model.adapter_parameters = tuple(adapter.tensors)  # type: ignore[assignment]
+    model.adapter_parameters = tuple(adapter.tensors)  # type: ignore[assignment]  # names, no tensor
 
 
 def adapter_parameters(model: nn.Module) -> tuple[str, ...]:
@@ -153,7 +153,7 @@ def _attach(module: nn.Module, rank: int, scaling: float) -> None:
     if type(module).__name__ == "Conv1D":  # of GPT-2, which keeps the transpose
         out, into = into, out
     module.lora_A, module.lora_B = nn.Linear(into, rank, bias=False), nn.Linear(rank, out, bias=False)
-    module.lora_scaling = scaling  # type: ignore[assignment]
+    module.lora_scaling = scaling  # type: ignore[assignment]  # a number, no tensor
     module.register_forward_hook(_add)
 
 

@@ -17,16 +17,12 @@ from patterning_dist.models.attention_heads import Heads
 from patterning_dist.models.components import Component
 from patterning_dist.models.huggingface import (
     SavedModel,
-    check_packing,
-    eager_attention,
     fresh_language_model,
-    logits,
     model_location,
-    next_token_losses,
     open_saved_model,
     skeleton_of,
-    use_attention,
 )
+from patterning_dist.models.passes import check_packing, eager_attention, logits, next_token_losses, use_attention
 from patterning_dist.models.pretrained_config import Head, model_config
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.shard_loading import load_sharded_language_model

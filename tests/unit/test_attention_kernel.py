@@ -11,7 +11,7 @@ from torch.nn.functional import scaled_dot_product_attention
 from patterning_dist.config import HuggingFaceConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import select_component
-from patterning_dist.models.huggingface import next_token_losses
+from patterning_dist.models.passes import next_token_losses
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.target import Target
 from patterning_dist.tasks.huggingface import HuggingFace

@@ -10,8 +10,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from patterning_dist.models import losses
 from patterning_dist.models.components import select_component
-from patterning_dist.models.huggingface import fresh_language_model, logits, next_token_losses
+from patterning_dist.models.huggingface import fresh_language_model
 from patterning_dist.models.losses import token_losses
+from patterning_dist.models.passes import logits, next_token_losses
 from patterning_dist.sampling.target import Target
 
 VOCABULARY, WIDTH = 97, 16

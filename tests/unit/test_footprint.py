@@ -9,7 +9,8 @@ from torch.profiler import ProfilerActivity, profile
 from transformers import GPTNeoXConfig, LlamaConfig, MixtralConfig
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.models.huggingface import from_config, next_token_losses, quiet
+from patterning_dist.models.huggingface import from_config, quiet
+from patterning_dist.models.passes import next_token_losses
 from patterning_dist.sampling.footprint import Weightless
 from patterning_dist.sampling.shard import checkpoint_layers
 

@@ -12,7 +12,8 @@ from torch import nn
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import select_component
-from patterning_dist.models.huggingface import fresh_language_model, next_token_losses
+from patterning_dist.models.huggingface import fresh_language_model
+from patterning_dist.models.passes import next_token_losses
 from patterning_dist.sampling.shard import checkpoint_layers, decoder_layers
 from patterning_dist.sampling.target import Target
 

@@ -16,7 +16,8 @@ from torch import nn
 
 from patterning_dist.config.sampling import SamplingConfig
 from patterning_dist.models.components import Component, Piece, select_component
-from patterning_dist.models.huggingface import language_model_skeleton, next_token_losses
+from patterning_dist.models.huggingface import language_model_skeleton
+from patterning_dist.models.passes import next_token_losses
 from patterning_dist.response.cost import ChainCounts
 from patterning_dist.sampling.footprint import Footprint, Weightless
 from patterning_dist.stages.plan.draws import needed_draws

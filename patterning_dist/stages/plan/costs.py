@@ -18,7 +18,7 @@ from patterning_dist.config import Config, SplitLossConfig
 from patterning_dist.config.deepspeed import deepspeed_config
 from patterning_dist.measure.subjects import Subjects
 from patterning_dist.models.components import Component, select_component
-from patterning_dist.models.huggingface import logits_in_float32
+from patterning_dist.models.passes import logits_in_float32
 from patterning_dist.response.cost import NOTHING
 from patterning_dist.runtime.probe.chains import ChainProbe, ChainTimes, SolveTimes, WindowTimes
 from patterning_dist.runtime.probe.training import JobTimes, StepTimes

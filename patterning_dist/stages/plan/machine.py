@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 import torch
 
-from patterning_dist.models.huggingface import Head, from_config, logits_in_float32, quiet
+from patterning_dist.models.huggingface import Head, from_config, quiet
+from patterning_dist.models.passes import logits_in_float32
 from patterning_dist.response.cost import Seconds
 from patterning_dist.runtime.resources import Node
 from patterning_dist.sampling.footprint import Footprint, Weightless
