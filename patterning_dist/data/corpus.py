@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pyarrow as pa
@@ -31,11 +31,12 @@ class Source:
 
 @dataclass(frozen=True)
 class Document:
-    """One text; `origin` says where it came from (file, or file:line, or file:row)."""
+    """One text, the file it came from, and the number of its row there: a line from 1, else from 0, or the whole file."""
 
     domain: str
     text: str
-    origin: str
+    file: str
+    row: int | None = None
 
 
 def read_documents(sources: Iterable[Source], max_characters_per_domain: int | None = None) -> Iterator[Document]:
@@ -55,7 +56,7 @@ def read_documents(sources: Iterable[Source], max_characters_per_domain: int | N
                 text = text[: max(0, max_characters_per_domain - taken)]
             if text.strip():
                 num_characters[document.domain] = taken + len(text)
-                yield Document(document.domain, text, document.origin)
+                yield replace(document, text=text)
     if not num_characters:
         raise PatterningError(
             f"corpus {', '.join(paths) or '(no sources)'}: no text in it; expected at least one document"
@@ -103,7 +104,7 @@ def _read_json(path: Path, source: Source, default_domain: str) -> Iterator[Docu
                 f"{path}:{number}: no text under key {source.text_column!r}; the keys there are {keys}"
             )
         domain = source.domain or str(row.get("domain") or default_domain)
-        yield Document(domain, row[source.text_column], f"{path}:{number}")
+        yield Document(domain, row[source.text_column], str(path), number)
 
 
 def _read_parquet(path: Path, source: Source, default_domain: str) -> Iterator[Document]:
@@ -116,4 +117,4 @@ def _read_parquet(path: Path, source: Source, default_domain: str) -> Iterator[D
             raise PatterningError(f"{path}: column {source.text_column!r} holds {texts.type}; expected strings")
         domains = columns["domain"].to_pylist() if "domain" in columns else [None] * len(texts)
         for row, (text, domain) in enumerate(zip(texts.to_pylist(), domains, strict=True), first):
-            yield Document(source.domain or str(domain or default_domain), text or "", f"{path}:{row}")
+            yield Document(source.domain or str(domain or default_domain), text or "", str(path), row)

@@ -10,13 +10,14 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from tokenizers import Tokenizer
 
 from patterning_dist.data.corpus import Document
 from patterning_dist.data.sampler import permutation
+from patterning_dist.data.sources import Spans, write_spans
 from patterning_dist.data.tokenizer import (
     SEPARATOR,
     encode_texts,
@@ -34,8 +35,14 @@ MIN_TRAIN_BLOCKS, MIN_VALIDATION_BLOCKS = 64, 32
 # "split" and "block" in ASCII: apart from the epochs, which number their streams from 0.
 _SPLIT_STREAM, _BLOCK_STREAM = 0x73706C6974, 0x626C6F636B
 
-# (document id, domain, text)
-_Piece = tuple[int, str, str]
+
+class Piece(NamedTuple):
+    """Text of a document on one side; ``start``: characters of the document before it."""
+
+    document: int
+    domain: str
+    text: str
+    start: int = 0
 
 
 def prepare_tokens(
@@ -49,7 +56,7 @@ def prepare_tokens(
     max_train_sequences: int | None = None,
     tokenizer_path: str | None = None,
 ) -> dict[str, Any]:
-    """Write tokenizer.json, {train,validation}.parquet and corpus.json into `folder`; returns corpus.json.
+    """Write tokenizer.json, {train,validation}.parquet, sources.parquet and corpus.json into `folder`; returns the last.
 
     The tokenizer is trained on the training side, or read from `tokenizer_path`. Per domain and side, documents are
     joined with the separator and cut into blocks of `context_length` tokens (the rest is dropped and counted); blocks
@@ -61,18 +68,21 @@ def prepare_tokens(
         raise PatterningError(f"data.validation_fraction is {validation_fraction}; expected between 0 and 1, e.g. 0.1")
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    pieces = [(number, document.domain, document.text) for number, document in enumerate(documents)]
+    pieces, origins = [], []
+    for number, document in enumerate(documents):
+        pieces.append(Piece(number, document.domain, document.text))
+        origins.append((document.file, document.row))
     train, validation, documents_cut = split_documents(pieces, validation_fraction, seed)
     if tokenizer_path is None:
-        tokenizer = train_tokenizer((text for _, _, text in train), vocabulary_size)
+        tokenizer = train_tokenizer((piece.text for piece in train), vocabulary_size)
         separator = int(tokenizer.token_to_id(SEPARATOR) or 0)  # it is the first
     else:
         tokenizer, separator = text_tokenizer(tokenizer_path)
     save_tokenizer(tokenizer, folder / "tokenizer.json")
     corpus: dict[str, Any] = {
         "num_documents": len(pieces),
-        "num_characters": sum(len(text) for _, _, text in pieces),
-        "num_long_words": sum(num_long_words(text) for _, _, text in train) if tokenizer_path is None else 0,
+        "num_characters": sum(len(piece.text) for piece in pieces),
+        "num_long_words": sum(num_long_words(piece.text) for piece in train) if tokenizer_path is None else 0,
         "documents_cut": documents_cut,
         "vocabulary_size": tokenizer.get_vocab_size(),
         "context_length": context_length,
@@ -82,7 +92,7 @@ def prepare_tokens(
         ("train", train, MIN_TRAIN_BLOCKS, max_train_sequences),
         ("validation", validation, MIN_VALIDATION_BLOCKS, None),
     ):
-        blocks, domains, owners, num_dropped = _blocks(side, tokenizer, separator, context_length)
+        blocks, domains, spans, num_dropped = _blocks(side, tokenizer, separator, context_length)
         if len(blocks) < minimum:
             raise PatterningError(
                 f"corpus: {len(blocks)} {split} blocks of {context_length} tokens in {len(side)} documents, "
@@ -95,11 +105,13 @@ def prepare_tokens(
             folder / f"{split}.parquet",
             blocks[order],
             domains[order].tolist(),
-            owners[order],
+            spans.of_sequences(order).first_documents(),
             vocabulary_size=tokenizer.get_vocab_size(),
             tokenizer_sha256=tokenizer_sha256(tokenizer),
             split=split,
         )
+        if split == "train":  # what weights are about
+            write_spans(folder / "sources.parquet", spans.of_sequences(order), origins)
         corpus[split] = {
             "num_sequences": len(order),
             "num_tokens_dropped": num_dropped,
@@ -110,62 +122,65 @@ def prepare_tokens(
 
 
 def split_documents(
-    pieces: list[_Piece], validation_fraction: float, seed: int
-) -> tuple[list[_Piece], list[_Piece], list[int]]:
+    pieces: list[Piece], validation_fraction: float, seed: int
+) -> tuple[list[Piece], list[Piece], list[int]]:
     """Training pieces, validation pieces, and the ids of documents cut in two (see the module).
 
     Per domain, documents in a random order go to validation as long as that brings its characters nearer
     to the fraction asked for.
     """
-    train: list[_Piece] = []
-    validation: list[_Piece] = []
+    train: list[Piece] = []
+    validation: list[Piece] = []
     documents_cut: list[int] = []
     order = permutation(seed, _SPLIT_STREAM, len(pieces))
-    by_domain: dict[str, list[_Piece]] = {}
+    by_domain: dict[str, list[Piece]] = {}
     for index in order:
         by_domain.setdefault(pieces[index][1], []).append(pieces[index])
     for domain, members in sorted(by_domain.items()):
-        wanted = missing = validation_fraction * sum(len(text) for _, _, text in members)
+        wanted = missing = validation_fraction * sum(len(piece.text) for piece in members)
         kept = []
         for piece in members:
-            if len(piece[2]) / 2 <= missing:
+            if len(piece.text) / 2 <= missing:
                 validation.append(piece)
-                missing -= len(piece[2])
+                missing -= len(piece.text)
             else:
                 kept.append(piece)
         if missing > wanted / 2:
-            number, _, text = largest = max(kept, key=lambda piece: len(piece[2]))
+            largest = max(kept, key=lambda piece: len(piece.text))
             kept.remove(largest)
-            at = text.rfind("\n", 0, len(text) - int(missing)) + 1 or len(text) - int(missing)
-            kept.append((number, domain, text[:at]))
-            validation.append((number, domain, text[at:]))
-            documents_cut.append(number)
+            text, end = largest.text, len(largest.text) - int(missing)
+            at = text.rfind("\n", 0, end) + 1 or end
+            kept.append(Piece(largest.document, domain, text[:at]))
+            validation.append(Piece(largest.document, domain, text[at:], at))
+            documents_cut.append(largest.document)
         train += kept
     # Reading order inside each domain: neighbours stay neighbours, whatever the seed.
     return sorted(train), sorted(validation), documents_cut
 
 
 def _blocks(
-    pieces: list[_Piece], tokenizer: Tokenizer, separator: int, context_length: int
-) -> tuple[np.ndarray, np.ndarray, np.ndarray, int]:
-    """Blocks [N, L], their domains and the documents they begin in [N], the number of tokens left over."""
+    pieces: list[Piece], tokenizer: Tokenizer, separator: int, context_length: int
+) -> tuple[np.ndarray, np.ndarray, Spans, int]:
+    """Blocks [N, L], their domains [N], what they are cut from, and the number of tokens left over."""
     streams: dict[str, list[np.ndarray]] = {}
-    owners: dict[str, list[np.ndarray]] = {}
-    encoded = encode_texts(tokenizer, [text for _, _, text in pieces])
-    for (number, domain, _), ids in zip(pieces, encoded, strict=True):
+    spans: dict[str, list[Spans]] = {}
+    lengths: Counter[str] = Counter()
+    encoded = encode_texts(tokenizer, [piece.text for piece in pieces])
+    for piece, (ids, starts, ends) in zip(pieces, encoded, strict=True):
+        domain, end = piece.domain, len(piece.text)  # the separator stands for no character
         streams.setdefault(domain, []).append(np.append(ids, separator).astype(np.uint32))
-        owners.setdefault(domain, []).append(np.full(len(ids) + 1, number, dtype=np.int64))
-    blocks, domains, documents, num_dropped = [], [], [], 0
+        characters = piece.start + np.append(starts, end), piece.start + np.append(ends, end)
+        found = Spans.of_piece(piece.document, *characters, lengths[domain], context_length)
+        spans.setdefault(domain, []).append(found)
+        lengths[domain] += len(ids) + 1
+    blocks, domains, found, num_dropped = [np.empty((0, context_length), np.uint32)], [], [], 0
     for domain in sorted(streams):
-        stream, owner = np.concatenate(streams[domain]), np.concatenate(owners[domain])
-        num_blocks = len(stream) // context_length
-        blocks.append(stream[: num_blocks * context_length].reshape(num_blocks, context_length))
-        documents.append(owner[: num_blocks * context_length : context_length])
+        num_blocks = lengths[domain] // context_length
+        blocks.append(np.concatenate(streams[domain])[: num_blocks * context_length].reshape(num_blocks, context_length))
+        found += [part.numbered(len(domains), num_blocks) for part in spans[domain]]
         domains += [domain] * num_blocks
-        num_dropped += len(stream) - num_blocks * context_length
-    if not blocks:
-        return np.empty((0, context_length), np.uint32), np.array([], dtype=object), np.empty(0, np.int64), 0
-    return np.concatenate(blocks), np.array(domains, dtype=object), np.concatenate(documents), num_dropped
+        num_dropped += lengths[domain] - num_blocks * context_length
+    return np.concatenate(blocks), np.array(domains, dtype=object), Spans.joined(found), num_dropped
 
 
 def _balanced(domains: np.ndarray, cap: int) -> np.ndarray:

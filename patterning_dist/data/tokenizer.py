@@ -118,8 +118,14 @@ def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(tokenizer.to_str(pretty=False).encode()).hexdigest()
 
 
-def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[np.ndarray]:
-    """Token ids (int64) of each text, one batch of texts in memory at a time; no separators are put in."""
+def encode_texts(
+    tokenizer: Tokenizer, texts: Sequence[str]
+) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """Token ids of each text, and where their characters begin and end in it, int64 each; no separators are put in.
+
+    One batch of texts is in memory at a time.
+    """
     for start in range(0, len(texts), _BATCH):
-        for encoding in tokenizer.encode_batch_fast(list(texts[start : start + _BATCH]), add_special_tokens=False):
-            yield np.asarray(encoding.ids, dtype=np.int64)
+        for encoding in tokenizer.encode_batch(list(texts[start : start + _BATCH]), add_special_tokens=False):
+            offsets = np.array(encoding.offsets, dtype=np.int64).reshape(-1, 2)
+            yield np.asarray(encoding.ids, dtype=np.int64), offsets[:, 0], offsets[:, 1]

@@ -1,4 +1,4 @@
-"""Stage ``prepare``: text -> data/{tokenizer.json, train.parquet, validation.parquet, corpus.json}."""
+"""Stage ``prepare``: text -> data/{tokenizer.json, train.parquet, validation.parquet, sources.parquet, corpus.json}."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from patterning_dist.data.prepare import prepare_tokens
 from patterning_dist.progress import Progress
 from patterning_dist.storage.files import file_sha256
 from patterning_dist.storage.run import RunDirectory
+
+_FILES = ("tokenizer.json", "train.parquet", "validation.parquet", "sources.parquet", "corpus.json")
 
 
 def prepare(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
@@ -38,6 +40,6 @@ def prepare(config: Config, run: RunDirectory, progress: Progress) -> list[Path]
         progress.say(
             f"prepare: {long} words of more than 256 characters are counted in parts by the tokenizer's training"
         )
-    outputs = [run.path / "data" / n for n in ("tokenizer.json", "train.parquet", "validation.parquet", "corpus.json")]
+    outputs = [run.path / "data" / name for name in _FILES]
     run.update_manifest(data={file.name: file_sha256(file) for file in outputs})
     return outputs

@@ -33,7 +33,7 @@ def test_folder_is_read_in_sorted_order_with_domains_from_subfolders(tmp_path: P
         ("b", "1"),
         ("b", "2"),
     ]
-    assert documents[1].origin == str(tmp_path / "b/one.md")
+    assert (documents[1].file, documents[1].row) == (str(tmp_path / "b/one.md"), None)
     assert {document.domain for document in read(Source(tmp_path, domain="mine"))} == {"mine"}
 
 
@@ -41,7 +41,7 @@ def test_json_lines_use_the_named_key_and_the_row_domain(tmp_path: Path) -> None
     path = tmp_path / "notes.jsonl"
     path.write_text(json.dumps({"body": "héllo"}) + "\n\n" + json.dumps({"body": "b", "domain": "other"}) + "\n")
     documents = read(Source(path, text_column="body"))
-    assert documents == [Document("notes", "héllo", f"{path}:1"), Document("other", "b", f"{path}:3")]
+    assert documents == [Document("notes", "héllo", str(path), 1), Document("other", "b", str(path), 3)]
 
 
 @pytest.mark.parametrize("kind", [pa.string(), pa.large_string()])
@@ -49,9 +49,9 @@ def test_parquet_uses_its_domain_column_unless_a_domain_is_given(tmp_path: Path,
     path = tmp_path / "table.parquet"
     texts = pa.array(["one", None, "three"], kind)
     pq.write_table(pa.table({"text": texts, "domain": ["x", "x", None]}), path)
-    assert [(d.domain, d.text, d.origin) for d in read(Source(path))] == [
-        ("x", "one", f"{path}:0"),
-        ("table", "three", f"{path}:2"),
+    assert read(Source(path)) == [
+        Document("x", "one", str(path), 0),
+        Document("table", "three", str(path), 2),
     ]
     assert {document.domain for document in read(Source(path, domain="mine"))} == {"mine"}
 

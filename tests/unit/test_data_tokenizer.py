@@ -38,16 +38,16 @@ def test_encoding_is_lossless_and_independent_of_the_batch(tmp_path: Path, monke
     assert tokenizer_sha256(tokenizer) == tokenizer_sha256(trained)
     assert [path.name for path in tmp_path.iterdir()] == ["tokenizer.json"]
     texts = [*TEXTS[:3], "", "日本語 \x00\t never seen"]
-    many = list(encode_texts(tokenizer, texts))
+    many = [ids for ids, _, _ in encode_texts(tokenizer, texts)]
     monkeypatch.setattr("patterning_dist.data.tokenizer._BATCH", 1)
-    one = list(encode_texts(tokenizer, texts))
+    one = [ids for ids, _, _ in encode_texts(tokenizer, texts)]
     assert [ids.tolist() for ids in one] == [ids.tolist() for ids in many]
     assert [tokenizer.decode(ids.tolist()) for ids in many] == texts
 
 
 def test_a_text_cannot_write_a_separator() -> None:
     tokenizer = train_tokenizer(TEXTS, 300)
-    (ids,) = encode_texts(tokenizer, [f"a{SEPARATOR}b"])
+    ((ids, _, _),) = encode_texts(tokenizer, [f"a{SEPARATOR}b"])
     assert 0 not in ids
 
 

@@ -14,7 +14,8 @@ from small_tokenizer import save_tokenizer
 from tokenizers import Tokenizer
 
 from patterning_dist.data.corpus import Document
-from patterning_dist.data.prepare import prepare_tokens, split_documents
+from patterning_dist.data.prepare import Piece, prepare_tokens, split_documents
+from patterning_dist.data.sources import read_spans
 from patterning_dist.data.tokenizer import tokenizer_sha256
 from patterning_dist.data.tokens import TokenDataset, write_token_table
 from patterning_dist.errors import PatterningError
@@ -109,12 +110,34 @@ def test_no_document_has_text_on_both_sides(tmp_path: Path) -> None:
     assert seen[0] | seen[1] == set(range(60))
 
 
+def test_every_stretch_of_a_sequence_knows_its_characters(tmp_path: Path) -> None:
+    big = "".join(f"line {n} of many\n" for n in range(3000))
+    # A domain with one document, whose end goes to validation: characters count from the document's beginning.
+    documents = [*corpus(60, ("x", "y"), length=5), Document("z", "é" + big, "big.txt", 4)]
+    prepare(documents, tmp_path, max_train_sequences=200)
+    tokenizer, tokens = Tokenizer.from_file(str(tmp_path / "tokenizer.json")), TokenDataset(tmp_path / "train.parquet")
+    blocks, spans = tokens.tokens(np.arange(len(tokens))), read_spans(tmp_path / "sources.parquet").to_pylist()
+    assert {span["sequence_id"] for span in spans} == set(range(200))
+    ends = [(span["sequence_id"], span["position"]) for span in spans[1:]] + [(200, 0)]
+    several = 0
+    for span, (sequence, end) in zip(spans, ends, strict=True):
+        document = documents[span["document"]]
+        assert (span["file"], span["row"]) == (document.file, document.row)
+        assert span["position"] or span["document"] == tokens.documents[span["sequence_id"]]
+        stop = end if sequence == span["sequence_id"] else 16
+        several += stop < 16
+        found = tokenizer.decode(blocks[span["sequence_id"], span["position"] : stop].tolist())
+        assert found == document.text[span["start"] : span["end"]]
+    assert several > 20
+    assert any(span["file"] == "big.txt" and span["start"] > len(big) / 3 for span in spans)
+
+
 @pytest.mark.parametrize("fraction", [0.1, 0.4])
 def test_split_comes_near_the_fraction_in_every_domain(fraction: float) -> None:
-    pieces = [(n, document.domain, document.text) for n, document in enumerate(corpus(200))]
+    pieces = [Piece(n, document.domain, document.text) for n, document in enumerate(corpus(200))]
     train, validation, cut = split_documents(pieces, fraction, seed=0)
     for domain in ("x", "y"):
-        sizes = [sum(len(text) for _, name, text in side if name == domain) for side in (train, validation)]
+        sizes = [sum(len(piece.text) for piece in side if piece.domain == domain) for side in (train, validation)]
         assert sizes[1] / sum(sizes) == pytest.approx(fraction, abs=0.01)
     assert not cut
     assert sorted(train + validation) == pieces
@@ -122,11 +145,12 @@ def test_split_comes_near_the_fraction_in_every_domain(fraction: float) -> None:
 
 def test_a_single_document_is_cut_once_at_a_line() -> None:
     text = "".join(f"line {n}\n" for n in range(1000))
-    train, validation, cut = split_documents([(0, "x", text)], 0.25, seed=0)
+    train, validation, cut = split_documents([Piece(0, "x", text)], 0.25, seed=0)
     assert cut == [0]
     assert train[0][2] + validation[0][2] == text
     assert train[0][2].endswith("\n")
     assert len(validation[0][2]) / len(text) == pytest.approx(0.25, abs=0.01)
+    assert validation[0].start == len(train[0].text)
 
 
 def test_the_cap_is_shared_evenly_and_small_domains_leave_their_share(tmp_path: Path) -> None:
@@ -188,7 +212,7 @@ def test_many_domains_take_time_in_proportion(tmp_path: Path) -> None:
 
         __hash__ = str.__hash__
 
-    pieces = [(n, Counted(f"d{n}"), "some text") for n in range(2000)]
+    pieces = [Piece(n, Counted(f"d{n}"), "some text") for n in range(2000)]
     train, validation, _ = split_documents(pieces, 0.1, 0)
     assert len(train) + len(validation) == 4000  # each domain has a document, which is cut in two
     assert Counted.comparisons < 20 * len(pieces)
