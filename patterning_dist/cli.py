@@ -6,7 +6,7 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -161,6 +161,36 @@ def submit(
         raise typer.Exit(
             submit_run(config, overrides or (), None if directory is None else str(directory), address, follow)
         )
+
+
+@app.command(
+    help="Write training samples with the weights of an arm for other trainers: Parquet, JSON lines, Megatron."
+)
+def export(
+    config: ConfigArgument,
+    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="An arm, or a table in weights/: plus.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where to; new or empty.")],
+    overrides: SetOption = None,
+    run_dir: RunDirOption = None,
+    kind: Annotated[
+        Literal["parquet", "jsonl", "megatron"],
+        typer.Option("--format", help="Parquet and JSON lines have weights, Megatron's .bin and .idx copies only."),
+    ] = "parquet",
+    copies: Annotated[
+        float | None,
+        typer.Option(
+            "--copies", min=0.001, metavar="N", help="Repeat samples instead of weighing them, N times on average."
+        ),
+    ] = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the numbers of copies.")] = 0,
+) -> None:
+    with _reported():
+        loaded, directory = _open(config, overrides, run_dir)
+        from patterning_dist.driver import of_the_loop
+        from patterning_dist.stages.export import export as write
+        from patterning_dist.storage.run import RunDirectory
+
+        write(of_the_loop(loaded, "export"), RunDirectory(directory), weights, to, kind, copies, seed)
 
 
 @app.command(

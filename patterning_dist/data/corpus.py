@@ -31,7 +31,7 @@ class Source:
 
 @dataclass(frozen=True)
 class Document:
-    """One text, the file it came from, and the number of its row there: a line from 1, else from 0, or the whole file."""
+    """One text; its file, and its row there: of JSON lines from 1, else from 0, none where it is the whole file."""
 
     domain: str
     text: str

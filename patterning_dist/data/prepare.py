@@ -56,7 +56,7 @@ def prepare_tokens(
     max_train_sequences: int | None = None,
     tokenizer_path: str | None = None,
 ) -> dict[str, Any]:
-    """Write tokenizer.json, {train,validation}.parquet, sources.parquet and corpus.json into `folder`; returns the last.
+    """Write tokenizer.json, {train,validation,sources}.parquet and corpus.json into `folder`; returns corpus.json.
 
     The tokenizer is trained on the training side, or read from `tokenizer_path`. Per domain and side, documents are
     joined with the separator and cut into blocks of `context_length` tokens (the rest is dropped and counted); blocks
@@ -173,14 +173,18 @@ def _blocks(
         found = Spans.of_piece(piece.document, *characters, lengths[domain], context_length)
         spans.setdefault(domain, []).append(found)
         lengths[domain] += len(ids) + 1
-    blocks, domains, found, num_dropped = [np.empty((0, context_length), np.uint32)], [], [], 0
+    blocks, num_dropped = [np.empty((0, context_length), np.uint32)], 0
+    domains: list[str] = []
+    numbered: list[Spans] = []
     for domain in sorted(streams):
         num_blocks = lengths[domain] // context_length
-        blocks.append(np.concatenate(streams[domain])[: num_blocks * context_length].reshape(num_blocks, context_length))
-        found += [part.numbered(len(domains), num_blocks) for part in spans[domain]]
+        blocks.append(
+            np.concatenate(streams[domain])[: num_blocks * context_length].reshape(num_blocks, context_length)
+        )
+        numbered += [part.numbered(len(domains), num_blocks) for part in spans[domain]]
         domains += [domain] * num_blocks
         num_dropped += lengths[domain] - num_blocks * context_length
-    return np.concatenate(blocks), np.array(domains, dtype=object), Spans.joined(found), num_dropped
+    return np.concatenate(blocks), np.array(domains, dtype=object), Spans.joined(numbered), num_dropped
 
 
 def _balanced(domains: np.ndarray, cap: int) -> np.ndarray:

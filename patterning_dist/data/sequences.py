@@ -27,6 +27,7 @@ class SequenceTable:
         domains: object [sample]; the row's ``domain`` where there is such a column, else the stem of the file.
         labels: int64 [sample]; None without a column of classes.
         lengths: name of a sequence -> its tokens that are not pads [sample].
+        origins: object [sample, 2]; file and number of the row.
         num_dropped: rows left out, with a sequence longer than ``context_length`` or an empty one.
     """
 
@@ -81,7 +82,7 @@ class SequenceTable:
                 f"{path}: {num_rows or 'no'} rows, none with sequences of 1 to {context_length} tokens; "
                 "raise data.context_length"
             )
-        self.num_dropped, self._origins = num_rows - num_fit, np.concatenate(origins)
+        self.num_dropped, self.origins = num_rows - num_fit, np.concatenate(origins)
         self._tokens = {name: np.concatenate([p[name][0][fits] for p, fits in parts]) for name in columns}
         self.lengths = {name: np.concatenate([p[name][1][fits] for p, fits in parts]) for name in columns}
         self.domains: np.ndarray = np.concatenate(domains)
@@ -143,7 +144,7 @@ class SequenceTable:
     def check_vocabulary(self, vocabulary_size: int) -> None:
         """Raises PatterningError, naming file and row, for a token that a model of this vocabulary does not have."""
         for name, tokens in self._tokens.items():
-            check_vocabulary(tokens, self._origins, self.columns[name], vocabulary_size)
+            check_vocabulary(tokens, self.origins, self.columns[name], vocabulary_size)
 
     @property
     def remarks(self) -> list[str]:

@@ -118,9 +118,7 @@ def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(tokenizer.to_str(pretty=False).encode()).hexdigest()
 
 
-def encode_texts(
-    tokenizer: Tokenizer, texts: Sequence[str]
-) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Token ids of each text, and where their characters begin and end in it, int64 each; no separators are put in.
 
     One batch of texts is in memory at a time.

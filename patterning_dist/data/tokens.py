@@ -85,6 +85,7 @@ class TokenDataset:
         documents: int64 [block]; the row's ``document`` where there is such a column, else every row is one.
         metadata: header of this project's tables, else empty.
         vocabulary_size: where the header or the tokenizer of its text says it, else None.
+        origins: object [block, 2]; file and number of the row.
         num_dropped: rows that have no token to predict.
         num_dropped_tokens: their tokens, and those behind the last whole block of rows that are cut.
     """
@@ -157,7 +158,7 @@ class TokenDataset:
             )
         self.context_length = int(context_length)
         self._join(parts)
-        self._origins = np.concatenate(origins)
+        self.origins = np.concatenate(origins)
         self.domains: np.ndarray = np.concatenate(domains)
         self.documents: np.ndarray = np.concatenate(documents)
         if self.documents.dtype.kind not in "iu":  # names
@@ -191,9 +192,13 @@ class TokenDataset:
         if self._counted is None:
             return tokens
         batch = {"tokens": tokens, "counted": torch.from_numpy(self._counted[np.asarray(ids)])}
-        if self._positions is not None:
-            batch["position_ids"] = torch.from_numpy(self._positions[np.asarray(ids)].astype(np.int64))
+        if (positions := self.positions(ids)) is not None:
+            batch["position_ids"] = torch.from_numpy(positions.astype(np.int64))
         return batch
+
+    def positions(self, ids: Any) -> np.ndarray | None:
+        """Positions from 0 in every document of a packed block [sample, position]; None: no block is packed."""
+        return None if self._positions is None else self._positions[np.asarray(ids, dtype=np.int64)]
 
     def counted(self, ids: Any) -> np.ndarray | None:
         """Which predicted tokens count, bool [sample, position - 1]; None: all of the table."""
@@ -223,7 +228,7 @@ class TokenDataset:
 
     def check_vocabulary(self, vocabulary_size: int) -> None:
         """Raises PatterningError, naming file and row, for a token that a model of this vocabulary does not have."""
-        check_vocabulary(self._blocks, self._origins, self.column, vocabulary_size)
+        check_vocabulary(self._blocks, self.origins, self.column, vocabulary_size)
 
     @property
     def max_token(self) -> int:

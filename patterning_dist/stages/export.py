@@ -1,0 +1,164 @@
+"""Weights on their way out: a table for other trainers from the weights of an arm."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from patterning_dist.config import Config
+from patterning_dist.data.export import ROWS_AT_ONCE, Weighted, copies_of, source_table
+from patterning_dist.data.megatron import write_megatron
+from patterning_dist.data.sequences import SequenceTable
+from patterning_dist.data.tokens import TokenDataset
+from patterning_dist.errors import PatterningError
+from patterning_dist.progress import Progress
+from patterning_dist.storage.files import atomic_path, file_sha256, write_json, write_parquet
+from patterning_dist.storage.run import RunDirectory
+from patterning_dist.tasks.open import open_task
+
+Format = Literal["parquet", "jsonl", "megatron"]
+
+
+def export(
+    config: Config, run: RunDirectory, name: str, folder: Path, kind: Format, copies: float | None, seed: int
+) -> None:
+    """Write train.* , sources.parquet and export.json into a folder.
+
+    Args:
+        config: of the run.
+        run: whose weights they are; it is only read.
+        name: of an arm, or of a table in weights/.
+        folder: to be made.
+        kind: of the file of samples.
+        copies: mean number of copies of a sample, for samples repeated instead of weighted; None: weighted.
+        seed: of the numbers of copies.
+
+    Raises:
+        PatterningError: no such weights, a folder that has files, samples that no trainer knows, or a format that has
+            no weights.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise PatterningError(f"{folder}: is there already; give a folder that is new or empty")
+    if kind == "megatron" and copies is None:
+        raise PatterningError("--format megatron has no weights; give --copies 1 (or more) to repeat samples instead")
+    run.location.fetch("data", "weights", "retrain")
+    table, strength = _weights_of(config, run.path, name)
+    task = open_task(config, run.path, "cpu")
+    samples = task.train
+    if not isinstance(samples, TokenDataset | SequenceTable):
+        raise PatterningError(
+            f"{config.name}: its samples are those of a task of its own, which no trainer knows; {table} has their "
+            f"numbers ({task.key}) and weights"
+        )
+    if kind == "megatron" and isinstance(samples, SequenceTable):
+        raise PatterningError("--format megatron is for text that is predicted token by token; take parquet or jsonl")
+    is_prepared = (run.path / "data/corpus.json").exists()
+    if is_prepared and not (run.path / "data/sources.parquet").exists():
+        raise PatterningError(
+            f"{run.location}: its corpus was prepared by a version that kept no sources; run the experiment in "
+            "another --run-dir"
+        )
+    weighted = Weighted.of(samples, task.read_weights(table, strength), run.path / "data" if is_prepared else None)
+    per_sample = weighted.sample_weights()
+    number = None if copies is None else copies_of(per_sample, copies, seed)
+    with Progress() as progress:
+        progress.start(f"writing {len(samples)} samples", len(samples))
+        num_rows, files = _write(folder, weighted, kind, number, progress)
+        write_parquet(folder / "sources.parquet", source_table(weighted))
+        counts = weighted.num_counted().astype(np.float64)
+        said: dict[str, Any] = {
+            "run": str(run.location),
+            "weights": name,
+            "strength": strength,
+            "weights_sha256": file_sha256(table),
+            "num_samples": len(samples),
+            "num_rows": num_rows,
+            "num_losses": int(counts.sum()),
+            "effective_share": _effective_share(weighted.weights, int(counts.sum())),
+            "loss": "sum of weight times loss over a batch / number of its losses that count; weights have mean 1",
+        }
+        if number is not None:
+            share = _share_between(weighted, per_sample, counts)
+            said |= {"mean_copies": copies, "seed": seed, "variance_kept": share}
+            progress.say(f"copies of whole samples keep {share:.0%} of the variance of the weights")
+        write_json(folder / "export.json", said)
+        progress.say(f"{num_rows} rows in {', '.join(str(file) for file in files)}")
+
+
+def _weights_of(config: Config, directory: Path, name: str) -> tuple[Path, float]:
+    """The table, and the strength with which the arm takes it."""
+    table, strength = directory / "weights" / f"{name}.parquet", 1.0
+    arms = {} if config.retrain is None else {arm.name: arm for arm in config.retrain.arm_list}
+    if (arm := arms.get(name)) is not None:
+        if arm.weights is None:
+            raise PatterningError(f"{name}: an arm without weights; there is nothing to export")
+        if arm.rounds > 1:
+            raise PatterningError(
+                f"{name}: an arm in {arm.rounds} rounds, each with weights of its own: retrain/{name}/seed-*/round-*/"
+                "weights.parquet; export one phase as an arm of that table"
+            )
+        own = isinstance(arm.weights, Path)
+        table = directory / ("retrain" if own else "weights") / (f"{name}/weights" if own else str(arm.weights))
+        table, strength = table.with_name(table.name + ".parquet"), arm.strength
+    if not table.exists():
+        there = sorted({*arms, *(file.stem for file in (directory / "weights").glob("*.parquet"))})
+        raise PatterningError(f"{table}: no weights there; run the stages before, or name one of {', '.join(there)}")
+    return table, strength
+
+
+def _write(
+    folder: Path, weighted: Weighted, kind: Format, copies: np.ndarray | None, progress: Progress
+) -> tuple[int, list[Path]]:
+    """The number of rows, and the files."""
+    num_rows, num_samples = 0, len(weighted.weights)
+
+    def rows() -> Iterator[pa.Table]:
+        nonlocal num_rows
+        for number, table in enumerate(weighted.rows(copies), 1):
+            num_rows += len(table)
+            yield table
+            progress.update(min(num_samples, number * ROWS_AT_ONCE))
+
+    if kind == "megatron":
+        assert isinstance(weighted.samples, TokenDataset)
+        vocabulary_size = weighted.samples.vocabulary_size or 1 + weighted.samples.max_token
+        sequences = (ids.values.to_numpy() for table in rows() for ids in table["input_ids"])
+        files = write_megatron(folder / "train", sequences, vocabulary_size)
+        return num_rows, files
+    file = folder / f"train.{kind}"
+    with atomic_path(file) as temporary:
+        _write_jsonl(temporary, rows()) if kind == "jsonl" else _write_parquet(temporary, rows())
+    return num_rows, [file]
+
+
+def _write_jsonl(file: Path, tables: Iterator[pa.Table]) -> None:
+    with open(file, "w", encoding="utf-8") as stream:
+        for table in tables:
+            stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
+
+
+def _write_parquet(file: Path, tables: Iterator[pa.Table]) -> None:
+    first = next(tables)
+    with pq.ParquetWriter(file, first.schema, compression="zstd") as writer:
+        writer.write_table(first)
+        for table in tables:
+            writer.write_table(table)
+
+
+def _effective_share(weights: np.ndarray, number: int) -> float:
+    """(sum rho)^2 / (n sum rho^2) over the losses that count."""
+    total = weights.astype(np.float64)
+    return float(total.sum() ** 2 / (number * np.square(total).sum()))
+
+
+def _share_between(weighted: Weighted, per_sample: np.ndarray, counts: np.ndarray) -> float:
+    """Variance of the weights over losses that lies between samples; what is within is lost where samples repeat."""
+    mean_square = np.square(weighted.weights.astype(np.float64)).sum() / counts.sum()
+    between = (counts * np.square(per_sample.astype(np.float64))).sum() / counts.sum()
+    return float((between - 1) / (mean_square - 1)) if mean_square > 1 else 1.0
