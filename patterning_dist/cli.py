@@ -229,6 +229,31 @@ def plan(
         plan_experiment(loaded, directory, as_json, Machine(nodes, gpus, gpu_memory * 1e9, flops))
 
 
+@app.command(help="Show what a run has done and is doing, from another terminal or machine.")
+def status(
+    run_dir: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run directory, a folder or a URL.", parser=path_or_url)
+    ],
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
+) -> None:
+    with _reported():
+        from patterning_dist.status import print_status
+
+        print_status(run_dir, as_json)
+
+
+@app.command(help="Show the same again and again until the run's command ends.")
+def watch(
+    run_dir: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run directory, a folder or a URL.", parser=path_or_url)
+    ],
+) -> None:
+    with _reported():
+        from patterning_dist.status import watch
+
+        watch(run_dir)
+
+
 @app.command(help="Check this machine and the Ray cluster: a line a check, ok or what to do.")
 def doctor(
     run_dir: Annotated[

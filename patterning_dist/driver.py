@@ -72,7 +72,7 @@ def run_stages(config: Root, stages: list[str] | None, directory: Path | str) ->
         run.store_config(dump_config(config))
         every = experiment.stages(config)
         with contextlib.ExitStack() as resources:
-            progress = resources.enter_context(Progress())
+            progress = resources.enter_context(Progress(keep=run.keep_state))
             for remark in remarks:
                 progress.say(remark)
             if any(every[stage].on_ray and not run.is_done(stage, fingerprints[stage]) for stage in wanted):
@@ -83,6 +83,7 @@ def run_stages(config: Root, stages: list[str] | None, directory: Path | str) ->
                     progress.say(f"{stage}: done before, inputs unchanged")
                     run.event(stage, "kept")
                     continue
+                progress.enter(stage)
                 if every[stage].on_ray:
                     Metrics(run=config.name).enter(stage)
                 with run.stage(stage, fingerprints[stage]) as outputs:

@@ -2,89 +2,112 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Callable
 from types import TracebackType
+from typing import Any
 
 from rich.console import Console, Group
-from rich.live import Live
+from rich.live import Live as Screen
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
-from rich.table import Table
-from rich.text import Text
+
+from patterning_dist.errors import PatterningError
+from patterning_dist.live import NUM_SAID, Line, Live
 
 SECONDS_BETWEEN_LINES = 10.0
+SECONDS_BETWEEN_STATES = 2.0
 
 
 class Progress:
-    """A context manager around a stage; where there is no terminal, a plain line every ten seconds."""
+    """A context manager around the stages of a command; where there is no terminal, a plain line every ten seconds.
 
-    def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console()
+    Args:
+        console: where it is shown.
+        keep: takes the state of the run, see ``live.Live.as_json``, every two seconds and at the end.
+    """
+
+    def __init__(self, console: Console | None = None, keep: Callable[[dict[str, Any]], None] | None = None) -> None:
+        self.console, self._keep = console or Console(), keep
         self._bar = Bar(
             TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(),
             console=self.console, auto_refresh=False,
         )  # fmt: skip
         self._task = self._bar.add_task("", total=None)
-        self._lines: dict[str, dict[str, object]] = {}
-        self._live = Live(console=self.console, get_renderable=self._render, refresh_per_second=4)
-        self._last_print = float("-inf")
+        self.state = Live()
+        self._screen = Screen(console=self.console, get_renderable=self._render, refresh_per_second=4)
+        self._last_print = self._last_state = float("-inf")
 
     def __enter__(self) -> Progress:
         if self.console.is_terminal:
-            self._live.start()
+            self._screen.start()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self.console.is_terminal:
-            self._live.stop()
+            self._screen.stop()
         elif kind is None:
             self._print(at_once=True)
+        self.state.ended = "finished" if kind is None else f"{kind.__name__}: {error}" if str(error) else kind.__name__
+        self._keep_state(at_once=True)
+
+    def enter(self, stage: str) -> None:
+        """A stage begins."""
+        self.state.stage = stage
 
     def start(self, label: str, total: int | None) -> None:
         """A new bar, its lines cleared: what is done, and how many units of it there are."""
-        self._lines.clear()
+        self.state.label, self.state.done, self.state.total = label, 0, total
+        self.state.lines.clear()
         self._bar.reset(self._task, description=label, total=total)
         self._last_print = float("-inf")
-        self._print()
+        self._show()
 
     def update(self, completed: int) -> None:
         """How many of the bar's units are done."""
+        self.state.done = completed
         self._bar.update(self._task, completed=completed)
-        self._print()
+        self._show()
 
     def say(self, text: str) -> None:
         """One line that stays."""
+        self.state.said = [*self.state.said, text][-NUM_SAID:]
         self.console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def update_line(self, key: str, *, done: int, total: int, loss: float | None = None, healthy: bool = True) -> None:
         """The state of one chain or arm; loss in nats."""
-        self._lines[key] = {"done": done, "total": total, "loss": loss, "healthy": healthy}
-        self._print()
+        self.state.lines[key] = Line(done, total, loss, healthy)
+        self._show()
+
+    def measured(self, subject: str, **values: float) -> None:
+        """What the chains of a subject say by now, see ``Live``."""
+        self.state.measured[subject] = self.state.measured.get(subject, {}) | values
 
     def _render(self) -> Group:
-        table = Table("name", "done", "loss [nats]", "state", box=None, pad_edge=False)
-        # More lines than the screen has are cut off at the bottom: finished ones go there.
-        for key, line in sorted(self._lines.items(), key=lambda item: item[1]["done"] == item[1]["total"]):
-            loss = "" if line["loss"] is None else f"{line['loss']:.4f}"
-            state = Text("healthy") if line["healthy"] else Text("failed", style="red")
-            table.add_row(Text(key), f"{line['done']}/{line['total']}", loss, state)
-        return Group(self._bar.get_renderable(), table) if self._lines else Group(self._bar.get_renderable())
+        height = max(self.console.height - NUM_SAID // 2, 4)
+        return Group(self._bar.get_renderable(), *([self.state.table(height)] if self.state.lines else []))
+
+    def _show(self) -> None:
+        task = self._bar.tasks[0]
+        self.state.seconds_left, self.state.per_second = task.time_remaining, task.speed
+        self._print()
+        self._keep_state()
+
+    def _keep_state(self, at_once: bool = False) -> None:
+        now = time.monotonic()
+        if self._keep is None or not (at_once or now - self._last_state >= SECONDS_BETWEEN_STATES):
+            return
+        self._last_state = now
+        with contextlib.suppress(PatterningError):  # a full disk stops what needs it, and not for the sake of this
+            self._keep(self.state.as_json())
 
     def _print(self, at_once: bool = False) -> None:
         now = time.monotonic()
         if self.console.is_terminal or not (at_once or now - self._last_print >= SECONDS_BETWEEN_LINES):
             return
         self._last_print = now
-        task = self._bar.tasks[0]
-        if not task.description:
-            return
-        text = f"{task.description}: {task.completed:.0f}"
-        if task.total is not None:
-            text += f" of {task.total:.0f}"
-        if task.time_remaining is not None:
-            text += f", {task.time_remaining:.0f} s left"
-        if failed := [key for key, line in self._lines.items() if not line["healthy"]]:
-            text += f"; failed: {', '.join(failed)}"
-        self.console.print(text, markup=False, highlight=False, soft_wrap=True)
+        if self.state.label:
+            self.console.print(self.state.words, markup=False, highlight=False, soft_wrap=True)

@@ -76,6 +76,16 @@ def chain_diagnostics(
     }
 
 
+def in_short(diagnostics: Mapping[str, Any]) -> dict[str, float]:
+    """What is looked at first, see ``live.Live``: the worst R-hat and effective draws, the best reliability."""
+    llc, rows = diagnostics["llc"], diagnostics["observables"].values()
+    found = {"llc": llc["value"], "llc_error": llc["standard_error"]}
+    for name, key, pick in (("rhat", "rhat", max), ("ess", "ess_bulk", min), ("reliability", "reliability", max)):
+        values = [row[key] for row in rows if row.get(key) is not None and np.isfinite(row[key])]
+        found |= {name: pick(values)} if values else {}
+    return found
+
+
 def _blocks(means: list[list[float]]) -> np.ndarray:
     """[chain, block]; empty where there are too few steps for an error."""
     return np.array(means) if min(map(len, means), default=0) >= 4 else np.zeros((0, 0))

@@ -12,8 +12,9 @@ import numpy as np
 
 from patterning_dist.aggregation.files import CONTROLLED, GRADIENTS, POSITIONS, read_traces, write_subject
 from patterning_dist.config import SamplingConfig
+from patterning_dist.live import measured_words
 from patterning_dist.measure.analysis import Analysis
-from patterning_dist.measure.diagnostics import chain_diagnostics
+from patterning_dist.measure.diagnostics import chain_diagnostics, in_short
 from patterning_dist.progress import Progress
 from patterning_dist.response.reliability import reliability_from_sums
 from patterning_dist.runtime.chains.attempt import MakeStudy
@@ -94,9 +95,14 @@ def sample_subjects(
     for key, subject in missing.items():
         if _begin(run, key, subject, sampling):
             run.event(stage, "subject_resumed", subject=key)
+        else:
+            run.event(stage, "subject_started", subject=key, chains=subject.ledger.num_chains)
 
     def finished(key: str, result: ChainsResult) -> None:
-        _write(run, key, missing[key], result)
+        found = in_short(_write(run, key, missing[key], result))
+        run.event(stage, "subject_finished", subject=key, **found)
+        progress.measured(key, **found)
+        progress.say(f"{key}: {measured_words(found)}")
         for chain, reason in result.parts[0].excluded.items():
             run.event(stage, "chain_excluded", subject=key, chain=chain, reason=reason)
             progress.say(f"{key}: chain {chain} is left out: {reason}")
@@ -187,8 +193,8 @@ def _begin(run: RunDirectory, name: str, subject: SubjectPlan, sampling: Samplin
     return False
 
 
-def _write(run: RunDirectory, name: str, subject: SubjectPlan, result: ChainsResult) -> None:
-    """Traces, records and diagnostics of a subject, the last of its files."""
+def _write(run: RunDirectory, name: str, subject: SubjectPlan, result: ChainsResult) -> dict[str, Any]:
+    """Traces, records and diagnostics of a subject, the last of its files; returns the diagnostics."""
     folder, first = run.path / "sampling" / name, result.parts[0]
     write_subject(folder, subject.ledger.observables, result.records, result.traces)
     by_table = zip(*(part.reliability for part in result.parts), strict=True)
@@ -214,3 +220,4 @@ def _write(run: RunDirectory, name: str, subject: SubjectPlan, result: ChainsRes
     content = {"analysis": subject.analysis_fingerprint, "files": files, "diagnostics": diagnostics}
     write_json(folder / _DIAGNOSTICS, content)
     run.publish(folder)
+    return diagnostics

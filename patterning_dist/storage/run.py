@@ -25,7 +25,8 @@ from patterning_dist.storage.lease import Lease, held, in_use
 from patterning_dist.storage.mirror import Location
 
 PACKAGES = ("patterning-dist", "torch", "ray", "deepspeed", "transformers", "numpy", "pyarrow", "xarray", "zarr")
-_EVENTS_EVERY = 5.0  # between two copies of the events to a URL, within a stage [s]
+_STATE = "live.json"
+_EVENTS_EVERY = 5.0  # between two copies of the events, or of the state, to a URL, within a stage [s]
 
 
 def stage_fingerprint(stage: str, config_sections: Mapping[str, Any], upstream: Sequence[str] = ()) -> str:
@@ -43,15 +44,29 @@ def read_manifest(location: str | Path) -> dict[str, Any]:
     Raises:
         PatterningError: it is spoilt, or the URL cannot be read.
     """
+    return _read_json(location, "manifest.json", "delete it to start the run again")
+
+
+def read_state(location: str | Path) -> dict[str, Any]:
+    """What `RunDirectory.keep_state` wrote last; empty before.
+
+    Raises:
+        PatterningError: it is spoilt, or the URL cannot be read.
+    """
+    return _read_json(location, _STATE, "delete it")
+
+
+def _read_json(location: str | Path, name: str, remedy: str) -> dict[str, Any]:
     found = Location.at(location)
     try:
-        return json.loads(found.storage.read("manifest.json"))
+        content = json.loads(found.storage.read(name))
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except (OSError, ValueError) as error:
-        raise PatterningError(
-            f"{found}/manifest.json: cannot be read ({error}); delete it to start the run again"
-        ) from None
+        raise PatterningError(f"{found}/{name}: cannot be read ({error}); {remedy}") from None
+    if not isinstance(content, dict):
+        raise PatterningError(f"{found}/{name}: holds no object; {remedy}")
+    return content
 
 
 class RunDirectory:
@@ -72,7 +87,7 @@ class RunDirectory:
         self.path, self.storage = self.location.path, self.location.storage
         self.location.make()
         self._lease: Lease | None = None
-        self._events_published = -_EVENTS_EVERY
+        self._events_published = self._state_published = -_EVENTS_EVERY
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -167,6 +182,14 @@ class RunDirectory:
         if time.monotonic() - self._events_published >= _EVENTS_EVERY:
             self.publish(path)
             self._events_published = time.monotonic()
+
+    def keep_state(self, state: Mapping[str, Any]) -> None:
+        """Write live.json: what the driver is doing, for `patterning status` here or on another machine."""
+        path = self.path / _STATE
+        write_json(path, {"time": _now(), "process": f"pid {os.getpid()} on {socket.gethostname()}", **state})
+        if time.monotonic() - self._state_published >= _EVENTS_EVERY or state.get("ended"):
+            self.publish(path)
+            self._state_published = time.monotonic()
 
     def is_done(self, stage: str, fingerprint: str) -> bool:
         """Whether the stage finished with these inputs and all its outputs still have their sizes."""

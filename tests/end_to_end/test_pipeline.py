@@ -14,6 +14,7 @@ from whole_run import events, invoke
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.stages.sample import sample
+from patterning_dist.status import Status
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("local_ray")]
 
@@ -46,6 +47,20 @@ def test_arms_of_one_seed_start_from_the_same_weights(finished: Path) -> None:
     assert initial[0] == initial[1]
     other = (finished / "retrain" / "base" / "seed-0" / "initial.safetensors").read_bytes()
     assert other != initial[0]
+
+
+def test_whoever_asks_is_told_what_the_run_did(finished: Path) -> None:
+    status = Status.read(finished)
+    assert status.live is not None and status.live.ended == "finished"
+    heads = {"layer.0.head.1", "everything"}
+    assert status.live.measured.keys() == heads
+    diagnostics = json.loads((finished / "response/diagnostics.json").read_text())["subjects"]
+    for name, values in status.live.measured.items():
+        assert values["llc"] == diagnostics[name]["llc"]["value"]
+        assert values["rhat"] == max(row["rhat"] for row in diagnostics[name]["observables"].values())
+    said = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
+    for kind in ("subject_started", "subject_finished"):
+        assert {event["subject"] for event in said if event["kind"] == kind} == heads
 
 
 @pytest.fixture(scope="module")

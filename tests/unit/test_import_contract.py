@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "patterning_dist"
 # Upwards; rooms of one level do not import each other.
 LEVELS = (
-    ("__init__", "errors"),
+    ("__init__", "errors", "live"),
     ("response", "storage", "progress", "preemption"),
     ("functions",),
     ("config", "data", "aggregation", "report"),
@@ -29,7 +29,7 @@ LEVELS = (
     ("measure",),
     ("stages",),
     ("experiments",),
-    ("driver", "listing"),
+    ("driver", "listing", "status"),
     ("cli",),
     ("__main__",),
 )

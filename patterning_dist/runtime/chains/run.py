@@ -276,6 +276,7 @@ class _Run:
             if len(losses) > 1 and length >= _RHAT_DRAWS:
                 rhat = rank_rhat(np.stack([trace[:length] for trace in losses]))
                 self.metrics.hold("patterning_rhat", rhat, subject=subject)
+                self.progress.measured(subject, rhat=rhat)
 
     def _say_damaged(self) -> None:
         for shard in range(len(self.shards)):
