@@ -12,8 +12,9 @@ class PatterningError(Exception):
 
 
 def first_line(error: object) -> str:
-    """The first line of a message, without a full stop."""
-    return str(error).strip().partition("\n")[0].rstrip(".")
+    """The first line of a message, without a full stop; 300 characters at most: libraries quote what they got."""
+    line = str(error).strip().partition("\n")[0].rstrip(".")
+    return line if len(line) <= 300 else line[:297] + "..."
 
 
 def last_line(error: object) -> str:

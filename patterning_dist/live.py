@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from pydantic import TypeAdapter
 from rich.table import Table
 from rich.text import Text
 
@@ -56,9 +57,8 @@ class Live:
 
     @classmethod
     def of_json(cls, content: Mapping[str, Any]) -> Live:
-        """Raises TypeError for what ``as_json`` has not made."""
-        fields = {name: content[name] for name in cls.__dataclass_fields__ if name in content}
-        return cls(**fields | {"lines": {key: Line(**line) for key, line in fields.get("lines", {}).items()}})
+        """Raises ValueError for what ``as_json`` has not made."""
+        return TypeAdapter(cls).validate_python(content)
 
     @property
     def words(self) -> str:

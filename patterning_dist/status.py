@@ -16,7 +16,7 @@ from rich.live import Live as Screen
 from rich.table import Table
 from rich.text import Text
 
-from patterning_dist.errors import PatterningError
+from patterning_dist.errors import PatterningError, first_line
 from patterning_dist.live import Live, measured_words
 from patterning_dist.storage.run import read_manifest, read_state
 
@@ -53,8 +53,8 @@ class Status:
         try:
             age = (datetime.now(UTC) - datetime.fromisoformat(state["time"])).total_seconds()
             found = Live.of_json(state)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise PatterningError(f"{directory}/live.json: cannot be read ({error}); delete it") from None
+        except (KeyError, TypeError, ValueError) as error:
+            raise PatterningError(f"{directory}/live.json: cannot be read ({first_line(error)}); delete it") from None
         return cls(str(directory), manifest.get("stages", {}), found, str(state.get("process")), age)
 
     @property

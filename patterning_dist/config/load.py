@@ -13,7 +13,7 @@ from pydantic import ValidationError
 
 from patterning_dist.config.kinds import DEFAULT, find_kind, kind_names
 from patterning_dist.config.root import Root
-from patterning_dist.errors import PatterningError
+from patterning_dist.errors import PatterningError, first_line
 from patterning_dist.functions import find_own_code
 
 
@@ -92,13 +92,36 @@ def config_schema(kind: str = DEFAULT) -> dict[str, Any]:
     return find_kind(kind).schema.model_json_schema()
 
 
+_MOST_ENTRIES = 10**6  # of a file, aliases written out
+
+
 def parse_yaml(text: str, where: str) -> Any:
     try:
-        return yaml.load(text, Loader=_Loader)
+        loaded = yaml.load(text, Loader=_Loader)
+        if _num_entries(loaded, {}) > _MOST_ENTRIES:
+            raise PatterningError(f"{where}: its aliases stand for more than {_MOST_ENTRIES:,} entries; write them out")
+        return loaded
+    except RecursionError:
+        raise PatterningError(f"{where}: not valid YAML: lists or sections inside others, hundreds deep") from None
+    except (ValueError, TypeError, KeyError, AttributeError) as error:  # of words like !!int x, or 2020-13-45
+        raise PatterningError(
+            f"{where}: not valid YAML: a value that cannot be read ({type(error).__name__}: {first_line(error)})"
+        ) from None
     except yaml.YAMLError as error:
         mark, problem = getattr(error, "problem_mark", None), getattr(error, "problem", None) or str(error)
         line = f" line {mark.line + 1}:" if mark else ""
         raise PatterningError(f"{where}:{line} not valid YAML: {' '.join(problem.split())}") from None
+
+
+def _num_entries(value: Any, known: dict[int, int]) -> int:
+    """Entries of a tree, those behind an alias as often as it is used; ``known``: by the id of a value."""
+    if not isinstance(value, dict | list):
+        return 1
+    if id(value) not in known:
+        known[id(value)] = _MOST_ENTRIES + 1  # of one that holds itself
+        inside = [*value.keys(), *value.values()] if isinstance(value, dict) else value
+        known[id(value)] = min(1 + sum(_num_entries(entry, known) for entry in inside), _MOST_ENTRIES + 1)
+    return known[id(value)]
 
 
 def apply_override(raw: dict[str, Any], override: str) -> None:
@@ -133,6 +156,8 @@ def find_path(path: Path | None, folder: Path) -> Path | None:
     """A path of an experiment file, which lies in ``folder``: absolute, beside the file, or from the current folder."""
     if path is None:
         return None
+    if "\0" in str(path):
+        raise PatterningError(f"{str(path)!r} is no path; correct it")
     path = path.expanduser()
     beside = folder / path
     return beside.resolve() if beside.exists() else path.resolve()
@@ -173,6 +198,9 @@ def _walk(schema: dict[str, Any], location: Sequence[str | int]) -> tuple[str, l
     """The dotted key as the user wrote it, the keys that its mapping may have, and the schema of its value."""
     node, keys, siblings = schema, [], []
     for part in location:
+        branches = [_follow(schema, branch) for branch in node.get("anyOf", ()) if branch.get("type") != "null"]
+        if len(branches) > 1 and isinstance(part, str) and not any(_has_key(branch, part) for branch in branches):
+            continue  # the name that pydantic has for one of several kinds of value
         node = _option(node)
         if "oneOf" in node:  # pydantic puts the tag of the union, which is no key, in between
             node = _follow(schema, {"$ref": node["discriminator"]["mapping"][part]})
@@ -185,6 +213,11 @@ def _walk(schema: dict[str, Any], location: Sequence[str | int]) -> tuple[str, l
             siblings = list(node.get("properties", {}))
             node = node.get("properties", {}).get(part, {})
     return ".".join(keys), siblings, _option(node)
+
+
+def _has_key(node: dict[str, Any], name: str) -> bool:
+    """Whether a value of this schema may have a key, if only because it may have any."""
+    return name in node.get("properties", {}) or bool(node.get("additionalProperties"))
 
 
 def _option(node: dict[str, Any]) -> dict[str, Any]:

@@ -21,10 +21,10 @@ class AttentionOnlyConfig(Section):
     """Trained by stage train."""
 
     kind: Literal["attention_only"] = Field("attention_only", description="the attention-only transformer")
-    num_layers: int = Field(2, ge=1, description="attention layers [layers]")
-    num_heads: int = Field(4, ge=1, description="attention heads [heads per layer]")
-    d_model: int = Field(64, ge=1, description="width of the residual stream [1]")
-    d_head: int = Field(32, ge=1, description="width of one head [1]")
+    num_layers: int = Field(2, ge=1, le=1000, description="attention layers [layers]")
+    num_heads: int = Field(4, ge=1, le=1000, description="attention heads [heads per layer]")
+    d_model: int = Field(64, ge=1, le=2**16, description="width of the residual stream [1]")
+    d_head: int = Field(32, ge=1, le=2**16, description="width of one head [1]")
     embedding_std: float = Field(0.3, gt=0, description="standard deviation of the initial embedding [weight]")
     relative_position_bias: list[int] = Field(
         [0], description="layers with a learnable relative-position bias [layer numbers from 0]"

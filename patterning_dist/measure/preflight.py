@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -9,6 +10,7 @@ import numpy as np
 from torch import nn
 
 from patterning_dist.config import (
+    AttentionOnlyConfig,
     Config,
     FunctionConfig,
     FunctionDataConfig,
@@ -82,6 +84,8 @@ def preflight(config: Config, directory: Path) -> list[str]:
                 raise PatterningError(f"data.sources.{index}.path: {source.path} is not there; correct it")
             next(read_documents([Source(source.path, source.domain, source.text_column)]))  # that it can be read
         skeleton = open_skeleton(config)
+        if isinstance(config.model, AttentionOnlyConfig):
+            _check_memory(skeleton)
         expand_components(config.sampling, skeleton)
         _check_checkpointing(config, skeleton)
         return remarks + _own_tokenizer(config.data, skeleton)
@@ -117,6 +121,17 @@ def preflight(config: Config, directory: Path) -> list[str]:
     for control in config.solve.controls if config.solve is not None else []:
         _check_control(task, control)
     return remarks
+
+
+def _check_memory(skeleton: nn.Module) -> None:
+    """A model that is always whole in one process, with its masks, has room on this machine."""
+    size = sum(tensor.nbytes for tensor in (*skeleton.parameters(), *skeleton.buffers()))
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    if size > memory:
+        raise PatterningError(
+            f"model: its weights and masks take {size / 1e9:,.0f} GB, and this machine has {memory / 1e9:,.0f} GB of "
+            "memory; lower d_model, d_head, num_heads, num_layers or data.context_length"
+        )
 
 
 def _frozen_parts(skeleton: Any, sampling: SamplingConfig) -> list[str]:

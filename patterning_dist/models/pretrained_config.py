@@ -103,7 +103,8 @@ def model_config(architecture: dict[str, Any], head: Head = "tokens") -> Pretrai
 
 def saved_head(config: PretrainedConfig) -> Head:
     """What a model was saved as, where config.json says so."""
-    classes = any(name.endswith("ForSequenceClassification") for name in config.architectures or ())
+    names = config.architectures if isinstance(config.architectures, list) else []
+    classes = any(str(name).endswith("ForSequenceClassification") for name in names)
     return "classes" if classes else "tokens"
 
 

@@ -54,8 +54,9 @@ def _sizes(probes: Mapping[str, pa.Table]) -> list[Any]:
     for subject, table in probes.items():
         for name in _rows_of(table):
             chi, error = (column(table, f"{kind}_{name}").astype(float) for kind in ("chi", "se"))
-            noise = float(np.sqrt(np.mean(error**2))) if chi.size else float("nan")
-            rows.append([subject, name, number(chi.size), number(float(chi.std())), number(noise)])
+            if chi.size:
+                noise = float(np.sqrt(np.mean(error**2)))
+                rows.append([subject, name, number(chi.size), number(float(chi.std())), number(noise)])
     headers = ["subject", "observable", "probe entries", "spread of chi", "standard error"]
     return [Table(headers, rows, "Size of every row, and its error (root mean square)")] if rows else []
 

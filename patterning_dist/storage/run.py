@@ -44,7 +44,16 @@ def read_manifest(location: str | Path) -> dict[str, Any]:
     Raises:
         PatterningError: it is spoilt, or the URL cannot be read.
     """
-    return _read_json(location, "manifest.json", "delete it to start the run again")
+    remedy = "delete it to start the run again"
+    manifest = _read_json(location, "manifest.json", remedy)
+    for key in ("stages", "inputs", "hashes", "versions", "data"):
+        if not isinstance(manifest.get(key, {}), dict):
+            raise PatterningError(f"{Location.at(location)}/manifest.json: {key} holds no object; {remedy}")
+    for name, entry in manifest.get("stages", {}).items():
+        known = isinstance(entry, dict) and isinstance(entry.get("status"), str)
+        if not known or not isinstance(entry.get("seconds", 0.0), int | float):
+            raise PatterningError(f"{Location.at(location)}/manifest.json: stages.{name} is no stage; {remedy}")
+    return manifest
 
 
 def read_state(location: str | Path) -> dict[str, Any]:
@@ -196,9 +205,10 @@ class RunDirectory:
         entry = self.manifest.get("stages", {}).get(stage, {})
         if entry.get("status") != "finished" or entry.get("fingerprint") != fingerprint:
             return False
-        if self.location.sizes(entry["outputs"]) != entry["outputs"]:
+        outputs = entry.get("outputs")
+        if not isinstance(outputs, dict) or self.location.sizes(outputs) != outputs:
             return False
-        self.location.fetch(*entry["outputs"])  # the stages after it read them here
+        self.location.fetch(*outputs)  # the stages after it read them here
         return True
 
     @contextlib.contextmanager
@@ -209,7 +219,7 @@ class RunDirectory:
         missing or has another size, the stage counts as not done.
         """
         before = self.manifest.get("stages", {}).get(stage)
-        if before and before["fingerprint"] != fingerprint:
+        if before and before.get("fingerprint") != fingerprint:
             self.event(stage, "inputs_changed", reason="the config or an earlier stage changed: run again")
         outputs: list[Path] = []
         started, clock = _now(), time.monotonic()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.optim import Optimizer
@@ -36,8 +37,9 @@ class AttentionOnly:
         return model.to(self.device).eval()
 
     def skeleton(self) -> AttentionOnlyTransformer:
-        """Any weights: the model is small."""
-        return self.build(0)
+        """Without weights: sizes may be those of a mistake."""
+        with torch.device("meta"):
+            return AttentionOnlyTransformer(self.config, self.vocabulary_size, self.context_length)
 
     def token_losses(self, model: nn.Module, tokens: Tensor, **arguments: Tensor) -> Tensor:
         """[sample, position - 1]."""
