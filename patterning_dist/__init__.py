@@ -23,6 +23,7 @@ _MODULES = {
     "llc": "response.judged",
     "llc_response": "response.judged",
     "load_config": "config",
+    "open_run": "opened",
     "predicted_response_with_error": "response.prediction",
     "run_stages": "driver",
     "sample_chains": "sampling.sample",

@@ -12,6 +12,7 @@ import pytest
 from tiny_run import copy_run, quiet, tiny_config
 from whole_run import events, invoke
 
+from patterning_dist import open_run
 from patterning_dist.errors import PatterningError
 from patterning_dist.stages.sample import sample
 from patterning_dist.status import Status
@@ -61,6 +62,36 @@ def test_whoever_asks_is_told_what_the_run_did(finished: Path) -> None:
     said = [json.loads(line) for line in (finished / "events.jsonl").read_text().splitlines()]
     for kind in ("subject_started", "subject_finished"):
         assert {event["subject"] for event in said if event["kind"] == kind} == heads
+
+
+def test_a_notebook_has_the_results_as_labelled_arrays(finished: Path) -> None:
+    run = open_run(finished)
+    chi = run.susceptibilities
+    assert chi["chi"].dims == ("checkpoint", "component", "observable", "sample")
+    table = pq.read_table(finished / "response/susceptibility-everything.parquet")
+    row = chi.sel(checkpoint="baseline", component="everything", observable="induction")
+    for ours, theirs in (("chi", "chi_induction"), ("standard_error", "se_induction"), ("token", "token")):
+        np.testing.assert_array_equal(row[ours].values, table[theirs].to_numpy())
+    assert "".join(chi["text"].values[:15]).strip() != ""
+    assert run.llc.loc["everything", "llc"] == run.summary["chains"]["everything"]["llc"]["value"]
+    assert run.chains["layer.0.head.1"]["induction"].dims == ("chain", "draw")
+    assert set(run.weights) == {"plus", "minus", "permuted"}
+    last = run.arms[run.arms.step == run.arms.step.max()]
+    assert sorted(zip(last.arm, last.seed, strict=True)) == sorted(
+        (arm, seed) for arm in ("base", "plus", "minus", "permuted") for seed in (0, 1)
+    )
+    html = run._repr_html_()
+    assert "everything" in html and "<td>plus</td>" in html and "retrain (finished)" in html
+    assert "finished" in repr(run)
+
+
+def test_what_is_not_done_is_said_where_it_is_asked_for(tiny_run: Path, tmp_path: Path) -> None:
+    with pytest.raises(PatterningError, match="no run there"):
+        open_run(tmp_path / "no")
+    run = open_run(tiny_run)
+    with pytest.raises(PatterningError, match="weights is not there, stage solve is not done"):
+        _ = run.weights
+    assert "<table" not in run._repr_html_()
 
 
 @pytest.fixture(scope="module")

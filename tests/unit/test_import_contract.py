@@ -29,7 +29,7 @@ LEVELS = (
     ("measure",),
     ("stages",),
     ("experiments",),
-    ("driver", "listing", "status"),
+    ("driver", "listing", "opened", "status"),
     ("cli",),
     ("__main__",),
 )
