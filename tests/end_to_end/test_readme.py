@@ -25,7 +25,7 @@ def block(language: str, begins: str = "") -> str:
 
 def test_the_program_runs_and_says_what_is_claimed(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict = {}
-    exec(compile(block("python"), "README.md", "exec"), names)
+    exec(compile(block("python", "import numpy"), "README.md", "exec"), names)
     measured, solution, checked = names["measured"], names["solution"], names["checked"]
     # chi of a normal phi with variance 1 is known: -0.05 truth.
     errors = (measured.chi[0] + 0.05 * names["truth"]) / measured.standard_error[0]
@@ -35,7 +35,7 @@ def test_the_program_runs_and_says_what_is_claimed(capsys: pytest.CaptureFixture
     assert solution.predicted_response == pytest.approx([-1])
     assert checked.interval[0, 0] < -1 * 0.9 and checked.interval[0, 1] < 0
     assert "[" in capsys.readouterr().out
-    assert len([line for line in block("python").splitlines() if line.strip()]) <= 14
+    assert len([line for line in block("python", "import numpy").splitlines() if line.strip()]) <= 14
 
 
 def test_the_sources_are_a_valid_experiment(tmp_path: Path) -> None:
@@ -49,7 +49,11 @@ def test_the_sources_are_a_valid_experiment(tmp_path: Path) -> None:
 
 
 def test_the_commands_are_there() -> None:
-    listed = re.findall(r"^    patterning ([a-z ]+?)(?: (?:CONFIG|MODEL|\[--\w+(?: \w+)?\]))?  ", README, re.MULTILINE)
+    listed = re.findall(
+        r"^    patterning ([a-z ]+?)(?: (?:CONFIG|MODEL|RUN|RUN ARM --to DIR|\[--\w+(?: \w+)?\]))?  ",
+        README,
+        re.MULTILINE,
+    )
     command = get_command(app)
     there = {name for name in command.commands if name != "config"}
     there |= {f"config {name}" for name in command.commands["config"].commands}
