@@ -17,6 +17,7 @@ LAYOUT_KEYS = (
     "ranks_per_chain",
     "draws_per_push",
     "micro_batch_size",
+    "cache_gib",
     "gradient_checkpointing",
     "aggregator_shards",
     "snapshot_seconds",
@@ -195,6 +196,12 @@ class SamplingConfig(Section):
         "[products]",
     )
     micro_batch_size: int = Field(16, ge=1, description="sequences of one forward pass in a study [sequences]")
+    cache_gib: float = Field(
+        1,
+        ge=0,
+        description="what does not move with a component is computed once and kept, up to so much [per chain worker]; "
+        "beyond it passes are whole ones, at 0 all that are taken again and again [GiB]",
+    )
     compute_dtype: Literal["float32", "bfloat16"] = Field(
         "float32", description="of forward passes in a study, under autocast; sampled weights stay float32"
     )
@@ -219,6 +226,11 @@ class SamplingConfig(Section):
     )
     workers: int | None = Field(None, ge=1, description="chain actors at once [actors]; default: CPU count")
     threads_per_worker: int = Field(1, ge=1, description="CPU threads of one actor [threads]")
+
+    @property
+    def cache_bytes(self) -> int:
+        """``cache_gib`` in bytes."""
+        return int(self.cache_gib * 2**30)
 
     @property
     def layout(self) -> dict[str, Any]:

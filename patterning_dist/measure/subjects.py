@@ -240,6 +240,7 @@ class Subjects:
             functions=tuple(load_function(o.path) for o in self.sampling.observables if isinstance(o, FunctionConfig)),
             num_component_losses=sum(isinstance(o, ComponentLossConfig) for o in self.sampling.observables),
             layered=layered,
+            cache_bytes=self.sampling.cache_bytes,
             counted=self.counted,
             loss_weights=loss_weights,
             mean_counted=self.task.mean_counted,

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from patterning_dist.sampling.samples import Batch, PerSampleLoss, Samples
-from patterning_dist.sampling.target import Layered
+from patterning_dist.sampling.target import Layered, State
 
 
 class Weighted:
@@ -56,11 +56,11 @@ class WeightedLayers:
     def __init__(self, layered: Layered) -> None:
         self.layered = layered
 
-    def below(self, batch: tuple[Batch, Tensor]) -> Tensor:
+    def below(self, batch: tuple[Batch, Tensor], room: int) -> State:
         """Weights bear on losses only."""
-        return self.layered.below(batch[0])
+        return self.layered.below(batch[0], room)
 
-    def above(self, state: Tensor, batch: tuple[Batch, Tensor]) -> Tensor:
+    def above(self, state: State, batch: tuple[Batch, Tensor]) -> Tensor:
         """rho_i l_i."""
         return batch[1] * self.layered.above(state, batch[0])
 

@@ -161,6 +161,25 @@ def find_layers(model: PreTrainedModel) -> list[Layer]:
     return layers
 
 
+def moving_heads(model: PreTrainedModel, component: Component, heads: Heads) -> list[int] | None:
+    """Heads of a layer whose outputs a component moves; None where it has more than parts of heads and groups."""
+    pieces, size = _Pieces(model), heads.heads_per_group
+    owned = [(heads.head(head), [head]) for head in range(heads.num_heads)]
+    if heads.num_groups < heads.num_heads:
+        readers = [list(range(group * size, (group + 1) * size)) for group in range(heads.num_groups)]
+        owned += [(heads.key_value(group), mine) for group, mine in enumerate(readers)]
+    every = pieces.ranges([part for parts, _ in owned for part in parts])
+    if not all(any(whole.covers(piece) for whole in every) for piece in component.pieces):
+        return None
+    found = {
+        head
+        for parts, movers in owned
+        if any(part.overlaps(piece) for part in pieces.ranges(parts) for piece in component.pieces)
+        for head in movers
+    }
+    return sorted(found)
+
+
 def _layer_components(name: str, layer: Layer, pieces: _Pieces) -> Iterator[Component]:
     yield Component(name, pieces.of(layer.block.parameters()))
     if layer.attention is not None:

@@ -24,6 +24,8 @@ from torch import Tensor, nn
 from patterning_dist.config import AttentionOnlyConfig
 from patterning_dist.models.components import Component, Piece, pieces_of
 
+EPS = 1e-6  # of the norms
+
 
 class AttentionLayer(nn.Module):
     """One residual attention layer: x <- x + Attention(rmsnorm(x)).
@@ -60,28 +62,33 @@ class AttentionLayer(nn.Module):
         With ``return_pattern`` also the attention probabilities [batch, head, query position, key position]. What the
         head ``ablated`` adds is 0.
         """
+        heads, pattern = self.heads(rms_norm(x), slice(None))
+        if ablated is not None:
+            heads.unflatten(-1, self.output.shape[:2])[..., ablated, :] = 0
+        x = x + heads @ self.output.flatten(0, 1)
+        return (x, pattern) if return_pattern else x
+
+    def heads(self, x: Tensor, which: slice | list[int]) -> tuple[Tensor, Tensor]:
+        """Outputs [batch, position, head * d_head] and patterns of some of the heads, from normed x."""
         batch, length, d_model = x.shape
-        num_heads, _, d_head = self.query.shape
+        query, key, value = self.query[which], self.key[which], self.value[which]
+        num_heads, _, d_head = query.shape
         # One product for queries, keys and values of all heads, one for their outputs: one a head would copy more.
-        inputs = torch.cat([self.query / math.sqrt(d_head), self.key, self.value])  # [3 head, d_model, d_head]
-        projected = _rms_norm(x) @ inputs.transpose(0, 1).reshape(d_model, -1)
+        inputs = torch.cat([query / math.sqrt(d_head), key, value])  # [3 head, d_model, d_head]
+        projected = x @ inputs.transpose(0, 1).reshape(d_model, -1)
         query, key, value = projected.view(batch, length, 3, num_heads, d_head).permute(2, 0, 3, 1, 4)
         mask = self.causal_mask[:length, :length]
         if hasattr(self, "position_bias"):
-            mask = mask + self.position_bias[:, self.distance[:length, :length]]
+            mask = mask + self.position_bias[which][:, self.distance[:length, :length]]
         pattern = (query @ key.transpose(-1, -2) + mask).softmax(dim=-1)
-        heads = pattern @ value  # [batch, head, position, d_head]
-        if ablated is not None:
-            heads[:, ablated] = 0
-        x = x + heads.transpose(1, 2).flatten(2) @ self.output.flatten(0, 1)
-        return (x, pattern) if return_pattern else x
+        return (pattern @ value).transpose(1, 2).flatten(2), pattern
 
 
 class AttentionOnlyTransformer(nn.Module):
     """Attention-only language model over blocks of tokens.
 
-    ``embed`` -> ``layers[0..n)`` -> ``unembed`` are separate, so that layers below a component under study can be
-    computed once and kept (see ``sampling.target.Layered``).
+    ``embed`` -> ``layers[0..n)`` -> ``unembed`` are separate, so that what lies below and beside a component under
+    study can be computed once and kept (see ``sampling.target.Layered``).
 
     Args:
         config: sizes, and how weights begin.
@@ -126,7 +133,7 @@ class AttentionOnlyTransformer(nn.Module):
 
     def unembed(self, x: Tensor) -> Tensor:
         """Logits [batch, position, vocabulary] of the last residual stream."""
-        return _rms_norm(x) @ self.unembedding
+        return rms_norm(x) @ self.unembedding
 
     def forward(
         self, tokens: Tensor, return_patterns: bool = False, ablated: tuple[int, int] | None = None
@@ -170,5 +177,6 @@ class AttentionOnlyTransformer(nn.Module):
         return {component.name: component for component in found}
 
 
-def _rms_norm(x: Tensor) -> Tensor:
-    return nn.functional.rms_norm(x, x.shape[-1:], eps=1e-6)
+def rms_norm(x: Tensor) -> Tensor:
+    """x over its root mean square, of the last axis."""
+    return nn.functional.rms_norm(x, x.shape[-1:], eps=EPS)

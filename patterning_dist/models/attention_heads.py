@@ -58,12 +58,12 @@ class Heads:
         start = head * self.d_head
         return [
             *self._features(blocks),
-            (self.output.get_parameter("weight"), 1 - _output_axis(self.output), start, start + self.d_head),
-            *((self.module.get_parameter(name), 0, head, head + 1) for name in self._per_head),
+            (self.output.get_parameter("weight"), 1 - output_axis(self.output), start, start + self.d_head),
+            *((self.module.get_parameter(name), 0, head, head + 1) for name in self.per_head),
         ]
 
     @property
-    def _per_head(self) -> list[str]:
+    def per_head(self) -> list[str]:
         """Parameters of one number a head."""
         return [name for name in PER_HEAD_NAMES if name in dict(self.module.named_parameters(recurse=False))]
 
@@ -76,9 +76,9 @@ class Heads:
         counts = self.layout.counts(self.num_heads, self.num_groups)
         for name, number in blocks:
             projection = getattr(self.module, name)
-            width = projection.weight.shape[_output_axis(projection)] // counts[name]
+            width = projection.weight.shape[output_axis(projection)] // counts[name]
             start, stop = number * width, (number + 1) * width
-            found.append((projection.weight, _output_axis(projection), start, stop))
+            found.append((projection.weight, output_axis(projection), start, stop))
             if projection.bias is not None:
                 found.append((projection.bias, 0, start, stop))
         return found
@@ -89,7 +89,7 @@ class Heads:
         names = []
         for prefix, module in attention.named_modules():
             for parameter, _ in module.named_parameters(recurse=False):
-                owned = (module is self.output and parameter == "weight") or parameter in self._per_head
+                owned = (module is self.output and parameter == "weight") or parameter in self.per_head
                 if id(module) not in projections and not owned:
                     names.append(f"{prefix}.{parameter}".lstrip("."))
         return f"with {', '.join(names)}, of no head" if names else ""
@@ -119,9 +119,9 @@ def find_heads(attention: nn.Module, config: Any) -> Heads | str:
 def _fit(attention: nn.Module, module: nn.Module, layout: Layout, output: nn.Module, config: Any) -> Heads | str:
     """The heads, if every shape is what the layout says and no other parameter takes part."""
     num_heads = config.num_attention_heads
-    d_head = output.get_parameter("weight").shape[1 - _output_axis(output)] // num_heads
+    d_head = output.get_parameter("weight").shape[1 - output_axis(output)] // num_heads
     projections = {name: getattr(module, name) for name in layout.inputs}
-    sizes = {name: child.weight.shape[_output_axis(child)] for name, child in projections.items()}
+    sizes = {name: child.weight.shape[output_axis(child)] for name, child in projections.items()}
     num_groups = _num_groups(layout, sizes, num_heads, d_head)
     stated = next(
         (n for n in (getattr(module, a, None) for a in ("head_dim", "head_size")) if isinstance(n, int)), d_head
@@ -147,6 +147,6 @@ def _num_groups(layout: Layout, sizes: dict[str, int], num_heads: int, d_head: i
     return next((n for n in divisors if layout.sizes(num_heads, n, d_head) == sizes), None)
 
 
-def _output_axis(projection: nn.Module) -> int:
+def output_axis(projection: nn.Module) -> int:
     """The axis of the weight along its output features; ``Conv1D`` of GPT-2 keeps the transpose of ``Linear``."""
     return 1 if "Conv1D" in class_names(projection) else 0

@@ -21,6 +21,7 @@ from importlib import import_module
 from typing import Any
 
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from patterning_dist.config.component_names import canonical_name
 from patterning_dist.errors import PatterningError
@@ -43,6 +44,12 @@ def axpy(scale: float, x: Mapping[str, Tensor], y: Mapping[str, Tensor]) -> Vect
 def scaled(scale: float, x: Mapping[str, Tensor]) -> Vector:
     """scale * x."""
     return {name: scale * v for name, v in x.items()}
+
+
+def num_bytes(tensors: Any) -> int:
+    """Memory behind tensors in tuples, lists and mappings, once where they share it."""
+    storages = [leaf.untyped_storage() for leaf in tree_leaves(tensors) if isinstance(leaf, Tensor)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,13 @@ def token_ids(batch: Tokens) -> Tensor:
     return batch if isinstance(batch, Tensor) else batch["tokens"]
 
 
+def pass_arguments(batch: Tokens) -> dict[str, Tensor]:
+    """What a pass needs besides the tokens: the positions in their documents, of packed rows."""
+    if isinstance(batch, Tensor) or "position_ids" not in batch:
+        return {}
+    return {"position_ids": batch["position_ids"][:, :-1]}
+
+
 def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
     """Cross-entropy of every predicted token, l(x, y) = -log p(y | x) in nats.
 
@@ -37,7 +44,7 @@ def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
     Returns:
         [batch, position] float32; column p is the loss of ``tokens[:, p + 1]``.
     """
-    return _cross_entropy(logits.flatten(0, 1), tokens[:, 1:].reshape(-1)).view(tokens.shape[0], -1)
+    return cross_entropy(logits.flatten(0, 1), tokens[:, 1:].reshape(-1)).view(tokens.shape[0], -1)
 
 
 def fits_a_chunk(num_positions: int, vocabulary_size: int) -> bool:
@@ -61,7 +68,7 @@ def head_losses(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tenso
     """
 
     def losses(part: Tensor, wanted: Tensor) -> Tensor:
-        return _cross_entropy(head(part), wanted)
+        return cross_entropy(head(part), wanted)
 
     size = max(1, CHUNK // vocabulary_size)
     chunks = zip(states.flatten(0, 1).split(size), targets.reshape(-1).split(size), strict=True)
@@ -71,5 +78,6 @@ def head_losses(head: Callable[[Tensor], Tensor], states: Tensor, targets: Tenso
     return torch.cat([losses(*chunk) for chunk in chunks]).view(targets.shape)
 
 
-def _cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
+    """Nats [position] of logits [position, vocabulary], in float32."""
     return torch.nn.functional.cross_entropy(logits.float(), targets, reduction="none")

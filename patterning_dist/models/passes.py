@@ -104,7 +104,7 @@ def next_token_losses(model: nn.Module, tokens: Tensor, **arguments: Tensor) -> 
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     module: Any = getattr(model, "module", model)  # an engine's
     head = module.get_output_embeddings()
-    if _ends_in_its_head(model, head) and not fits_a_chunk(targets.numel(), _vocabulary_size(head)):
+    if ends_in_its_head(model, head) and not fits_a_chunk(targets.numel(), _vocabulary_size(head)):
         head.targets = targets
         try:
             return logits(model, inputs, "tokens", **arguments)[..., 0]
@@ -113,7 +113,7 @@ def next_token_losses(model: nn.Module, tokens: Tensor, **arguments: Tensor) -> 
     return token_losses(logits(model, inputs, "tokens", **arguments), tokens)
 
 
-def _ends_in_its_head(model: nn.Module, head: Any) -> bool:
+def ends_in_its_head(model: nn.Module, head: Any) -> bool:
     """Whether the model returns what its head gives: not so where logits are capped or scaled after it.
 
     Found out in a pass of its own, which all ranks of a sharded model take part in, whatever the size of their batches.

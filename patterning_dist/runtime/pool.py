@@ -26,7 +26,7 @@ from patterning_dist.tasks.held_out import HeldOut
 
 SHARD_SAMPLES = 256  # pool samples a task: seconds of work, so that the last tasks do not leave workers idle
 SUBSET_TASKS = 4
-_PREPARED = 256  # samples whose frozen layers are held at once
+PREPARED = 256  # samples of which what does not move is held at once
 
 
 class Scored(Protocol):
@@ -127,8 +127,8 @@ def score_parts(
         score: prepared samples -> [row, sample(, position)].
     """
     parts = []
-    for start in range(0, len(ids), _PREPARED):
-        here = ids[start : start + _PREPARED]
+    for start in range(0, len(ids), PREPARED):
+        here = ids[start : start + PREPARED]
         samples = target.prepare(Part(subjects.source(subject, which), here))
         parts.append(subjects.entries_of(which, here, score(samples).astype(np.float32)))
     return {"scores": np.concatenate(parts, axis=1)}

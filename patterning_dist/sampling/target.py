@@ -2,7 +2,7 @@
 
 A model takes part through one function, the losses of a batch of samples. It may be whole on one device or sharded over
 the ranks of a chain group: minibatches and probe are shared out over the ranks, and a mean is always that of all of
-them. Where the model can be cut below the component, what does not move is computed once for samples that come again.
+them. Where the model can be cut around the component, what does not move is computed once for samples that come again.
 """
 
 from __future__ import annotations
@@ -17,21 +17,33 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.models.components import Component, Vector
+from patterning_dist.models.components import Component, Vector, num_bytes
 from patterning_dist.sampling.noise import Extent
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, PerSampleLoss, Samples, micro_batches, to_device
 from patterning_dist.sampling.shard import is_sharded, local_part, piece_extent
 
+State = Any  # tensors, in tuples, lists and mappings
+CACHE_BYTES = 1 << 30
+
 
 class Layered(Protocol):
-    """A model in two parts, so that what lies below a component is computed once for a batch that comes again."""
+    """A model in two parts, so that what does not move with a component is computed once for a batch that comes again.
 
-    def below(self, batch: Batch) -> Tensor:
-        """What enters the first layer whose output the component bears on; no gradient is needed."""
+    A state holds for every position of the component.
+    """
+
+    def below(self, batch: Batch, room: int) -> State:
+        """What lies below the component and beside it; no gradient is needed.
+
+        Args:
+            batch: samples.
+            room: bytes that the state may take where it can be had in less, too; what is more than that is left to
+                ``above``.
+        """
         ...
 
-    def above(self, state: Tensor, batch: Batch) -> Tensor:
+    def above(self, state: State, batch: Batch) -> Tensor:
         """Losses of the batch, from there."""
         ...
 
@@ -51,11 +63,11 @@ class Measurement(NamedTuple):
 class Prepared(NamedTuple):
     """Samples that are evaluated again and again: this rank's batches, with what does not move.
 
-    ``parts``: (batch, state below the component, samples of it that count), an iterator where they are needed once;
+    ``parts``: (batch, what does not move of it, samples of it that count), an iterator where they are needed once;
     ``num_samples`` on all ranks.
     """
 
-    parts: Iterable[tuple[Batch, Tensor | None, int]]
+    parts: Iterable[tuple[Batch, State | None, int]]
     num_samples: int
 
 
@@ -75,7 +87,9 @@ class Target:
         coefficients: [observable, held-out sample(, position)].
         functions: the user's observables, model -> Tensor [k]; they come last.
         num_component_losses: how many observables are the probe's mean loss itself; they come first.
-        layered: the model cut below the component.
+        layered: the model cut around the component.
+        cache_bytes: what ``layered`` computes is kept up to this size, half of it for probe and held-out samples, half
+            for others that are prepared; beyond it passes are whole ones [bytes].
         counted: probe entries that count [sample, position]; None: all.
         loss_weights: of the probe entries in the chain's own mean loss, their plain mean where None; the component
             losses among the observables are the plain mean in either case [sample(, position)].
@@ -109,6 +123,7 @@ class Target:
         functions: tuple[Callable[[nn.Module], Tensor], ...] = (),
         num_component_losses: int = 0,
         layered: Layered | None = None,
+        cache_bytes: int = CACHE_BYTES,
         counted: np.ndarray | None = None,
         loss_weights: np.ndarray | None = None,
         mean_counted: float | None = None,
@@ -120,7 +135,7 @@ class Target:
         self.model, self.component, self._losses = model.eval().requires_grad_(False), component, losses
         self.data, self.layered, self.mean_counted, self.weight_decay = data, layered, mean_counted, weight_decay
         self.functions, self.num_component_losses = functions, num_component_losses
-        self.micro_batch_size, self.compute_dtype = micro_batch_size, compute_dtype
+        self.micro_batch_size, self.compute_dtype, self.cache_bytes = micro_batch_size, compute_dtype, cache_bytes
         self.name, self.ranks = component.name, ranks or Ranks()
         self._moving = _moving(model, component)
         self.device = next(iter(self._moving.values())).device
@@ -130,10 +145,13 @@ class Target:
         }
         self.center = {name: w.clone() for name, w in self.live().items()}
         self._check_losses(probe)
-        self.probe = self.prepare(probe)
+        recorded = len(probe) + (0 if held_out is None else len(held_out))
+        self.probe = self._kept(probe, np.arange(len(probe)), cache_bytes // 2 // recorded)
         self.counted = None if counted is None else torch.from_numpy(counted)
         self.loss_weights = None if loss_weights is None else torch.from_numpy(loss_weights)
-        self.held_out = None if held_out is None else self.prepare(held_out)
+        self.held_out: Prepared | None = None
+        if held_out is not None:
+            self.held_out = self._kept(held_out, np.arange(len(held_out)), cache_bytes // 2 // recorded)
         self.coefficients = coefficients
 
     def live(self) -> Vector:
@@ -156,7 +174,7 @@ class Target:
 
     def gradient_here_and_at_center(self, ids: np.ndarray) -> tuple[float, Vector, Vector]:
         """``gradient``, and the gradient at w* for the same samples; the component is left where it is, to the bit."""
-        samples = self.prepare(self.data, ids)
+        samples = Prepared(list(self._parts(self.data, ids)), len(ids))
         loss, here = self.mean_gradient(samples, self.mean_counted)
         kept = {name: w.clone() for name, w in self.live().items()}
         self.move_to(self.center)
@@ -270,9 +288,9 @@ class Target:
         return torch.cat([entries, (losses * self.counted).sum(dim=1) / self.counted.sum(dim=1)]), entries.mean()
 
     def prepare(self, samples: Samples, ids: np.ndarray | None = None) -> Prepared:
-        """This rank's part of samples, with the layers below the component computed; all ranks call this."""
+        """This rank's part of samples, with what does not move computed; all ranks call this."""
         ids = np.arange(len(samples)) if ids is None else ids
-        return Prepared(list(self._parts(samples, ids)), len(ids))
+        return self._kept(samples, ids, self.cache_bytes // 2 // max(1, len(ids)))
 
     def losses(self, samples: Prepared) -> Tensor:
         """Losses of all samples at the present position, float64 on the CPU, the same on every rank."""
@@ -280,14 +298,32 @@ class Target:
             parts = [self._batch_losses(batch, state)[:count] for batch, state, count in samples.parts]
         return self.ranks.gather(torch.cat(parts), samples.num_samples).double().cpu()
 
-    def _parts(self, samples: Samples, ids: np.ndarray) -> Iterator[tuple[Batch, Tensor | None, int]]:
+    def _kept(self, samples: Samples, ids: np.ndarray, room: int) -> Prepared:
+        """Samples with their states, or without where those take more than ``room`` bytes a sample.
+
+        By sizes alone, so that a pass takes the same way whatever was computed before it.
+        """
+        parts = self._parts(samples, ids, room)
+        if (first := next(parts, None)) is None:
+            return Prepared([], len(ids))
+        _, state, count = first
+        if state is not None and num_bytes(state) > room * max(1, count):
+            return Prepared(list(self._parts(samples, ids, None)), len(ids))
+        return Prepared([first, *parts], len(ids))
+
+    def _parts(
+        self, samples: Samples, ids: np.ndarray, room: int | None = 0
+    ) -> Iterator[tuple[Batch, State | None, int]]:
+        """Micro-batches, with states of at most ``room`` bytes a sample where that can be chosen; None: without."""
         for part, counts in micro_batches(ids, self.ranks, self.micro_batch_size):
             batch = to_device(samples[torch.from_numpy(part)], self.device)
-            with torch.no_grad():
-                state = None if self.layered is None else self.layered.below(batch)
+            state = None
+            if self.layered is not None and room is not None:
+                with torch.no_grad(), self._autocast():
+                    state = self.layered.below(batch, room * len(part))
             yield batch, state, len(part) if counts else 0
 
-    def _batch_losses(self, batch: Batch, state: Tensor | None) -> Tensor:
+    def _batch_losses(self, batch: Batch, state: State | None) -> Tensor:
         with self._autocast():
             if self.layered is not None and state is not None:
                 return self.layered.above(state, batch).float()

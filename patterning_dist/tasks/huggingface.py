@@ -13,8 +13,10 @@ from torch.optim import Optimizer
 from patterning_dist.config import HuggingFaceConfig, TrainingConfig
 from patterning_dist.models.adapter import freeze_base, initialise_adapter, read_adapter, write_adapter
 from patterning_dist.models.anatomy import find_layers
+from patterning_dist.models.around import AroundComponent
 from patterning_dist.models.attention_heads import Heads
 from patterning_dist.models.components import Component
+from patterning_dist.models.cutting import cut_around
 from patterning_dist.models.huggingface import (
     SavedModel,
     fresh_language_model,
@@ -25,6 +27,7 @@ from patterning_dist.models.huggingface import (
 from patterning_dist.models.passes import check_packing, eager_attention, logits, next_token_losses, use_attention
 from patterning_dist.models.pretrained_config import Head, model_config
 from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.shard import is_sharded
 from patterning_dist.sampling.shard_loading import load_sharded_language_model
 from patterning_dist.tasks.optimizers import plain_optimizer
 from patterning_dist.tasks.task import FileHash, TokenLosses
@@ -167,9 +170,12 @@ class HuggingFace:
 
         return losses
 
-    def layered(self, model: nn.Module, component: Component) -> None:
-        """Not known: every pass is a whole one."""
-        return None
+    def layered(self, model: nn.Module, component: Component) -> AroundComponent | None:
+        """The model cut around a component; None of one in shards, under autocast, or for classes."""
+        whole = not any(is_sharded(parameter) for parameter in model.parameters())
+        if self.head != "tokens" or self.compute_dtype not in (None, torch.float32) or not whole:
+            return None
+        return cut_around(model, component)
 
     def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
         """AdamW; of a model with an adapter, on that alone."""

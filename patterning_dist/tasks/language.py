@@ -17,7 +17,7 @@ from patterning_dist.data.induction import induction_tokens, repeated_sequences
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Component
-from patterning_dist.models.losses import counted_losses, token_ids
+from patterning_dist.models.losses import counted_losses, pass_arguments, token_ids
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Samples
 from patterning_dist.sampling.target import Layered
@@ -112,12 +112,7 @@ class LanguageTask(CheckpointTask):
 
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """[sample, position - 1]; column p is the loss of token p + 1, 0 where it does not count."""
-        arguments = (
-            {}
-            if isinstance(batch, Tensor) or "position_ids" not in batch
-            else {"position_ids": batch["position_ids"][:, :-1]}
-        )
-        return counted_losses(self.model.token_losses(model, token_ids(batch), **arguments), batch)
+        return counted_losses(self.model.token_losses(model, token_ids(batch), **pass_arguments(batch)), batch)
 
     def counted(self, samples: TokenSamples, ids: np.ndarray) -> np.ndarray | None:
         """Predicted tokens that count."""

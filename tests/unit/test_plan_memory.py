@@ -23,7 +23,7 @@ from patterning_dist.sampling.footprint import Footprint, Weightless
 from patterning_dist.stages.plan.draws import needed_draws
 from patterning_dist.stages.plan.layout import Choice, Option, lines, with_stage
 from patterning_dist.stages.plan.machine import Machine
-from patterning_dist.stages.plan.memory import Sizes, chain_memory, training_memory
+from patterning_dist.stages.plan.memory import Sizes, cache_memory, chain_memory, training_memory
 
 MB = 10**6
 SHAPES = {"embedding": (1000, 100), "layer.0": (100, 300), "layer.1": (100, 300), "norm": (101,)}
@@ -52,6 +52,13 @@ def test_a_chain_on_one_rank() -> None:
     assert memory(sampler={"kind": "rmsprop_sgld"})["sampler"] == 12_000
     # The gradient at w*, where the chain is meanwhile, and both of a minibatch.
     assert memory(gradient="control_variate")["gradient"] == 2 * 120_000 + 2 * 12_000
+
+
+def test_a_cache_is_as_large_as_what_is_kept_and_never_above_its_limit() -> None:
+    sizes = Sizes(SHAPES, [0, 0])
+    # Of 7 samples of 9 positions: a table of 1000, three times the width of 100, a row of a mask.
+    assert cache_memory(sizes, 1000, 9, 7, 1 << 30) == 4 * 7 * 9 * (1000 + 3 * 100 + 9)
+    assert cache_memory(sizes, 1000, 9, 7, 1000) == 1000 and cache_memory(sizes, 1000, 9, 7, 0) == 0
 
 
 def test_temporaries_of_a_step_count_where_they_are_more_than_those_of_a_pass() -> None:

@@ -102,6 +102,7 @@ def test_a_layout_that_does_not_fit_is_replaced(study: Path, tmp_path: Path) -> 
 
 def test_what_does_not_fit_has_no_times_and_the_rest_has(study: Path, tmp_path: Path) -> None:
     overrides = [LOOP[3].replace("batch_size: 8", "batch_size: 64"), LOOP[4].replace(", plus", "")]
+    overrides.append("sampling.cache_gib=0")
     # Less the reserve 60 kB: enough for passes of 4 samples, and not of 64.
     tiny = ["--gpus", "1", "--gpu-memory", "1.6305", "--flops", "1e12"]
     found = plan(study, "--run-dir", tmp_path / "run", *tiny, *sets(overrides))

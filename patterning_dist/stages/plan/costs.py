@@ -20,6 +20,7 @@ from patterning_dist.measure.subjects import Subjects
 from patterning_dist.models.components import Component, select_component
 from patterning_dist.models.passes import logits_in_float32
 from patterning_dist.response.cost import NOTHING
+from patterning_dist.runtime.pool import PREPARED
 from patterning_dist.runtime.probe.chains import ChainProbe, ChainTimes, SolveTimes, WindowTimes
 from patterning_dist.runtime.probe.training import JobTimes, StepTimes
 from patterning_dist.runtime.resources import sampling_resources
@@ -27,7 +28,7 @@ from patterning_dist.sampling.footprint import Footprint, Weightless
 from patterning_dist.sampling.samples import Batch
 from patterning_dist.sampling.shard import checkpoint_layers
 from patterning_dist.stages.plan.machine import DISK_BANDWIDTH, LAUNCH, MEMORY_BANDWIDTH, STARTING, Machine, seconds
-from patterning_dist.stages.plan.memory import Sizes, chain_memory, training_memory
+from patterning_dist.stages.plan.memory import Sizes, cache_memory, chain_memory, training_memory
 from patterning_dist.stages.plan.training import Trial
 from patterning_dist.tasks import language_metrics, sequences
 from patterning_dist.tasks.language import LanguageTask
@@ -111,11 +112,20 @@ class Costs:
         return self._model(False, False).forward(self._batch(self._at_once(num_ranks)))
 
     def chain_memory(self, component: str, num_ranks: int) -> dict[str, int]:
-        """Of a rank, by what it is for; with curvature where the experiment takes any of this component."""
+        """Of a rank, by what it is for; with curvature where the experiment takes any of this component.
+
+        The cache of what does not move with it is the most that it may take.
+        """
         passes, product = self.gradient(component, num_ranks), None
         if self._is_curved(component):
             product = self.product(component) if num_ranks == 1 else passes
-        return chain_memory(self.sizes, self.component(component), self.config.sampling, num_ranks, passes, product)
+        found = chain_memory(self.sizes, self.component(component), self.config.sampling, num_ranks, passes, product)
+        task, limit = self.task, self.config.sampling.cache_bytes
+        if num_ranks > 1 or not isinstance(task, LanguageTask) or task.compute_dtype not in (None, torch.float32):
+            return found
+        held_out = 0 if self.subjects.held_out is None else len(self.subjects.held_out.samples)
+        number = len(self.subjects.probe.ids) + held_out + PREPARED
+        return found | {"cache": cache_memory(self.sizes, task.vocabulary_size, task.num_positions, number, limit)}
 
     def _is_curved(self, component: str) -> bool:
         """Whether Hessian products of a component are taken."""

@@ -100,6 +100,21 @@ def chain_memory(
     }
 
 
+def cache_memory(sizes: Sizes, vocabulary_size: int, num_positions: int, num_samples: int, limit: int) -> int:
+    """Bytes of what a chain of a language model keeps of samples, at most: see ``models.around``.
+
+    Args:
+        sizes: of the model.
+        vocabulary_size: a table has a number for each of it.
+        num_positions: of a sample.
+        num_samples: that are evaluated again and again.
+        limit: ``sampling.cache_gib`` in bytes.
+    """
+    widths = [min(shape) for shape in sizes.shapes.values() if vocabulary_size in shape]
+    numbers = vocabulary_size + 3 * max(widths, default=0) + num_positions  # stream, inputs, others; a row of a mask
+    return min(limit, _FLOAT * num_samples * num_positions * numbers)
+
+
 def training_memory(
     num_parameters: int, settings: Mapping[str, Any], num_ranks: int, has_moments: bool, passes: Footprint
 ) -> dict[str, int]:
