@@ -3,9 +3,9 @@
 For the quickstart's transformer and a GPT-NeoX of .66 M weights, both fresh, a head of the last layer. ``whole``: every
 pass is a whole one; ``below``: from the layer on; ``around``: the head alone; ``table``: the product of the rest of the
 residual stream with the vocabulary is there, too. Forward passes are of 64 sequences of 127 predicted tokens. Gradients
-are of 16 of them that come again, and of 8 of which what does not move is computed first.
+are of 16 of them that come again, and of 8 that do not. At half of d_model, in the quickstart, a head gets no table.
 
-    OMP_NUM_THREADS=1 python benchmarks/around_head.py     # two minutes on a quiet core
+    OMP_NUM_THREADS=1 python benchmarks/around_head.py     # four minutes on a quiet core
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class WithoutTable:
     """A ``Layered`` model whose states are as small as they can be."""
 
     def __init__(self, layered: Layered) -> None:
-        self.layered = layered
+        self.layered, self.pays_once = layered, layered.pays_once
 
     def below(self, batch: Any, room: int) -> Any:
         return self.layered.below(batch, 0)

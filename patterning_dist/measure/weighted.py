@@ -54,7 +54,7 @@ class WeightedLayers:
     """A ``Layered`` model over such batches."""
 
     def __init__(self, layered: Layered) -> None:
-        self.layered = layered
+        self.layered, self.pays_once = layered, layered.pays_once
 
     def below(self, batch: tuple[Batch, Tensor], room: int) -> State:
         """Weights bear on losses only."""

@@ -61,6 +61,11 @@ class AroundComponent:
     summed: bool = False
     readout: Readout | None = None
 
+    @property
+    def pays_once(self) -> bool:
+        """Of heads that are only added 1.1 to 1.2 times; of others 0.9 to 1."""
+        return self.summed and self.part is not None and self.part.output() is not None
+
     def below(self, batch: Tokens, room: int) -> Beside:
         """See ``Layered``."""
         seen: dict[str, Any] = {}

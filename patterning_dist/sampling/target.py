@@ -31,7 +31,13 @@ class Layered(Protocol):
     """A model in two parts, so that what does not move with a component is computed once for a batch that comes again.
 
     A state holds for every position of the component.
+
+    Attributes:
+        pays_once: whether it is worth its while for the gradient of a batch that is taken only once.
     """
+
+    @property
+    def pays_once(self) -> bool: ...
 
     def below(self, batch: Batch, room: int) -> State:
         """What lies below the component and beside it; no gradient is needed.
@@ -169,7 +175,8 @@ class Target:
         With entries that do not count, the sum over the minibatch is divided by the number expected in as many
         samples: a ratio of two random sums would be biased.
         """
-        loss, gradient = self.mean_gradient(Prepared(self._parts(self.data, ids), len(ids)), self.mean_counted)
+        room = 0 if self.layered is not None and self.layered.pays_once else None
+        loss, gradient = self.mean_gradient(Prepared(self._parts(self.data, ids, room), len(ids)), self.mean_counted)
         return loss, self._decayed(gradient, self.live())
 
     def gradient_here_and_at_center(self, ids: np.ndarray) -> tuple[float, Vector, Vector]:
