@@ -197,3 +197,17 @@ def test_a_model_is_left_as_it_was():
         assert not module._forward_pre_hooks
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     assert torch.equal(next_token_losses(model, TOKENS), expected)
+
+
+@pytest.mark.parametrize("kind", ["neox", "llama_grouped", "attention_only"])
+def test_a_state_that_was_kept_and_one_computed_anew_give_the_same_bits(kind):
+    """A chain that goes on elsewhere has its states computed where it is, not at w*."""
+    target = pair_of(kind, "layer.1.head.2")[1]
+    displace(target)
+    found = target.losses(target.probe)
+    assert torch.equal(target.losses(target.prepare(TOKENS)), found)
+    ids = np.array([5, 1, 2])
+    here, there = target.gradient(ids), target.gradient_here_and_at_center(ids)
+    assert here[0] == pytest.approx(there[0], rel=1e-6)
+    again = target.gradient(ids)
+    assert here[0] == again[0] and all(torch.equal(g, again[1][name]) for name, g in here[1].items())
