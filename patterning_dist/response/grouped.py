@@ -15,7 +15,7 @@ means over each group (the Schur complement). Groups may be as many as samples.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.response.bounded import chunks
+from patterning_dist.response.bounded import Pass
+from patterning_dist.response.columns import Columns, check_finite
 from patterning_dist.response.moments import Floats
 
 EPSILON = float(np.finfo(np.float64).eps)
@@ -32,9 +33,9 @@ MAX_PASSES = 500  # ten times what bisection takes to rounding
 
 @dataclass(frozen=True)
 class GroupedProblem:
-    """Column shards [observable, sample] of chi, and q = turn @ (chi - its mean over the group)."""
+    """Columns of chi, and q = turn @ (chi - its mean over the group)."""
 
-    shards: Sequence[np.ndarray]
+    columns: Columns
     labels: np.ndarray  # sample: number of its group
     group_means: Floats  # observable group
     turn: Floats  # direction observable
@@ -44,10 +45,6 @@ class GroupedProblem:
     last: Floats  # group: multipliers that were found last, over |nu|; the next search begins there
 
     @property
-    def num_samples(self) -> int:
-        return len(self.labels)
-
-    @property
     def num_groups(self) -> int:
         return self.group_means.shape[1]
 
@@ -55,21 +52,26 @@ class GroupedProblem:
         """y_i = q_i . nu + lambda_g(i), whose h = clip(y, low, high) sums to 0 in every group. [sample]"""
         slope = dual @ self.turn
         offsets = slope @ self.group_means
-        score = np.concatenate([slope @ shard for shard in chunks(self.shards)]) - offsets[self.labels]
+        score = np.concatenate([slope @ piece for piece in self.columns]) - offsets[self.labels]
         length = float(np.linalg.norm(dual))
         found = multipliers(score, self.labels, length * self.last, self.low, self.high)
         self.last[:] = found / max(length, 1e-300)
         return score + found[self.labels]
 
-    def evaluate(self, dual: Floats) -> tuple[Floats, Floats]:
-        """Gradient and generalised Hessian of F at nu, without the linear term beta . nu."""
+    def evaluate(self, dual: Floats) -> Pass:
+        """Of F at nu; h and the free columns are those of the multipliers that belong to it.
+
+        The support holds for any multipliers. These put the free entry of a group at y = 0, where it adds nothing: most
+        groups have one where the strength is largest, and the bound is then attained at duals of moderate size.
+        """
         balanced, num_rows = self.balanced(dual), len(self.turn)
-        response, curvature = np.zeros(num_rows), np.zeros((num_rows, num_rows))
-        sums, count = np.zeros((num_rows, self.num_groups)), np.zeros(self.num_groups)
-        for columns, labels, score in pieces(self.shards, self.labels, balanced):
+        response, pull, curvature = np.zeros(num_rows), np.zeros(num_rows), np.zeros((num_rows, num_rows))
+        sums, count, square = np.zeros((num_rows, self.num_groups)), np.zeros(self.num_groups), 0.0
+        for columns, labels, score in pieces(self.columns, self.labels, balanced):
             rows = self.turn @ (columns - self.group_means[:, labels])
             h = np.clip(score, self.low, self.high)
             response += rows @ h
+            square += float(h @ h)
             free, of_free = rows[:, h == score], labels[h == score]
             count += np.bincount(of_free, minlength=self.num_groups)
             for k, row in enumerate(free):
@@ -77,59 +79,60 @@ class GroupedProblem:
         # About the means, not less their squares: groups with one free entry, which are many near the largest strength,
         # must add nothing at all.
         sums /= np.maximum(count, 1)
-        for columns, labels, score in pieces(self.shards, self.labels, balanced):
+        for columns, labels, score in pieces(self.columns, self.labels, balanced):
             is_free = np.clip(score, self.low, self.high) == score
             of_free = labels[is_free]
             rows = self.turn @ (columns[:, is_free] - self.group_means[:, of_free])
             rows -= sums[:, of_free]
+            pull += rows @ score[is_free]
             curvature += rows @ rows.T
-        return response / self.num_samples + self.penalty @ dual, curvature / self.num_samples + self.penalty
+        number = len(balanced)
+        return Pass(
+            response / number + self.penalty @ dual,
+            curvature / number + self.penalty,
+            square / number,
+            pull / number,
+            self._support(balanced),
+            int(count.sum()),
+        )
 
-    def support(self, dual: Floats) -> float:
-        """1/n sum_i max(low y_i, high y_i): no h within the bounds has 1/n h.(Q^T nu) above this.
-
-        That holds for any multipliers. These put the free entry of a group at y = 0, where it adds nothing: most groups
-        have one where the strength is largest, and the bound is then attained at duals of moderate size.
-        """
-        score = self.balanced(dual)
-        free = (score > self.low) & (score < self.high)
-        sums, count = (np.bincount(self.labels[free], x, self.num_groups) for x in (score[free], free[free]))
-        score -= (sums / np.maximum(count, 1))[self.labels]
+    def _support(self, balanced: Floats) -> float:
+        free = (balanced > self.low) & (balanced < self.high)
+        sums, count = (np.bincount(self.labels[free], x, self.num_groups) for x in (balanced[free], free[free]))
+        score = balanced - (sums / np.maximum(count, 1))[self.labels]
         return float(np.maximum(self.low * score, self.high * score).mean())
 
-    def intervention(self, dual: Floats) -> Floats:
-        """h [sample]."""
-        return np.clip(self.balanced(dual), self.low, self.high)
-
-    def settled(self, h: Floats) -> Floats:
-        """h with the last rounding of its sums over groups spread over the free entries. [sample]"""
+    def interventions(self, dual: Floats, found: Pass) -> Iterator[tuple[Floats, Floats]]:
+        """Pieces of chi and of h [sample]; the last rounding of the sums is spread over the free entries of a group."""
+        h = np.clip(self.balanced(dual), self.low, self.high)
         free = (h > self.low) & (h < self.high)
         excess, count = (np.bincount(self.labels, values, self.num_groups) for values in (h, free))
         shift = excess / np.maximum(count, 1)
-        return np.where(free, np.clip(h - shift[self.labels], self.low, self.high), h)
+        yield from pieces(self.columns, np.where(free, np.clip(h - shift[self.labels], self.low, self.high), h))
 
 
-def pose_groups(shards: Sequence[np.ndarray], groups: ArrayLike) -> tuple[np.ndarray, Floats, Floats]:
+def pose_groups(columns: Columns, groups: ArrayLike) -> tuple[np.ndarray, Floats, Floats]:
     """Numbers from 0 of the groups [sample], means of chi over each [observable, group], and its covariance about them.
 
     Raises PatterningError for labels that are not whole numbers, one a sample, and for a chi that does not vary within
     groups.
     """
-    labels, num_samples = np.asarray(groups), sum(shard.shape[1] for shard in shards)
+    labels, num_samples = np.asarray(groups), columns.num_samples
     if labels.shape != (num_samples,) or labels.dtype.kind not in "iu":
         raise PatterningError(
             f"groups: got {labels.dtype} of shape {list(labels.shape)}, expected {num_samples} whole numbers, "
             "one a sample"
         )
     labels = np.unique(labels, return_inverse=True)[1]
-    size, num_rows = np.bincount(labels), len(shards[0])
+    size, num_rows = np.bincount(labels), columns.num_rows
     means, covariance = np.zeros((num_rows, len(size))), np.zeros((num_rows, num_rows))
-    for chunk, of_chunk in pieces(shards, labels):
-        for k, row in enumerate(chunk):
-            means[k] += np.bincount(of_chunk, row, len(size))
+    for piece, of_piece in pieces(columns, labels):
+        for k, row in enumerate(piece):
+            means[k] += np.bincount(of_piece, row, len(size))
+    check_finite(means)
     means /= size
-    for chunk, of_chunk in pieces(shards, labels):
-        centered = chunk - means[:, of_chunk]
+    for piece, of_piece in pieces(columns, labels):
+        centered = piece - means[:, of_piece]
         covariance += centered @ centered.T / num_samples
     # A row that is constant over groups leaves rounding only, which must not pass for a response.
     constant = np.sqrt(np.diag(covariance)) <= 1e-12 * np.abs(means).max(axis=1)
@@ -142,12 +145,12 @@ def pose_groups(shards: Sequence[np.ndarray], groups: ArrayLike) -> tuple[np.nda
     return labels, means, covariance
 
 
-def pieces(shards: Sequence[np.ndarray], *values: np.ndarray) -> Iterator[tuple[Any, ...]]:
-    """Float64 pieces of the column shards, and of what there is of every sample."""
+def pieces(columns: Columns, *values: np.ndarray) -> Iterator[tuple[Any, ...]]:
+    """Pieces of the columns, and of what there is of every sample."""
     start = 0
-    for chunk in chunks(shards):
-        here = slice(start, start := start + chunk.shape[1])
-        yield chunk, *(array[here] for array in values)
+    for piece in columns:
+        here = slice(start, start := start + piece.shape[1])
+        yield piece, *(array[here] for array in values)
 
 
 def multipliers(score: Floats, labels: np.ndarray, start: Floats, low: float, high: float) -> Floats:

@@ -1,6 +1,6 @@
 """The inverse of chi: which directions of response are asked for.
 
-chi is [observable, sample], as one array or as a list of column shards; dmu = (n_beta / n) chi h.
+chi is [observable, sample]; dmu = (n_beta / n) chi h.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 from patterning_dist.errors import PatterningError
+from patterning_dist.response.columns import Chi, Columns
 from patterning_dist.response.moments import Floats
 
-Chi = np.ndarray | Sequence[np.ndarray]
 Method = Literal["minimum_norm", "ridge", "truncated", "mode"]
 DEPENDENT = 1e-10  # rows of chi are linearly dependent if their correlations have an eigenvalue below this
 INCONSISTENT = 1e-6  # relative part of a target along dependent rows that is more than rounding
@@ -94,17 +94,13 @@ def _independent_directions(
     return rows[~null] / scale[None], squares[~null]
 
 
-def check_inputs(chi: Chi, target: ArrayLike, inverse_temperature: float) -> tuple[list[np.ndarray], Floats]:
-    """Column shards and a float64 target; PatterningError for unlike shapes or infinite entries."""
-    shards, target = [chi] if isinstance(chi, np.ndarray) else list(chi), np.asarray(target, np.float64)
-    if not shards or any(shard.ndim != 2 or len(shard) != len(shards[0]) for shard in shards):
-        raise PatterningError("chi: expected [observable, sample] or column shards of it with the same observables")
-    if target.shape != (len(shards[0]),) or not np.isfinite(target).all():
+def check_inputs(chi: Chi, target: ArrayLike, inverse_temperature: float) -> tuple[Columns, Floats]:
+    """The columns and a float64 target; PatterningError for unlike shapes and a temperature that is none."""
+    columns, target = Columns(chi), np.asarray(target, np.float64)
+    if target.shape != (columns.num_rows,) or not np.isfinite(target).all():
         raise PatterningError(
-            f"target: got {target.tolist()}, expected {len(shards[0])} finite numbers, one for each observable"
+            f"target: got {target.tolist()}, expected {columns.num_rows} finite numbers, one for each observable"
         )
-    if not all(np.isfinite(shard).all() for shard in shards):
-        raise PatterningError("chi: has an entry that is not finite; leave out the chains or samples it comes from")
     if not 0 < inverse_temperature < np.inf:
         raise PatterningError(f"inverse_temperature: got {inverse_temperature}, expected a number above 0")
-    return shards, target
+    return columns, target

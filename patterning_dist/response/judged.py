@@ -19,9 +19,9 @@ from scipy.special import chdtri, ndtri
 from patterning_dist.response import llc as llcs
 from patterning_dist.response import solver
 from patterning_dist.response import susceptibility as susceptibilities
+from patterning_dist.response.columns import Chi
 from patterning_dist.response.diagnostics import observable_diagnostics, split_rhat
 from patterning_dist.response.failure_modes import CHANCE, MIN_RELIABILITY, failure_modes, largest_rhat
-from patterning_dist.response.intervention import Chi
 from patterning_dist.response.moments import CoMoments, Floats
 from patterning_dist.response.reliability import split_half_reliability
 from patterning_dist.response.solver import WeightSolution

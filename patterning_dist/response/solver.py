@@ -1,42 +1,30 @@
 """From chi and a target response to sample weights rho = 1 + h within bounds.
 
-chi is [observable, sample], as one array or as a list of column shards; dmu = (n_beta / n) chi h.
+chi is [observable, sample], as one array or as a list of column shards, arrays or ``.npy`` files (`response.columns`);
+dmu = (n_beta / n) chi h. Shards in files are read piece by piece, a pass after the other, and are nowhere whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import ArrayLike
-from scipy.optimize import brentq
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.response.bounded import Problem, chunks, largest_step, minimise, row_covariance
+from patterning_dist.response.bounded import Largest, Problem, largest_step, minimise
+from patterning_dist.response.columns import Chi, Columns
 from patterning_dist.response.grouped import GroupedProblem, pose_groups
-from patterning_dist.response.intervention import Chi, Inverse, Method, check_inputs
+from patterning_dist.response.heaviest import Heaviest
+from patterning_dist.response.intervention import Inverse, Method, check_inputs
 from patterning_dist.response.moments import Floats
+from patterning_dist.response.strength import Reached, bracketed, newton
 
+_SOFTEST = 1e12  # strength of a ridge whose weights are as far from 1 as the bounds allow
 SLACK = 1e-6  # relative: a strength this far past the largest is rounding, and is brought back to it
-
-
-@dataclass(frozen=True)
-class WeightSolution:
-    """Sample weights and what is predicted of them. Sums over samples; rho has mean 1."""
-
-    weights: Floats  # sample
-    strength: float
-    largest_feasible_strength: float  # inf for ridge, which needs no strength to be met
-    predicted_response: Floats  # observable: (n_beta / n) chi h
-    effective_sample_size: float  # (sum rho)^2 / sum rho^2
-    effective_sample_share: float
-    top_percent_share: float  # of all weight, on the heaviest 1 % of samples
-    num_at_minimum: int
-    num_at_maximum: int
-    num_iterations: int
-    residual: float  # largest miss of a constraint, relative to the largest wanted response
 
 
 @dataclass(frozen=True)
@@ -46,6 +34,7 @@ class _Posed:
     beta: Floats  # dual: the constraint 1/n Q h = strength * beta
     inverse_temperature: float
     soft: bool
+    sample: Floats  # observable sample: a part of the columns, none where they are few
 
     @property
     def limits(self) -> str:
@@ -55,15 +44,85 @@ class _Posed:
             words += f" that keep the mass of {self.problem.num_groups} groups"
         return words
 
-    def largest_strength(self) -> tuple[float, float]:
-        return (np.inf, np.inf) if self.soft else largest_step(self.problem, self.beta)
+    @cached_property
+    def near(self) -> _Posed | None:
+        """The same of a sample of the columns, whose solutions all of them are looked for from; None: there are few."""
+        if not self.sample.size:
+            return None
+        near = replace(self, problem=replace(self.problem, columns=Columns(self.sample)), sample=self.sample[:, :0])
+        try:
+            _ = near.largest
+        except PatterningError:  # of all columns there may be more to say
+            return None
+        return near
 
-    def solve(self, strength: float) -> tuple[Floats, float, int]:
-        """(dual point, residual, iterations)."""
-        beta = strength * self.beta
-        # beta is the solution without bounds.
-        dual, gradient, iterations = minimise(self.problem, beta, beta, np.eye(len(beta)))
-        return dual, float(np.abs(gradient - beta).max() / max(np.abs(beta).max(), 1e-300)), iterations
+    @cached_property
+    def unbounded(self) -> Floats:
+        """The dual point of strength 1 without bounds, whose h has sqrt(mean h^2) = |nu|."""
+        bent = np.eye(len(self.beta)) + self.problem.penalty
+        return np.asarray(np.linalg.solve(bent, self.beta), np.float64)
+
+    @cached_property
+    def largest(self) -> Largest:
+        if self.soft:
+            return Largest(np.inf, np.inf, np.inf, self.beta)
+        return largest_step(self.problem, self.beta, None if self.near is None else self.near.largest.smooth)
+
+    def at_strength(self, strength: float) -> Reached:
+        """The solution of a strength within reach."""
+        start = strength * self.unbounded
+        if self.near is not None:
+            start = self.near.at_strength(min(strength, self.near.largest.reached)).dual
+        dual, found, steps = minimise(self.problem, strength * self.beta, start, np.eye(len(self.beta)))
+        return Reached(strength, dual, found, steps)
+
+    def at_size(self, size: float) -> Reached | None:
+        """The solution whose sqrt(mean h^2) is `size`; None: all are smaller."""
+        upper = self.largest.reached
+        if self.largest.square < size**2:
+            return None
+        near = None if self.near is None else self.near.at_size(size)
+        strength = size / float(np.linalg.norm(self.unbounded))
+        start = (strength, strength * self.unbounded) if near is None else (near.strength, near.dual)
+        found = newton(self.problem, self.beta, size, *start)
+        if found is not None and found.strength <= upper:
+            return found
+        if self.soft:
+            upper = strength
+            while self.at_strength(upper).found.square < size**2:
+                if upper > _SOFTEST:
+                    return None
+                upper *= 4
+        return bracketed(self.problem, self.beta, size, upper, start[1])
+
+
+@dataclass(frozen=True)
+class WeightSolution:
+    """Sample weights and what is predicted of them. Sums over samples; rho has mean 1."""
+
+    strength: float
+    largest_feasible_strength: float  # inf for ridge, which needs no strength to be met
+    predicted_response: Floats  # observable: (n_beta / n) chi h
+    effective_sample_size: float  # (sum rho)^2 / sum rho^2
+    effective_sample_share: float
+    top_percent_share: float  # of all weight, on the heaviest 1 % of samples
+    num_at_minimum: int
+    num_at_maximum: int
+    num_iterations: int
+    num_passes: int  # over all columns, with those for the largest strength and for what is said here
+    residual: float  # largest miss of a constraint, relative to the largest wanted response
+    _posed: _Posed = field(repr=False)
+    _solved: Reached = field(repr=False)
+
+    def parts(self) -> Iterator[Floats]:
+        """The weights in pieces, in the order of the columns, computed again from chi."""
+        for _, h in self._posed.problem.interventions(self._solved.dual, self._solved.found):
+            yield np.clip(1.0 + h, *self._posed.bounds)
+
+    @cached_property
+    def weights(self) -> Floats:
+        """All of them [sample]."""
+        return np.concatenate(list(self.parts()))
 
 
 def solve_weights(
@@ -95,7 +154,12 @@ def solve_weights(
     """
     inverse = Inverse(method, ridge, rank, mode)
     posed = _pose(chi, target, inverse, inverse_temperature, weight_min, weight_max, observables, groups)
-    return _solution(posed, strength, posed.largest_strength())
+    if not strength >= 0:
+        raise PatterningError(f"strength: got {strength}, expected a number >= 0; turn the target round instead")
+    reached, limit = posed.largest.reached, posed.largest.limit
+    if strength > limit * (1 + SLACK):
+        raise _out_of_reach(posed, strength)
+    return _solution(posed, posed.at_strength(min(strength, reached)))
 
 
 def largest_feasible_strength(chi: Chi, target: ArrayLike, **options: Any) -> float:
@@ -104,7 +168,7 @@ def largest_feasible_strength(chi: Chi, target: ArrayLike, **options: Any) -> fl
 
     Reached by an actual h, and within 1e-7 (relative) of the linear programming bound.
     """
-    return _pose_from_options(chi, target, options).largest_strength()[0]
+    return _pose_from_options(chi, target, options).largest.reached
 
 
 def share_at_strength(share: float, strength: float) -> float:
@@ -123,27 +187,15 @@ def solve_for_effective_sample_share(chi: Chi, target: ArrayLike, share: float, 
     if not 0 < share < 1:
         raise PatterningError(f"effective sample share: got {share}, expected between 0 and 1 (1 is no intervention)")
     posed = _pose_from_options(chi, target, options)
-    largest = posed.largest_strength()
-    # Without bounds |h|^2 / n is exactly quadratic in the strength, so its root is nearly linear: few steps.
     wanted = np.sqrt(1 / share - 1)
-
-    def excess(strength: float) -> float:
-        dual, _, _ = posed.solve(strength)
-        return float(np.sqrt(np.mean(posed.problem.intervention(dual) ** 2))) - wanted
-
-    upper = largest[0]
-    if posed.soft:
-        upper = 1.0
-        while excess(upper) < 0 and upper < 1e12:
-            upper *= 4
-    top = excess(upper)
-    if top < 0:
+    solved = posed.at_size(wanted)
+    if solved is None:
+        smallest = posed.at_strength(_SOFTEST).found.square if posed.soft else posed.largest.square
         raise PatterningError(
-            f"effective sample share: {share:g} is below {1 / (1 + (wanted + top) ** 2):.4g}, the smallest with "
+            f"effective sample share: {share:g} is below {1 / (1 + smallest):.4g}, the smallest with "
             f"{posed.limits}; ask for a larger share or widen weight_min and weight_max"
         )
-    strength = brentq(excess, 0.0, upper, xtol=1e-12 * upper, rtol=1e-10)
-    return _solution(posed, strength, largest)
+    return _solution(posed, solved)
 
 
 def _pose_from_options(chi: Chi, target: ArrayLike, options: dict) -> _Posed:
@@ -162,14 +214,14 @@ def _pose(
     observables: Sequence[str] | None,
     groups: ArrayLike | None,
 ) -> _Posed:
-    shards, target = check_inputs(chi, target, inverse_temperature)
+    columns, target = check_inputs(chi, target, inverse_temperature)
     if not weight_min < 1 < weight_max:
         raise PatterningError(f"weight bounds: got [{weight_min}, {weight_max}], expected weight_min < 1 < weight_max")
-    num_samples = sum(shard.shape[1] for shard in shards)
     if groups is None:
-        means, covariance = row_covariance(shards)
+        means, covariance, sample = columns.survey()
     else:
-        labels, means, covariance = pose_groups(shards, groups)
+        labels, means, covariance = pose_groups(columns, groups)
+        sample = np.empty((columns.num_rows, 0))  # which would hold too little of small groups
     directions, variances = inverse.directions(covariance, target, observables)
     turn = directions / np.sqrt(variances)[:, None]
     beta = turn @ target / inverse_temperature
@@ -177,53 +229,57 @@ def _pose(
         raise PatterningError("target: asks for no response in the directions kept; give one that is not zero")
     penalty = np.zeros((len(beta), len(beta)))
     if inverse.ridge is not None:
-        penalty = inverse.ridge / num_samples * (turn @ turn.T)
+        penalty = inverse.ridge / columns.num_samples * (turn @ turn.T)
     low = weight_min - 1.0
     # With mean 1 no weight can pass this, so an infinite maximum needs no other treatment.
-    high = min(weight_max - 1.0, -low * max(num_samples - 1, 1))
+    high = min(weight_max - 1.0, -low * max(columns.num_samples - 1, 1))
     problem: Problem | GroupedProblem
     if groups is None:  # one multiplier, for the sum, beside those of the directions
         beta, penalty = np.append(beta, 0.0), np.pad(penalty, (0, 1))
-        problem = Problem(shards, means, turn, penalty, low, high)
+        problem = Problem(columns, means, turn, penalty, low, high)
     else:
-        problem = GroupedProblem(shards, labels, means, turn, penalty, low, high, np.zeros(means.shape[1]))
-    return _Posed(problem, (weight_min, weight_max), beta, inverse_temperature, soft=inverse.ridge is not None)
+        problem = GroupedProblem(columns, labels, means, turn, penalty, low, high, np.zeros(means.shape[1]))
+    return _Posed(problem, (weight_min, weight_max), beta, inverse_temperature, inverse.ridge is not None, sample)
 
 
-def _solution(posed: _Posed, strength: float, largest: tuple[float, float]) -> WeightSolution:
-    if not strength >= 0:
-        raise PatterningError(f"strength: got {strength}, expected a number >= 0; turn the target round instead")
-    reached, limit = largest
-    dual, residual, iterations = np.zeros(len(posed.beta)), np.inf, 0
-    if strength <= limit * (1 + SLACK):
-        strength = min(strength, reached)
-        dual, residual, iterations = posed.solve(strength)
-    (low, high), (minimum, maximum) = (posed.problem.low, posed.problem.high), posed.bounds
-    if not residual <= SLACK:
-        raise PatterningError(
-            f"strength {strength:g} is out of reach with {posed.limits}: the largest feasible strength is "
-            f"{reached:.6g}; lower the strength or widen weight_min and weight_max"
-        )
-    h = posed.problem.settled(posed.problem.intervention(dual))  # so that the mean weight is 1 to rounding
-    num_samples, response = len(h), np.zeros(len(posed.problem.shards[0]))
-    start = 0
-    for chunk in chunks(posed.problem.shards):
-        response += chunk @ h[start : start + chunk.shape[1]]
-        start += chunk.shape[1]
-    weights = np.clip(1.0 + h, minimum, maximum)
-    size = float(weights.sum() ** 2 / (weights @ weights))
-    top = -(-num_samples // 100)
-    heaviest = np.partition(weights, num_samples - top)[num_samples - top :]
-    return WeightSolution(
-        weights=weights,
-        strength=strength,
-        largest_feasible_strength=reached,
-        predicted_response=posed.inverse_temperature / num_samples * response,
-        effective_sample_size=size,
-        effective_sample_share=size / num_samples,
-        top_percent_share=float(heaviest.sum() / weights.sum()),
-        num_at_minimum=int(np.count_nonzero(h == low)),
-        num_at_maximum=int(np.count_nonzero(h == high)),
-        num_iterations=iterations,
-        residual=residual,
+def _out_of_reach(posed: _Posed, strength: float) -> PatterningError:
+    return PatterningError(
+        f"strength {strength:g} is out of reach with {posed.limits}: the largest feasible strength is "
+        f"{posed.largest.reached:.6g}; lower the strength or widen weight_min and weight_max"
     )
+
+
+def _solution(posed: _Posed, solved: Reached) -> WeightSolution:
+    wanted = solved.strength * posed.beta
+    residual = float(np.abs(solved.found.gradient - wanted).max() / max(np.abs(wanted).max(), 1e-300))
+    if not residual <= SLACK:
+        raise _out_of_reach(posed, solved.strength)
+    problem, columns = posed.problem, posed.problem.columns
+    largest, number = posed.largest.reached, columns.num_samples
+    response, total, squares, at_minimum, at_maximum = np.zeros(columns.num_rows), 0.0, 0.0, 0, 0
+    heaviest = Heaviest(-(-number // 100))
+    for piece, h in problem.interventions(solved.dual, solved.found):
+        weights = np.clip(1.0 + h, *posed.bounds)
+        response += piece @ h
+        total, squares = total + float(weights.sum()), squares + float(weights @ weights)
+        at_minimum += int(np.count_nonzero(h == problem.low))
+        at_maximum += int(np.count_nonzero(h == problem.high))
+        heaviest.add(weights)
+    solution = WeightSolution(
+        strength=solved.strength,
+        largest_feasible_strength=largest,
+        predicted_response=posed.inverse_temperature / number * response,
+        effective_sample_size=total**2 / squares,
+        effective_sample_share=total**2 / squares / number,
+        top_percent_share=heaviest.total() / total,
+        num_at_minimum=at_minimum,
+        num_at_maximum=at_maximum,
+        num_iterations=solved.num_iterations,
+        num_passes=columns.num_passes,
+        residual=residual,
+        _posed=posed,
+        _solved=solved,
+    )
+    if columns.in_memory:
+        _ = solution.weights  # at once, for its owner may change chi
+    return solution
