@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.storage.files import read_parquet, write_parquet
+from patterning_dist.storage.files import ROWS, read_parquet, write_parquet_parts
 
 
 def write_sample_weights(
@@ -29,13 +29,15 @@ def write_sample_weights(
     refuse.
     """
     sample_id, weight = np.asarray(sample_id, dtype=np.int64), np.asarray(weight, dtype=np.float32)
-    columns = {key: pa.array(sample_id)}
-    if position is not None:
-        position = np.asarray(position, dtype=np.int64)
-        columns["position"] = pa.array(position.astype(np.int16))
+    position = None if position is None else np.asarray(position)
     _check(Path(path), key, sample_id, position, weight)
-    columns["weight"] = pa.array(weight)
-    write_parquet(path, pa.table(columns), metadata, compression="zstd")
+
+    def rows(here: slice) -> pa.Table:
+        positions = {} if position is None else {"position": pa.array(position[here].astype(np.int16))}
+        return pa.table({key: pa.array(sample_id[here]), **positions, "weight": pa.array(weight[here])})
+
+    parts = (rows(slice(start, start + ROWS)) for start in range(0, max(len(weight), 1), ROWS))
+    write_parquet_parts(path, parts, metadata, compression="zstd")
 
 
 @dataclass(frozen=True)
@@ -138,11 +140,15 @@ def _check(path: Path, key: str, sample_id: np.ndarray, position: np.ndarray | N
         raise ValueError(f"{path}: columns of different lengths {sorted(lengths)}")
     _refuse(path, "weight", weight, ~(np.isfinite(weight) & (weight >= 0)), "expected a finite number, 0 or more")
     _refuse(path, key, sample_id, sample_id < 0, "expected 0 or more")
-    keys = sample_id[:, None]
     if position is not None:
         # 16 bits on disk.
         _refuse(path, "position", position, (position < 1) | (position > 32_767), "expected 1 to 32767")
-        keys = np.stack([sample_id, position], axis=1)
+    later = sample_id[1:] > sample_id[:-1]
+    if position is not None:
+        later |= (sample_id[1:] == sample_id[:-1]) & (position[1:] > position[:-1])
+    if later.all():  # as the solver writes them; in another order they are sorted to be compared
+        return
+    keys = sample_id[:, None] if position is None else np.stack([sample_id, position], axis=1)
     order = np.lexsort(keys.T[::-1])
     same = np.flatnonzero((keys[order][1:] == keys[order][:-1]).all(axis=1))
     if len(same):

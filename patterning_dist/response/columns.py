@@ -44,14 +44,15 @@ Chi = np.ndarray | Sequence[Shard | Path]
 
 
 class StoredShard:
-    """A shard in a ``.npy`` file. It is opened for every slice, so that no page of it stays mapped."""
+    """A shard in a ``.npy`` file, less a number a row. It is opened for every slice: no page of it stays mapped."""
 
-    def __init__(self, path: Path) -> None:
-        self._path = path
+    def __init__(self, path: Path, less: Floats | None = None) -> None:
+        self._path, self._less = path, less
         self.shape: tuple[int, ...] = np.load(path, mmap_mode="r").shape
 
     def __getitem__(self, key: tuple[slice, slice], /) -> np.ndarray:
-        return np.array(np.load(self._path, mmap_mode="r")[key])
+        found = np.array(np.load(self._path, mmap_mode="r")[key])
+        return found if self._less is None else (found - self._less[key[0], None]).astype(found.dtype)
 
 
 class Columns:

@@ -6,7 +6,9 @@ the model has coordinates are nowhere whole.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +16,8 @@ import numpy as np
 from patterning_dist.aggregation.files import rank_part, read_gradients
 from patterning_dist.config.response import DirectionConfig
 from patterning_dist.models.components import Vector
-from patterning_dist.runtime.pool import SUBSET_TASKS, Call, RunCalls, Scored, pool_shards, score_parts
+from patterning_dist.response.columns import StoredShard
+from patterning_dist.runtime.pool import SUBSET_TASKS, Call, RunCalls, Scored, pool_shards, score_parts, store_columns
 from patterning_dist.runtime.tasks import Result
 from patterning_dist.sampling.direction import directional_losses, response_direction
 from patterning_dist.sampling.ranks import Ranks
@@ -65,23 +68,23 @@ class Solved:
 
 @dataclass(frozen=True)
 class PoolScores:
-    """-grad l_i(w_bar) . c_phi of the entries that count, not yet centred, nats squared.
+    """-grad l_i(w_bar) . c_phi of the entries that count, nats squared.
 
     Attributes:
-        pool: along the mean direction of the chains [observable, entry].
+        pool: along the mean direction of the chains [observable, entry], in shards, less the mean of every row.
         subset: part of the pool, along every chain's own direction [chain, observable, entry].
         probe: the probe, likewise [chain, observable, entry].
         solves: how conjugate gradients ended for every chain and observable.
     """
 
-    pool: np.ndarray
+    pool: list[StoredShard]
     subset: np.ndarray
     probe: np.ndarray
     solves: list[dict[str, Any]]
 
 
 def score_along_directions(
-    run_calls: RunCalls, solved: Solved, num_samples: tuple[int, int], subset: np.ndarray
+    run_calls: RunCalls, solved: Solved, num_samples: tuple[int, int], subset: np.ndarray, folder: Path
 ) -> PoolScores:
     """Solve for the response direction of every chain and observable, then score probe, subset and pool.
 
@@ -90,6 +93,7 @@ def score_along_directions(
         solved: which directions.
         num_samples: of the pool, and of the probe.
         subset: sample ids of the pool to be scored chain by chain.
+        folder: for the scores of the pool, which may be more than this process can hold.
     """
     common = [solved.settings.model_dump(mode="json"), list(solved.chains), list(solved.rows)]
 
@@ -107,15 +111,16 @@ def score_along_directions(
 
     num_directions = len(solved.chains) * len(solved.rows)
     calls = [Call(solved.subject, f"direction-{n}", [*common, n], _solve, (solved, n)) for n in range(num_directions)]
-    solves = run_calls("response directions", calls)
+    solves = list(run_calls("response directions", calls))
     calls = score("probe", "probe", [np.arange(num_samples[1])], False)
     calls += score("subset", "pool", np.array_split(subset, SUBSET_TASKS), False)
     calls += score("pool", "pool", pool_shards(num_samples[0]), True)
-    probe, *parts = (result["scores"] for result in run_calls("scoring the pool", calls))
-    each = (len(solved.chains), len(solved.rows), -1)
+    scores = (result["scores"] for result in run_calls("scoring the pool", calls))
+    each, probe = (len(solved.chains), len(solved.rows), -1), next(scores)
+    parts = list(itertools.islice(scores, SUBSET_TASKS))
     return PoolScores(
-        pool=np.concatenate(parts[SUBSET_TASKS:], axis=1),
-        subset=np.concatenate(parts[:SUBSET_TASKS], axis=1).reshape(each),
+        pool=store_columns(scores, folder),
+        subset=np.concatenate(parts, axis=1).reshape(each),
         probe=probe.reshape(each),
         solves=solves,
     )

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Sequence
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import cache
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 
 from patterning_dist.config import SamplingConfig
 from patterning_dist.progress import Progress
+from patterning_dist.response.columns import StoredShard
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.chains.attempt import MakeStudy
 from patterning_dist.runtime.chains.groups import chain_workers
@@ -21,12 +24,14 @@ from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Part, Samples
 from patterning_dist.sampling.target import Prepared, Target
+from patterning_dist.storage.files import write_npy
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.held_out import HeldOut
 
 SHARD_SAMPLES = 256  # pool samples a task: seconds of work, so that the last tasks do not leave workers idle
 SUBSET_TASKS = 4
 PREPARED = 256  # samples of which what does not move is held at once
+_STORED = 1 << 22  # numbers of a file of scores, 16 MB
 
 
 class Scored(Protocol):
@@ -58,7 +63,7 @@ class Call(NamedTuple):
     file: str | None = None
 
 
-RunCalls = Callable[[str, Sequence[Call]], list[Result]]
+RunCalls = Callable[[str, Sequence[Call]], Sequence[Result]]
 
 
 @contextlib.contextmanager
@@ -100,7 +105,7 @@ def pool_tasks(
             file = call.file or f"scores/{call.subject}/{call.name}.npz"
             return Task(call.name, file, digest({}, {"inputs": follows}), start)
 
-        def run_calls(label: str, calls: Sequence[Call]) -> list[Result]:
+        def run_calls(label: str, calls: Sequence[Call]) -> Sequence[Result]:
             tasks = [task(call) for call in calls]
             return run_tasks(tasks, run, lambda number: workers(), progress, label, what=f"tasks of {label}")
 
@@ -111,6 +116,34 @@ def pool_shards(num_samples: int) -> list[np.ndarray]:
     """Ids of the samples of a pool, a task each."""
     ids = np.arange(num_samples)
     return [ids[start : start + SHARD_SAMPLES] for start in range(0, num_samples, SHARD_SAMPLES)]
+
+
+def store_columns(parts: Iterable[np.ndarray], folder: Path) -> list[StoredShard]:
+    """Scores [row, entry] of consecutive parts of a pool in files of a folder, less the mean of every row over all.
+
+    The folder is emptied first; no more than a file's part of the pool is in memory.
+    """
+    shutil.rmtree(folder, ignore_errors=True)
+    files, waiting, sums, count = list[Path](), list[np.ndarray](), np.zeros(0), 0
+    for part, is_last in _with_last(parts):
+        waiting.append(part)
+        sums = part.sum(axis=1, dtype=np.float64) + (sums if len(sums) else 0.0)
+        count += part.shape[1]
+        if is_last or sum(each.size for each in waiting) >= _STORED:
+            files.append(folder / f"{len(files):06d}.npy")
+            stored = np.concatenate(waiting, axis=1)
+            write_npy(files[-1], stored.shape, [stored])
+            waiting.clear()
+    return [StoredShard(file, sums / count) for file in files]
+
+
+def _with_last(parts: Iterable[np.ndarray]) -> Iterator[tuple[np.ndarray, bool]]:
+    parts = iter(parts)
+    before = next(parts)
+    for part in parts:
+        yield before, False
+        before = part
+    yield before, True
 
 
 def score_parts(

@@ -13,11 +13,12 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, overload
 
 import numpy as np
 import ray
 
+from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.boards import progress_board
@@ -55,7 +56,7 @@ def run_tasks(
     *,
     what: str,
     steps: int = 1,
-) -> list[Result]:
+) -> Sequence[Result]:
     """Run the tasks that have no stored result, side by side, and store each result as it comes.
 
     Args:
@@ -68,43 +69,63 @@ def run_tasks(
         steps: of progress that each task makes; one that notes none makes all at its end.
 
     Returns:
-        Every result, in the order of the tasks.
+        Every result, in the order of the tasks, read from its file whenever it is asked for: all of them may be
+        more than this process can hold.
     """
     run.location.fetch(*{str(Path(task.file).parent) for task in tasks})
-    found = [_read(run.path / task.file, task, progress) for task in tasks]
-    missing = [index for index, result in enumerate(found) if result is None]
+    is_done = [_read(run.path / task.file, task, progress) is not None for task in tasks]
+    missing = [index for index, done in enumerate(is_done) if not done]
+    stored = _Stored(tasks, run, progress)
     if len(missing) < len(tasks):
         progress.say(f"{len(tasks) - len(missing)} of {len(tasks)} {what} were done before")
     if not missing:
-        return _all(found)
+        return stored
     workers = start_workers(len(missing))
     board = progress_board()
     progress.start(label, len(missing) * steps)
 
     def poll(results: list[Result | None]) -> None:
         new = []
-        for index, result in zip(missing, results, strict=True):
-            if result is not None and found[index] is None:
-                found[index] = result
+        for place, (index, result) in enumerate(zip(missing, results, strict=True)):
+            if result is not None and not is_done[index]:
                 new.append(run.path / tasks[index].file)
                 _write(new[-1], result, tasks[index].fingerprint)
+                is_done[index], results[place] = True, {}
         if new:
             run.publish(*new)
         notes = ray.get(board.read.remote())
         for key, note in sorted(notes.items()):
             progress.update_line(key, **note)
-        done = [steps if found[i] is not None else notes.get(tasks[i].key, {"done": 0})["done"] for i in missing]
+        done = [steps if is_done[i] else notes.get(tasks[i].key, {"done": 0})["done"] for i in missing]
         progress.update(sum(done))
 
     def call(task: Task) -> Callable[[ActorHandle], ray.ObjectRef]:
         return lambda worker: task.start(worker, board)
 
     workers.run([call(tasks[index]) for index in missing], poll)
-    return _all(found)
+    return stored
 
 
-def _all(found: list[Result | None]) -> list[Result]:
-    return [result for result in found if result is not None]
+class _Stored(Sequence[Result]):
+    def __init__(self, tasks: Sequence[Task], run: RunDirectory, progress: Progress) -> None:
+        self._tasks, self._run, self._progress = tasks, run, progress
+
+    def __len__(self) -> int:
+        return len(self._tasks)
+
+    @overload
+    def __getitem__(self, index: int) -> Result: ...
+    @overload
+    def __getitem__(self, index: slice) -> Sequence[Result]: ...
+    def __getitem__(self, index: int | slice) -> Result | Sequence[Result]:
+        if isinstance(index, slice):
+            return _Stored(self._tasks[index], self._run, self._progress)
+        task = self._tasks[index]
+        if (result := _read(self._run.path / task.file, task, self._progress)) is None:
+            raise PatterningError(
+                f"{self._run.path / task.file}: is gone or damaged since it was written; run the same command again"
+            )
+        return result
 
 
 def _write(file: Path, result: Result, fingerprint: str) -> None:

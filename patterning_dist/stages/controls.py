@@ -114,7 +114,7 @@ def _scores(run_calls: RunCalls, pool: Pool, control: ControlConfig) -> tuple[np
             scores = moment_scores(run_calls, pool, control.draws, [control.name])
             [reliability] = split_half_reliability(scores.per_chain)
             replicates = {"of": scores.replicates, "number": len(scores.per_chain)}
-            return sign * scores.chi[0], {"reliability": reliability, "replicates": replicates}
+            return sign * scores.row(0), {"reliability": reliability, "replicates": replicates}
         case GradientControlConfig():
             gradient = SplitGradient(pool.run.storage, pool.subject, control.name, control.split)
             return pool_alignments(run_calls, gradient, pool.num_samples)[0], {}

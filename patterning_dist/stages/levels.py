@@ -8,13 +8,16 @@ least norm is a combination of rows of chi, which bounds cut entry by entry, so 
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import numpy as np
 
 from patterning_dist.config.response import Level
 from patterning_dist.errors import PatterningError
+from patterning_dist.response.columns import StoredShard
 from patterning_dist.stages.masses import dealt, kept_groups
 from patterning_dist.stages.scores import Pool, Scores
+from patterning_dist.storage.files import write_npy
 
 
 @dataclass(frozen=True)
@@ -93,9 +96,11 @@ def units_of(pool: Pool) -> Units | None:
     return units
 
 
-def at_level(scores: Scores, units: Units | None) -> Scores:
-    """Scores that are the same throughout a unit."""
+def at_level(scores: Scores, units: Units | None, file: Path) -> Scores:
+    """Scores that are the same throughout a unit; those of the pool in a file, one row after the other."""
     if units is None:
         return scores
     per_chain = units.means(scores.per_chain, scores.in_subset)
-    return replace(scores, chi=units.means(scores.chi), per_chain=per_chain)
+    rows = range(len(scores.observables))
+    write_npy(file, (len(rows), len(scores.in_subset)), (units.means(scores.row(k)) for k in rows))
+    return replace(scores, chi=[StoredShard(file)], per_chain=per_chain)

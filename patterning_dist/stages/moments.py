@@ -61,7 +61,7 @@ def moment_scores(run_calls: RunCalls, pool: Pool, source: DrawsKind, observable
     draws = _draws(pool.config, pool.run, pool.subject, source)
     rises, subset = pool_rises(run_calls, draws, pool.num_samples, pool.subset)
     return Scores(
-        centred(rises)[None],
+        [centred(rises)[None]],
         pool.in_subset,
         centred(subset)[:, None],
         observables,

@@ -29,7 +29,7 @@ from patterning_dist.stages.moments import choose_subject
 from patterning_dist.stages.rounds import Round, joined_metrics, rounds_of
 from patterning_dist.stages.sample import open_subjects, solved_subjects, subject_name
 from patterning_dist.stages.scores import Pool
-from patterning_dist.stages.solve import described, score, solve_arm, write_weights
+from patterning_dist.stages.solve import described, scored, solve_arm, write_weights
 from patterning_dist.storage.files import atomic_path, file_sha256, write_json, write_parquet
 from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 from patterning_dist.tasks.open import open_task
@@ -108,11 +108,11 @@ def _solve(part: Round, pool: Pool, rises: dict[str, float], progress: Progress)
     if stored.get("fingerprint") == fingerprint and stored["table_sha256"] == file_sha256(table):
         run.event(STAGE, "weights_kept", job=part.name)
         return [table, solution]
-    scores = score(pool, progress)
-    progress.start(f"solving for the weights of {part.name}", None)
-    weights, entry = solve_arm(pool, scores, str(part.arm.weights))
-    write_weights(pool, table, part.arm.name, weights)
-    report = {"subject": pool.subject, "mean_rises": rises, **described(pool, scores), **entry}
+    with scored(pool, progress) as scores:
+        progress.start(f"solving for the weights of {part.name}", None)
+        weights, entry = solve_arm(pool, scores, str(part.arm.weights))
+        write_weights(pool, table, part.arm.name, weights)
+        report = {"subject": pool.subject, "mean_rises": rises, **described(pool, scores), **entry}
     write_json(solution, report | {"fingerprint": fingerprint, "table_sha256": file_sha256(table)})
     run.publish(table, solution)
     run.event(STAGE, "weights_solved", job=part.name, effective_sample_share=entry["effective_sample_share"])

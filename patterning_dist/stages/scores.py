@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cached_property
@@ -24,6 +24,7 @@ from patterning_dist.measure.results import samples_table_name, table_name
 from patterning_dist.measure.sets import inputs_of
 from patterning_dist.measure.subjects import OpenSubjects, Subjects
 from patterning_dist.progress import Progress
+from patterning_dist.response.columns import Shard
 from patterning_dist.response.extrapolate import Extrapolation, extrapolate
 from patterning_dist.response.llc import free_energy_response, llc_response
 from patterning_dist.response.reliability import bootstrap_correlation, bootstrap_slope
@@ -31,7 +32,7 @@ from patterning_dist.response.susceptibility import susceptibility
 from patterning_dist.runtime.directions import Solved, score_along_directions
 from patterning_dist.runtime.pool import RunCalls, pool_shards, pool_tasks
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.storage.files import read_parquet
+from patterning_dist.storage.files import read_parquet, write_npy
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.storage.store import LocalStorage
 
@@ -46,7 +47,7 @@ class Scores:
     """chi of the pool, and how it was come by.
 
     Attributes:
-        chi: [observable, entry], mean over replicates; every row has mean zero.
+        chi: [observable, entry] in column shards, mean over replicates; every row has mean zero.
         in_subset: which entries are of samples that were also scored replicate by replicate, bool [entry].
         per_chain: chi of those from each replicate alone [chain, observable, entry of the subset], rows with mean 0.
         observables: names of the rows.
@@ -55,13 +56,17 @@ class Scores:
         replicates: what is independent of each other: chains, or pairs of draws.
     """
 
-    chi: np.ndarray
+    chi: Sequence[Shard]
     in_subset: np.ndarray
     per_chain: np.ndarray
     observables: list[str]
     report: dict[str, Any]
     units: str = "nats squared"
     replicates: str = "chains"
+
+    def row(self, k: int) -> np.ndarray:
+        """chi of one observable, whole [entry]."""
+        return np.concatenate([shard[k : k + 1, :][0] for shard in self.chi])
 
 
 class Pool:
@@ -130,6 +135,17 @@ class Pool:
         return self._inputs.get(subject) or inputs_of(self.run, subject)
 
     @property
+    def scratch(self) -> Path:
+        """For what is as long as the pool, while its weights are solved for."""
+        return self.run.path / "scores" / self.subject / "scratch"
+
+    def keep(self, name: str, parts: Iterable[np.ndarray]) -> np.ndarray:
+        """Numbers of all entries in a file of the scratch, mapped: they take no memory of their own [entry]."""
+        file = self.scratch / f"{name}.npy"
+        write_npy(file, self.in_subset.shape, parts)
+        return np.load(file, mmap_mode="r")
+
+    @property
     def inverse_temperature(self) -> float:
         """n_beta of the chains whose susceptibilities are inverted."""
         return self.subjects.posterior(self.subject).inverse_temperature
@@ -153,13 +169,13 @@ def direction_scores(pool: Pool, observables: list[str], progress: Progress) -> 
     )
     with pool.tasks(progress) as run_calls:
         sizes = (pool.num_samples, len(subjects.probe.ids))
-        found = score_along_directions(run_calls, solved, sizes, pool.subset)
+        found = score_along_directions(run_calls, solved, sizes, pool.subset, pool.scratch / "scores")
     report = {
         "estimator": "response_direction",
         "conjugate_gradients": found.solves,
         "estimator_agreement": _agreement(pool, found.probe.mean(axis=0), observables),
     }
-    return Scores(centred(found.pool), pool.in_subset, centred(found.subset), observables, report)
+    return Scores(found.pool, pool.in_subset, centred(found.subset), observables, report)
 
 
 def regression_scores(pool: Pool, observables: list[str], progress: Progress) -> Scores:
@@ -208,7 +224,7 @@ def regression_scores(pool: Pool, observables: list[str], progress: Progress) ->
             per_chain[c, k] = reach(measured.chi_per_chain[c, row, :num_entries], in_subset).predictions
         progress.update(k + 1)
     report = {"estimator": "regression", "held_out_correlation": correlations}
-    return Scores(centred(np.array(chi, np.float32)), pool.in_subset, centred(per_chain), observables, report)
+    return Scores([centred(np.array(chi, np.float32))], pool.in_subset, centred(per_chain), observables, report)
 
 
 def plain_scores(pool: Pool, observables: list[str], progress: Progress) -> Scores:
@@ -230,7 +246,7 @@ def plain_scores(pool: Pool, observables: list[str], progress: Progress) -> Scor
     if linear := {c.name: c.of for c in sampling.controlled if c.control == "linear" and c.name in observables}:
         kept = [observables.index(name) for name in linear]
         report["control_agreement"] = _agreement(pool, chi[kept], list(linear), list(linear.values()))
-    return Scores(chi, pool.in_subset, centred(per_chain[:, :, pool.in_subset]), observables, report)
+    return Scores([chi], pool.in_subset, centred(per_chain[:, :, pool.in_subset]), observables, report)
 
 
 def plain_rows(

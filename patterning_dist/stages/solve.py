@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+import shutil
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from patterning_dist.data.weights import write_sample_weights
 from patterning_dist.errors import PatterningError
 from patterning_dist.measure.analysis import SIGN
 from patterning_dist.progress import Progress
+from patterning_dist.response.columns import Chi
 from patterning_dist.response.prediction import (
     PredictedResponse,
     cross_fitted_response,
@@ -30,7 +33,7 @@ from patterning_dist.stages.masses import dealt, kept_groups
 from patterning_dist.stages.moments import choose_subject, first_moment_scores
 from patterning_dist.stages.sample import open_subjects, solved_subjects
 from patterning_dist.stages.scores import Pool, Scores, direction_scores, plain_scores, regression_scores
-from patterning_dist.storage.files import write_json, write_parquet
+from patterning_dist.storage.files import ROWS, write_json, write_parquet_parts
 from patterning_dist.storage.run import RunDirectory
 
 _HISTOGRAM_BINS = 48
@@ -55,10 +58,15 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     names = solved_subjects(config, opener.by_name)
     subject, rises = choose_subject(Pool(config, run, opener, names[0], device), names, progress)
     pool = Pool(config, run, with_contrasts(config, opener, subject), subject, device)
-    scores = score(pool, progress)
-    units = units_of(pool)
+    with scored(pool, progress) as scores:
+        return _solve_arms(pool, scores, rises, progress)
+
+
+def _solve_arms(pool: Pool, scores: Scores, rises: dict[str, float], progress: Progress) -> list[Path]:
+    config, run, units = pool.config, pool.run, units_of(pool)
+    assert config.solve is not None
     outputs = [_write_pool(pool, scores, units)]
-    report: dict[str, Any] = {"subject": subject, "mean_rises": rises, **described(pool, scores), "arms": {}}
+    report: dict[str, Any] = {"subject": pool.subject, "mean_rises": rises, **described(pool, scores), "arms": {}}
     _refuse_noise(report["reliability"], config.solve)
 
     progress.start("solving for the weights", 2)
@@ -78,7 +86,7 @@ def solve(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
         if control.solution is None:
             of_weights = _dealt_entry(control.weights, config.solve.weight_max)
         else:
-            of_weights = _weights_entry(control.solution, config.solve.weight_max)
+            of_weights = _weights_entry(control.solution, control.weights, config.solve.weight_max)
         report["arms"][name] = of_weights | control.report
     for arm, weights in solutions.items():
         outputs.append(run.path / "weights" / f"{arm}.parquet")
@@ -96,8 +104,11 @@ def _hold_cost(pool: Pool, solutions: dict[str, np.ndarray], entries: dict[str, 
         solutions[arm] = scale_arm(solutions[arm], entries[arm], cost)
 
 
-def score(pool: Pool, progress: Progress) -> Scores:
+@contextlib.contextmanager
+def scored(pool: Pool, progress: Progress) -> Iterator[Scores]:
     """The targets' susceptibilities to every loss of the pool, by the estimator and at the level of section solve.
+
+    They, and the weights of `solve_arm`, may lie in files that go when the block ends.
 
     Raises:
         PatterningError: too few chains, or another probe than the estimator needs.
@@ -105,7 +116,11 @@ def score(pool: Pool, progress: Progress) -> Scores:
     settings, held_out = pool.config.solve, pool.subjects.held_out
     assert settings is not None
     observables = list(settings.targets) or list(held_out.names if held_out else ())
-    return at_level(_SCORES[settings.scores](pool, observables, progress), units_of(pool))
+    try:
+        scores = _SCORES[settings.scores](pool, observables, progress)
+        yield at_level(scores, units_of(pool), pool.scratch / "units.npy")
+    finally:
+        shutil.rmtree(pool.scratch, ignore_errors=True)
 
 
 def described(pool: Pool, scores: Scores) -> dict[str, Any]:
@@ -114,7 +129,7 @@ def described(pool: Pool, scores: Scores) -> dict[str, Any]:
     found = {
         **scores.report,
         "observables": scores.observables,
-        "num_samples": scores.chi.shape[1],
+        "num_samples": len(scores.in_subset),
         "level": pool.config.solve.level if pool.config.solve else None,
         "reliability": dict(zip(scores.observables, reliability.tolist(), strict=True)),
         "replicates": {"of": scores.replicates, "number": len(scores.per_chain)},
@@ -137,18 +152,9 @@ def write_weights(pool: Pool, path: Path, arm: str, weights: np.ndarray) -> None
 def _write_pool(pool: Pool, scores: Scores, units: Units | None) -> Path:
     """chi of every loss, or of every unit: the sum over its losses; its error is known where all of these were scored
     replicate by replicate."""
-    columns: dict[str, Any] = dict(pool.index)
-    num_chains, measured = len(scores.per_chain), scores.in_subset
+    num_chains = len(scores.per_chain)
     spread = scores.per_chain.std(axis=0, ddof=1) / num_chains**0.5 if num_chains > 1 else scores.per_chain[0] * np.nan
-    if units is not None:
-        columns = {"document" if units.level == "document" else pool.subjects.task.key: units.values}
-        columns["num_losses"] = units.sizes
-        measured = units.sums(measured) == units.sizes
-    for k, name in enumerate(scores.observables):
-        error = np.full(len(scores.in_subset), np.nan, np.float32)
-        error[scores.in_subset] = spread[k]
-        columns[f"chi_{name}"] = scores.chi[k] if units is None else units.sums(scores.chi[k])
-        columns[f"se_{name}"] = pa.array(error if units is None else units.sums(error), mask=~measured)
+    tables = _of_losses(pool, scores, spread) if units is None else [_of_units(pool, scores, spread, units)]
     posterior = pool.subjects.posterior(pool.subject)
     metadata = {
         "subject": pool.subject,
@@ -162,8 +168,42 @@ def _write_pool(pool: Pool, scores: Scores, units: Units | None) -> Path:
         "level": units.level if units else "token" if "position" in pool.index else "sample",
     }
     path = pool.run.path / "response" / "pool.parquet"
-    write_parquet(path, pa.table(columns), metadata)
+    write_parquet_parts(path, tables, metadata)
     return path
+
+
+def _of_losses(pool: Pool, scores: Scores, spread: np.ndarray) -> Iterator[pa.Table]:
+    """Parts of the table, with the spread [observable, entry of the subset]."""
+    start = done = 0
+    for shard in scores.chi:
+        for first in range(0, shard.shape[1], ROWS):
+            chi = shard[:, first : first + ROWS]
+            here = slice(start, start := start + chi.shape[1])
+            measured = scores.in_subset[here]
+            errors = spread[:, done : (done := done + int(measured.sum()))]
+            columns = {name: values[here] for name, values in pool.index.items()}
+            for name, row, error in zip(scores.observables, chi, errors, strict=True):
+                columns |= {f"chi_{name}": row, f"se_{name}": _where(measured, error)}
+            yield pa.table(columns)
+
+
+def _of_units(pool: Pool, scores: Scores, spread: np.ndarray, units: Units) -> pa.Table:
+    columns: dict[str, Any] = {"document" if units.level == "document" else pool.subjects.task.key: units.values}
+    columns["num_losses"] = units.sizes
+    measured = units.sums(scores.in_subset) == units.sizes
+    for k, name in enumerate(scores.observables):
+        columns[f"chi_{name}"] = units.sums(scores.row(k))
+        of_losses = np.zeros(len(scores.in_subset), np.float32)
+        of_losses[scores.in_subset] = spread[k]
+        columns[f"se_{name}"] = pa.array(units.sums(of_losses), mask=~measured)
+    return pa.table(columns)
+
+
+def _where(measured: np.ndarray, error: np.ndarray) -> pa.Array:
+    """Float32 column of the errors of what is measured, null elsewhere."""
+    values = np.full(len(measured), np.nan, np.float32)
+    values[measured] = error
+    return pa.array(values, mask=~measured)
 
 
 def solve_arm(pool: Pool, scores: Scores, arm: str) -> tuple[np.ndarray, dict[str, Any]]:
@@ -187,7 +227,7 @@ def solve_arm(pool: Pool, scores: Scores, arm: str) -> tuple[np.ndarray, dict[st
         "observables": scores.observables,
     }
 
-    def solved(chi: np.ndarray, groups: np.ndarray | None) -> WeightSolution:
+    def solved(chi: Chi, groups: np.ndarray | None) -> WeightSolution:
         if settings.strength is not None:
             return solve_weights(chi, target, strength=settings.strength, groups=groups, **options)
         assert settings.effective_sample_share is not None  # one of the two is there, checked with the file
@@ -195,7 +235,8 @@ def solve_arm(pool: Pool, scores: Scores, arm: str) -> tuple[np.ndarray, dict[st
 
     groups = kept_groups(pool)
     solution = solved(scores.chi, groups)
-    in_subset = solution.weights[scores.in_subset]
+    weights = pool.keep(arm, solution.parts())
+    in_subset = weights[scores.in_subset]
     predicted = predicted_response_with_error(scores.per_chain, in_subset, temperature)
     # The whole pool gives the value, the part that was scored chain by chain its error.
     predicted = replace(
@@ -210,7 +251,7 @@ def solve_arm(pool: Pool, scores: Scores, arm: str) -> tuple[np.ndarray, dict[st
         "predicted_response": _by_observable(predicted, scores.observables),
         "cross_fitted_response": _by_observable(cross_fitted, scores.observables),
     }
-    return solution.weights, entry | _weights_entry(solution, settings.weight_max)
+    return weights, entry | _weights_entry(solution, weights, settings.weight_max)
 
 
 def _refuse_noise(reliability: Mapping[str, float], settings: SolveConfig) -> None:
@@ -228,10 +269,11 @@ def _refuse_noise(reliability: Mapping[str, float], settings: SolveConfig) -> No
             )
 
 
-def _weights_entry(solution: WeightSolution, weight_max: float) -> dict[str, Any]:
+def _weights_entry(solution: WeightSolution, weights: np.ndarray, weight_max: float) -> dict[str, Any]:
     plain = ("strength", "largest_feasible_strength", "effective_sample_size", "effective_sample_share",
-             "top_percent_share", "num_at_minimum", "num_at_maximum", "num_iterations", "residual")  # fmt: skip
-    return _histogram(solution.weights, weight_max) | {name: getattr(solution, name) for name in plain}
+             "top_percent_share", "num_at_minimum", "num_at_maximum", "num_iterations", "num_passes",
+             "residual")  # fmt: skip
+    return _histogram(weights, weight_max) | {name: getattr(solution, name) for name in plain}
 
 
 def _dealt_entry(weights: np.ndarray, weight_max: float) -> dict[str, Any]:

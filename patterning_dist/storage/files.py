@@ -21,6 +21,7 @@ if TYPE_CHECKING:  # numpy and pyarrow are imported where they are used: the com
     import pyarrow.parquet
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+ROWS = 1 << 20  # of a part of a long table
 METADATA_KEY = b"patterning"
 
 
@@ -80,6 +81,22 @@ def write_npz(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
         numpy.savez(file, allow_pickle=False, **arrays)
 
 
+def write_npy(path: Path, shape: tuple[int, ...], parts: Iterable[numpy.ndarray]) -> None:
+    """Write parts of one type, at least one, as an array of a shape, in the order of its memory; not atomically.
+
+    Not by a memory map, whose writer dies of a full disk without a word.
+    """
+    import numpy
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with explained(path), open(path, "wb") as file:
+        for number, part in enumerate(parts):
+            if number == 0:
+                header = {"descr": part.dtype.str, "fortran_order": False, "shape": shape}
+                numpy.lib.format.write_array_header_1_0(file, header)
+            file.write(numpy.ascontiguousarray(part).data)
+
+
 def plain(value: Any) -> Any:
     """``value`` in the words that JSON has: numpy and torch become lists, NaN and infinity null."""
     if isinstance(value, Mapping):
@@ -102,29 +119,47 @@ def write_parquet(
     path: Path, table: pyarrow.Table, metadata: Mapping[str, Any] | None = None, compression: str = "zstd"
 ) -> None:
     """Write `table`, with `metadata` as JSON in its schema."""
+    write_parquet_parts(path, [table], metadata, compression)
+
+
+def write_parquet_parts(
+    path: Path,
+    tables: Iterable[pyarrow.Table],
+    metadata: Mapping[str, Any] | None = None,
+    compression: str = "zstd",
+) -> None:
+    """Write tables of the same columns, at least one, below each other, each before the next is asked for."""
     with atomic_path(path) as temporary:
-        _write_table(table, temporary, metadata, compression)
+        _write_tables(tables, temporary, metadata, compression)
 
 
 def parquet_bytes(table: pyarrow.Table, metadata: Mapping[str, Any] | None = None) -> bytes:
     """What ``write_parquet`` writes, for a file that lies elsewhere."""
     buffer = io.BytesIO()
-    _write_table(table, buffer, metadata, "zstd")
+    _write_tables([table], buffer, metadata, "zstd")
     return buffer.getvalue()
 
 
-def _write_table(table: pyarrow.Table, where: Any, metadata: Mapping[str, Any] | None, compression: str) -> None:
+def _write_tables(
+    tables: Iterable[pyarrow.Table], where: Any, metadata: Mapping[str, Any] | None, compression: str
+) -> None:
     import pyarrow.parquet
 
     header = {METADATA_KEY: json.dumps(plain(metadata or {}), sort_keys=True)}
-    dictionary = [name for name in table.column_names if name == "domain"]
-    pyarrow.parquet.write_table(
-        table.replace_schema_metadata(header),
-        where,
-        compression=compression,
-        use_dictionary=dictionary,
-        version="2.6",
-    )
+    writer = None
+    with contextlib.ExitStack() as stack:
+        for part in tables:
+            table = part.replace_schema_metadata(header)
+            if writer is None:
+                writer = pyarrow.parquet.ParquetWriter(
+                    where,
+                    table.schema,
+                    compression=compression,
+                    use_dictionary=[name for name in table.column_names if name == "domain"],
+                    version="2.6",
+                )
+                stack.enter_context(writer)
+            writer.write_table(table)
 
 
 def read_parquet(path: Path, columns: Iterable[str]) -> tuple[pyarrow.Table, dict[str, Any]]:

@@ -227,7 +227,7 @@ def test_first_moments_of_the_other_draws_are_the_scores_of_solve_with_those_dra
     solve = pool.config.solve.model_copy(update={"draws": draws})
     main = InProcess(pool.config.model_copy(update={"solve": solve}), pool.run, pool.opener, "0.weight", "cpu")
     scores = first_moment_scores(main, ["energy"], quiet())
-    np.testing.assert_allclose(found.weights, solved(pool, -scores.chi[0].astype(float)), atol=1e-6)  # as plus: down
+    np.testing.assert_allclose(found.weights, solved(pool, -scores.row(0).astype(float)), atol=1e-6)  # as plus: down
     assert found.report["reliability"] == split_half_reliability(scores.per_chain)[0]
     assert found.report["replicates"] == {"chains": {"of": "chains", "number": 2}}.get(
         draws, {"of": "pairs of draws", "number": 8}

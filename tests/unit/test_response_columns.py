@@ -1,4 +1,4 @@
-"""Weights do not depend on where chi lies: whole, in shards or in files; what is held does not grow with the columns."""
+"""Weights do not depend on where chi lies, whole, in shards or in files; what is held does not grow with its length."""
 
 from __future__ import annotations
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -107,7 +107,7 @@ class Trials:
             found[setting].append(Trial(**result))
         return found
 
-    def _run(self, tasks: list[tuple[str, str, tuple[Any, ...]]], what: str, steps: int) -> list[Result]:
+    def _run(self, tasks: list[tuple[str, str, tuple[Any, ...]]], what: str, steps: int) -> Sequence[Result]:
         """Tasks: (key, name of the file, what a worker is to call with the number of workers and the board)."""
         durable = [
             Task(key, f"calibration/trials/{file}.npz", self.fingerprint, partial(self._start, key, call))
