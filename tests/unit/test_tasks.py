@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.tasks import Task, _read, _write, run_tasks
 from patterning_dist.storage.run import RunDirectory
@@ -56,6 +57,20 @@ def test_what_is_stored_is_found_without_workers(tmp_path: Path, shown: Progress
     (found,) = run_tasks([task()], run, never, shown, "scoring", what="parts")
     assert_is_result(found)
     assert said(shown) == "1 of 1 parts were done before\n"
+
+
+def test_results_are_read_when_they_are_asked_for(tmp_path: Path, shown: Progress) -> None:
+    tasks = [Task(f"part {n}", f"scores/part-{n}.npz", "a", never) for n in range(3)]
+    for each in tasks:
+        _write(tmp_path / each.file, RESULT, "a")
+    found = run_tasks(tasks, RunDirectory(tmp_path), never, shown, "scoring", what="parts")
+    assert len(found) == 3
+    assert found[0] is not found[0]  # nothing is kept
+    for result in (*found, *found[1:], found[-1]):
+        assert_is_result(result)
+    (tmp_path / tasks[1].file).unlink()
+    with pytest.raises(PatterningError, match=r"part-1\.npz: is gone or damaged since it was written; run the same"):
+        list(found)
 
 
 def test_a_result_of_other_inputs_or_none_is_not_used(tmp_path: Path, shown: Progress) -> None:
