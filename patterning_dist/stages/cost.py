@@ -48,7 +48,7 @@ def hold_cost(
     largest, observable = config.solve.max_cost, overall_observable(config)
     assert observable is not None
     lead = next(arm for arm in config.retrain.arm_list if isinstance(arm.weights, str))
-    (name, plain), window, seen = plain_subject(lead), window_of(config, lead), num_trained(config, lead)
+    (name, plain), window, seen = plain_subject(config, lead), window_of(config, lead), num_trained(config, lead)
     tried = {arm: dict[float, Any]() for arm in tables}
     wanted = [(arm, s) for arm in tables for s in _FIRST]
     for _ in range(1 + _MORE):

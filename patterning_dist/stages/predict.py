@@ -29,19 +29,19 @@ def predict(config: Config, run: RunDirectory, progress: Progress) -> list[Path]
     arms = config.retrain.arm_list
     reasons = {arm.name: without_window(config, arm) for arm in arms if arm.weights is not None}
     walked = [arm for arm in arms if reasons.get(arm.name, "") is None]
-    subjects = dict(plain_subject(arm) for arm in walked)
-    windows = {plain_subject(arm)[0]: window_of(config, arm) for arm in walked}
+    subjects = dict(plain_subject(config, arm) for arm in walked)
+    windows = {plain_subject(config, arm)[0]: window_of(config, arm) for arm in walked}
     for arm in walked:
         part = Round(arm, arm.seeds[0])
         round_weights(part, run)  # one of the user's own is copied into the run
-        plain = plain_subject(arm)[1]
+        plain = plain_subject(config, arm)[1]
         windows[f"predict/{arm.name}"] = window_of(config, arm)
         subjects[f"predict/{arm.name}"] = replace(plain, weights=part.weights, strength=arm.strength)
     found: dict[str, Any] = {name: {"outside": reason} for name, reason in reasons.items() if reason is not None}
     if walked:
         here, walks = walk_subjects(config, run, subjects, windows, progress)
         for arm in walked:
-            mine, base = walks[f"predict/{arm.name}"], walks[plain_subject(arm)[0]]
+            mine, base = walks[f"predict/{arm.name}"], walks[plain_subject(config, arm)[0]]
             found[arm.name] = predicted_change(
                 here, windows[f"predict/{arm.name}"], mine, base, num_trained(config, arm)
             )

@@ -12,11 +12,14 @@ from typing import Any
 import numpy as np
 from scipy.special import ndtri
 
-from patterning_dist.config import Config
+from patterning_dist.config import Config, HuggingFaceConfig
+from patterning_dist.config.checkpoints import FINAL
 from patterning_dist.config.deepspeed import read_deepspeed
 from patterning_dist.config.training import Arm
 from patterning_dist.config.window import arm_steps, arm_training, window_length
 from patterning_dist.measure.subjects import Subject, Subjects
+from patterning_dist.models.adapter import read_adapter
+from patterning_dist.models.huggingface import model_location
 from patterning_dist.progress import Progress
 from patterning_dist.response.contrast import split_contrast
 from patterning_dist.runtime.environment import resolve_device
@@ -31,10 +34,18 @@ Walk = Mapping[str, Any]
 _MODEL_ERROR = 0.1  # of a prediction, besides what sampling, data orders and halving say: from benchmarks/windows.py
 
 
-def plain_subject(arm: Arm) -> tuple[str, Subject]:
+def trained_component(config: Config) -> str:
+    """What a training moves: of a model with an adapter that alone."""
+    model = config.model
+    if not isinstance(model, HuggingFaceConfig) or model.path is None:
+        return "everything"
+    return "everything" if read_adapter(model_location(model, FINAL)[0]) is None else "adapter"
+
+
+def plain_subject(config: Config, arm: Arm) -> tuple[str, Subject]:
     """The walk under equal weights from the checkpoint of an arm through its window, and its name."""
     own = "" if arm.window is None else "/{optimizer}-{learning_rate:g}-{num_steps}".format(**arm.window.model_dump())
-    return f"predict/from/{arm.start}{own}", Subject(arm.start, "everything", stream="predict")
+    return f"predict/from/{arm.start}{own}", Subject(arm.start, trained_component(config), stream="predict")
 
 
 def window_of(config: Config, arm: Arm) -> Window:

@@ -20,6 +20,7 @@ from patterning_dist.stages.plan.table import Plan, StagePlan, duration, in_orde
 from patterning_dist.stages.plan.training import Trainings, Trial, baseline_trial, retrain_trial
 from patterning_dist.stages.plan.validate import validate_trial
 from patterning_dist.stages.sample import open_subjects
+from patterning_dist.stages.windows import trained_component
 from patterning_dist.storage.run import RunDirectory
 
 
@@ -56,7 +57,7 @@ class Analytic:
         timed, costs, directory = self._timed, self._costs, self._workspace.path
         by_name = timed.subjects.by_name
         if wanted := timed.wanted(pending):
-            walked = ["everything"] if "predict" in pending else []
+            walked = [trained_component(config)] if "predict" in pending else []
             components = [*(by_name[name].component for name in wanted), *walked]
             yield choose_chains(costs, list(dict.fromkeys(components)))
         if "train" in pending:

@@ -30,6 +30,7 @@ from patterning_dist.sampling.shard import checkpoint_layers
 from patterning_dist.stages.plan.machine import DISK_BANDWIDTH, LAUNCH, MEMORY_BANDWIDTH, STARTING, Machine, seconds
 from patterning_dist.stages.plan.memory import Sizes, cache_memory, chain_memory, training_memory
 from patterning_dist.stages.plan.training import Trial
+from patterning_dist.stages.windows import trained_component
 from patterning_dist.tasks import language_metrics, sequences
 from patterning_dist.tasks.language import LanguageTask
 from patterning_dist.tasks.sequences import SequenceTask
@@ -135,7 +136,7 @@ class Costs:
         if config.validation is not None:
             names.add(config.validation.component)
         if config.predict is not None:
-            names.add("everything")
+            names.add(trained_component(config))
         return config.sampling.lanczos_steps > 0 or component in names
 
     def training_memory(self, trial: Trial, num_workers: int, settings: dict[str, Any]) -> dict[str, int]:
@@ -246,13 +247,13 @@ class Costs:
         )
 
     def window_times(self, batch_size: int) -> WindowTimes:
-        """Of walks of windows, in which all of the model moves."""
-        config, number, everything = self.config, self.config.sampling.ranks_per_chain, "everything"
+        """Of walks of windows, in which all that is trained moves."""
+        config, number, moved = self.config, self.config.sampling.ranks_per_chain, trained_component(self.config)
         assert config.predict is not None
-        gradient = self._passes(self.gradient(everything, number), batch_size, number, 3)
+        gradient = self._passes(self.gradient(moved, number), batch_size, number, 3)
         held_out = 0 if self.subjects.held_out is None else len(self.subjects.held_out.samples)
         evaluated = self._passes(self.forward(number), held_out + self._num_evaluated, number, 1)
-        product = self._product_seconds(everything, config.predict.curvature_sequences)
+        product = self._product_seconds(moved, config.predict.curvature_sequences)
         return WindowTimes(seconds(self._opening), seconds(gradient), seconds(product), seconds(evaluated))
 
     def training_times(self, trial: Trial) -> tuple[StepTimes, JobTimes]:

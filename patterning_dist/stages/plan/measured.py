@@ -124,4 +124,4 @@ def walked(config: Config) -> tuple[Subject, Window] | None:
     """A subject whose window is walked, by stage predict or for ``solve.max_cost``; None: no arm has one."""
     arms = config.retrain.arm_list if config.retrain is not None and config.predict is not None else []
     lead = next((a for a in arms if a.weights is not None and without_window(config, a) is None), None)
-    return None if lead is None else (plain_subject(lead)[1], window_of(config, lead))
+    return None if lead is None else (plain_subject(config, lead)[1], window_of(config, lead))

@@ -15,7 +15,7 @@ def plan_predict(chains: Chains) -> StagePlan:
     config, probe = chains.config, chains.probe
     assert config.retrain is not None
     arms = [a for a in config.retrain.arm_list if a.weights is not None and without_window(config, a) is None]
-    number = len(arms) + len({plain_subject(arm)[0] for arm in arms})
+    number = len(arms) + len({plain_subject(config, arm)[0] for arm in arms})
     settings = config.predict
     assert settings is not None
     window = window_of(config, config.retrain.arm_list[0])  # all are walked in as many segments
