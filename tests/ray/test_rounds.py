@@ -60,7 +60,7 @@ def finished(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
     config = settings(run.path)
     finish_inputs(config, run)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(online, "score", die)
+        patch.setattr(online, "scored", die)
         with pytest.raises(Died):
             run_stages(config, None, run.path)
     before = times(run, FIRST, f"sampling/{SUBJECT}")
