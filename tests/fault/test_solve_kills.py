@@ -16,6 +16,7 @@ from tiny_run import copy_run, finish_inputs, tiny_config
 
 from patterning_dist.driver import run_stages
 from patterning_dist.runtime import pool, tasks
+from patterning_dist.runtime.spares import SPARES
 
 pytestmark = [pytest.mark.usefixtures("local_ray"), pytest.mark.slow, pytest.mark.timeout(300)]
 
@@ -85,6 +86,7 @@ def test_a_killed_driver_is_followed_by_one_that_goes_on(
 ) -> None:
     directory = tmp_path / "run"
     shutil.copytree(sampled, directory)
+    SPARES.dismiss()  # they hold the CPUs that the other driver waits for
     environment = os.environ | {"RAY_ADDRESS": ray.get_runtime_context().gcs_address}
     killed = subprocess.run(
         [sys.executable, "-c", DRIVER, str(directory), last], env=environment, capture_output=True, timeout=200

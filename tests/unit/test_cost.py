@@ -60,6 +60,7 @@ def held(patch: pytest.MonkeyPatch, largest: float, width: float) -> dict[str, A
     for name in ("window_of", "num_trained"):
         patch.setattr(cost, name, lambda *_: None)
     config: Any = SimpleNamespace(
+        model=None,
         solve=SimpleNamespace(max_cost=largest),
         retrain=SimpleNamespace(arm_list=[SimpleNamespace(weights="plus", start="baseline", window=None)], seeds=[0]),
         sampling=SimpleNamespace(observables=[SimpleNamespace(kind="split_loss", split="overall", name="all")]),
