@@ -227,7 +227,7 @@ def rows(case: Case, setting: PredictConfig) -> Iterator[dict[str, Any]]:
             names.append(f"{name} {strength:g}")
             subjects[names[-1]] = Subject("", "everything", "predict", weights=name, strength=strength)
     opened = Subjects(task, sampling(task.kind), task.seed, Path(), subjects, part="predicted")
-    window = Window(case.training(), case.steps, float(case.steps), DEFAULT_CLIPPING, setting)
+    window = Window(case.training(), (1.0,) * case.steps, DEFAULT_CLIPPING, setting)
     walks = {name: walk(opened, name, window) for name in names}
     done = {}
     for name in names:

@@ -14,11 +14,21 @@ WINDOW: Any = "window"  # in place of a localization, which is a number once the
 
 
 def window_length(config: Config) -> float:
-    """Sum of the schedule's factors over the steps of a retraining: a linear warm-up, then 1."""
+    """Sum of the schedule's factors over the steps of a retraining."""
+    assert config.retrain is not None
+    return sum(_factors(config, config.retrain.num_steps))
+
+
+def window_factors(config: Config, arm: Arm) -> tuple[float, ...]:
+    """The schedule's factors in a retraining of an arm; a window of its own has neither warm-up nor another rate."""
+    return _factors(config, arm_steps(config, arm)) if arm.window is None else (1.0,) * arm.window.num_steps
+
+
+def _factors(config: Config, num_steps: int) -> tuple[float, ...]:
+    """A linear warm-up, then 1, times ``rate_factor``."""
     assert config.training is not None and config.retrain is not None
-    steps, warmup = config.retrain.num_steps, config.training.warmup_steps
-    warm = min(steps, warmup)
-    return config.retrain.rate_factor * (warm * (warm + 1) / (2 * max(warmup, 1)) + steps - warm)
+    warmup, factor = max(config.training.warmup_steps, 1), config.retrain.rate_factor
+    return tuple(factor * min(1.0, (step + 1) / warmup) for step in range(num_steps))
 
 
 def arm_steps(config: Config, arm: Arm) -> int:

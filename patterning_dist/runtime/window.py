@@ -46,7 +46,7 @@ def walk_windows(
 
 def _settings(window: Window) -> list[Any]:
     sections = [section.model_dump(mode="json") for section in (window.training, window.settings)]
-    return [sections[0], window.num_steps, window.tau, window.clipping, sections[1]]
+    return [sections[0], len(window.factors), window.tau, window.clipping, sections[1]]
 
 
 def _walk(worker: Any, name: str, window: Window) -> Result:

@@ -16,7 +16,7 @@ from patterning_dist.config import Config, HuggingFaceConfig
 from patterning_dist.config.checkpoints import FINAL
 from patterning_dist.config.deepspeed import read_deepspeed
 from patterning_dist.config.training import Arm
-from patterning_dist.config.window import arm_steps, arm_training, window_length
+from patterning_dist.config.window import arm_steps, arm_training, window_factors
 from patterning_dist.measure.subjects import Subject, Subjects
 from patterning_dist.models.adapter import read_adapter
 from patterning_dist.models.huggingface import model_location
@@ -52,8 +52,7 @@ def window_of(config: Config, arm: Arm) -> Window:
     """The window of the retrainings of an arm."""
     assert config.retrain is not None and config.predict is not None
     clipping = float(read_deepspeed(config.retrain.deepspeed).get("gradient_clipping", DEFAULT_CLIPPING))
-    length = window_length(config) if arm.window is None else float(arm.window.num_steps)
-    return Window(arm_training(config, arm), arm_steps(config, arm), length, clipping, config.predict)
+    return Window(arm_training(config, arm), window_factors(config, arm), clipping, config.predict)
 
 
 def walk_subjects(
@@ -127,7 +126,7 @@ def predicted_change(subjects: Subjects, window: Window, arm: Walk, base: Walk, 
     shares = signed.reshape(*signed.shape[:2], -1, 2).sum(axis=2)
     coarse, fine = (split_contrast(arm["parts"][k] - base["parts"][k], shares, held_out.groups) for k in range(2))
     of_one = np.square(arm["spread"] - base["spread"]).mean(axis=0)
-    order = (of_one * window.num_steps * window.training.batch_size * (1 / num_seen + 1 / window.num_samples)) ** 0.5
+    order = (of_one * len(window.factors) * window.training.batch_size * (1 / num_seen + 1 / window.num_samples)) ** 0.5
     # The samples of the result are others: their sampling error is as large again.
     errors = (2**0.5 * fine.standard_error, order, fine.value - coarse.value, _MODEL_ERROR * fine.value)
     total = np.sqrt(sum(error**2 for error in errors))

@@ -1,25 +1,29 @@
 """A window walked: where a training leads from its checkpoint, segment by segment, and what is observed there.
 
-Every segment begins with a gradient, a second moment and curvature of its own, of minibatches that no other has, and is
-walked in closed form (see ``sampling.window``). The window is walked twice, in half of ``segments`` and in all of them:
-what the two ends differ by is what the closed form leaves out, and what other minibatches would have said.
+Every segment begins with a gradient, a second moment and curvature of its own, of minibatches that no other has, and
+with the optimizer's state where the last one has left it, and is walked in closed form (see ``sampling.window``). The
+window is walked twice, in half of ``segments`` and in all of them: what the two ends differ by is what the closed form
+leaves out, and what other minibatches would have said.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Protocol
+from itertools import pairwise
+from typing import Any, NamedTuple, Protocol
 
 import numpy as np
 import torch
 
 from patterning_dist.config import PredictConfig, TrainingConfig
 from patterning_dist.data.sampler import epoch_batch
+from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Vector, axpy
 from patterning_dist.sampling.ranks import Ranks
+from patterning_dist.sampling.steps import Steps
 from patterning_dist.sampling.target import Target
-from patterning_dist.sampling.window import Move, Rule, Steps, metric, window_move, window_spread
+from patterning_dist.sampling.window import Rule, metric, second_moments, window_move, window_spread
 from patterning_dist.tasks.held_out import signed_sums
 from patterning_dist.tasks.task import Task
 
@@ -49,17 +53,26 @@ class Window:
 
     Attributes:
         training: section of the experiment.
-        num_steps: of the optimizer.
-        tau: sum of the schedule's factors over the steps.
+        factors: of the schedule, one a step of the optimizer.
         clipping: norm that gradients are clipped to; 0: they are not.
         settings: section of the experiment.
     """
 
     training: TrainingConfig
-    num_steps: int
-    tau: float
+    factors: tuple[float, ...]
     clipping: float
     settings: PredictConfig
+
+    @property
+    def tau(self) -> float:
+        """Sum of the schedule's factors."""
+        return sum(self.factors)
+
+    @property
+    def walks(self) -> tuple[int, int]:
+        """Segments of the coarser and of the finer walk, none of them without a step."""
+        fine = min(self.settings.segments, len(self.factors))
+        return max(1, fine // 2), fine
 
     @property
     def num_batches(self) -> int:
@@ -69,12 +82,19 @@ class Window:
     @property
     def num_samples(self) -> int:
         """Training samples, counted as often as they come, of the finer walk."""
-        return self.settings.segments * self.num_batches * self.training.batch_size
+        return self.walks[1] * self.num_batches * self.training.batch_size
 
     @property
     def num_segments(self) -> int:
         """Segments of both walks."""
-        return self.settings.segments // 2 + self.settings.segments
+        return sum(self.walks)
+
+
+class State(NamedTuple):
+    """Of the optimizer, 0 where it is fresh: m, and what its second moments begin with (see ``sampling.window``)."""
+
+    momentum: Vector
+    squares: Vector
 
 
 def walk(subjects: Windowed, name: str, window: Window) -> dict[str, Any]:
@@ -87,24 +107,28 @@ def walk(subjects: Windowed, name: str, window: Window) -> dict[str, Any]:
         their ``names``; ``growth`` [segment], the exponent of what the flow grows by in it along the most negative
         curvature met. Where one is beyond ``LARGEST_GROWTH``, all but it are empty.
     """
-    target, segments = subjects.target(name), window.settings.segments
+    target = subjects.target(name)
     target.weight_decay = 0.0  # the rules have that of the training
-    rules = _rules(subjects, target, window.training)
+    rules, momentum = _rules(subjects, target, window.training)
     begin = {key: w.clone() for key, w in target.live().items()}
+    fresh = {key: torch.zeros_like(w) for key, w in begin.items()}
     growth, parts, metrics = list[float](), list[np.ndarray](), list[dict[str, float]]()
     spread = np.zeros(0)
-    for numbers in (range(segments // 2), range(segments // 2, window.num_segments)):
-        for number in numbers:
-            move, draws = _move(subjects, target, rules, window, number, window.tau / len(numbers))
-            growth.append(-window.tau / len(numbers) * move.smallest)
+    for walk_number, segments in enumerate(window.walks):
+        state, bounds = State(fresh, fresh), np.linspace(0, len(window.factors), segments + 1).round().astype(int)
+        for number, (start, stop) in enumerate(pairwise(bounds.tolist()), walk_number * window.walks[0]):
+            steps = Steps(np.array(window.factors[start:stop]), start, momentum)
+            taken = _segment(subjects, target, rules, window, number, steps, state)
+            growth.append(-float(steps.factors.sum()) * taken.smallest)
             if growth[-1] > LARGEST_GROWTH:
                 break
-            target.move_to(axpy(1.0, move.vector, target.live()))
+            state = taken.state
+            target.move_to(axpy(1.0, taken.vector, target.live()))
         else:
             parts.append(_parts(target))
             metrics.append(subjects.task.evaluate(target.model, subjects.ranks))
-            if draws:
-                spread = _around(target, draws) - parts[-1].sum(axis=(1, 2))
+            if taken.draws:
+                spread = _around(target, taken.draws) - parts[-1].sum(axis=(1, 2))
         target.move_to(begin)
     done = len(parts) == 2
     return {
@@ -116,23 +140,47 @@ def walk(subjects: Windowed, name: str, window: Window) -> dict[str, Any]:
     }
 
 
-def _rules(subjects: Windowed, target: Target, training: TrainingConfig) -> dict[str, Rule]:
-    """What the task's own optimizer does with every piece."""
+def _rules(subjects: Windowed, target: Target, training: TrainingConfig) -> tuple[dict[str, Rule], float]:
+    """What the task's own optimizer does with every piece, and its momentum, which is that of all.
+
+    Raises:
+        PatterningError: there are several.
+    """
     model = target.model
     names = {id(parameter): name for name, parameter in model.named_parameters()}
-    of_parameter: dict[str, Rule] = {}
+    of_parameter, momenta = dict[str, Rule](), set[float]()
     for group in subjects.task.optimizer(model, training).param_groups:
-        rule = Rule(group["lr"], group["weight_decay"], group.get("eps"))
+        momentum, memory = group.get("betas", (0.0, 0.0))
+        momenta.add(momentum)
+        rule = Rule(group["lr"], group["weight_decay"], group.get("eps"), memory)
         of_parameter |= {names[id(parameter)]: rule for parameter in group["params"]}
-    return {piece.name: of_parameter[piece.parameter] for piece in target.component.pieces}
+    if len(momenta) > 1:
+        raise PatterningError(
+            f"predict: groups of the task's optimizer have momenta {sorted(momenta)}, and a window has one; give all "
+            "groups the same first beta, or leave out the section predict"
+        )
+    return {piece.name: of_parameter[piece.parameter] for piece in target.component.pieces}, momenta.pop()
 
 
-def _move(
-    subjects: Windowed, target: Target, rules: Mapping[str, Rule], window: Window, segment: int, tau: float
-) -> tuple[Move, list[Vector]]:
+class _Segment(NamedTuple):
+    """One segment walked."""
+
+    vector: Vector
+    state: State
+    smallest: float  # Ritz value
+    draws: list[Vector]  # in the last one, where the noise of its minibatches leads to in the whole window
+
+
+def _segment(
+    subjects: Windowed,
+    target: Target,
+    rules: Mapping[str, Rule],
+    window: Window,
+    segment: int,
+    steps: Steps,
+    state: State,
+) -> _Segment:
     """From where the target is: gradient and second moment from the same minibatches, then products on a part of them.
-
-    The last segment also draws where the noise of these minibatches leads to in the whole window.
 
     On samples that the second moment has not seen, weights of rare tokens would have curvature and hardly a moment, so
     that their rate, and with it the growth, has no bound. Minibatch gradients are clipped as the training clips them;
@@ -155,7 +203,8 @@ def _move(
             squares[key] += (factor * g) ** 2 / len(batches)
             for share, drawn in zip(shares, noise, strict=True):
                 drawn[key] += share[number] * factor * g
-    rates, decays = metric(rules, squares)
+    moments, squares = second_moments(rules, squares, state.squares, steps)
+    rates, decays = metric(rules, moments)
     seen = np.concatenate(batches)
     samples = target.prepare(target.data, seen[:: max(1, len(seen) // settings.curvature_sequences)])
 
@@ -164,10 +213,11 @@ def _move(
         return {key: kept * curved[key] + decays[key] * v for key, v in vector.items()}
 
     pull = {key: decays[key] * w for key, w in target.live().items()}
-    num_products = settings.lanczos_steps
-    move = window_move(product, axpy(1.0, mean, pull), rates, target.dot, tau=tau, num_steps=num_products)
-    steps = Steps(window.num_steps, window.tau / window.num_steps, population / batch_size)
-    return move, [window_spread(product, drawn, rates, target.dot, steps, num_products) for drawn in noise]
+    gradient, num_products = axpy(1.0, mean, pull), settings.lanczos_steps
+    move = window_move(product, gradient, state.momentum, rates, target.dot, steps, num_products)
+    whole, a_pass = Steps(np.array(window.factors), 0, steps.momentum), population / batch_size
+    draws = [window_spread(product, drawn, rates, target.dot, whole, a_pass, num_products) for drawn in noise]
+    return _Segment(move.vector, State(move.momentum, squares), move.smallest, draws)
 
 
 def _noise_shares(seed: int, num_batches: int) -> list[list[float]]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -15,7 +16,7 @@ from patterning_dist.sampling import window as flow
 from patterning_dist.selftest import chi, llc, window
 from patterning_dist.selftest.check import Check
 
-STEP, KERNEL, SUSCEPTIBILITY = sgld.step_, flow.window_kernel, chi.susceptibility
+STEP, RESPONSES, SUSCEPTIBILITY = sgld.step_, flow.responses, chi.susceptibility
 
 
 def quick():
@@ -90,7 +91,10 @@ def test_chi_of_a_gaussian_and_a_wrong_one(monkeypatch):
 
 
 def test_a_window_of_another_length_fails(monkeypatch):
-    monkeypatch.setattr(flow, "window_kernel", lambda values, tau: KERNEL(values, 1.5 * tau))
+    def longer(values, steps, *end):
+        return RESPONSES(values, dataclasses.replace(steps, factors=np.ones(3 * len(steps.factors) // 2)), *end)
+
+    monkeypatch.setattr(flow, "responses", longer)
     assert not any(check.ok for check in window.windows())
 
 

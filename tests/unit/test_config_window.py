@@ -141,7 +141,7 @@ def test_an_arm_with_a_window_is_trained_by_it_and_others_as_before(path: Path) 
     assert arm_training(config, own).model_dump() == config.training.model_dump() | changes
     window = window_of(config, own)
     # One rate from the first step on: retrain.rate_factor and the warm-up are the section's.
-    assert (window.num_steps, window.tau, num_trained(config, own)) == (20, 20.0, 20 * 8)
+    assert (len(window.factors), window.tau, num_trained(config, own)) == (20, 20.0, 20 * 8)
     assert window_of(config, plain).tau == pytest.approx(window_length(config))
     assert plain_subject(config, plain)[0] != plain_subject(config, own)[0]
 

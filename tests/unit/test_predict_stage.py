@@ -59,7 +59,7 @@ def prediction(growth: float, shift: float, bend: float = 0.0, spread: float = 0
     ]
     subjects, window = (
         SimpleNamespace(held_out=held_out),
-        SimpleNamespace(tau=10.0, num_steps=32, num_samples=4096, training=SimpleNamespace(batch_size=64)),
+        SimpleNamespace(tau=10.0, factors=(1.0,) * 32, num_samples=4096, training=SimpleNamespace(batch_size=64)),
     )
     return predicted_change(subjects, window, *walks, num_seen)
 

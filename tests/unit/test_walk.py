@@ -13,6 +13,7 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from patterning_dist.config import PredictConfig, TrainingConfig
+from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import select_component
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.target import Target
@@ -61,7 +62,57 @@ class Known:
 def walked(loss, segments, rate=RATE, steps=STEPS, clipping=0.0):
     training = TrainingConfig(batch_size=4, optimizer="sgd", learning_rate=rate)
     settings = PredictConfig(gradient_sequences=4, curvature_sequences=4, lanczos_steps=2, segments=segments)
-    return walk(Known(loss), "x", Window(training, steps, float(steps), clipping, settings))
+    return walk(Known(loss), "x", Window(training, (1.0,) * steps, clipping, settings))
+
+
+def test_adamw_is_walked_with_its_state_in_any_number_of_segments():
+    """A quadratic without noise: what is left is that second moments are those of where a segment begins."""
+    curvatures, slopes, steps = (2.0, -0.5), (0.3, 0.2), 24
+    w = torch.nn.Parameter(torch.tensor(START))
+    optimizer = torch.optim.AdamW([w], lr=2e-3, betas=(0.9, 0.98), weight_decay=0.1)
+    for _ in range(steps):
+        optimizer.zero_grad()
+        quadratic(curvatures, slopes)(w).backward()
+        optimizer.step()
+    realised = w.detach().numpy() - START
+
+    class Adam(Known):
+        def __post_init__(self):
+            super().__post_init__()
+            self.task.optimizer = lambda model, settings: torch.optim.AdamW(
+                model.parameters(), lr=settings.learning_rate, betas=(0.9, 0.98), weight_decay=settings.weight_decay
+            )
+            self.task.evaluate = lambda model, ranks: dict(zip("ab", model.w.tolist(), strict=True))
+
+    training = TrainingConfig(batch_size=4, optimizer="adamw", learning_rate=2e-3, weight_decay=0.1)
+    errors = []
+    for segments in (2, 8):
+        settings = PredictConfig(gradient_sequences=4, curvature_sequences=4, lanczos_steps=2, segments=segments)
+        found = walk(Adam(quadratic(curvatures, slopes)), "x", Window(training, (1.0,) * steps, 0.0, settings))
+        errors.append(abs((found["metrics"][1] - START) / realised - 1).max())
+    # Gradients change by 6 and 8 % in the whole window, and so by 2 % on average in half of one of two segments.
+    assert errors[0] < 0.02 and errors[1] < errors[0] / 2.5
+
+
+def test_groups_of_other_momenta_are_refused():
+    class Two(Known):
+        def __post_init__(self):
+            super().__post_init__()
+            self.task.optimizer = lambda model, settings: torch.optim.AdamW(
+                [{"params": [model.w]}, {"params": [], "betas": (0.5, 0.98)}], lr=0.1
+            )
+
+    settings = PredictConfig(segments=2)
+    with pytest.raises(PatterningError, match=r"predict: groups .* have momenta \[0.5, 0.9\], and a window has one"):
+        walk(Two(quadratic((1.0, 1.0), (0.0, 0.0))), "x", Window(TrainingConfig(batch_size=4), (1.0,), 0.0, settings))
+
+
+@pytest.mark.parametrize(("steps", "walks"), [(1, (1, 1)), (3, (1, 3)), (30, (2, 4))])
+def test_no_segment_is_without_a_step(steps, walks):
+    curvatures, slopes = (2.0, -0.5), (0.3, 0.2)
+    found = walked(quadratic(curvatures, slopes), 4, steps=steps)
+    assert len(found["growth"]) == sum(walks)
+    np.testing.assert_allclose(found["metrics"][:, 0], flow(curvatures, slopes, RATE * steps)[1], rtol=1e-5)
 
 
 def quadratic(curvatures, slopes):
@@ -140,7 +191,7 @@ def test_draws_spread_as_trainings_of_other_data_orders_do(monkeypatch):
     settings = PredictConfig(gradient_sequences=4, curvature_sequences=4, lanczos_steps=2, segments=2)
     subjects = Centered(None)
     subjects.target("x")
-    spread = walk(subjects, "x", Window(training, STEPS, float(STEPS), 0.0, settings))["spread"]
+    spread = walk(subjects, "x", Window(training, (1.0,) * STEPS, 0.0, settings))["spread"]
     assert spread.shape == (num_draws, 1)
     rng, ends = np.random.default_rng(0), []
     for _ in range(400):
