@@ -108,13 +108,18 @@ def response(
         if entry.get("outside"):
             section.blocks.append(Note(f"{arm}: outside the window, no prediction: {entry['outside']}.", "small"))
     if rows_of_metrics := [
-        [metrics.label(name), arm, number(value["value"], sign=True), number(value["halving_error"])]
+        [metrics.label(name), arm, estimate(value, sign=True)]
         for arm, entry in (windows.get("arms") or {}).items()
         for name, value in (entry.get("metrics") or {}).items()
     ]:
-        title = "Metrics where the windows lead, less those of equal weights: no interval, the last column is no more "
-        title += "than what half of the segments would change"
-        section.blocks.append(Table(["metric", "arm", "predicted", "half of the segments"], rows_of_metrics, title))
+        title = (
+            "Metrics where the windows lead, less those of equal weights, of the very samples that trainings report "
+        )
+        title += (
+            "them of: the 95 % interval is of other data orders, of what half of the segments would change, and of "
+        )
+        title += "a tenth of the value"
+        section.blocks.append(Table(["metric", "arm", "predicted"], rows_of_metrics, title))
     section.blocks += [Figures(drawn)] if drawn else []
     headers = ["arm", "observable", *(kind.replace("_", "-") for kind in kinds)]
     section.blocks.append(Table(headers, rows, "With 95 % intervals"))

@@ -11,7 +11,7 @@ from patterning_dist.runtime.chains.attempt import MakeStudy
 from patterning_dist.runtime.pool import Call, pool_tasks
 from patterning_dist.runtime.tasks import Result
 from patterning_dist.storage.run import RunDirectory
-from patterning_dist.training.walk import Window, walk
+from patterning_dist.training.walk import NUM_SPREAD, Window, walk
 
 
 def walk_windows(
@@ -46,7 +46,7 @@ def walk_windows(
 
 def _settings(window: Window) -> list[Any]:
     sections = [section.model_dump(mode="json") for section in (window.training, window.settings)]
-    return [sections[0], len(window.factors), window.tau, window.clipping, sections[1]]
+    return [sections[0], len(window.factors), window.tau, window.clipping, NUM_SPREAD, sections[1]]
 
 
 def _walk(worker: Any, name: str, window: Window) -> Result:

@@ -6,7 +6,7 @@ difference of each split loss, and of each metric of the task, where the two wal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -125,29 +125,35 @@ def predicted_change(subjects: Subjects, window: Window, arm: Walk, base: Walk, 
     signed = np.stack([coefficients.clip(0), coefficients.clip(max=0)], axis=-1)
     shares = signed.reshape(*signed.shape[:2], -1, 2).sum(axis=2)
     coarse, fine = (split_contrast(arm["parts"][k] - base["parts"][k], shares, held_out.groups) for k in range(2))
-    of_one = np.square(arm["spread"] - base["spread"]).mean(axis=0)
-    order = (of_one * len(window.factors) * window.training.batch_size * (1 / num_seen + 1 / window.num_samples)) ** 0.5
-    # The samples of the result are others: their sampling error is as large again.
-    errors = (2**0.5 * fine.standard_error, order, fine.value - coarse.value, _MODEL_ERROR * fine.value)
-    total = np.sqrt(sum(error**2 for error in errors))
-    if not np.isfinite(total).all():
+    seen = len(window.factors) * window.training.batch_size * (1 / num_seen + 1 / window.num_samples)
+
+    def order(spread: str) -> np.ndarray:
+        return np.sqrt(seen * np.square(arm[spread] - base[spread]).mean(axis=0))
+
+    observables = _estimates(held_out.names, fine.value, coarse.value, order("spread"), fine.standard_error)
+    if not all(np.isfinite(found["standard_error"]) for found in observables.values()):
         return entry | {"outside": "there are too few held-out samples for an error; give two or more of every split"}
-    width = ndtri(0.975) * total
-    entry["observables"] = {
-        name: {
-            "value": fine.value[k],
-            "standard_error": total[k],
-            "interval": [fine.value[k] - width[k], fine.value[k] + width[k]],
-            "in_half_the_segments": coarse.value[k],
-            "sampling_error": fine.standard_error[k],
-            "order_error": order[k],
-        }
-        for k, name in enumerate(held_out.names)
-    }
     changes = arm["metrics"] - base["metrics"]
     # Of the very samples that trainings report metrics of, so that no choice of samples is in between.
-    entry["metrics"] = {
-        name: {"value": changes[1, k], "halving_error": abs(changes[1, k] - changes[0, k])}
-        for k, name in enumerate(arm["names"])
+    metrics = _estimates(arm["names"], changes[1], changes[0], order("metric_spread"), np.zeros(len(arm["names"])))
+    return entry | {"observables": observables, "metrics": metrics}
+
+
+def _estimates(
+    names: Sequence[str], fine: np.ndarray, coarse: np.ndarray, order: np.ndarray, sampling: np.ndarray
+) -> dict[str, dict[str, float | list[float]]]:
+    """Name -> a prediction with its 95 % interval, of errors that are added in squares; all arrays [name]."""
+    # The samples of the result are others: their sampling error is as large again.
+    total = np.sqrt(2 * sampling**2 + order**2 + (fine - coarse) ** 2 + (_MODEL_ERROR * fine) ** 2)
+    width = ndtri(0.975) * total
+    return {
+        name: {
+            "value": fine[k],
+            "standard_error": total[k],
+            "interval": [fine[k] - width[k], fine[k] + width[k]],
+            "in_half_the_segments": coarse[k],
+            "sampling_error": sampling[k],
+            "order_error": order[k],
+        }
+        for k, name in enumerate(names)
     }
-    return entry

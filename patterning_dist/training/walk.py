@@ -103,9 +103,9 @@ def walk(subjects: Windowed, name: str, window: Window) -> dict[str, Any]:
     Returns:
         ``parts`` float64 [walk, observable, sample, sign], what each held-out sample adds to an observable with
         coefficients above and below 0; ``spread`` [draw, observable], how far the noise of minibatches takes a training
-        from there, in draws that are the same for all subjects; ``metrics`` [walk, metric], those of the task, and
-        their ``names``; ``growth`` [segment], the exponent of what the flow grows by in it along the most negative
-        curvature met. Where one is beyond ``LARGEST_GROWTH``, all but it are empty.
+        from there, in draws that are the same for all subjects; ``metrics`` [walk, metric], those of the task, their
+        ``names`` and ``metric_spread`` [draw, metric]; ``growth`` [segment], the exponent of what the flow grows by in
+        it along the most negative curvature met. Where one is beyond ``LARGEST_GROWTH``, all but it are empty.
     """
     target = subjects.target(name)
     target.weight_decay = 0.0  # the rules have that of the training
@@ -113,7 +113,7 @@ def walk(subjects: Windowed, name: str, window: Window) -> dict[str, Any]:
     begin = {key: w.clone() for key, w in target.live().items()}
     fresh = {key: torch.zeros_like(w) for key, w in begin.items()}
     growth, parts, metrics = list[float](), list[np.ndarray](), list[dict[str, float]]()
-    spread = np.zeros(0)
+    around, metrics_around = list[np.ndarray](), list[dict[str, float]]()
     for walk_number, segments in enumerate(window.walks):
         state, bounds = State(fresh, fresh), np.linspace(0, len(window.factors), segments + 1).round().astype(int)
         for number, (start, stop) in enumerate(pairwise(bounds.tolist()), walk_number * window.walks[0]):
@@ -127,15 +127,22 @@ def walk(subjects: Windowed, name: str, window: Window) -> dict[str, Any]:
         else:
             parts.append(_parts(target))
             metrics.append(subjects.task.evaluate(target.model, subjects.ranks))
-            if taken.draws:
-                spread = _around(target, taken.draws) - parts[-1].sum(axis=(1, 2))
+            middle = {key: w.clone() for key, w in target.live().items()}
+            for draw in taken.draws:
+                target.move_to(axpy(1.0, draw, middle))
+                around.append(_parts(target).sum(axis=(1, 2)))
+                metrics_around.append(subjects.task.evaluate(target.model, subjects.ranks))
         target.move_to(begin)
-    done = len(parts) == 2
+    if len(parts) < 2:
+        empty = dict.fromkeys(("parts", "spread", "metrics", "metric_spread"), np.zeros(0))
+        return {**empty, "names": [], "growth": np.array(growth)}
+    values = np.array([list(found.values()) for found in metrics])
     return {
-        "parts": np.stack(parts) if done else np.zeros(0),
-        "spread": spread if done else np.zeros(0),
-        "metrics": np.array([list(found.values()) for found in metrics]) if done else np.zeros(0),
-        "names": list(metrics[0]) if done else [],
+        "parts": np.stack(parts),
+        "spread": np.stack(around) - parts[-1].sum(axis=(1, 2)),
+        "metrics": values,
+        "metric_spread": np.array([list(found.values()) for found in metrics_around]) - values[-1],
+        "names": list(metrics[0]),
         "growth": np.array(growth),
     }
 
@@ -227,15 +234,6 @@ def _noise_shares(seed: int, num_batches: int) -> list[list[float]]:
     normal = np.random.default_rng([seed, _SPREAD_STREAM]).normal(size=(num_batches, NUM_SPREAD + 1))
     normal[:, 0] = 1.0
     return np.linalg.qr(normal)[0].T[1:].tolist()
-
-
-def _around(target: Target, draws: list[Vector]) -> np.ndarray:
-    """Observables at draws around where the target is [draw, observable]."""
-    middle, found = {key: w.clone() for key, w in target.live().items()}, []
-    for draw in draws:
-        target.move_to(axpy(1.0, draw, middle))
-        found.append(_parts(target).sum(axis=(1, 2)))
-    return np.stack(found)
 
 
 def _parts(target: Target) -> np.ndarray:

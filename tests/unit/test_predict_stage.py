@@ -51,7 +51,14 @@ def prediction(growth: float, shift: float, bend: float = 0.0, spread: float = 0
     base = RNG.normal(3, 1, (2, 1, NUM, 1)) * coefficients[None, :, :, None] * [1, 0]
     moved = base + np.array([shift + bend, shift])[:, None, None, None] * coefficients[None, :, :, None] * [1, 0]
     walks = [
-        {"growth": np.array([growth]), "parts": parts, "metrics": metrics, "names": ["accuracy"], "spread": noise}
+        {
+            "growth": np.array([growth]),
+            "parts": parts,
+            "metrics": metrics,
+            "names": ["accuracy"],
+            "spread": noise,
+            "metric_spread": 2 * noise,
+        }
         for parts, metrics, noise in (
             (moved, np.array([[0.7], [0.72]]), np.array([[3 + spread], [-spread]])),
             (base, np.array([[0.6], [0.61]]), np.array([[3.0], [0.0]])),
@@ -96,6 +103,11 @@ def test_trainings_differ_by_the_order_of_their_data() -> None:
         assert found["standard_error"] == pytest.approx(np.hypot(0.01, found["order_error"]), rel=1e-6)
 
 
-def test_metrics_have_no_interval() -> None:
-    [(name, found)] = prediction(0.3, -0.1)["metrics"].items()
-    assert name == "accuracy" and found == pytest.approx({"value": 0.11, "halving_error": 0.01})
+def test_metrics_have_an_interval_of_all_but_the_choice_of_samples() -> None:
+    [(name, found)] = prediction(0.3, -0.1, spread=0.02, num_seen=4096)["metrics"].items()
+    order = 0.04 * (2048 / 4096 * 2) ** 0.5
+    error = (order**2 + 0.01**2 + 0.011**2) ** 0.5
+    low, high = found.pop("interval")
+    assert name == "accuracy" and (low, high) == pytest.approx((0.11 - 1.96 * error, 0.11 + 1.96 * error), rel=1e-4)
+    expected = {"value": 0.11, "in_half_the_segments": 0.1, "sampling_error": 0, "order_error": order}
+    assert found == pytest.approx(expected | {"standard_error": error})

@@ -553,13 +553,13 @@ def test_a_cost_that_was_held_and_metrics_of_a_window_are_told(run):
     solution["arms"]["plus"]["cost"] = {"scale": 0.25, "max_cost": 0.017, "overall": overall, "tried": tried}
     path.write_text(json.dumps(solution))
     (run / "predict").mkdir(exist_ok=True)
-    metrics = {"prefix_matching": {"value": 0.037, "halving_error": 0.0021}}
+    metrics = {"prefix_matching": {"value": 0.037, "interval": [0.031, 0.043]}}
     entry = {"outside": None, "observables": {}, "metrics": metrics}
     (run / "predict" / "response.json").write_text(json.dumps({"arms": {"plus": entry}}))
     html = page(run)
     assert "Plus is scaled to 0.25 of what was solved for" in html and "end is held to 0.017; 3 strengths" in html
     table = html[html.index("Metrics where the windows lead") :]
-    assert "no interval" in table[:200] and "+0.037" in table and "0.0021" in table
+    assert "the very samples" in table[:200] and "+0.0370\u00a0[0.0310,\u00a00.0430]" in table
 
 
 def test_controls_are_named_in_words(run):

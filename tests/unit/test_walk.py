@@ -191,8 +191,10 @@ def test_draws_spread_as_trainings_of_other_data_orders_do(monkeypatch):
     settings = PredictConfig(gradient_sequences=4, curvature_sequences=4, lanczos_steps=2, segments=2)
     subjects = Centered(None)
     subjects.target("x")
-    spread = walk(subjects, "x", Window(training, (1.0,) * STEPS, 0.0, settings))["spread"]
+    found = walk(subjects, "x", Window(training, (1.0,) * STEPS, 0.0, settings))
+    spread = found["spread"]
     assert spread.shape == (num_draws, 1)
+    np.testing.assert_allclose(found["metric_spread"], 0, atol=1e-6)  # of the other weight, which no loss is of
     rng, ends = np.random.default_rng(0), []
     for _ in range(400):
         order, w = np.concatenate([rng.permutation(num) for _ in range(2)]), START[0]
