@@ -113,12 +113,10 @@ def response(
         for name, value in (entry.get("metrics") or {}).items()
     ]:
         title = (
-            "Metrics where the windows lead, less those of equal weights, of the very samples that trainings report "
+            "Metrics where the windows lead, less those of equal weights, of the very samples that trainings report them "
+            "of: the 95 % interval is of other data orders, of what half of the segments would change, and of a tenth of "
+            "the value"
         )
-        title += (
-            "them of: the 95 % interval is of other data orders, of what half of the segments would change, and of "
-        )
-        title += "a tenth of the value"
         section.blocks.append(Table(["metric", "arm", "predicted"], rows_of_metrics, title))
     section.blocks += [Figures(drawn)] if drawn else []
     headers = ["arm", "observable", *(kind.replace("_", "-") for kind in kinds)]

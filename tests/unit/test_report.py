@@ -559,7 +559,7 @@ def test_a_cost_that_was_held_and_metrics_of_a_window_are_told(run):
     html = page(run)
     assert "Plus is scaled to 0.25 of what was solved for" in html and "end is held to 0.017; 3 strengths" in html
     table = html[html.index("Metrics where the windows lead") :]
-    assert "the very samples" in table[:200] and "+0.0370\u00a0[0.0310,\u00a00.0430]" in table
+    assert "the very samples" in table[:200] and "+0.037\u00a0[0.031,\u00a00.043]" in table
 
 
 def test_controls_are_named_in_words(run):
