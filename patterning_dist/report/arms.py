@@ -113,9 +113,9 @@ def response(
         for name, value in (entry.get("metrics") or {}).items()
     ]:
         title = (
-            "Metrics where the windows lead, less those of equal weights, of the very samples that trainings report them "
-            "of: the 95 % interval is of other data orders, of what half of the segments would change, and of a tenth of "
-            "the value"
+            "Metrics where the windows lead, less those of equal weights, of the very samples that trainings report "
+            "them of: the 95 % interval is of other data orders, of what half of the segments would change, and of a "
+            "tenth of the value"
         )
         section.blocks.append(Table(["metric", "arm", "predicted"], rows_of_metrics, title))
     section.blocks += [Figures(drawn)] if drawn else []
