@@ -144,7 +144,13 @@ def combine_chains(
     spreads = [spread for _, spread in parts]
     batch = sum(s**2 * spread.variance for s, spread in zip(shares, spreads, strict=True)) + baseline_variance
     num_batches = sum(spread.num_batches for spread in spreads)
-    squares, cubes = sum(spread.squares for spread in spreads), sum(spread.cubes for spread in spreads)
+    # k-statistics: deviations are from the mean of few batches of a chain, n, which leaves n - 1 of their squares and
+    # (n - 1)(n - 2) / n of their cubes.
+    squares = sum(s.num_batches / max(s.num_batches - 1, 1) * s.squares for s in spreads) / num_batches
+    cubes = (
+        sum(s.num_batches**2 / max((s.num_batches - 1) * (s.num_batches - 2), 1) * s.cubes for s in spreads)
+        / num_batches
+    )
     between = np.full_like(batch, np.nan)
     if len(chains) > 1:
         between = chi_per_chain.var(axis=0, ddof=1) / len(chains) + baseline_variance
@@ -155,8 +161,7 @@ def combine_chains(
         standard_error_batch=np.sqrt(batch),
         standard_error_between=np.sqrt(between),
         degrees_of_freedom=degrees_of_freedom(batch, between, num_inside, len(chains)),
-        skewness=np.where(squares > 0, cubes / num_batches, 0.0)
-        / np.where(squares > 0, squares / num_batches, 1.0) ** 1.5,
+        skewness=np.where(squares > 0, cubes, 0.0) / np.where(squares > 0, squares, 1.0) ** 1.5,
         num_batches=num_batches,
         chi_per_chain=chi_per_chain,
         chains=tuple(moments.chain for moments in chains),
