@@ -44,9 +44,9 @@ class Susceptibility:
         """chi -+ t * standard error, wider where the draws are skewed (``skewed_interval``), for each entry alone.
 
         [observable probe], twice. Few chains know their own spread badly, so Student's t is taken instead of 1.96. In
-        simulations of 2 to 8 chains with 16 to 400 independent draws a 95 % interval covers 97-98 % where draws are
-        normal, 94-98 % where they are squares of normal ones and 87-95 % where they are log-normal; of 7
-        autocorrelation times a chain, 86-91 %.
+        simulations of 2 to 8 chains with 16 to 100 independent draws a 95 % interval covers 97-98 % where draws are
+        normal, 96-97 % where they are squares of normal ones and 89-94 % where they are log-normal, the least with two
+        chains; of 7 autocorrelation times a chain, less.
         """
         return skewed_interval(
             self.chi, self.standard_error, self.degrees_of_freedom, self.skewness, self.num_batches, level
