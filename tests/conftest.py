@@ -57,7 +57,6 @@ SECONDS = {
     "tests/unit/test_deaths.py": 50,
     "tests/unit/test_zero_layouts.py": 50,
     "tests/fuzz/test_fuzz.py": 60,
-    "tests/end_to_end/test_given_text_and_adapter.py": 60,
     "tests/unit/test_around.py": 40,
     "tests/unit/test_export.py": 20,
     "tests/unit/test_response_columns.py": 25,
