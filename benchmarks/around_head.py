@@ -28,7 +28,8 @@ from patterning_dist.models.huggingface import fresh_language_model
 from patterning_dist.models.losses import token_losses
 from patterning_dist.models.passes import next_token_losses
 from patterning_dist.sampling.first_moment import antithetic_pair, mean_rises
-from patterning_dist.sampling.target import Layered, Prepared, Target
+from patterning_dist.sampling.layered import Layered, Prepared
+from patterning_dist.sampling.target import Target
 from patterning_dist.tasks.attention_only import LayersAbove
 
 VOCABULARY, LENGTH, GAMMA, NUM_PAIRS, POOL = 1024, 128, 25.0, 8, 512

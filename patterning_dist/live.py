@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -35,7 +36,8 @@ class Live:
         done, total: units of that, None where their number is not known.
         seconds_left, per_second: of these, None as long as nothing can be said.
         lines: name of a chain, training or task -> its state.
-        measured: subject -> what its chains say so far: llc, llc_error, rhat, ess, reliability.
+        measured: subject -> what its chains say so far: llc, llc_error, rhat, ess, reliability; None, as JSON has it,
+            for what is not finite.
         said: the last lines for the user.
         ended: how the driver ended; None while it is at work.
     """
@@ -47,7 +49,7 @@ class Live:
     seconds_left: float | None = None
     per_second: float | None = None
     lines: dict[str, Line] = field(default_factory=dict)
-    measured: dict[str, dict[str, float]] = field(default_factory=dict)
+    measured: dict[str, dict[str, float | None]] = field(default_factory=dict)
     said: list[str] = field(default_factory=list)
     ended: str | None = None
 
@@ -100,7 +102,7 @@ class _Row:
 
     name: str
     members: list[tuple[str, Line]]
-    measured: Mapping[str, float]
+    measured: Mapping[str, float | None]
 
     @property
     def failed(self) -> list[str]:
@@ -131,7 +133,7 @@ class _Row:
             key, slowest = min(self.members, key=lambda member: member[1].done / max(member[1].total, 1))
             parts.append(f"last: {_numbers([key])[0]} at {slowest.done}")
         if "rhat" in self.measured:
-            parts.append(f"R-hat {self.measured['rhat']:.2f}")
+            parts.append(f"R-hat {_known(self.measured['rhat'], '.2f')}")
         return Text("; ".join(parts), style="red" if self.failed else "")
 
 
@@ -141,16 +143,20 @@ def _numbers(keys: list[str]) -> list[str]:
     return [key[len(unit["unit"]) + 1 :] if unit else key for key, unit in zip(keys, found, strict=True)]
 
 
-def measured_words(measured: Mapping[str, float]) -> str:
+def measured_words(measured: Mapping[str, float | None]) -> str:
     """What the chains of a subject say, in one line."""
     parts = []
     if "llc" in measured:
-        parts.append(f"LLC {measured['llc']:.3g} ± {measured['llc_error']:.2g}")
+        parts.append(f"LLC {_known(measured['llc'], '.3g')} ± {_known(measured.get('llc_error'), '.2g')}")
     for name, label, form in (
         ("rhat", "R-hat", ".2f"),
         ("ess", "effective draws", ".0f"),
         ("reliability", "reliability of chi", ".2f"),
     ):
         if name in measured:
-            parts.append(f"{label} {measured[name]:{form}}")
+            parts.append(f"{label} {_known(measured[name], form)}")
     return ", ".join(parts)
+
+
+def _known(value: float | None, form: str) -> str:
+    return "not finite" if value is None or not math.isfinite(value) else f"{value:{form}}"

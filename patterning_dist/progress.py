@@ -84,7 +84,7 @@ class Progress:
 
     def measured(self, subject: str, **values: float) -> None:
         """What the chains of a subject say by now, see ``Live``."""
-        self.state.measured[subject] = self.state.measured.get(subject, {}) | values
+        self.state.measured[subject] = {**self.state.measured.get(subject, {}), **values}
 
     def _render(self) -> Group:
         height = max(self.console.height - NUM_SAID // 2, 4)

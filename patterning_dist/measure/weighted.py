@@ -8,8 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from patterning_dist.sampling.layered import Layered, State
 from patterning_dist.sampling.samples import Batch, PerSampleLoss, Samples
-from patterning_dist.sampling.target import Layered, State
 
 
 class Weighted:

@@ -88,7 +88,7 @@ class AttentionOnlyTransformer(nn.Module):
     """Attention-only language model over blocks of tokens.
 
     ``embed`` -> ``layers[0..n)`` -> ``unembed`` are separate, so that what lies below and beside a component under
-    study can be computed once and kept (see ``sampling.target.Layered``).
+    study can be computed once and kept (see ``sampling.layered.Layered``).
 
     Args:
         config: sizes, and how weights begin.

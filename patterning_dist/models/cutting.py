@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -21,15 +21,18 @@ from patterning_dist.models.moving import Part, first, moving_part
 from patterning_dist.models.passes import ends_in_its_head, next_token_losses
 from patterning_dist.models.readout import Readout, readout_of
 
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
 _SAMPLES, _POSITIONS = 2, 12  # of the trial
 _TOLERANCE = 1e-4  # of the root mean square of what the losses rise by
 # What the code of an architecture may object to when it runs with fewer heads.
 _OBJECTIONS = (RuntimeError, ValueError, TypeError, AttributeError, IndexError, KeyError)
 
 
-def cut_around(model: nn.Module, component: Component) -> AroundComponent | None:
+def cut_around(model: PreTrainedModel, component: Component) -> AroundComponent | None:
     """A causal language model at w*, cut around a component; None where no way of cutting it gives the same losses."""
-    layers, parameters = find_layers(model), dict(model.named_parameters())  # type: ignore[arg-type]
+    layers, parameters = find_layers(model), dict(model.named_parameters())
     layer_of = {id(p): number for number, layer in enumerate(layers) for p in layer.block.parameters()}
     moving = [parameters[name] for name in component.parameters]
     numbers = {layer_of.get(id(p)) for p in moving}
@@ -55,7 +58,9 @@ def cut_around(model: nn.Module, component: Component) -> AroundComponent | None
 class _Trial:
     """A few tokens, on which ways of cutting a model are held against whole passes; the component ends where it was."""
 
-    def __init__(self, model: nn.Module, component: Component, blocks: list[nn.Module], part: Part | None) -> None:
+    def __init__(
+        self, model: PreTrainedModel, component: Component, blocks: list[nn.Module], part: Part | None
+    ) -> None:
         self.model, self.blocks, self._component = model, blocks, component
         config: Any = model.config
         length = min(_POSITIONS, getattr(config, "max_position_embeddings", None) or _POSITIONS) + 1
@@ -74,7 +79,7 @@ class _Trial:
 
     def readout(self) -> Readout | None:
         """The final norm is what reads the last layer; the unembedding reads that, and the model ends there."""
-        head: Any = self.model.get_output_embeddings()  # type: ignore[operator]
+        head: Any = self.model.get_output_embeddings()
         if not ends_in_its_head(self.model, head):
             return None
         last = first(self.outputs[self.blocks[-1]])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from patterning_dist.models.anatomy import Layer, moving_heads
 from patterning_dist.models.attention_heads import Heads
 from patterning_dist.models.components import Component
 from patterning_dist.models.narrow import NarrowAttention
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
 
 
 class Part(Protocol):
@@ -70,10 +73,10 @@ class ModulePart:
         return None
 
 
-def moving_part(model: nn.Module, component: Component, layer: Layer, moving: set[int]) -> Part | None:
+def moving_part(model: PreTrainedModel, component: Component, layer: Layer, moving: set[int]) -> Part | None:
     """What of a layer moves, where that is heads or a module that can be told from the rest."""
     if layer.attention is not None and isinstance(layer.heads, Heads):
-        heads, which = layer.heads, moving_heads(model, component, layer.heads)  # type: ignore[arg-type]
+        heads, which = layer.heads, moving_heads(model, component, layer.heads)
         shared = heads.num_groups < heads.num_heads
         if which and (not shared or len({head // heads.heads_per_group for head in which}) == 1):
             return HeadsPart(layer.attention, heads, which)

@@ -20,9 +20,9 @@ from patterning_dist.aggregation.files import rank_part
 from patterning_dist.runtime.pool import Call, RunCalls, Scored, pool_shards, score_parts
 from patterning_dist.runtime.tasks import Result
 from patterning_dist.sampling.direction import directional_losses, response_direction
+from patterning_dist.sampling.layered import Prepared
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.statistics import flatten, unflatten
-from patterning_dist.sampling.target import Prepared
 from patterning_dist.storage.snapshots import Snapshots, pack, unpack
 from patterning_dist.storage.store import Storage
 

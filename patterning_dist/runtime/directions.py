@@ -20,9 +20,10 @@ from patterning_dist.response.columns import StoredShard
 from patterning_dist.runtime.pool import SUBSET_TASKS, Call, RunCalls, Scored, pool_shards, score_parts, store_columns
 from patterning_dist.runtime.tasks import Result
 from patterning_dist.sampling.direction import directional_losses, response_direction
+from patterning_dist.sampling.layered import Prepared
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.statistics import flatten, unflatten
-from patterning_dist.sampling.target import Prepared, Target
+from patterning_dist.sampling.target import Target
 from patterning_dist.storage.snapshots import Snapshots, pack, unpack
 from patterning_dist.storage.store import Storage
 

@@ -13,8 +13,9 @@ from patterning_dist.models.components import Vector, scaled
 from patterning_dist.runtime.pool import SUBSET_TASKS, Call, RunCalls, Scored, pool_shards, score_parts
 from patterning_dist.runtime.tasks import Result
 from patterning_dist.sampling.first_moment import antithetic_pair, mean_rises
+from patterning_dist.sampling.layered import Prepared
 from patterning_dist.sampling.statistics import unflatten
-from patterning_dist.sampling.target import Prepared, Target
+from patterning_dist.sampling.target import Target
 from patterning_dist.storage.store import Storage
 
 

@@ -20,10 +20,11 @@ from patterning_dist.runtime.chains.groups import chain_workers
 from patterning_dist.runtime.environment import ray_session
 from patterning_dist.runtime.tasks import Result, Task, digest, run_tasks
 from patterning_dist.runtime.workforce import Workforce
+from patterning_dist.sampling.layered import Prepared
 from patterning_dist.sampling.posterior import Posterior
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Part, Samples
-from patterning_dist.sampling.target import Prepared, Target
+from patterning_dist.sampling.target import Target
 from patterning_dist.storage.files import write_npy
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.held_out import HeldOut

@@ -25,8 +25,9 @@ import torch
 from torch import Tensor
 
 from patterning_dist.models.components import Vector, axpy, scaled
+from patterning_dist.sampling.layered import Prepared
 from patterning_dist.sampling.posterior import Posterior
-from patterning_dist.sampling.target import Prepared, Target
+from patterning_dist.sampling.target import Target
 
 
 @dataclass(frozen=True)

@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from patterning_dist.models.components import Vector, axpy, scaled
+from patterning_dist.sampling.layered import Prepared
 from patterning_dist.sampling.noise import Noise
-from patterning_dist.sampling.target import Prepared, Target
+from patterning_dist.sampling.target import Target
 
 _CHAIN = 0x6D6F6D  # address of the noise, apart from those of chains (small numbers)
 

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from patterning_dist.models.components import Vector, axpy, scaled
+from patterning_dist.sampling.layered import Prepared
 from patterning_dist.sampling.noise import Noise
 from patterning_dist.sampling.posterior import Posterior
-from patterning_dist.sampling.target import Prepared, Target
+from patterning_dist.sampling.target import Target
 
 # A Krylov space that closes: what is left of A v after orthogonalisation is the rounding of float32 vectors.
 _CLOSED = 1e-5

@@ -8,8 +8,8 @@ them. Where the model can be cut around the component, what does not move is com
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, Protocol
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -18,40 +18,13 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Component, Vector, num_bytes
+from patterning_dist.sampling.layered import Layered, Prepared, State
 from patterning_dist.sampling.noise import Extent
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, PerSampleLoss, Samples, micro_batches, to_device
 from patterning_dist.sampling.shard import is_sharded, local_part, piece_extent
 
-State = Any  # tensors, in tuples, lists and mappings
 CACHE_BYTES = 1 << 30
-
-
-class Layered(Protocol):
-    """A model in two parts, so that what does not move with a component is computed once for a batch that comes again.
-
-    A state holds for every position of the component.
-
-    Attributes:
-        pays_once: whether it is worth its while for the gradient of a batch that is taken only once.
-    """
-
-    @property
-    def pays_once(self) -> bool: ...
-
-    def below(self, batch: Batch, room: int) -> State:
-        """What lies below the component and beside it; no gradient is needed.
-
-        Args:
-            batch: samples.
-            room: bytes that the state may take where it can be had in less, too; what is more than that is left to
-                ``above``.
-        """
-        ...
-
-    def above(self, state: State, batch: Batch) -> Tensor:
-        """Losses of the batch, from there."""
-        ...
 
 
 class Measurement(NamedTuple):
@@ -64,17 +37,6 @@ class Measurement(NamedTuple):
     observables: Tensor
     losses: Tensor
     mean_loss: float
-
-
-class Prepared(NamedTuple):
-    """Samples that are evaluated again and again: this rank's batches, with what does not move.
-
-    ``parts``: (batch, what does not move of it, samples of it that count), an iterator where they are needed once;
-    ``num_samples`` on all ranks.
-    """
-
-    parts: Iterable[tuple[Batch, State | None, int]]
-    num_samples: int
 
 
 class Target:

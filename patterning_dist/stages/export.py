@@ -2,23 +2,33 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import shutil
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from patterning_dist.config import Config
+from patterning_dist.config.training import ArmConfig
 from patterning_dist.data.export import ROWS_AT_ONCE, Weighted, copies_of, source_table
 from patterning_dist.data.megatron import write_megatron
 from patterning_dist.data.sequences import SequenceTable
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
-from patterning_dist.storage.files import atomic_path, file_sha256, write_json, write_parquet
+from patterning_dist.storage.files import (
+    atomic_path,
+    explained,
+    file_sha256,
+    write_json,
+    write_parquet,
+    write_parquet_parts,
+)
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.open import open_task
 
@@ -48,7 +58,7 @@ def export(
     if kind == "megatron" and copies is None:
         raise PatterningError("--format megatron has no weights; give --copies 1 (or more) to repeat samples instead")
     run.location.fetch("data", "weights", "retrain")
-    table, strength = _weights_of(config, run.path, name)
+    table, arm = _weights_of(config, run.path, name)
     task = open_task(config, run.path, "cpu")
     samples = task.train
     if not isinstance(samples, TokenDataset | SequenceTable):
@@ -64,18 +74,19 @@ def export(
             f"{run.location}: its corpus was prepared by a version that kept no sources; run the experiment in "
             "another --run-dir"
         )
-    weighted = Weighted.of(samples, task.read_weights(table, strength), run.path / "data" if is_prepared else None)
+    weighted = Weighted.of(samples, task.read_weights(table, arm.strength), run.path / "data" if is_prepared else None)
     per_sample = weighted.sample_weights()
     number = None if copies is None else copies_of(per_sample, copies, seed)
-    with Progress() as progress:
+    with Progress() as progress, _whole(folder) as partial:
         progress.start(f"writing {len(samples)} samples", len(samples))
-        num_rows, files = _write(folder, weighted, kind, number, progress)
-        write_parquet(folder / "sources.parquet", source_table(weighted))
+        num_rows, names = _write(partial, weighted, kind, number, progress)
+        write_parquet(partial / "sources.parquet", source_table(weighted))
         counts = weighted.num_counted().astype(np.float64)
         said: dict[str, Any] = {
             "run": str(run.location),
             "weights": name,
-            "strength": strength,
+            "strength": arm.strength,
+            "weighted_share": arm.weighted_share,
             "weights_sha256": file_sha256(table),
             "num_samples": len(samples),
             "num_rows": num_rows,
@@ -87,13 +98,28 @@ def export(
             share = _share_between(weighted, per_sample, counts)
             said |= {"mean_copies": copies, "seed": seed, "variance_kept": share}
             progress.say(f"copies of whole samples keep {share:.0%} of the variance of the weights")
-        write_json(folder / "export.json", said)
-        progress.say(f"{num_rows} rows in {', '.join(str(file) for file in files)}")
+        write_json(partial / "export.json", said)
+        progress.say(f"{num_rows} rows in {', '.join(str(folder / name) for name in names)}")
 
 
-def _weights_of(config: Config, directory: Path, name: str) -> tuple[Path, float]:
-    """The table, and the strength with which the arm takes it."""
-    table, strength = directory / "weights" / f"{name}.parquet", 1.0
+@contextlib.contextmanager
+def _whole(folder: Path) -> Iterator[Path]:
+    """A folder to write into, which becomes ``folder`` when the block ends well, and is gone otherwise."""
+    with explained(folder):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    partial = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield partial
+        with explained(folder):
+            partial.chmod(0o755)
+            partial.replace(folder)
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _weights_of(config: Config, directory: Path, name: str) -> tuple[Path, ArmConfig]:
+    """The table, and the arm that takes it."""
+    table = directory / "weights" / f"{name}.parquet"
     arms = {} if config.retrain is None else {arm.name: arm for arm in config.retrain.arm_list}
     if (arm := arms.get(name)) is not None:
         if arm.weights is None:
@@ -105,17 +131,17 @@ def _weights_of(config: Config, directory: Path, name: str) -> tuple[Path, float
             )
         own = isinstance(arm.weights, Path)
         table = directory / ("retrain" if own else "weights") / (f"{name}/weights" if own else str(arm.weights))
-        table, strength = table.with_name(table.name + ".parquet"), arm.strength
+        table = table.with_name(table.name + ".parquet")
     if not table.exists():
         there = sorted({*arms, *(file.stem for file in (directory / "weights").glob("*.parquet"))})
         raise PatterningError(f"{table}: no weights there; run the stages before, or name one of {', '.join(there)}")
-    return table, strength
+    return table, arm or ArmConfig(name=name)
 
 
 def _write(
     folder: Path, weighted: Weighted, kind: Format, copies: np.ndarray | None, progress: Progress
-) -> tuple[int, list[Path]]:
-    """The number of rows, and the files."""
+) -> tuple[int, list[str]]:
+    """The number of rows, and the names of the files."""
     num_rows, num_samples = 0, len(weighted.weights)
 
     def rows() -> Iterator[pa.Table]:
@@ -130,25 +156,19 @@ def _write(
         vocabulary_size = weighted.samples.vocabulary_size or 1 + weighted.samples.max_token
         sequences = (ids.values.to_numpy() for table in rows() for ids in table["input_ids"])
         files = write_megatron(folder / "train", sequences, vocabulary_size)
-        return num_rows, files
+        return num_rows, [file.name for file in files]
     file = folder / f"train.{kind}"
-    with atomic_path(file) as temporary:
-        _write_jsonl(temporary, rows()) if kind == "jsonl" else _write_parquet(temporary, rows())
-    return num_rows, [file]
+    if kind == "parquet":
+        write_parquet_parts(file, rows())
+    else:
+        _write_jsonl(file, rows())
+    return num_rows, [file.name]
 
 
 def _write_jsonl(file: Path, tables: Iterator[pa.Table]) -> None:
-    with open(file, "w", encoding="utf-8") as stream:
+    with atomic_path(file) as temporary, open(temporary, "w", encoding="utf-8") as stream:
         for table in tables:
             stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
-
-
-def _write_parquet(file: Path, tables: Iterator[pa.Table]) -> None:
-    first = next(tables)
-    with pq.ParquetWriter(file, first.schema, compression="zstd") as writer:
-        writer.write_table(first)
-        for table in tables:
-            writer.write_table(table)
 
 
 def _effective_share(weights: np.ndarray, number: int) -> float:

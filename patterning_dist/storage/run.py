@@ -194,6 +194,8 @@ class RunDirectory:
 
     def keep_state(self, state: Mapping[str, Any]) -> None:
         """Write live.json: what the driver is doing, for `patterning status` here or on another machine."""
+        if not self.path.is_dir():
+            return  # taken away under the run: it must not come back half
         path = self.path / _STATE
         write_json(path, {"time": _now(), "process": f"pid {os.getpid()} on {socket.gethostname()}", **state})
         if time.monotonic() - self._state_published >= _EVENTS_EVERY or state.get("ended"):

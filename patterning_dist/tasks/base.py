@@ -15,9 +15,9 @@ from patterning_dist.config import TrainingConfig
 from patterning_dist.data.weights import SampleWeights
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Component
+from patterning_dist.sampling.layered import Layered
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Samples
-from patterning_dist.sampling.target import Layered
 from patterning_dist.storage.files import file_sha256
 from patterning_dist.tasks.optimizers import plain_optimizer
 from patterning_dist.tasks.task import FileHash, OwnSamples, Task, Terms

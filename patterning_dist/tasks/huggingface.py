@@ -33,7 +33,7 @@ from patterning_dist.tasks.optimizers import plain_optimizer
 from patterning_dist.tasks.task import FileHash, TokenLosses
 
 if TYPE_CHECKING:  # takes seconds to import
-    from transformers import PretrainedConfig
+    from transformers import PretrainedConfig, PreTrainedModel
 
 _MODEL_FILES = ("*.safetensors", "*.json")
 
@@ -170,7 +170,7 @@ class HuggingFace:
 
         return losses
 
-    def layered(self, model: nn.Module, component: Component) -> AroundComponent | None:
+    def layered(self, model: PreTrainedModel, component: Component) -> AroundComponent | None:
         """The model cut around a component; None of one in shards, under autocast, or for classes."""
         whole = not any(is_sharded(parameter) for parameter in model.parameters())
         if self.head != "tokens" or self.compute_dtype not in (None, torch.float32) or not whole:

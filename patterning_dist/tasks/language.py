@@ -18,9 +18,9 @@ from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Component
 from patterning_dist.models.losses import counted_losses, pass_arguments, token_ids
+from patterning_dist.sampling.layered import Layered
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Samples
-from patterning_dist.sampling.target import Layered
 from patterning_dist.tasks.base import CheckpointTask
 from patterning_dist.tasks.language_metrics import LANGUAGE_METRICS, Evaluation
 from patterning_dist.tasks.task import Metric, Terms, TokenLosses

@@ -17,9 +17,9 @@ from torch.optim import Optimizer
 
 from patterning_dist.config import TrainingConfig
 from patterning_dist.models.components import Component
+from patterning_dist.sampling.layered import Layered
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Samples
-from patterning_dist.sampling.target import Layered
 from patterning_dist.storage.files import file_sha256
 
 FileHash = Callable[[Path], str]  # of a file's content

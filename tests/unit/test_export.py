@@ -84,7 +84,11 @@ def documented() -> dict[str, Any]:
 
 @pytest.mark.parametrize("kind", ["gpt_neox", "llama"])  # a corpus, and a table whose rows are padded
 @pytest.mark.parametrize("form", ["parquet", "jsonl"])
-def test_a_trainer_of_transformers_has_our_weighted_loss(tmp_path: Path, kind: str, form: str) -> None:
+def test_a_trainer_of_transformers_has_our_weighted_loss(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str, form: str
+) -> None:
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "LOCAL_WORLD_SIZE"):  # of engines in this process before
+        monkeypatch.delenv(name, raising=False)
     import datasets
     from transformers import TrainingArguments
 
@@ -187,6 +191,25 @@ def test_what_cannot_be_exported_is_refused(
     _, run = run_of(kind, tmp_path / "x")
     assert re.search(message, refused(run, name, tmp_path / "out", *options))
     assert not (tmp_path / "out").exists()
+
+
+def test_what_is_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    _, run = run_of("reward_model", tmp_path / "x")
+
+    def stopped(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("patterning_dist.stages.export.write_json", stopped)
+        result = CliRunner().invoke(app, ["export", str(run), "plus", "--to", str(tmp_path / "out")])
+    assert result.exit_code == 130
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["x"]
+    export(run, "plus", tmp_path / "out")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "export.json",
+        "sources.parquet",
+        "train.parquet",
+    ]
 
 
 def test_nothing_is_written_over(tmp_path: Path) -> None:

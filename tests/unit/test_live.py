@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
 from datetime import datetime, timedelta
 from pathlib import Path
 
@@ -117,6 +118,23 @@ def test_status_of_a_run_at_work(tmp_path: Path) -> None:
         assert words in " ".join(text.split())
     found = json.loads(said(tmp_path, "--json"))
     assert found["at_work"] and found["live"]["done"] == 42
+
+
+def test_chains_that_stand_still_or_say_nothing_are_shown_too(tmp_path: Path) -> None:
+    live = many(1, 9)
+    live.measured = {"layer.0.head.0": {"llc": 1.0, "llc_error": float("nan"), "rhat": float("inf")}}
+    live.lines["layer.0.head.0 chain 1"] = Line(3, 40, float("nan"), healthy=False)
+    live.label = "sampling"
+    run_with(tmp_path, live)
+    assert "layer.0.head.0: LLC 1 ± not finite, R-hat not finite" in said(tmp_path)
+    assert shown(Status.read(tmp_path).live or Live(), 3, 120)[1].endswith("R-hat not finite")
+
+
+def test_a_directory_that_was_taken_away_does_not_come_back(tmp_path: Path) -> None:
+    run = run_with(tmp_path / "run", Live())
+    shutil.rmtree(run.path)
+    run.keep_state(Live().as_json())
+    assert not run.path.exists()
 
 
 def test_a_driver_that_says_nothing_is_thought_to_be_gone(tmp_path: Path) -> None:
