@@ -5,7 +5,7 @@ VENV := .venv
 # Written last, so that an interrupted installation is taken up again.
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-all corpus
+.PHONY: quickstart test test-all docs corpus
 
 quickstart: $(STAMP)
 	$(VENV)/bin/patterning run configs/quickstart.yaml
@@ -16,6 +16,10 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 2 -m "extended or not extended"
+
+# The pages in docs/, and those made from the package, as HTML in site/.
+docs: $(STAMP)
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --site-dir site
 
 # The 40 MB corpus for configs/induction.yaml, out of Debian packages.
 corpus: $(STAMP)

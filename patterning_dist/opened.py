@@ -155,7 +155,7 @@ class OpenedRun:
 
     @cached_property
     def summary(self) -> dict[str, Any]:
-        """Every headline number with its interval: docs/summary.md."""
+        """Every headline number with its interval: docs/reference/summary.md."""
         return self._json("summary.json", "report")
 
     @property

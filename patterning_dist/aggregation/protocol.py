@@ -1,7 +1,8 @@
 """Exactly-once pushes over a transport that may lose, repeat and reorder them, between processes that die. No Ray here.
 
 A chain is a deterministic function of its settings, so the n-th push of a chain is always the same: whoever lost
-something asks for it again, and whoever gets something twice drops it. docs/protocol.md has the invariants.
+something asks for it again, and whoever gets something twice drops it. The invariants
+are in docs/explanation/exactly_once.md.
 """
 
 from __future__ import annotations

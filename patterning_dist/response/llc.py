@@ -93,7 +93,8 @@ def llc_response(
         observable: index of that row.
         inverse_temperature: n_beta of the chains.
         loss_weights: [probe] of L, as in ``susceptibility``; chi sums to zero over the samples of L.
-        min_chains, excluded: as in ``susceptibility``.
+        min_chains: as in ``susceptibility``.
+        excluded: as in ``susceptibility``.
 
     Returns:
         chi [1, probe] in nats, with errors from the same batches and chains as those of ``susceptibility``.
@@ -135,7 +136,9 @@ def free_energy_response(
     Args:
         chains: healthy chains.
         center_losses: [probe] l_i(w*) in nats, which the deviations in ``CoMoments`` leave out.
-        loss_weights, min_chains, excluded: as in ``susceptibility``; chi sums to zero over the samples of L.
+        loss_weights: [probe] of L, as in ``susceptibility``; chi sums to zero over the samples of L.
+        min_chains: as in ``susceptibility``.
+        excluded: as in ``susceptibility``.
 
     Returns:
         chi [1, probe] in nats.

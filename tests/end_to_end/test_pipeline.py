@@ -18,7 +18,7 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.stages.sample import sample
 from patterning_dist.status import Status
 
-README = (Path(__file__).parents[2] / "README.md").read_text(encoding="utf-8")
+FROM_PYTHON = (Path(__file__).parents[2] / "docs/how_to/python.md").read_text(encoding="utf-8")
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.usefixtures("local_ray")]
 
@@ -84,13 +84,13 @@ def test_a_notebook_has_the_results_as_labelled_arrays(finished: Path) -> None:
         (arm, seed) for arm in ("base", "plus", "minus", "permuted") for seed in (0, 1)
     )
     (written,) = re.findall(
-        r"^```python\n(from patterning_dist import open_run.*?)^```", README, re.MULTILINE | re.DOTALL
+        r"^```python\n(from patterning_dist import open_run.*?)^```", FROM_PYTHON, re.MULTILINE | re.DOTALL
     )
     here = {"runs/quickstart": str(finished), "layer.1.head.0": "layer.0.head.1", "induction_gap": "induction"}
     for theirs, ours in here.items():
         assert theirs in written
         written = written.replace(theirs, ours)
-    exec(compile(written, "README.md", "exec"), {})
+    exec(compile(written, "python.md", "exec"), {})
     html = run._repr_html_()
     assert "everything" in html and "<td>plus</td>" in html and "retrain (finished)" in html
     assert "finished" in repr(run)

@@ -26,7 +26,7 @@ from patterning_dist.storage.run import RunDirectory
 from patterning_dist.tasks.open import open_task
 from patterning_dist.training.batches import weighted_loss
 
-DOCS = Path(__file__).parents[2] / "docs/export.md"
+DOCS = Path(__file__).parents[2] / "docs/how_to/trainers.md"
 
 
 def export(run: Path, name: str, to: Path, *options: str) -> str:

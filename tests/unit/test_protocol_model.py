@@ -1,7 +1,7 @@
 """A model check of the push protocol: whole runs, in which anything may fail at any moment.
 
-docs/protocol.md numbers the promises. The last test shows that the check can fail: with any one rule of the protocol
-taken out it finds a promise that is broken.
+docs/explanation/exactly_once.md numbers the promises. The last test shows that the check can fail: with any one
+rule of the protocol taken out it finds a promise that is broken.
 """
 
 from __future__ import annotations
