@@ -67,7 +67,7 @@ def configuration() -> str:
     lines = [
         "# Configuration",
         "",
-        "The experiment file, key by key. Units stand in brackets, [1] is a pure number. `patterning config check FILE` "
+        "The experiment file, key by key. Units stand in brackets, [1] is a pure number. `patterning config check` "
         "says what is wrong with a file, `patterning config schema` prints the JSON schema that this page is made of.",
         "",
         *_section("The file", schema),
