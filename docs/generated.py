@@ -127,7 +127,7 @@ def _takes(value: dict[str, Any]) -> str:
 
 
 def _escaped(text: str) -> str:
-    return re.sub(r"([|<>_*\[\]])", r"\\\1", text)
+    return re.sub(r"([|_*\[\]])", r"\\\1", text.replace("<", "&lt;"))
 
 
 def commands() -> str:
@@ -159,5 +159,5 @@ def public_names() -> str:
     for name in sorted(set(patterning_dist.__all__) - {"__version__"}):
         value = getattr(patterning_dist, name)
         defined = importlib.import_module(value.__module__)
-        lines += [f"## {name}", "", f"::: {defined.__name__}.{value.__name__}", ""]
+        lines += [f"::: {defined.__name__}.{value.__name__}", ""]
     return "\n".join(lines)

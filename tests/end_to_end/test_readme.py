@@ -117,4 +117,4 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     }
     assert "patterning config schema" in text["command"]
     assert 'id="solve"' in text["configuration"] and "effective_sample_share" in text["configuration"]
-    assert all(f'id="{name.lower()}"' in text["python"] for name in patterning_dist.__all__ if name != "__version__")
+    assert all(f'.{name}"' in text["python"] for name in patterning_dist.__all__ if name != "__version__")
