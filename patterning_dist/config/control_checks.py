@@ -95,8 +95,11 @@ def without_key(data: DataConfig | None, where: str, key: MassKey) -> Iterator[s
 
 def _splits(config: Config, split: str, known: tuple[str, ...]) -> Iterator[str]:
     """A split that text does not have; other data is asked once it is read."""
-    if isinstance(config.data, TextConfig) and split not in known and not split.startswith("domain:"):
-        yield f"solve.controls: there is no split '{split}'; expected domain:NAME or one of {listed(known)}"
+    if isinstance(config.data, TextConfig) and not (split in known or ":" in split):
+        yield (
+            f"solve.controls: there is no split '{split}'; expected domain:NAME, package.module:function or one of "
+            f"{listed(known)}"
+        )
 
 
 def _first_moment(control: FirstMomentControlConfig, solve: SolveConfig) -> Iterator[str]:

@@ -31,7 +31,8 @@ class FirstMomentControlConfig(Section):
 class HeldOutControlConfig(Section):
     name: WeightsName
     split: str = Field(
-        description="phi, on the held-out samples that chains observe: overall, domain:NAME or a split of the task"
+        description="phi, on the held-out samples that chains observe: overall, domain:NAME, a split of the task or a "
+        "function"
     )
 
 
@@ -71,7 +72,9 @@ class PermutedControlConfig(Section):
 class SplitControlConfig(Section):
     kind: Literal["split"] = Field(description="the losses that a split names, without any posterior (an oracle)")
     name: WeightsName
-    split: str = Field(description="of the task: of language models induction, rest, induction_minus_rest")
+    split: str = Field(
+        description="of the task (of language models induction, rest, induction_minus_rest), or package.module:function"
+    )
 
 
 ControlConfig = Annotated[

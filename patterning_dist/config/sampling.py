@@ -42,15 +42,20 @@ class ComponentLossConfig(Section):
         return [self.name]
 
 
+def is_function(split: str) -> bool:
+    """Whether a split is a function of the user's own, ``package.module:function``."""
+    return ":" in split and not split.startswith("domain:")
+
+
 class SplitLossConfig(Section):
     kind: Literal["split_loss"] = Field(description="mean loss on a part of the held-out sequences [nats]")
     name: ObservableName = Field(description="name of the observable")
     split: Annotated[
         str,
         Field(
-            pattern=r"^(overall|[a-z][a-z0-9_]*|domain:.+)$",
-            description="overall, domain:<name>, or a split of the task: of language models induction, rest, "
-            "induction_minus_rest, repeated_sequence",
+            pattern=r"^(overall|[a-z][a-z0-9_]*|domain:.+|[A-Za-z_][\w.]*:[A-Za-z_]\w*)$",
+            description="overall, domain:<name>, a split of the task (of language models induction, rest, "
+            "induction_minus_rest, repeated_sequence), or package.module:function, columns -> mask or signs",
         ),
     ]
 
@@ -242,6 +247,11 @@ class SamplingConfig(Section):
         """Names of the observables in order, one for each number measured at a draw."""
         measured = [o for o in self.observables if not isinstance(o, PosteriorQuantityConfig)]
         return [name for observable in measured for name in observable.observable_names]
+
+    @property
+    def split_functions(self) -> list[str]:
+        """The splits that are functions of the user's own."""
+        return [o.split for o in self.observables if isinstance(o, SplitLossConfig) and is_function(o.split)]
 
     @property
     def posterior_quantities(self) -> list[PosteriorQuantityConfig]:

@@ -118,6 +118,13 @@ def tokenizer_sha256(tokenizer: Tokenizer) -> str:
     return hashlib.sha256(tokenizer.to_str(pretty=False).encode()).hexdigest()
 
 
+def token_texts(path: Path) -> np.ndarray:
+    """Text of every token of a tokenizer's JSON, objects [token]; bytes that are no text alone come as U+FFFD."""
+    tokenizer = Tokenizer.from_file(str(path))
+    ids = range(tokenizer.get_vocab_size())
+    return np.array([tokenizer.decode([token], skip_special_tokens=False) for token in ids], dtype=object)
+
+
 def encode_texts(tokenizer: Tokenizer, texts: Sequence[str]) -> Iterator[tuple[np.ndarray, np.ndarray, np.ndarray]]:
     """Token ids of each text, and where their characters begin and end in it, int64 each; no separators are put in.
 

@@ -161,6 +161,7 @@ def _shared_inputs(subjects: Subjects, sha256: FileHash) -> dict[str, Any]:
     sampling = subjects.sampling
     measured = [o for o in sampling.observables if not isinstance(o, PosteriorQuantityConfig)]
     functions = [o.path for o in measured if isinstance(o, FunctionConfig)] + [s.path for s in sampling.statistics]
+    functions += sampling.split_functions
     return {
         "seed": subjects.seed,
         "device": subjects.device,

@@ -48,6 +48,7 @@ from patterning_dist.sampling.shard import check_layers
 from patterning_dist.tasks.language import LanguageTask
 from patterning_dist.tasks.open import open_skeleton, open_task
 from patterning_dist.tasks.sequences import SequenceTask
+from patterning_dist.tasks.splits import split_terms
 from patterning_dist.tasks.task import Task
 
 
@@ -74,6 +75,8 @@ def preflight(config: Config, directory: Path) -> list[str]:
     for observable in config.sampling.observables:
         if isinstance(observable, FunctionConfig):
             load_function(observable.path)
+    for split in config.sampling.split_functions:
+        load_function(split, "split")
     if isinstance(config.model, HuggingFaceConfig):
         _check_checkpoints(
             config.model, "classes" if isinstance(config.data, PairsConfig | LabelledConfig) else "tokens"
@@ -183,7 +186,7 @@ def _check_control(task: Task, control: ControlConfig) -> None:
     """That the task has the split, token, domain or label which a control names."""
     one = np.arange(1)
     if isinstance(control, SplitControlConfig):
-        if not control.split.startswith("domain:") and task.split(control.split, task.train, one) is None:
+        if not control.split.startswith("domain:") and split_terms(task, control.split, task.train, one) is None:
             raise PatterningError(f"solve.controls: this task has no split {control.split!r}; choose another")
     elif isinstance(control, HeldOutControlConfig):
         if not task.held_out:
@@ -192,7 +195,7 @@ def _check_control(task: Task, control: ControlConfig) -> None:
                 "samples; remove it"
             )
         known = control.split == OVERALL or control.split.startswith("domain:")
-        terms = (task.split(control.split, samples, one) for samples in task.held_out.values())
+        terms = (split_terms(task, control.split, samples, one) for samples in task.held_out.values())
         if not known and task.own_split(control.split, 0) is None and any(found is None for found in terms):
             raise PatterningError(f"solve.controls: this task has no split {control.split!r}; choose another")
     elif isinstance(control, PermutedControlConfig):

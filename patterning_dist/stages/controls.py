@@ -34,6 +34,7 @@ from patterning_dist.stages.levels import units_of
 from patterning_dist.stages.masses import dealt, kept_groups, mass_groups
 from patterning_dist.stages.moments import ablation_scores, moment_scores
 from patterning_dist.stages.scores import Pool
+from patterning_dist.tasks.splits import split_terms
 from patterning_dist.tasks.task import Task
 
 
@@ -160,7 +161,7 @@ def split_scores(task: Task, index: dict[str, np.ndarray], split: str) -> np.nda
         domains = task.index(task.train, ids).get("domain")
         of_samples = np.zeros(len(ids)) if domains is None else (domains == split.removeprefix("domain:")) * 1.0
         row = of_samples[index[task.key]]
-    elif (terms := task.split(split, task.train, ids)) is not None:
+    elif (terms := split_terms(task, split, task.train, ids)) is not None:
         whole = np.sum([sign * mask / max(mask.sum(), 1) for sign, mask in terms], axis=0)
         row = whole[index[task.key]] if "position" not in index else whole[index[task.key], index["position"] - 1]
     else:

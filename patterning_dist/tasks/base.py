@@ -46,6 +46,10 @@ class PlainTask:
         """Nothing is known of single losses."""
         return {}
 
+    def token_texts(self) -> np.ndarray | None:
+        """There are no tokens."""
+        return None
+
     def split(self, name: str, samples: OwnSamples, ids: np.ndarray) -> Terms | None:
         """None of its own."""
         return None

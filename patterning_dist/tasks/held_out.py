@@ -21,6 +21,7 @@ from patterning_dist.data.sampler import permutation
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.contrast import OVERALL, part_names
 from patterning_dist.sampling.samples import Joined, Part, Samples
+from patterning_dist.tasks.splits import split_terms
 from patterning_dist.tasks.task import Task
 
 # Streams of the counter-based sampler, apart from those of chains (small numbers).
@@ -168,7 +169,7 @@ def _over_sets(task: Task, ids: Mapping[str, np.ndarray], name: str, split: str)
             counted = task.counted(samples, chosen)
             everywhere = np.ones(_shape(task, len(chosen)), bool) if counted is None else counted
             masks.append([(1.0, everywhere & here.reshape(-1, *[1] * (everywhere.ndim - 1)))])
-        elif (found := task.split(split, samples, chosen)) is not None:
+        elif (found := split_terms(task, split, samples, chosen)) is not None:
             masks.append(found)
         else:
             raise PatterningError(f"observable {name}: there is no split {split!r} in this task")

@@ -14,6 +14,7 @@ from torch.optim import Optimizer
 
 from patterning_dist.config import TrainingConfig
 from patterning_dist.data.induction import induction_tokens, repeated_sequences
+from patterning_dist.data.tokenizer import token_texts
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Component
@@ -125,6 +126,11 @@ class LanguageTask(CheckpointTask):
     def entries(self, samples: TokenSamples, ids: np.ndarray) -> dict[str, np.ndarray]:
         """The predicted token."""
         return {"token": samples.tokens(ids)[:, 1:].astype(np.int32)}
+
+    def token_texts(self) -> np.ndarray | None:
+        """Of the tokenizer that the run's text was cut with."""
+        file = self.folder / "data" / "tokenizer.json"
+        return token_texts(file) if file.is_file() else None
 
     def split(self, name: str, samples: TokenSamples, ids: np.ndarray) -> Terms | None:
         """induction, rest, induction_minus_rest: predicted tokens that complete an earlier bigram, and the others."""

@@ -116,6 +116,10 @@ class Task(Protocol):
         """What is known of single losses, columns [sample, position], such as ``token``; empty where nothing is."""
         ...
 
+    def token_texts(self) -> np.ndarray | None:
+        """Text of every token id, objects [token]; None where samples have no tokens, or a tokenizer of their own."""
+        ...
+
     def split(self, name: str, samples: OwnSamples, ids: np.ndarray) -> Terms | None:
         """A split loss of the task's own as signed means, (sign, mask [sample(, position)]) each; None: no such split.
 

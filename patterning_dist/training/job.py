@@ -11,7 +11,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from patterning_dist.config import Config, TrainingConfig
+from patterning_dist.config.sampling import is_function
 from patterning_dist.config.training import WindowConfig
+from patterning_dist.functions import code_fingerprint
 from patterning_dist.storage.files import file_sha256
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
@@ -106,7 +108,8 @@ class TrainingJob:
         model = {k: v for k, v in config.model.model_dump(mode="json").items() if k != "path"}
         training = self.training(config).model_dump(mode="json", exclude=_LAYOUT)
         splits = config.sampling.evaluation_sequences if self.splits else None
-        inputs = json.dumps([spec, self._files, model, training, splits, config.seed], sort_keys=True)
+        functions = [code_fingerprint(split) for _, split in self.splits if is_function(split)]
+        inputs = json.dumps([spec, self._files, model, training, splits, config.seed, *functions], sort_keys=True)
         return hashlib.sha256(inputs.encode()).hexdigest()
 
     @cached_property

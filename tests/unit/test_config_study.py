@@ -392,7 +392,7 @@ def test_splits_of_text_are_known_before_it_is_read() -> None:
     held_out = "[{kind: gradient, name: c, split: repeated_sequence}, {kind: gradient, name: d, split: overall}]"
     assert load_config(quickstart, [*alone, f"solve.controls={held_out}"])
     message = refusal(quickstart, *alone, "solve.controls=[{kind: gradient, name: c, split: indution}]")
-    assert "there is no split 'indution'; expected domain:NAME or one of induction, rest, induction_minus" in message
+    assert "there is no split 'indution'; expected domain:NAME, package.module:function or one of indu" in message
     assert "no split 'overall'" in refusal(
         quickstart, *alone, "solve.controls=[{kind: split, name: c, split: overall}]"
     )
