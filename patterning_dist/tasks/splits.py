@@ -14,8 +14,8 @@ def split_terms(task: Task, split: str, samples: OwnSamples, ids: np.ndarray) ->
     """A split loss as signed means, (sign, mask [sample(, position)]) each; None: the task has no such split.
 
     A function gets a mapping of columns: what ``Task.index`` knows of samples [sample], what ``Task.entries`` knows of
-    single losses [sample, position], and of text that the run itself cuts the ``text`` of every token [sample, position].
-    It returns booleans [sample] or [sample, position], the entries whose mean loss is the split; or numbers, of which
+    single losses [sample, position], and where the run cuts its text itself the ``text`` of every token, likewise. It
+    returns booleans [sample] or [sample, position], the entries whose mean loss is the split; or numbers, of which
     those above 0 are the first and those below 0 the second term of a difference.
 
     Args:
