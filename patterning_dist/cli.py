@@ -60,6 +60,18 @@ RunDirOption = Annotated[
 ]
 
 
+FormatOption = Annotated[
+    Literal["parquet", "jsonl", "megatron"],
+    typer.Option("--format", help="Parquet and JSON lines have weights, Megatron's .bin and .idx copies only."),
+]
+CopiesOption = Annotated[
+    float | None,
+    typer.Option(
+        "--copies", min=0.001, metavar="N", help="Repeat samples instead of weighing them, N times on average."
+    ),
+]
+
+
 @contextlib.contextmanager
 def _reported() -> Iterator[None]:
     try:
@@ -172,16 +184,8 @@ def export(
     to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where to; new or empty.")],
     overrides: SetOption = None,
     run_dir: RunDirOption = None,
-    kind: Annotated[
-        Literal["parquet", "jsonl", "megatron"],
-        typer.Option("--format", help="Parquet and JSON lines have weights, Megatron's .bin and .idx copies only."),
-    ] = "parquet",
-    copies: Annotated[
-        float | None,
-        typer.Option(
-            "--copies", min=0.001, metavar="N", help="Repeat samples instead of weighing them, N times on average."
-        ),
-    ] = None,
+    kind: FormatOption = "parquet",
+    copies: CopiesOption = None,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Of the numbers of copies.")] = 0,
 ) -> None:
     with _reported():
@@ -191,6 +195,27 @@ def export(
         from patterning_dist.storage.run import RunDirectory
 
         write(of_the_loop(loaded, "export"), RunDirectory(directory), weights, to, kind, copies, seed)
+
+
+@app.command(help="Weigh a new corpus by what the weights of an arm have in common, and write it as `export` does.")
+def score(
+    config: ConfigArgument,
+    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="An arm, or a table in weights/: plus.")],
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Text, or a table like the run's training data.")],
+    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where to; new or empty.")],
+    overrides: SetOption = None,
+    run_dir: RunDirOption = None,
+    kind: FormatOption = "parquet",
+    copies: CopiesOption = None,
+    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the numbers of copies.")] = 0,
+) -> None:
+    with _reported():
+        loaded, directory = _open(config, overrides, run_dir)
+        from patterning_dist.driver import of_the_loop
+        from patterning_dist.stages.scorer import score as write
+        from patterning_dist.storage.run import RunDirectory
+
+        write(of_the_loop(loaded, "score"), RunDirectory(directory), weights, data, to, kind, copies, seed)
 
 
 @app.command(

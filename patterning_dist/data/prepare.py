@@ -121,6 +121,43 @@ def prepare_tokens(
     return corpus
 
 
+def cut_text(
+    documents: Iterable[Document], folder: Path, tokenizer: Tokenizer, separator: int, context_length: int
+) -> None:
+    """Write tokenizer.json, train.parquet and sources.parquet of text that is all of one side, in reading order.
+
+    Args:
+        documents: to cut as stage prepare does.
+        folder: to write into.
+        tokenizer: of the run that the text is for.
+        separator: token between documents.
+        context_length: of a sequence [tokens].
+
+    Raises:
+        PatterningError: there is not one whole sequence.
+    """
+    pieces, origins = [], []
+    for number, document in enumerate(documents):
+        pieces.append(Piece(number, document.domain, document.text))
+        origins.append((document.file, document.row))
+    blocks, domains, spans, _ = _blocks(pieces, tokenizer, separator, context_length)
+    if not len(blocks):
+        raise PatterningError(
+            f"there is no whole sequence of {context_length} tokens in {len(pieces)} documents; add text"
+        )
+    save_tokenizer(tokenizer, folder / "tokenizer.json")
+    write_token_table(
+        folder / "train.parquet",
+        blocks,
+        domains.tolist(),
+        spans.first_documents(),
+        vocabulary_size=tokenizer.get_vocab_size(),
+        tokenizer_sha256=tokenizer_sha256(tokenizer),
+        split="train",
+    )
+    write_spans(folder / "sources.parquet", spans, origins)
+
+
 def split_documents(
     pieces: list[Piece], validation_fraction: float, seed: int
 ) -> tuple[list[Piece], list[Piece], list[int]]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import inspect
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from types import MethodType
 from typing import TYPE_CHECKING, Any
 
@@ -136,6 +136,22 @@ def ends_in_its_head(model: nn.Module, head: Any) -> bool:
         # Tensors without values, of a model that is only counted, are told by being the same.
         head.is_last = found is marked[-1] if isinstance(found, FakeTensor) else bool((found == _MARK).all())
     return head.is_last
+
+
+def input_of(module: nn.Module, run: Callable[[], object]) -> Tensor:
+    """What a module is given in a pass, of float32.
+
+    Args:
+        module: of the model.
+        run: the pass.
+    """
+    found: list[Tensor] = []
+    hook = module.register_forward_pre_hook(lambda _, given: found.append(given[0].float()))
+    try:
+        run()
+    finally:
+        hook.remove()
+    return found[-1]
 
 
 def check_causal(model: PreTrainedModel, path: str) -> None:

@@ -6,7 +6,7 @@ import contextlib
 import json
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -53,12 +53,9 @@ def export(
         PatterningError: no such weights, a folder that has files, samples that no trainer knows, or a format that has
             no weights.
     """
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise PatterningError(f"{folder}: is there already; give a folder that is new or empty")
-    if kind == "megatron" and copies is None:
-        raise PatterningError("--format megatron has no weights; give --copies 1 (or more) to repeat samples instead")
+    check_target(folder, kind, copies)
     run.location.fetch("data", "weights", "retrain")
-    table, arm = _weights_of(config, run.path, name)
+    table, arm = weights_of(config, run.path, name)
     task = open_task(config, run.path, "cpu")
     samples = task.train
     if not isinstance(samples, TokenDataset | SequenceTable):
@@ -66,8 +63,6 @@ def export(
             f"{config.name}: its samples are those of a task of its own, which no trainer knows; {table} has their "
             f"numbers ({task.key}) and weights"
         )
-    if kind == "megatron" and isinstance(samples, SequenceTable):
-        raise PatterningError("--format megatron is for text that is predicted token by token; take parquet or jsonl")
     is_prepared = (run.path / "data/corpus.json").exists()
     if is_prepared and not (run.path / "data/sources.parquet").exists():
         raise PatterningError(
@@ -75,30 +70,65 @@ def export(
             "another --run-dir"
         )
     weighted = Weighted.of(samples, task.read_weights(table, arm.strength), run.path / "data" if is_prepared else None)
-    per_sample = weighted.sample_weights()
+    said = {
+        "run": str(run.location),
+        "weights": name,
+        "strength": arm.strength,
+        "weighted_share": arm.weighted_share,
+        "weights_sha256": file_sha256(table),
+    }
+    write_weighted(folder, weighted, kind, copies, seed, said)
+
+
+def check_target(folder: Path, kind: Format, copies: float | None) -> None:
+    """Refuse a folder that has files, and a format without weights.
+
+    Raises:
+        PatterningError: either.
+    """
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise PatterningError(f"{folder}: is there already; give a folder that is new or empty")
+    if kind == "megatron" and copies is None:
+        raise PatterningError("--format megatron has no weights; give --copies 1 (or more) to repeat samples instead")
+
+
+def write_weighted(
+    folder: Path, weighted: Weighted, kind: Format, copies: float | None, seed: int, said: Mapping[str, Any]
+) -> None:
+    """Write samples with their weights: train.*, sources.parquet and export.json.
+
+    Args:
+        folder: to be made.
+        weighted: samples and weights.
+        kind: of the file of samples.
+        copies: mean number of copies of a sample; None: weights.
+        seed: of the numbers of copies.
+        said: for export.json, beside what is counted here.
+
+    Raises:
+        PatterningError: samples of pairs or classes in Megatron's format, or a folder that cannot be written.
+    """
+    if kind == "megatron" and isinstance(weighted.samples, SequenceTable):
+        raise PatterningError("--format megatron is for text that is predicted token by token; take parquet or jsonl")
+    num_samples, per_sample = len(weighted.weights), weighted.sample_weights()
     number = None if copies is None else copies_of(per_sample, copies, seed)
     with Progress() as progress, _whole(folder) as partial:
-        progress.start(f"writing {len(samples)} samples", len(samples))
+        progress.start(f"writing {num_samples} samples", num_samples)
         num_rows, names = _write(partial, weighted, kind, number, progress)
         write_parquet(partial / "sources.parquet", source_table(weighted))
         counts = weighted.num_counted().astype(np.float64)
-        said: dict[str, Any] = {
-            "run": str(run.location),
-            "weights": name,
-            "strength": arm.strength,
-            "weighted_share": arm.weighted_share,
-            "weights_sha256": file_sha256(table),
-            "num_samples": len(samples),
+        found: dict[str, Any] = dict(said) | {
+            "num_samples": num_samples,
             "num_rows": num_rows,
             "num_losses": int(counts.sum()),
-            "effective_share": _effective_share(weighted.weights, int(counts.sum())),
+            "effective_share": effective_share(weighted.weights, int(counts.sum())),
             "loss": "sum of weight times loss over a batch / number of its losses that count; weights have mean 1",
         }
         if number is not None:
             share = _share_between(weighted, per_sample, counts)
-            said |= {"mean_copies": copies, "seed": seed, "variance_kept": share}
+            found |= {"mean_copies": copies, "seed": seed, "variance_kept": share}
             progress.say(f"copies of whole samples keep {share:.0%} of the variance of the weights")
-        write_json(partial / "export.json", said)
+        write_json(partial / "export.json", found)
         progress.say(f"{num_rows} rows in {', '.join(str(folder / name) for name in names)}")
 
 
@@ -117,7 +147,7 @@ def _whole(folder: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _weights_of(config: Config, directory: Path, name: str) -> tuple[Path, ArmConfig]:
+def weights_of(config: Config, directory: Path, name: str) -> tuple[Path, ArmConfig]:
     """The table, and the arm that takes it."""
     table = directory / "weights" / f"{name}.parquet"
     arms = {} if config.retrain is None else {arm.name: arm for arm in config.retrain.arm_list}
@@ -171,7 +201,7 @@ def _write_jsonl(file: Path, tables: Iterator[pa.Table]) -> None:
             stream.writelines(json.dumps(row, ensure_ascii=False) + "\n" for row in table.to_pylist())
 
 
-def _effective_share(weights: np.ndarray, number: int) -> float:
+def effective_share(weights: np.ndarray, number: int) -> float:
     """(sum rho)^2 / (n sum rho^2) over the losses that count."""
     total = weights.astype(np.float64)
     return float(total.sum() ** 2 / (number * np.square(total).sum()))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from safetensors.torch import load_file
@@ -46,6 +46,17 @@ class AttentionOnly:
     def token_losses(self, model: nn.Module, tokens: Tensor, **arguments: Tensor) -> Tensor:
         """[sample, position - 1]."""
         return token_losses(model(tokens[:, :-1]), tokens)
+
+    def embeddings(self, model: Any) -> Tensor:
+        """[token, d_model]."""
+        return model.embedding
+
+    def states(self, model: Any, tokens: Tensor, **arguments: Tensor) -> Tensor:
+        """The last residual stream, normed [sample, position - 1, d_model]."""
+        x = model.embed(tokens[:, :-1])
+        for layer in model.layers:
+            x = layer(x)
+        return rms_norm(x)
 
     def patterns(self, model: nn.Module, inputs: Tensor) -> list[Tensor]:
         """Attention probabilities of every layer, each [sample, head, query position, key position]."""

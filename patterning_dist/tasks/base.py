@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patterning_dist.config import TrainingConfig
@@ -17,7 +17,7 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Component
 from patterning_dist.sampling.layered import Layered
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.sampling.samples import Samples
+from patterning_dist.sampling.samples import Batch, Samples
 from patterning_dist.storage.files import file_sha256
 from patterning_dist.tasks.optimizers import plain_optimizer
 from patterning_dist.tasks.task import FileHash, OwnSamples, Task, Terms
@@ -33,6 +33,10 @@ class PlainTask:
         raise PatterningError(
             f"sampling.probe: {path} is a table of tokens, and the samples here are not; remove the key"
         )
+
+    def features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """Refused: what stands for a sample is not known."""
+        raise PatterningError("this task has no features of its samples; give it a method `features` (tasks/task.py)")
 
     def layered(self, model: nn.Module, component: Component) -> Layered | None:
         """Not known: every pass is a whole one."""

@@ -24,7 +24,14 @@ from patterning_dist.models.huggingface import (
     open_saved_model,
     skeleton_of,
 )
-from patterning_dist.models.passes import check_packing, eager_attention, logits, next_token_losses, use_attention
+from patterning_dist.models.passes import (
+    check_packing,
+    eager_attention,
+    input_of,
+    logits,
+    next_token_losses,
+    use_attention,
+)
 from patterning_dist.models.pretrained_config import Head, model_config
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.shard import is_sharded
@@ -124,6 +131,21 @@ class HuggingFace:
             check_packing(model)
             self._packing_checked = True
         return next_token_losses(model, tokens, **arguments)
+
+    def embeddings(self, model: Any) -> Tensor:
+        """Of tokens, as they go in [token, d_model]."""
+        return model.get_input_embeddings().weight
+
+    def states(self, model: Any, tokens: Tensor, **arguments: Tensor) -> Tensor:
+        """What enters the head [sample, position - 1, d_model]."""
+        head = model.get_output_embeddings()
+        return input_of(head, lambda: logits(model, tokens[:, :-1], "tokens", **arguments))
+
+    def pooled(self, model: Any, inputs: Tensor, mask: Tensor) -> Tensor:
+        """What enters the head of classes at the last token that is no pad [sample, d_model]."""
+        states = input_of(model.score, lambda: self.scores(model, inputs, mask))
+        last = (mask.long() * torch.arange(mask.shape[1], device=mask.device)).argmax(dim=1)
+        return states[torch.arange(len(states)), last]
 
     def scores(self, model: nn.Module, inputs: Tensor, mask: Tensor) -> Tensor:
         """[sample, class] of token ids [sample, position], of which ``mask`` says what is no pad."""

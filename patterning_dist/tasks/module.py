@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from patterning_dist.config import FunctionDataConfig, ModuleConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.functions import code_fingerprint, load_function
+from patterning_dist.models.passes import input_of
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.samples import Batch, Part, Samples, all_losses, to_device
 from patterning_dist.sampling.shard import shard_model
@@ -106,6 +107,17 @@ class ModuleTask(PlainTask):
     def losses(self, model: nn.Module, batch: Batch) -> Tensor:
         """What the user's function says."""
         return self._losses(model, batch)
+
+    def features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What goes into the last linear map [sample, feature].
+
+        Raises:
+            PatterningError: the module has none that is used.
+        """
+        linear = [module for module in model.modules() if isinstance(module, nn.Linear)]
+        if not linear:
+            raise PatterningError("model: it has no nn.Linear, whose input would stand for a sample")
+        return input_of(linear[-1], lambda: self.losses(model, batch)).flatten(1)
 
     def index(self, samples: Samples, ids: np.ndarray) -> dict[str, np.ndarray]:
         """The number of a sample."""

@@ -64,6 +64,14 @@ class SequenceTask(CheckpointTask, ABC):
         """[sample]."""
         return self.judge(model, batch)[0]
 
+    def features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the head reads of every sequence, side by side [sample, feature]."""
+        sides = [name for name in self.train.columns if f"{name}_mask" in batch]
+        return torch.cat([self._pooled(model, batch[name], batch[f"{name}_mask"]) for name in sides], dim=1)
+
+    def _pooled(self, model: nn.Module, tokens: Tensor, mask: Tensor) -> Tensor:
+        return self.model.pooled(model, tokens.where(mask, self.pad), mask.long())
+
     def skeleton(self) -> nn.Module:
         """Names and shapes."""
         return self._with_pad(super().skeleton())

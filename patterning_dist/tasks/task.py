@@ -100,6 +100,14 @@ class Task(Protocol):
         """
         ...
 
+    def features(self, model: nn.Module, batch: Batch) -> Tensor:
+        """What the model makes of samples before its last map [sample(, position), feature], like ``losses``.
+
+        Raises:
+            PatterningError: the task does not say.
+        """
+        ...
+
     def layered(self, model: nn.Module, component: Component) -> Layered | None:
         """The model cut below a component; None where that is not known, and every pass is a whole one."""
         ...

@@ -49,7 +49,7 @@ def run_of(kind: str, folder: Path) -> tuple[Config, Path]:
     config, run = load_config(folder / "config.yaml"), RunDirectory(folder / "run")
     with run.locked():
         run.store_config(dump_config(config))
-        if kind == "gpt_neox":
+        if kind in ("attention_only", "gpt_neox"):
             prepare(config, run, quiet())
     write_random_weights(config, run.path)
     return config, run.path
