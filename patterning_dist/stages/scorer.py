@@ -137,8 +137,8 @@ def score(
 def _said(name: str, report: dict[str, Any]) -> str:
     low, high = report["interval"]
     return (
-        f"scorer of {name}: on {report['num_held_out']} {report['covers']} that it was not fitted to its r with the weights is "
-        f"{report['r']:.2f} [{low:.2f}, {high:.2f}]"
+        f"scorer of {name}: on {report['num_held_out']} {report['covers']} that it was not fitted to its r with the "
+        f"weights is {report['r']:.2f} [{low:.2f}, {high:.2f}]"
     )
 
 
