@@ -29,7 +29,7 @@ from patterning_dist.stages.moments import choose_subject
 from patterning_dist.stages.rounds import Round, joined_metrics, rounds_of
 from patterning_dist.stages.sample import open_subjects, solved_subjects, subject_name
 from patterning_dist.stages.scores import Pool
-from patterning_dist.stages.solve import described, scored, solve_arm, write_weights
+from patterning_dist.stages.solve import described, refuse_noise, scored, solve_arm, write_weights
 from patterning_dist.storage.files import atomic_path, file_sha256, write_json, write_parquet
 from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 from patterning_dist.tasks.open import open_task
@@ -44,7 +44,7 @@ def weigh_again(config: Config, run: RunDirectory, progress: Progress, number: i
     Chains that are done, scores and weights are kept, as in the stages that these are of.
 
     Raises:
-        PatterningError: too few healthy chains, or an infeasible strength.
+        PatterningError: too few healthy chains, scores that are noise, or an infeasible strength.
     """
     assert config.solve is not None
     rounds = rounds_of(config, number)
@@ -109,10 +109,12 @@ def _solve(part: Round, pool: Pool, rises: dict[str, float], progress: Progress)
         run.event(STAGE, "weights_kept", job=part.name)
         return [table, solution]
     with scored(pool, progress) as scores:
+        about = described(pool, scores)
+        refuse_noise(part.name, about["reliability"], config.solve)
         progress.start(f"solving for the weights of {part.name}", None)
         weights, entry = solve_arm(pool, scores, str(part.arm.weights))
         write_weights(pool, table, part.arm.name, weights)
-        report = {"subject": pool.subject, "mean_rises": rises, **described(pool, scores), **entry}
+        report = {"subject": pool.subject, "mean_rises": rises, **about, **entry}
     write_json(solution, report | {"fingerprint": fingerprint, "table_sha256": file_sha256(table)})
     run.publish(table, solution)
     run.event(STAGE, "weights_solved", job=part.name, effective_sample_share=entry["effective_sample_share"])

@@ -67,7 +67,7 @@ def _solve_arms(pool: Pool, scores: Scores, rises: dict[str, float], progress: P
     assert config.solve is not None
     outputs = [_write_pool(pool, scores, units)]
     report: dict[str, Any] = {"subject": pool.subject, "mean_rises": rises, **described(pool, scores), "arms": {}}
-    _refuse_noise(report["reliability"], config.solve)
+    refuse_noise("plus", report["reliability"], config.solve)
 
     progress.start("solving for the weights", 2)
     solutions: dict[str, np.ndarray] = {}
@@ -254,8 +254,13 @@ def solve_arm(pool: Pool, scores: Scores, arm: str) -> tuple[np.ndarray, dict[st
     return weights, entry | _weights_entry(solution, weights, settings.weight_max)
 
 
-def _refuse_noise(reliability: Mapping[str, float], settings: SolveConfig) -> None:
+def refuse_noise(whose: str, reliability: Mapping[str, float], settings: SolveConfig) -> None:
     """Weights made of noise look like any others, and retraining with them costs hours.
+
+    Args:
+        whose: an arm, or a round of one.
+        reliability: observable -> split-half correlation of its scores.
+        settings: which observables are targets, and what is asked of them.
 
     Raises:
         PatterningError: a target whose scores hardly repeat from one half of the replicates to the other.
@@ -263,9 +268,9 @@ def _refuse_noise(reliability: Mapping[str, float], settings: SolveConfig) -> No
     for name, value in reliability.items():
         if settings.targets.get(name) and value < settings.min_reliability:  # NaN, with one replicate, is not
             raise PatterningError(
-                f"solve.targets.{name}: its scores have a split-half reliability of {value:.2f}, so weights of them "
-                f"would be noise; expected at least solve.min_reliability = {settings.min_reliability:g}: take more "
-                "draws or chains, pool over samples, or choose other solve.scores"
+                f"solve.targets.{name}: its scores have a split-half reliability of {value:.2f}, so the weights of "
+                f"{whose} would be noise; expected at least solve.min_reliability = {settings.min_reliability:g}: take "
+                "more draws or chains, pool over samples, or choose other solve.scores"
             )
 
 

@@ -14,6 +14,7 @@ from tiny_run import copy_run, finish_inputs, quiet, subjects_of, tiny_config
 from patterning_dist.aggregation.files import read_gradients
 from patterning_dist.config import Config
 from patterning_dist.driver import run_stages
+from patterning_dist.errors import PatterningError
 from patterning_dist.measure.subjects import Subject, Subjects
 from patterning_dist.response.solver import solve_for_effective_sample_share
 from patterning_dist.runtime.training.jobs import run_jobs
@@ -65,6 +66,10 @@ def finished(tiny_run: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[
             run_stages(config, None, run.path)
     before = times(run, FIRST, f"sampling/{SUBJECT}")
     assert run.path / FIRST / "evaluation.json" in before and not (run.path / SECOND).exists()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(online, "described", lambda *_: {"reliability": {"induction": 0.0}})
+        with pytest.raises(PatterningError, match="so the weights of online seed 0, round 2 of 2 would be noise"):
+            run_stages(config, None, run.path)
     trained = train.run_unfinished
 
     def until_round_2(*arguments):
