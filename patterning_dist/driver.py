@@ -22,7 +22,7 @@ from patterning_dist.progress import Progress
 from patterning_dist.runtime.environment import ray_session
 from patterning_dist.runtime.metrics import Metrics
 from patterning_dist.storage.mirror import Location
-from patterning_dist.storage.run import RunDirectory, read_manifest, stage_fingerprint
+from patterning_dist.storage.run import RunDirectory, in_words, read_manifest, stage_fingerprint
 
 if TYPE_CHECKING:  # imports torch
     from patterning_dist.stages.plan.machine import Machine
@@ -69,6 +69,9 @@ def run_stages(config: Root, stages: list[str] | None, directory: Path | str) ->
         fingerprints = _fingerprints(experiment, config, inputs)
         wanted = list(fingerprints) if stages is None else stages
         _refuse_stale(run, wanted[0], fingerprints)
+        if versions := run.changed_versions():
+            run.event("versions", "changed", versions=versions)
+            remarks = [*remarks, f"the run goes on with {', '.join(versions)}; stages that are done stand as they are"]
         run.store_config(dump_config(config))
         every = experiment.stages(config)
         with contextlib.ExitStack() as resources:
@@ -83,10 +86,14 @@ def run_stages(config: Root, stages: list[str] | None, directory: Path | str) ->
                     progress.say(f"{stage}: done before, inputs unchanged")
                     run.event(stage, "kept")
                     continue
+                if changed := run.changed_outputs(stage):
+                    progress.say(f"{stage}: {in_words(changed)}; it is run again")
+                    run.event(stage, "damaged", files=changed)
                 progress.enter(stage)
                 if every[stage].on_ray:
                     Metrics(run=config.name).enter(stage)
-                with run.stage(stage, fingerprints[stage]) as outputs:
+                later = list(fingerprints)[list(fingerprints).index(stage) + 1 :]
+                with run.stage(stage, fingerprints[stage], later) as outputs:
                     outputs += load_function(every[stage].function, "stage")(config, run, progress)
                 progress.say(f"{stage}: {run.manifest['stages'][stage]['seconds']:.0f} s")
         progress.say(f"results in {run.location}")
@@ -148,12 +155,14 @@ def plan_experiment(config: Root, directory: Path | str, as_json: bool, machine:
 
 
 def _refuse_stale(run: RunDirectory, stage: str, fingerprints: dict[str, str], what: str | None = None) -> None:
-    """A stage on its own must not be built on results of another configuration."""
+    """A stage on its own must not be built on results of another configuration, or on damaged ones."""
     for earlier in takewhile(lambda name: name != stage, fingerprints):
         if not run.is_done(earlier, fingerprints[earlier]):
+            changed = run.changed_outputs(earlier)
+            reason = f": {in_words(changed)}" if changed else ", which is not done with this configuration"
             raise PatterningError(
-                f"{run.location}: {what or f'stage {stage}'} needs stage {earlier}, which is not done with this "
-                f"configuration; run `patterning {earlier}` (or `patterning run`) with the same arguments first"
+                f"{run.location}: {what or f'stage {stage}'} needs stage {earlier}{reason}; run `patterning {earlier}` "
+                "(or `patterning run`) with the same arguments first"
             )
 
 

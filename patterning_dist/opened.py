@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patterning_dist.errors import PatterningError
+from patterning_dist.storage.files import FileHashes
 from patterning_dist.storage.mirror import Location
-from patterning_dist.storage.run import read_manifest
+from patterning_dist.storage.run import read_manifest, refuse_changed
 
 if TYPE_CHECKING:
     import pandas as pd
     import xarray as xr
 
-_FILES = ("response.zarr", "response/diagnostics.json", "weights", "retrain", "data/tokenizer.json", "summary.json")
+_TOKENIZER = "data/tokenizer.json"
+_FILES = ("response.zarr", "response/diagnostics.json", "weights", "retrain", _TOKENIZER, "summary.json")
 
 
 def open_run(location: Path | str) -> OpenedRun:
@@ -40,23 +42,24 @@ def open_run(location: Path | str) -> OpenedRun:
         raise PatterningError(f"{location}: no run there, there is no manifest.json; give a run directory")
     found = Location.at(location)
     found.fetch(*_FILES)
-    return OpenedRun(str(found), found.path, manifest)
+    return OpenedRun(found, manifest)
 
 
 class OpenedRun:
     """What the files of a run hold; each is read when it is first asked for.
 
     Args:
-        name: where the run is.
-        path: its files, or a copy of them.
+        location: of the run, whose files are in its folder.
         manifest: of the run.
 
     Raises:
-        PatterningError: of an attribute, that the stage which it comes from is not done.
+        PatterningError: of an attribute, that the stage which it comes from is not done, or that what it wrote is
+            damaged.
     """
 
-    def __init__(self, name: str, path: Path, manifest: Mapping[str, Any]) -> None:
-        self.name, self.path, self.manifest = name, path, manifest
+    def __init__(self, location: Location, manifest: Mapping[str, Any]) -> None:
+        self.name, self.path, self.manifest = str(location), location.path, manifest
+        self._location, self._sha256 = location, FileHashes({})
 
     @cached_property
     def tree(self) -> xr.DataTree:
@@ -84,10 +87,10 @@ class OpenedRun:
         places = {"checkpoint": checkpoints, "component": components}
         coordinates: dict[str, Any] = {**places, "observable": observables}
         coordinates |= {str(name): ("sample", c.values) for name, c in first.coords.items() if c.dims == ("sample",)}
-        if (file := self.path / "data/tokenizer.json").exists() and "token" in first.coords:
+        if (self.path / _TOKENIZER).exists() and "token" in first.coords:
             from tokenizers import Tokenizer
 
-            tokenizer = Tokenizer.from_file(str(file))
+            tokenizer = Tokenizer.from_file(str(self._there(_TOKENIZER, "prepare")))
             texts = [tokenizer.decode([int(token)], skip_special_tokens=False) for token in first["token"].values]
             coordinates["text"] = ("sample", np.array(texts, dtype=object))
         shape, number = (len(checkpoints), len(components)), first.sizes["sample"]
@@ -135,7 +138,7 @@ class OpenedRun:
         """Table of stage solve -> sample, position where it has one, and weight (mean 1)."""
         import pandas as pd
 
-        files = sorted(self._there("weights", "solve").glob("*.parquet"))
+        files = sorted(self._there("weights", "solve", ".parquet").glob("*.parquet"))
         return {file.stem: pd.read_parquet(file) for file in files}
 
     @cached_property
@@ -143,7 +146,7 @@ class OpenedRun:
         """Metrics of every retraining: arm, seed, step, and a column a metric."""
         import pandas as pd
 
-        files = sorted(self._there("retrain", "retrain").glob("*/seed-*/metrics.parquet"))
+        files = sorted(self._there("retrain", "retrain", "metrics.parquet").glob("*/seed-*/metrics.parquet"))
         tables = []
         for file in files:
             arm, seed = file.parts[-3], int(file.parts[-2].removeprefix("seed-"))
@@ -188,10 +191,12 @@ class OpenedRun:
     def _json(self, file: str, stage: str) -> dict[str, Any]:
         return json.loads(self._there(file, stage).read_text(encoding="utf-8"))
 
-    def _there(self, name: str, stage: str) -> Path:
+    def _there(self, name: str, stage: str, suffix: str = "") -> Path:
+        """A file or folder of a stage, whole; of a folder those files whose names end so."""
         path = self.path / name
         if not path.exists():
             raise PatterningError(f"{self.name}: {name} is not there, stage {stage} is not done; it has {self.stages}")
+        refuse_changed(self._location, self.manifest, name, suffix=suffix, sha256=self._sha256)
         return path
 
 

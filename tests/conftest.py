@@ -24,6 +24,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")
 
 # What shares a cluster or a finished run goes to one process.
 TOGETHER = {
+    "tests/end_to_end/test_damaged_outputs.py": "the whole loop",
     "tests/end_to_end/test_pipeline.py": "the whole loop",
     "tests/end_to_end/test_remote_run.py": "the whole loop",
     "tests/end_to_end/test_signals.py": "the whole loop",

@@ -111,7 +111,7 @@ def write_summaries(run: RunDirectory, name: str, measured: Measured, num_modes:
         nodes.append((response, settings))
     tree = run.path / "response.zarr"
     write_tree(response_tree(nodes, index, attributes), tree)
-    return [*(run.path / file for file in files), *tables, run.path / DIAGNOSTICS, tree / ".zgroup"]
+    return [*(run.path / file for file in files), *tables, run.path / DIAGNOSTICS, tree]
 
 
 def _prepare_traces(subjects: Subjects, run: RunDirectory, plans: dict[str, SubjectPlan], thin: int) -> None:

@@ -20,10 +20,12 @@ from patterning_dist.response.reliability import reliability_from_sums
 from patterning_dist.runtime.chains.attempt import MakeStudy
 from patterning_dist.runtime.chains.run import ChainsPlan, ChainsResult, Events, run_chains
 from patterning_dist.sampling.lanczos import SpectrumEnds
-from patterning_dist.storage.files import write_json
+from patterning_dist.sampling.traces import trace_store
+from patterning_dist.storage.files import changed_files, digests_of, write_json
 from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 
 _INPUTS = "inputs.json"  # what the chains of a subject follow from; written before they begin
+_TRACES = trace_store(Path(), "").name
 _DIAGNOSTICS = "diagnostics.json"  # written last
 
 
@@ -99,7 +101,7 @@ def sample_subjects(
             run.event(stage, "subject_started", subject=key, chains=subject.ledger.num_chains)
 
     def finished(key: str, result: ChainsResult) -> None:
-        found = in_short(_write(run, key, missing[key], result))
+        found = in_short(_write(run, key, missing[key], sampling, result))
         run.event(stage, "subject_finished", subject=key, **found)
         progress.measured(key, **found)
         progress.say(f"{key}: {measured_words(found)}")
@@ -128,19 +130,30 @@ def inputs_of(run: RunDirectory, name: str) -> str:
 
 
 def is_current(run: RunDirectory, name: str, subject: SubjectPlan, sampling: SamplingConfig) -> bool:
-    """Whether what is there of a subject is of these inputs and this layout."""
-    return _inputs(run, name) == {"fingerprint": subject.fingerprint, "layout": sampling.layout}
+    """Whether what is there of a subject is of these inputs and this layout, and its chains can be gone on with.
+
+    Losses of every draw are on disk alone, as the chain writes them: where they are damaged, it has to walk again.
+    """
+    inputs = {"fingerprint": subject.fingerprint, "layout": sampling.layout}
+    traces = {file: digest for file, digest in _digests(run, name).items() if _TRACES in Path(file).parts}
+    return _inputs(run, name) == inputs and not changed_files(run.path, traces)
 
 
 def subject_outputs(run: RunDirectory, subjects: Mapping[str, SubjectPlan], sampling: SamplingConfig) -> list[Path]:
     """The files of finished subjects, tables included."""
-    found = []
+    found: list[str] = []
     for name in subjects:
-        folder = f"sampling/{name}"
-        for part in ("", *_statistics(sampling), *(f"/shard-{shard}" for shard in range(sampling.aggregator_shards))):
-            found += [f"{folder}{part}/{file}" for file in run.storage.names(folder + part)]
-        found += _stored(run, name)["files"]
+        found += [*_files(run, name, sampling), f"sampling/{name}/{_DIAGNOSTICS}", *_stored(run, name)["files"]]
     return [run.path / file for file in found]
+
+
+def _files(run: RunDirectory, name: str, sampling: SamplingConfig) -> list[str]:
+    """What chains of a finished subject have left in its folder, besides its diagnostics."""
+    folder, found = f"sampling/{name}", list[str]()
+    for part in ("", *_statistics(sampling), *(f"/shard-{shard}" for shard in range(sampling.aggregator_shards))):
+        found += [f"{folder}{part}/{file}" for file in run.storage.names(folder + part) if file != _DIAGNOSTICS]
+    losses = trace_store(run.path, name)  # only in a folder that all nodes share
+    return found + [path.relative_to(run.path).as_posix() for path in sorted(losses.rglob("*")) if path.is_file()]
 
 
 def _statistics(sampling: SamplingConfig) -> list[str]:
@@ -150,36 +163,47 @@ def _statistics(sampling: SamplingConfig) -> list[str]:
 
 
 def _stored(run: RunDirectory, name: str) -> dict[str, Any]:
-    return json.loads(run.storage.read(f"sampling/{name}/{_DIAGNOSTICS}"))
+    return _object(run, f"sampling/{name}/{_DIAGNOSTICS}")
 
 
 def _inputs(run: RunDirectory, name: str) -> dict[str, Any]:
+    return _object(run, f"sampling/{name}/{_INPUTS}")
+
+
+def _object(run: RunDirectory, name: str) -> dict[str, Any]:
+    """The object that a JSON file holds; empty where there is none, or it is damaged."""
     try:
-        return json.loads(run.storage.read(f"sampling/{name}/{_INPUTS}"))
+        found = json.loads(run.storage.read(name))
     except (OSError, ValueError):
         return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _digests(run: RunDirectory, name: str) -> dict[str, str]:
+    """SHA-256 of the files of a finished subject by name; earlier versions kept none."""
+    found = _stored(run, name).get("sha256")
+    return found if isinstance(found, dict) else {}
 
 
 def is_done(run: RunDirectory, name: str, subject: SubjectPlan) -> bool:
-    """Whether the chains of a subject are through and its tables are there, whatever layout it had."""
+    """Whether the chains of a subject are through and its files are what they were, whatever layout it had."""
     if _inputs(run, name).get("fingerprint") != subject.fingerprint:
         return False
-    try:
-        stored = _stored(run, name)
-    except (OSError, ValueError):
+    stored = _stored(run, name)
+    if stored.get("analysis") != subject.analysis_fingerprint:
         return False
-    return stored["analysis"] == subject.analysis_fingerprint and run.location.sizes(stored["files"]).keys() == set(
-        stored["files"]
-    )
+    tables = stored["files"]
+    return run.location.sizes(tables).keys() == set(tables) and not run.changed(_digests(run, name))
 
 
 def _begin(run: RunDirectory, name: str, subject: SubjectPlan, sampling: SamplingConfig) -> bool:
     """Clear what is of other inputs or another layout; whether something was there to go on with."""
     folder = f"sampling/{name}"
+    is_there = is_current(run, name, subject, sampling)
     run.storage.delete(f"{folder}/{_DIAGNOSTICS}")
     for table in subject.analysis.tables:
         run.storage.clear(table.name)
-    if is_current(run, name, subject, sampling):
+    if is_there:
         return True
     shard, num_shards = 0, _inputs(run, name).get("layout", {}).get("aggregator_shards", 0)
     while shard < num_shards or run.storage.names(f"{folder}/shard-{shard}"):
@@ -193,7 +217,9 @@ def _begin(run: RunDirectory, name: str, subject: SubjectPlan, sampling: Samplin
     return False
 
 
-def _write(run: RunDirectory, name: str, subject: SubjectPlan, result: ChainsResult) -> dict[str, Any]:
+def _write(
+    run: RunDirectory, name: str, subject: SubjectPlan, sampling: SamplingConfig, result: ChainsResult
+) -> dict[str, Any]:
     """Traces, records and diagnostics of a subject, the last of its files; returns the diagnostics."""
     folder, first = run.path / "sampling" / name, result.parts[0]
     write_subject(folder, subject.ledger.observables, result.records, result.traces)
@@ -217,7 +243,15 @@ def _write(run: RunDirectory, name: str, subject: SubjectPlan, result: ChainsRes
         for number, name in enumerate(subject.analysis.controlled, start=num_observables)
     }
     files = [file for part in result.parts for file in part.files]
-    content = {"analysis": subject.analysis_fingerprint, "files": files, "diagnostics": diagnostics}
+    run.publish(folder)
+    names = [*_files(run, name, sampling), *files]
+    run.location.gather(*names)  # tables, and statistics of chains, are written where these run
+    content = {
+        "analysis": subject.analysis_fingerprint,
+        "files": files,
+        "sha256": digests_of(run.path, names),
+        "diagnostics": diagnostics,
+    }
     write_json(folder / _DIAGNOSTICS, content)
     run.publish(folder)
     return diagnostics

@@ -29,7 +29,7 @@ from patterning_dist.storage.files import (
     write_parquet,
     write_parquet_parts,
 )
-from patterning_dist.storage.run import RunDirectory
+from patterning_dist.storage.run import RunDirectory, refuse_changed
 from patterning_dist.tasks.open import open_task
 
 Format = Literal["parquet", "jsonl", "megatron"]
@@ -56,6 +56,7 @@ def export(
     check_target(folder, kind, copies)
     run.location.fetch("data", "weights", "retrain")
     table, arm = weights_of(config, run.path, name)
+    refuse_changed(run.location, run.manifest, "data", table.relative_to(run.path).as_posix())
     task = open_task(config, run.path, "cpu")
     samples = task.train
     if not isinstance(samples, TokenDataset | SequenceTable):

@@ -10,7 +10,6 @@ weights, and of the component that the rule of stage solve finds there.
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import replace
@@ -30,7 +29,14 @@ from patterning_dist.stages.rounds import Round, joined_metrics, rounds_of
 from patterning_dist.stages.sample import open_subjects, solved_subjects, subject_name
 from patterning_dist.stages.scores import Pool
 from patterning_dist.stages.solve import described, refuse_noise, scored, solve_arm, write_weights
-from patterning_dist.storage.files import atomic_path, file_sha256, write_json, write_parquet
+from patterning_dist.storage.files import (
+    atomic_path,
+    changed_files,
+    file_sha256,
+    read_object,
+    write_json,
+    write_parquet,
+)
 from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 from patterning_dist.tasks.open import open_task
 from patterning_dist.training.job import JOB_FILES, checkpoint_files, job_files
@@ -104,8 +110,10 @@ def _solve(part: Round, pool: Pool, rises: dict[str, float], progress: Progress)
     fingerprint = stage_fingerprint(
         "round", sections | {"chains": pool.inputs(pool.subject), "weights": part.arm.weights}
     )
-    stored = json.loads(solution.read_text(encoding="utf-8")) if solution.exists() and table.exists() else {}
-    if stored.get("fingerprint") == fingerprint and stored["table_sha256"] == file_sha256(table):
+    stored = read_object(solution)
+    if stored.get("fingerprint") == fingerprint and not changed_files(
+        table.parent, {table.name: str(stored.get("table_sha256"))}
+    ):
         run.event(STAGE, "weights_kept", job=part.name)
         return [table, solution]
     with scored(pool, progress) as scores:
@@ -131,16 +139,15 @@ def join_rounds(config: Config, run: RunDirectory) -> list[Path]:
         run.location.fetch(last.arm_folder)
         folder = run.path / last.arm_folder
         parts = [run.path / replace(last, number=number).folder for number in range(1, last.number + 1)]
-        initial, model, metrics, held_out, report = files = [folder / name for name in JOB_FILES]
-        is_joined = all(file.exists() for file in files)
-        if not is_joined or report.read_bytes() != (parts[-1] / report.name).read_bytes():
-            _copy(parts[0] / initial.name, initial)
-            _copy(parts[-1] / model.name, model)
-            _copy(parts[-1] / held_out.name, held_out)
-            write_parquet(metrics, joined_metrics([pq.read_table(part / metrics.name) for part in parts]))
-            open_task(config, run.path, "cpu").describe(folder)
-            _copy(parts[-1] / report.name, report)  # the last, for it says that the others are there
-            run.publish(folder)
+        initial, model, metrics, held_out, report = (folder / name for name in JOB_FILES)
+        # Always, so that what has been damaged there meanwhile does not stay.
+        _copy(parts[0] / initial.name, initial)
+        _copy(parts[-1] / model.name, model)
+        _copy(parts[-1] / held_out.name, held_out)
+        write_parquet(metrics, joined_metrics([pq.read_table(part / metrics.name) for part in parts]))
+        open_task(config, run.path, "cpu").describe(folder)
+        _copy(parts[-1] / report.name, report)
+        run.publish(folder)
         written += job_files(folder)
     return written
 

@@ -14,7 +14,7 @@ from patterning_dist.runtime.training.jobs import run_jobs
 from patterning_dist.stages.online import join_rounds, weigh_again
 from patterning_dist.stages.rounds import Round, rounds_of
 from patterning_dist.storage.files import atomic_path
-from patterning_dist.storage.run import RunDirectory
+from patterning_dist.storage.run import RunDirectory, in_words
 from patterning_dist.tasks.open import open_task
 from patterning_dist.training.job import TrainingJob, grouped, job_files
 
@@ -146,7 +146,10 @@ def run_unfinished(
     run.location.fetch(*(job.folder.relative_to(run.path).as_posix() for job in jobs))
     unfinished = [job for group in grouped(jobs) if not group.is_finished(config) for job in group.jobs]
     for job in jobs:
-        if job not in unfinished:
+        if job in unfinished:
+            if job.reports_its_end(config):
+                progress.say(f"{job.name}: {in_words(job.changed_files())}; it is trained again")
+        else:
             run.event("train", "job_kept", job=job.name)
             delete_checkpoints(run.storage, run.path, job)  # of a worker that died between finishing and doing so
     if unfinished:

@@ -10,7 +10,8 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -74,6 +75,15 @@ def write_json(path: Path, content: Any) -> None:
     write_text(path, json.dumps(plain(content), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
 
 
+def read_object(path: Path) -> dict[str, Any]:
+    """The object that a JSON file holds; empty where there is no such file, or it is damaged."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
 def write_npz(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
     import numpy
 
@@ -113,6 +123,35 @@ def plain(value: Any) -> Any:
 def file_sha256(path: Path) -> str:
     with open(path, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def changed_files(folder: Path, digests: Mapping[str, str], sha256: Callable[[Path], str] = file_sha256) -> list[str]:
+    """Those of the files that are gone, or have other contents than when they were written, in order.
+
+    Args:
+        folder: that they are in.
+        digests: name -> SHA-256 of the contents.
+        sha256: of a file; ``FileHashes`` reads each once.
+    """
+
+    def is_changed(name: str) -> bool:
+        try:
+            return sha256(folder / name) != digests[name]
+        except OSError:
+            return True
+
+    return [name for name, changed in zip(digests, _in_threads(is_changed, digests), strict=True) if changed]
+
+
+def digests_of(folder: Path, names: Iterable[str], sha256: Callable[[Path], str] = file_sha256) -> dict[str, str]:
+    """Name -> SHA-256 of the contents, as ``changed_files`` takes them."""
+    names = list(names)
+    return dict(zip(names, _in_threads(lambda name: sha256(folder / name), names), strict=True))
+
+
+def _in_threads(function: Callable[[str], Any], names: Iterable[str]) -> list[Any]:
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:  # a digest is taken outside the interpreter's lock
+        return list(pool.map(function, names))
 
 
 def write_parquet(

@@ -91,7 +91,7 @@ class Location:
             storage = open_url(self.url)
             with self._alone() as record:
                 there = storage.sizes(*prefixes)
-                for name in [name for name in record if name not in there and _is_under(name, prefixes)]:
+                for name in [name for name in record if name not in there and is_under(name, prefixes)]:
                     if _is_same(record, name, _stat(self.path / name)):
                         (self.path / name).unlink()
                         del record[name]
@@ -226,7 +226,8 @@ def _stat(file: Path) -> tuple[int, int] | None:
     return found.st_size, found.st_mtime_ns
 
 
-def _is_under(name: str, prefixes: Iterable[str]) -> bool:
+def is_under(name: str, prefixes: Iterable[str]) -> bool:
+    """Whether a name is one of the prefixes, or lies in a folder that is one."""
     return any(name == prefix or name.startswith(f"{prefix}/") for prefix in prefixes)
 
 

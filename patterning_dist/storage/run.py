@@ -12,7 +12,7 @@ import platform
 import socket
 import subprocess
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,11 +20,21 @@ from typing import Any
 import yaml
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.storage.files import explained, plain, write_json, write_text
+from patterning_dist.storage.files import (
+    FileHashes,
+    changed_files,
+    digests_of,
+    explained,
+    file_sha256,
+    plain,
+    write_json,
+    write_text,
+)
 from patterning_dist.storage.lease import Lease, held, in_use
-from patterning_dist.storage.mirror import Location
+from patterning_dist.storage.mirror import Location, is_under
 
 PACKAGES = ("patterning-dist", "torch", "ray", "deepspeed", "transformers", "numpy", "pyarrow", "xarray", "zarr")
+VERSIONS_THAT_COUNT = ("patterning-dist", "torch", "transformers", "numpy", "deepspeed", "python")
 _STATE = "live.json"
 _EVENTS_EVERY = 5.0  # between two copies of the events, or of the state, to a URL, within a stage [s]
 
@@ -54,6 +64,41 @@ def read_manifest(location: str | Path) -> dict[str, Any]:
         if not known or not isinstance(entry.get("seconds", 0.0), int | float):
             raise PatterningError(f"{Location.at(location)}/manifest.json: stages.{name} is no stage; {remedy}")
     return manifest
+
+
+def recorded_outputs(manifest: Mapping[str, Any], stage: str) -> tuple[dict[str, int], dict[str, str]]:
+    """Sizes [bytes] and SHA-256 of the outputs of a finished stage, by name; earlier versions kept no SHA-256."""
+    entry = manifest.get("stages", {}).get(stage, {})
+    sizes, digests = (entry.get(key) for key in ("outputs", "sha256"))
+    return sizes if isinstance(sizes, dict) else {}, digests if isinstance(digests, dict) else {}
+
+
+def refuse_changed(
+    location: Location,
+    manifest: Mapping[str, Any],
+    *names: str,
+    suffix: str = "",
+    sha256: Callable[[Path], str] = file_sha256,
+) -> None:
+    """Check outputs of these names, and those in folders of these names with a suffix, that no stage is to read.
+
+    Raises:
+        PatterningError: one is gone, or has other contents than its stage wrote.
+    """
+    for stage in manifest.get("stages", {}):
+        _, digests = recorded_outputs(manifest, stage)
+        read = (file for file in digests if is_under(file, names) and file.endswith(suffix))
+        mine = {file: digests[file] for file in read}
+        if changed := changed_files(location.path, mine, sha256):
+            raise PatterningError(
+                f"{location}: {in_words(changed)}; `patterning run {location}` runs stage {stage} again"
+            )
+
+
+def in_words(changed: Sequence[str]) -> str:
+    """What is wrong with outputs of a stage that are gone or damaged."""
+    more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+    return f"{', '.join(changed[:3])}{more} {'are' if changed[1:] else 'is'} gone, or damaged since written"
 
 
 def read_state(location: str | Path) -> dict[str, Any]:
@@ -97,6 +142,7 @@ class RunDirectory:
         self.location.make()
         self._lease: Lease | None = None
         self._events_published = self._state_published = -_EVENTS_EVERY
+        self._sha256 = FileHashes({})  # of outputs, each read once; bits that rot leave size and time as they are
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -152,6 +198,15 @@ class RunDirectory:
         finally:
             os.close(descriptor)
 
+    def changed_versions(self) -> list[str]:
+        """What numbers follow from besides the configuration, where it is not what the run went on with last."""
+        before, now = self.manifest.get("versions", {}), _versions()
+        return [
+            f"{name} {now[name]} (was {before[name]})"
+            for name in VERSIONS_THAT_COUNT
+            if before.get(name) is not None and before[name] != now[name]
+        ]
+
     def store_config(self, text: str) -> list[str]:
         """Write config.yaml (from `dump_config`), versions and git commit; return the sections that changed.
 
@@ -172,7 +227,7 @@ class RunDirectory:
         self.publish(self.path / "config.yaml")
         self.update_manifest(
             config_sha256=hashlib.sha256(text.encode()).hexdigest(),
-            versions={"python": platform.python_version()} | {name: _version(name) for name in PACKAGES},
+            versions=_versions(),
             git_commit=_git_commit(),
         )
         if changed:
@@ -203,52 +258,90 @@ class RunDirectory:
             self._state_published = time.monotonic()
 
     def is_done(self, stage: str, fingerprint: str) -> bool:
-        """Whether the stage finished with these inputs and all its outputs still have their sizes."""
+        """Whether the stage finished with these inputs and all its outputs are still what it wrote."""
         entry = self.manifest.get("stages", {}).get(stage, {})
         if entry.get("status") != "finished" or entry.get("fingerprint") != fingerprint:
             return False
-        outputs = entry.get("outputs")
-        if not isinstance(outputs, dict) or self.location.sizes(outputs) != outputs:
-            return False
-        self.location.fetch(*outputs)  # the stages after it read them here
-        return True
+        return isinstance(entry.get("outputs"), dict) and not self.changed_outputs(stage)
+
+    def changed_outputs(self, stage: str) -> list[str]:
+        """Names of the outputs of a finished stage that are gone, or are no longer what it wrote.
+
+        Of a stage that an earlier version finished, without digests: that have another size.
+        """
+        sizes, digests = recorded_outputs(self.manifest, stage)
+        there = self.location.sizes(sizes)
+        resized = [name for name, size in sizes.items() if there.get(name) != size]
+        self.location.fetch(*(name for name in sizes if name not in resized))  # the stages after read them here
+        return resized + self.changed({name: digest for name, digest in digests.items() if name not in resized})
+
+    def changed(self, digests: Mapping[str, str]) -> list[str]:
+        """Those of the files, fetched if need be, that are gone or have another SHA-256 than this."""
+        self.location.fetch(*digests)
+        changed = changed_files(self.path, digests, self._sha256)
+        if changed and self.location.url is not None:  # perhaps it is this node's copy alone
+            for name in changed:
+                (self.path / name).unlink(missing_ok=True)
+            self.location.fetch(*changed)
+            changed = changed_files(self.path, {name: digests[name] for name in changed}, self._sha256)
+        return changed
 
     @contextlib.contextmanager
-    def stage(self, stage: str, fingerprint: str) -> Iterator[list[Path]]:
+    def stage(self, stage: str, fingerprint: str, later: Sequence[str] = ()) -> Iterator[list[Path]]:
         """Mark a stage started and then finished, failed or interrupted.
 
-        Yields a list for the paths of the stage's outputs (under the run directory): while one of them is
-        missing or has another size, the stage counts as not done.
+        Where it ends with other bits than before, ``later`` stages count as not done: theirs are of the old ones.
+        Outputs that are no longer what the stage wrote are deleted first: what it keeps of them it finds whole.
+
+        Yields a list for the paths of the stage's outputs, files and folders under the run directory: while a file of
+        them is missing or has other contents, the stage counts as not done.
         """
         before = self.manifest.get("stages", {}).get(stage)
         if before and before.get("fingerprint") != fingerprint:
             self.event(stage, "inputs_changed", reason="the config or an earlier stage changed: run again")
+        _, old = recorded_outputs(self.manifest, stage)
+        for name in self.changed_outputs(stage):
+            self.storage.delete(name)
+            if changed_files(self.path, {name: old.get(name, "")}, self._sha256):  # of a URL the copy may be whole
+                (self.path / name).unlink(missing_ok=True)
         outputs: list[Path] = []
-        started, clock = _now(), time.monotonic()
-        self._mark(stage, status="started", fingerprint=fingerprint, started=started)
+        clock, entry = time.monotonic(), dict[str, Any](fingerprint=fingerprint, started=_now())
+        # Known until the stage finishes, however often it is begun.
+        old = (before or {}).get("sha256_before") or old
+        self._mark(stage, status="started", sha256_before=old, **entry)
         self.event(stage, "started")
-        entry = {"fingerprint": fingerprint, "started": started}
         try:
             yield outputs
             names = [str(Path(path).resolve().relative_to(self.path.resolve())) for path in outputs]
             self.location.gather(*names)
             for name in names:
-                if not (self.path / name).is_file():
+                if not (self.path / name).exists():
                     raise PatterningError(f"{self.path / name}: stage {stage} did not write it; run it again")
+            names = [file for name in names for file in self._files(name)]
             self.publish(*(self.path / name for name in names), self.path)
-            sizes = self.location.sizes(names)
+            sizes, digests = self.location.sizes(names), digests_of(self.path, names, self._sha256)
         except BaseException as error:
             status = "failed" if isinstance(error, Exception) else "interrupted"
             seconds = time.monotonic() - clock
             # A full disk is what may have failed the stage: its own error is the one to be seen.
             with contextlib.suppress(PatterningError):
                 self.event(stage, status, error=f"{type(error).__name__}: {error}", seconds=seconds)
-                self._mark(stage, status=status, finished=_now(), seconds=seconds, error=str(error), **entry)
+                entry |= {"seconds": seconds, "error": str(error), "sha256_before": old}
+                self._mark(stage, status=status, finished=_now(), **entry)
             raise
         seconds = time.monotonic() - clock
-        self._mark(stage, status="finished", finished=_now(), seconds=seconds, outputs=sizes, **entry)
+        is_same = all(digests.get(name, digest) == digest for name, digest in old.items())
+        entry |= {"seconds": seconds, "outputs": sizes, "sha256": digests}
+        self._mark(stage, () if is_same else later, status="finished", finished=_now(), **entry)
         self.event(stage, "finished", seconds=seconds)
         self.publish(self.path / "events.jsonl")
+
+    def _files(self, name: str) -> list[str]:
+        """The file, or those in the folder, of this name."""
+        path = self.path / name
+        if not path.is_dir():
+            return [name]
+        return sorted(file.relative_to(self.path).as_posix() for file in path.rglob("*") if file.is_file())
 
     def publish(self, *paths: Path) -> None:
         """As `Location.publish`: does nothing in a folder.
@@ -260,12 +353,17 @@ class RunDirectory:
             self._lease.confirm()
         self.location.publish(*paths)
 
-    def _mark(self, stage: str, **entry: Any) -> None:
-        self.update_manifest(stages=self.manifest.get("stages", {}) | {stage: entry})
+    def _mark(self, stage: str, forgotten: Sequence[str] = (), **entry: Any) -> None:
+        stages = {key: known for key, known in self.manifest.get("stages", {}).items() if key not in forgotten}
+        self.update_manifest(stages=stages | {stage: entry})
 
 
 def _now() -> str:
     return datetime.now(UTC).isoformat(timespec="milliseconds")
+
+
+def _versions() -> dict[str, str | None]:
+    return {"python": platform.python_version()} | {name: _version(name) for name in PACKAGES}
 
 
 def _version(package: str) -> str | None:

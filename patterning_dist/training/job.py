@@ -14,11 +14,13 @@ from patterning_dist.config import Config, TrainingConfig
 from patterning_dist.config.sampling import is_function
 from patterning_dist.config.training import WindowConfig
 from patterning_dist.functions import code_fingerprint
-from patterning_dist.storage.files import file_sha256
+from patterning_dist.storage.files import changed_files, file_sha256, read_object
 
 SECONDS_BETWEEN_CHECKPOINTS = 20.0
 HELD_OUT_TABLE = "held_out.parquet"  # what every held-out sample adds to the errors of the observables
-JOB_FILES = ("initial.safetensors", "model.safetensors", "metrics.parquet", HELD_OUT_TABLE, "evaluation.json")
+REPORT = "evaluation.json"  # written last
+RAW_WEIGHTS = "raw.safetensors"  # before the annealing
+JOB_FILES = ("initial.safetensors", "model.safetensors", "metrics.parquet", HELD_OUT_TABLE, REPORT)
 # Of ``training.batches.weighted_loss``: arms that an earlier version trained by another rule are not finished.
 WEIGHTED_LOSS = "sum_i rho_i l_i / (rho_mean m), rho_mean of the whole table"
 # Where files lie, who shares the work, and how often the state is saved: at most rounding depends on it. A window is in
@@ -30,7 +32,8 @@ _LAYOUT = {"deepspeed", "gradient_checkpointing", "num_workers", "threads_per_wo
 def job_files(folder: Path) -> list[Path]:
     """Of a job that is done, and what makes it a checkpoint for others (config.json)."""
     described = [file for file in sorted(folder.glob("*.json")) if file.name not in JOB_FILES]
-    return [*(folder / name for name in JOB_FILES), *described]
+    raw = folder / RAW_WEIGHTS
+    return [*(folder / name for name in JOB_FILES), *described, *([raw] if raw.exists() else [])]
 
 
 def checkpoint_files(name: str) -> list[str]:
@@ -123,12 +126,18 @@ class TrainingJob:
         return ["data", *(path.relative_to(directory).as_posix() for path in mine), *start]
 
     def is_finished(self, config: Config) -> bool:
-        """Whether the folder holds the result of this very job."""
-        report = self.folder / "evaluation.json"
-        files = (report, self.folder / HELD_OUT_TABLE)  # earlier versions wrote no such table
-        return all(file.exists() for file in files) and json.loads(report.read_text()).get(
-            "fingerprint"
-        ) == self.fingerprint(config)
+        """Whether the folder holds the result of this very job, every file as it was written."""
+        return self.reports_its_end(config) and not self.changed_files()
+
+    def reports_its_end(self, config: Config) -> bool:
+        """Whether evaluation.json says that this very job was trained to its end."""
+        return read_object(self.folder / REPORT).get("fingerprint") == self.fingerprint(config)
+
+    def changed_files(self) -> list[str]:
+        """Names of files of a finished job that are gone or damaged; earlier versions kept no digests."""
+        missing = [name for name in JOB_FILES if not (self.folder / name).exists()]
+        digests = read_object(self.folder / REPORT).get("sha256", {})
+        return missing or changed_files(self.folder, digests if isinstance(digests, dict) else {})
 
 
 @dataclass(frozen=True)

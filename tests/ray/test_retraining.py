@@ -240,6 +240,14 @@ def test_finished_retrainings_are_kept_and_changed_ones_done_again(run):
     events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
     assert [e["job"] for e in events if e["kind"] == "job_kept"][-2:] == ["base seed 0", "plus seed 0"]
     assert [job.is_finished(config) for job in arm_jobs(config, run)] == [True, True]
+    # What it wrote counts by its bytes, and by its being there.
+    for name in JOB_FILES:
+        file = arm_jobs(config, run)[0].folder / name
+        content = file.read_bytes()
+        for damaged in (content[:-1] + bytes([content[-1] ^ 64]), None):
+            file.unlink() if damaged is None else file.write_bytes(damaged)
+            assert [job.is_finished(config) for job in arm_jobs(config, run)] == [False, True], name
+        file.write_bytes(content)
     # Other weights: that arm alone is another job.
     ones = (run.path / "weights" / "ones.parquet").read_bytes()
     (run.path / "weights" / "plus.parquet").write_bytes(ones)

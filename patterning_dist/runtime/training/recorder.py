@@ -14,9 +14,9 @@ from patterning_dist.runtime.boards import Notes
 from patterning_dist.runtime.metrics import Metrics
 from patterning_dist.runtime.training.trainer import Member
 from patterning_dist.runtime.training.weights import load_shares, own_share, save_weights
-from patterning_dist.storage.files import write_json, write_parquet
+from patterning_dist.storage.files import digests_of, write_json, write_parquet
 from patterning_dist.storage.mirror import Location
-from patterning_dist.training.job import HELD_OUT_TABLE
+from patterning_dist.training.job import HELD_OUT_TABLE, REPORT, job_files
 
 
 class Recorder:
@@ -86,5 +86,6 @@ class Recorder:
             write_parquet(job.folder / HELD_OUT_TABLE, pa.table(influences))
             trainer.task.describe(job.folder)
             self.location.publish(job.folder)
-            write_json(job.folder / "evaluation.json", report)
-            self.location.publish(job.folder / "evaluation.json")
+            names = [file.name for file in job_files(job.folder) if file.name != REPORT]
+            write_json(job.folder / REPORT, report | {"sha256": digests_of(job.folder, names)})
+            self.location.publish(job.folder / REPORT)
