@@ -32,6 +32,7 @@ from patterning_dist.stages.solve import described, refuse_noise, scored, solve_
 from patterning_dist.storage.files import (
     atomic_path,
     changed_files,
+    digests_of,
     file_sha256,
     read_object,
     write_json,
@@ -39,7 +40,7 @@ from patterning_dist.storage.files import (
 )
 from patterning_dist.storage.run import RunDirectory, stage_fingerprint
 from patterning_dist.tasks.open import open_task
-from patterning_dist.training.job import JOB_FILES, checkpoint_files, job_files
+from patterning_dist.training.job import JOB_FILES, REPORT, checkpoint_files, job_files
 
 STAGE = "retrain"
 
@@ -140,14 +141,18 @@ def join_rounds(config: Config, run: RunDirectory) -> list[Path]:
         folder = run.path / last.arm_folder
         parts = [run.path / replace(last, number=number).folder for number in range(1, last.number + 1)]
         initial, model, metrics, held_out, report = (folder / name for name in JOB_FILES)
-        # Always, so that what has been damaged there meanwhile does not stay.
-        _copy(parts[0] / initial.name, initial)
-        _copy(parts[-1] / model.name, model)
-        _copy(parts[-1] / held_out.name, held_out)
-        write_parquet(metrics, joined_metrics([pq.read_table(part / metrics.name) for part in parts]))
-        open_task(config, run.path, "cpu").describe(folder)
-        _copy(parts[-1] / report.name, report)
-        run.publish(folder)
+        ended, joined = read_object(parts[-1] / REPORT), read_object(report)
+        is_joined = joined == ended | {"sha256": joined.get("sha256")}
+        if not is_joined or changed_files(folder, joined["sha256"]):
+            _copy(parts[0] / initial.name, initial)
+            _copy(parts[-1] / model.name, model)
+            _copy(parts[-1] / held_out.name, held_out)
+            write_parquet(metrics, joined_metrics([pq.read_table(part / metrics.name) for part in parts]))
+            open_task(config, run.path, "cpu").describe(folder)
+            names = [file.name for file in job_files(folder) if file != report]
+            # The last, for it says that the others are there.
+            write_json(report, ended | {"sha256": digests_of(folder, names)})
+            run.publish(folder)
         written += job_files(folder)
     return written
 
