@@ -34,34 +34,95 @@ def in_use(location: str, holder: str) -> PatterningError:
     )
 
 
-@contextlib.contextmanager
-def held(storage: Storage, location: str) -> Iterator[Lease]:
-    """Hold the lease of the run in `storage`; if it is lost, the main thread is interrupted and this raises.
+class Exclusive:
+    """The right of one driver to a run: `take`, `confirm` before anything durable is written, `release`.
 
-    Raises:
-        PatterningError: another driver holds it, or took it over.
+    A thread looks after it meanwhile. Where it is lost, the thread interrupts the main one.
     """
-    lease = Lease(storage, location)
-    lease.take()
-    try:
-        yield lease
-    except KeyboardInterrupt:
-        lease.refuse_if_lost()
-        raise
-    finally:
-        lease.release()
 
-
-class Lease:
-    """The lease of one run, taken by `take` and kept by a thread until `release`."""
-
-    def __init__(self, storage: Storage, location: str) -> None:
-        self._storage, self._location = storage, location
-        self._owner, self._beats = uuid.uuid4().hex, 0
+    def __init__(self) -> None:
         self._lost: str | None = None
-        self._one_at_a_time, self._over = threading.Lock(), threading.Event()
+        self._over = threading.Event()
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._is_main = threading.current_thread() is threading.main_thread()
+
+    def take(self) -> None:
+        """Have it, and start the thread.
+
+        Raises:
+            PatterningError: another driver has it.
+        """
+        raise NotImplementedError
+
+    def confirm(self) -> None:
+        """Look whether it is still this driver's.
+
+        Raises:
+            PatterningError: it is not, or that cannot be found out.
+        """
+        raise NotImplementedError
+
+    def release(self) -> None:
+        """Let others have it."""
+        raise NotImplementedError
+
+    def refuse_if_lost(self) -> None:
+        """Raises PatterningError if it has been found to be lost."""
+        if self._lost is not None:
+            raise PatterningError(self._lost)
+
+    def _beat(self) -> float:
+        """Seconds between two looks."""
+        raise NotImplementedError
+
+    def _look(self) -> None:
+        """What the thread does at every beat."""
+        self.confirm()
+
+    def _stop(self) -> None:
+        self._over.set()
+        self._thread.join()
+
+    def _keep(self) -> None:
+        while not self._over.wait(self._beat()):
+            try:
+                self._look()
+            except PatterningError:
+                if self._lost is None:  # an outage of the store: what the driver writes there itself says so
+                    continue
+                main = threading.main_thread().ident
+                # Whatever it waits for; where SIGINT is ignored, its next `confirm` stops it.
+                if self._is_main and main is not None:
+                    signal.pthread_kill(main, signal.SIGINT)
+                return
+
+
+@contextlib.contextmanager
+def held(exclusive: Exclusive) -> Iterator[None]:
+    """Hold a lock or lease; if it is lost, that is what ends the block, whatever it is that fails first.
+
+    Raises:
+        PatterningError: another driver holds it, or it was lost.
+    """
+    exclusive.take()
+    try:
+        yield
+        exclusive.refuse_if_lost()
+    except BaseException:
+        exclusive.refuse_if_lost()
+        raise
+    finally:
+        exclusive.release()
+
+
+class Lease(Exclusive):
+    """The lease of a run in a store, an object that its holder keeps changing."""
+
+    def __init__(self, storage: Storage, location: str) -> None:
+        super().__init__()
+        self._storage, self._location = storage, location
+        self._owner, self._beats = uuid.uuid4().hex, 0
+        self._one_at_a_time = threading.Lock()
 
     def take(self) -> None:
         """Wait until the lease is free or its holder has been still for long; then write, wait a beat, look again.
@@ -94,33 +155,20 @@ class Lease:
                 )
                 self.refuse_if_lost()
 
-    def refuse_if_lost(self) -> None:
-        """Raises PatterningError if another driver has been found to hold the lease."""
-        if self._lost is not None:
-            raise PatterningError(self._lost)
-
     def release(self) -> None:
         """Delete the lease, if it is still this driver's."""
-        self._over.set()
-        self._thread.join()
+        self._stop()
         # A store that cannot be reached now: the next driver waits until the lease counts as dead.
         with contextlib.suppress(PatterningError):
             if _field(self._read(), "owner") == self._owner:
                 self._storage.delete(NAME)
 
-    def _keep(self) -> None:
-        while not self._over.wait(BEAT):
-            try:
-                self.confirm()
-                self._write()
-            except PatterningError:
-                if self._lost is None:  # an outage of the store: what the driver writes there itself says so
-                    continue
-                main = threading.main_thread().ident
-                # Whatever it waits for; where SIGINT is ignored, its next `confirm` stops it.
-                if self._is_main and main is not None:
-                    signal.pthread_kill(main, signal.SIGINT)
-                return
+    def _beat(self) -> float:
+        return BEAT
+
+    def _look(self) -> None:
+        self.confirm()
+        self._write()
 
     def _outwait(self, found: bytes) -> None:
         """Return when the lease is free or has not changed for PATIENCE beats; refuse as soon as it changes."""

@@ -10,13 +10,13 @@ import os
 import time
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.storage.files import explained, write_json
-from patterning_dist.storage.store import Storage, open_storage, open_url, path_or_url
+from patterning_dist.storage.store import LocalStorage, Storage, open_url, path_or_url
 
 if TYPE_CHECKING:  # as in store.py
     from patterning_dist.storage.arrow_store import ArrowStorage
@@ -38,10 +38,12 @@ class Location:
     Attributes:
         path: a local folder: the run directory itself, or this node's working copy (at the same path on every node).
         url: where the run is kept, if that is no folder.
+        holder: word of the driver that has the folder; whoever writes there looks for it first.
     """
 
     path: Path
     url: str | None = None
+    holder: str | None = field(default=None, compare=False)
 
     @staticmethod
     def at(location: str | Path) -> Location:
@@ -58,7 +60,16 @@ class Location:
     @property
     def storage(self) -> Storage:
         """The durable files, by name."""
-        return open_storage(self.path if self.url is None else self.url)
+        return LocalStorage(self.path, self.holder) if self.url is None else open_url(self.url)
+
+    def confirm(self) -> None:
+        """Before something is written in the folder: look whether it is still the driver's.
+
+        Raises:
+            PatterningError: it is not.
+        """
+        if self.url is None:
+            LocalStorage(self.path, self.holder).confirm()
 
     def make(self) -> None:
         """Make the folder, if it is not there.
@@ -116,6 +127,7 @@ class Location:
             PatterningError: the URL cannot be written.
         """
         if self.url is None:
+            self.confirm()
             return
         storage = open_url(self.url)
         published: Record = {}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.metadata
 import json
@@ -13,6 +12,7 @@ import socket
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,8 @@ from patterning_dist.storage.files import (
     write_json,
     write_text,
 )
-from patterning_dist.storage.lease import Lease, held, in_use
+from patterning_dist.storage.lease import Lease, held
+from patterning_dist.storage.lock import FolderLock
 from patterning_dist.storage.mirror import Location, is_under
 
 PACKAGES = ("patterning-dist", "torch", "ray", "deepspeed", "transformers", "numpy", "pyarrow", "xarray", "zarr")
@@ -150,6 +151,7 @@ class RunDirectory:
 
     def update_manifest(self, **fields: Any) -> None:
         """Set top-level fields of the manifest (`data={"train.parquet": sha256}`), keeping the others."""
+        self.location.confirm()
         file = self.path / "manifest.json"
         write_json(file, self.manifest | fields)
         self.publish(file)
@@ -164,12 +166,18 @@ class RunDirectory:
             PatterningError: another driver has the run, or takes it over; or it cannot be written.
         """
         if self.location.url is None:
-            with self._flock():
+            lock = FolderLock(self.path)
+            with held(lock):
+                self.location = replace(self.location, holder=lock.holder)
+                self.storage = self.location.storage
                 for leftover in self.path.rglob(".*.tmp"):  # of a driver that was killed while writing
                     leftover.unlink(missing_ok=True)
                 yield self
+            self.location = replace(self.location, holder=None)
+            self.storage = self.location.storage
             return
-        with held(self.storage, str(self.location)) as self._lease:
+        self._lease = Lease(self.storage, str(self.location))
+        with held(self._lease):
             self.location.forget_unpublished()
             self.location.fetch("manifest.json", "config.yaml", "events.jsonl")
             try:
@@ -180,23 +188,6 @@ class RunDirectory:
                     self.publish(self.path if isinstance(error, Exception) else self.path / "events.jsonl")
                 raise
             self.publish(self.path)
-
-    @contextlib.contextmanager
-    def _flock(self) -> Iterator[None]:
-        with explained(self.path / ".lock"):
-            descriptor = os.open(self.path / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
-        try:
-            try:
-                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                holder = os.read(descriptor, 200).decode(errors="replace").strip() or "unknown"
-                raise in_use(str(self.path), f"pid {holder}") from None
-            with explained(self.path / ".lock"):
-                os.ftruncate(descriptor, 0)
-                os.pwrite(descriptor, f"{os.getpid()} on {socket.gethostname()}\n".encode(), 0)
-            yield
-        finally:
-            os.close(descriptor)
 
     def changed_versions(self) -> list[str]:
         """What numbers follow from besides the configuration, where it is not what the run went on with last."""
@@ -237,6 +228,7 @@ class RunDirectory:
     def event(self, stage: str, kind: str, **fields: Any) -> None:
         """Append one line to events.jsonl: time (UTC), stage, kind and whatever else there is to say."""
         record = {"time": _now(), "stage": stage, "kind": kind, **plain(fields)}
+        self.location.confirm()
         path = self.path / "events.jsonl"
         with explained(path), open(path, "ab+") as file:
             # A driver killed while writing leaves half a line: it must not spoil the next one.
@@ -249,7 +241,9 @@ class RunDirectory:
 
     def keep_state(self, state: Mapping[str, Any]) -> None:
         """Write live.json: what the driver is doing, for `patterning status` here or on another machine."""
-        if not self.path.is_dir():
+        try:
+            self.location.confirm()
+        except PatterningError:
             return  # taken away under the run: it must not come back half
         path = self.path / _STATE
         write_json(path, {"time": _now(), "process": f"pid {os.getpid()} on {socket.gethostname()}", **state})

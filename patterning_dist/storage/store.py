@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import errno
 import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
+from patterning_dist.errors import PatterningError
 from patterning_dist.storage.files import write_bytes
 
 if TYPE_CHECKING:  # pyarrow is imported where a URL is opened: the command line stays quick
     from patterning_dist.storage.arrow_store import ArrowStorage
 
+LOCK = ".lock"  # of a run directory, see ``lock.py``
+_GONE = (errno.ENOENT, errno.ENOTDIR, errno.ESTALE)
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]*://")
 
 
@@ -44,14 +48,37 @@ class LocalStorage:
     """A folder that every process of the run sees under the same path."""
 
     root: Path
+    holder: str | None = None  # word of the driver that writes there, in its lock; None: nobody looks
+
+    def confirm(self) -> None:
+        """Look whether the folder is still that of the driver that this is written for.
+
+        Raises:
+            PatterningError: it was removed, made again, or another driver has it.
+        """
+        if self.holder is None:
+            return
+        try:
+            found = (self.root / LOCK).read_text(errors="replace").splitlines()
+        except OSError as error:
+            if error.errno not in _GONE:
+                return  # an outage: what is written says so
+            found = []
+        if self.holder not in found:
+            raise PatterningError(
+                f"{self.root}: was removed, or made again, under the run that wrote there, which has stopped; run the "
+                "same command again"
+            )
 
     def read(self, name: str) -> bytes:
         return (self.root / name).read_bytes()
 
     def write(self, name: str, content: bytes) -> None:
+        self.confirm()
         write_bytes(self.root / name, content)
 
     def delete(self, name: str) -> None:
+        self.confirm()
         (self.root / name).unlink(missing_ok=True)
 
     def names(self, folder: str) -> list[str]:
@@ -61,6 +88,7 @@ class LocalStorage:
         return sorted(p.name for p in directory.iterdir() if p.is_file() and not p.name.endswith(".tmp"))
 
     def clear(self, folder: str) -> None:
+        self.confirm()
         directory = self.root / folder
         for file in directory.iterdir() if directory.is_dir() else ():
             if file.is_file():

@@ -29,6 +29,25 @@ def leave(tiny_run: Path, directory: Path, stage: str, sent: signal.Signals) -> 
     return driver.returncode, said
 
 
+@pytest.mark.parametrize("stage", [pytest.param("train", marks=pytest.mark.extended), "sample"])
+def test_the_folder_is_made_again_under_a_run(tiny_run: Path, tmp_path: Path, stage: str) -> None:
+    """It stops within seconds, and neither it nor a worker of its writes into the new one."""
+    directory = tmp_path / "run"
+    driver = subprocess.Popen(command("run", tiny_run / "config.yaml", directory), stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 240
+    while not list((directory / {"train": "baseline", "sample": "sampling"}[stage]).glob("*")):
+        time.sleep(0.05)
+        assert time.monotonic() < deadline and driver.poll() is None
+    directory.rename(tmp_path / "before")  # at once, as it is for whoever writes there
+    directory.mkdir()
+    _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 2, said
+    assert said.count("error:") == 1 and "Traceback" not in said
+    assert f"error: {directory}: was removed, or made again, under the run" in " ".join(said.split())
+    time.sleep(2)  # what its workers may still be at
+    assert list(directory.iterdir()) == []
+
+
 def test_told_to_leave_then_killed_then_finished(tiny_run: Path, finished: Path, tmp_path: Path) -> None:
     code, said = leave(tiny_run, tmp_path, "train", signal.SIGTERM)
     assert code == 143 and "run the same command to resume" in said, said

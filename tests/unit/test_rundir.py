@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import math
 import os
+import shutil
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -41,6 +44,57 @@ def test_second_driver_is_refused_with_the_pid_of_the_first(tmp_path: Path) -> N
         holder.wait()
     with RunDirectory(tmp_path).locked():  # a killed driver holds nothing
         assert (tmp_path / ".lock").read_text().startswith(f"{os.getpid()} on ")
+
+
+DRIVER = """
+import sys, time
+from pathlib import Path
+from patterning_dist.errors import PatterningError
+from patterning_dist.storage.run import RunDirectory
+try:
+    with RunDirectory(sys.argv[1]).locked() as run:
+        storage = run.location.storage
+        print("held", flush=True)
+        if sys.argv[2] == "waits":
+            time.sleep(600)
+        sys.stdin.readline()
+        for act in (lambda: storage.write("chain", b"x"), lambda: storage.clear(""), lambda: run.update_manifest(a=1),
+                    lambda: run.event("a", "b"), run.publish, lambda: run.keep_state({})):
+            try:
+                print("written", act())
+            except PatterningError as error:
+                print("refused", flush=True)
+except PatterningError as error:
+    sys.exit(str(error))
+"""
+
+
+@pytest.mark.parametrize("again", [False, True])
+@pytest.mark.parametrize("does", ["waits", "writes"])
+def test_a_driver_whose_folder_is_taken_away_stops(tmp_path: Path, again: bool, does: str) -> None:
+    """By itself, whatever it waits for; and nothing that it has written for it lands in another's folder."""
+    folder = tmp_path / "run"
+    command = [sys.executable, "-c", DRIVER, str(folder), does]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, stderr=pipe, text=True) as driver:
+        assert driver.stdout.readline() == "held\n", driver.stderr.read()
+        if does == "writes":
+            driver.send_signal(signal.SIGSTOP)  # it has had no time to look for itself
+        shutil.rmtree(folder)
+        there = []
+        with contextlib.ExitStack() as other:
+            if again:
+                other.enter_context(RunDirectory(folder).locked())  # the new folder has no lock yet
+                there = [folder / ".lock"]
+            driver.send_signal(signal.SIGCONT)
+            said, error = driver.communicate("go\n", timeout=60)
+            if does == "writes" and said:  # unless its own look came first
+                assert said.splitlines()[-1] == "written None", "the state of a run is not worth an error"
+                assert set(said.splitlines()[:-1]) == {"refused"}
+            assert driver.returncode == 1
+            expected = "was removed, or made again, under the run that wrote there, which has stopped; run the same"
+            assert error == f"{folder}: {expected} command again\n"
+            assert list(folder.glob("*")) == there
 
 
 def test_interrupted_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:

@@ -55,6 +55,7 @@ class Recorder:
 
     def save(self, name: str) -> None:
         """Write the weights to ``<name>.safetensors``."""
+        self.location.confirm()
         file = self.job.folder / f"{name}.safetensors"
         save_weights(self.trainer.engine, file if self.writes else None)
         if self.writes:
