@@ -73,7 +73,7 @@ def _read_source(source: Source) -> Iterator[Document]:
             raise PatterningError(f"corpus {path}: unknown kind of file; expected one of {expected}")
         yield from _read_file(path, source, stem_of(path))
         return
-    files = [file for file in sorted(path.rglob("*")) if _is_text(file, path)]
+    files = corpus_files(path)
     if not files:
         raise PatterningError(f"corpus {path}: no readable files in this folder; expected one of {expected}")
     for file in files:
@@ -81,9 +81,10 @@ def _read_source(source: Source) -> Iterator[Document]:
         yield from _read_file(file, source, inside.parts[0] if len(inside.parts) > 1 else stem_of(file))
 
 
-def _is_text(file: Path, folder: Path) -> bool:
-    hidden = any(part.startswith(".") for part in file.relative_to(folder).parts)
-    return file.is_file() and not hidden and kind_of(file) in SUFFIXES
+def corpus_files(folder: Path) -> list[Path]:
+    """Files of text in a folder, at any depth, by name; hidden ones are none."""
+    files = (file for file in sorted(folder.rglob("*")) if kind_of(file) in SUFFIXES and file.is_file())
+    return [file for file in files if not any(part.startswith(".") for part in file.relative_to(folder).parts)]
 
 
 def _read_file(path: Path, source: Source, default_domain: str) -> Iterator[Document]:

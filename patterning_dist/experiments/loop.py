@@ -11,6 +11,7 @@ from patterning_dist.config.checks import check
 from patterning_dist.config.load import find_local, find_path
 from patterning_dist.config.window import window_remarks, with_localizations
 from patterning_dist.data.bergson import SUBSETS
+from patterning_dist.data.corpus import corpus_files
 from patterning_dist.errors import PatterningError
 from patterning_dist.experiments.experiment import Stage
 from patterning_dist.storage.files import file_sha256
@@ -135,7 +136,7 @@ def _corpus(data: TextConfig, stored: dict[str, Any] | None) -> dict[str, Any]:
         raise PatterningError(f"data.sources.{missing[0][0]}.path: {missing[0][1]} is not there; correct the path")
     contents = []
     for source in data.sources:
-        files = [source.path] if source.path.is_file() else sorted(p for p in source.path.rglob("*") if p.is_file())
+        files = [source.path] if source.path.is_file() else corpus_files(source.path)
         hashes = {str(file.relative_to(source.path.parent)): file_sha256(file) for file in files}
         contents.append([source.domain, source.text_column, hashes])
     return {"paths": paths, "sha256": stage_fingerprint("corpus", {"sources": contents})} | _tokenizer(data.tokenizer)

@@ -14,6 +14,7 @@ from tiny_run import SETTINGS
 from patterning_dist.config import Config, load_config
 from patterning_dist.errors import PatterningError
 from patterning_dist.runtime.jobs.files import pack_job
+from patterning_dist.runtime.jobs.inputs import files_to_send
 
 OBSERVABLE = {"kind": "function", "names": ["norm"], "path": "own.parts:norm"}
 
@@ -23,7 +24,7 @@ def folder(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, monkeypatch
     """A user's folder: an experiment in a folder of its own, a corpus, a package and a module that it imports."""
     for name, text in {
         "corpus/fables/00.txt": "A fox.",
-        "corpus/.notes": "hidden, but part of the text",
+        "corpus/.notes.txt": "hidden, and so no part of the text",
         "zero.json": "{}",
         "own/__init__.py": "",
         "own/parts.py": "import json\nfrom torch import nn\nfrom helper.numbers import half\nfrom . import other",
@@ -67,7 +68,6 @@ def test_relative_files_and_own_modules_go_along_and_nothing_else(folder: Path) 
     assert own == {
         "tiny.yaml",
         "inputs/0/corpus/fables/00.txt",
-        "inputs/0/corpus/.notes",
         "inputs/2/zero.json",
         "own/__init__.py",
         "own/parts.py",
@@ -79,6 +79,56 @@ def test_relative_files_and_own_modules_go_along_and_nothing_else(folder: Path) 
     package = Path(pack_job.__code__.co_filename).parents[2]
     assert files["patterning_dist/cli.py"] == (package / "cli.py").read_bytes()
     assert "patterning_dist/report/template.html" in files
+
+
+def test_of_a_folder_that_is_named_only_what_is_read_goes_along(folder: Path, tmp_path_factory: Any) -> None:
+    outside = tmp_path_factory.mktemp("outside")
+    (outside / "private.txt").write_text("PRIVATE")
+    secrets = (
+        ".env",
+        ".git/config",
+        ".git/objects/00.txt",
+        "id_rsa",
+        "server.key",
+        "notes.docx",
+        "sub/.aws/credentials",
+    )
+    for name in secrets:
+        for place in ("corpus", "own"):
+            (folder / place / name).parent.mkdir(parents=True, exist_ok=True)
+            (folder / place / name).write_text("PRIVATE")
+    (folder / "own/notes.docx").unlink()  # a package goes as a whole
+    for place in ("corpus", "own"):
+        (folder / place / "away.txt").symlink_to(outside / "private.txt")
+        (folder / place / "all").symlink_to(outside)
+        (folder / place / "up").symlink_to("..")
+    (folder / "corpus/again.txt").symlink_to("fables/00.txt")
+    said: list[str] = []
+    pack_job(Path("configs/tiny.yaml"), [], folder / "job.zip", said.append)
+    with zipfile.ZipFile(folder / "job.zip") as packed:
+        files = {name: packed.read(name) for name in packed.namelist()}
+    assert [name for name in files if name.startswith("inputs/")] == [
+        "inputs/0/corpus/again.txt", "inputs/0/corpus/fables/00.txt"
+    ]  # fmt: skip
+    assert {name for name in files if name.startswith("own/")} == {
+        "own/__init__.py", "own/parts.py", "own/other.py", "own/table.csv"
+    }  # fmt: skip
+    assert not any(b"PRIVATE" in content for name, content in files.items() if not name.startswith("patterning_dist/"))
+    own = [name for name in files if not name.startswith("patterning_dist/") and name != "tiny.yaml"]
+    assert said[0].startswith(f"goes to the cluster, besides this package and the experiment: {len(own)} files, ")
+    assert [line.split(":")[0].strip() for line in said[1:-1]] == sorted(own)
+    assert all(
+        str(folder / "corpus" / name) in said[-1] for name in (".env", ".git", "id_rsa", "away.txt", "all", "up")
+    )
+
+
+def test_of_a_model_its_weights_and_tokenizer_go_along(folder: Path) -> None:
+    read = ("config.json", "model.safetensors", "tokenizer.json", "vocab.json", "step10/model.safetensors")
+    for name in (*read, "optimizer.pt", "training_args.bin", "run.log", "hub-token.json", ".cache/x.json"):
+        (folder / "model" / name).parent.mkdir(parents=True, exist_ok=True)
+        (folder / "model" / name).write_text("{}")
+    found = files_to_send(("model", "path"), folder / "model")[0]
+    assert {file.relative_to(folder / "model").as_posix() for file in found} == set(read)
 
 
 def test_the_packed_experiment_is_the_same_but_for_its_places(folder: Path, tmp_path_factory: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -12,12 +12,16 @@ import patterning_dist
 from patterning_dist.config import Config, HuggingFaceConfig, Root, TableConfig, TextConfig, load_config
 from patterning_dist.config.load import apply_override, parse_yaml
 from patterning_dist.errors import PatterningError
+from patterning_dist.runtime.jobs.inputs import files_to_send
 from patterning_dist.runtime.jobs.modules import Key, leaves, own_modules, python_package
 
 LARGEST_UPLOAD = 50 << 20  # bytes; Ray keeps uploads in the memory of the head node
+_LISTED = 40  # files by name
 
 
-def pack_job(experiment: Path, overrides: Sequence[str], archive: Path) -> Root:
+def pack_job(
+    experiment: Path, overrides: Sequence[str], archive: Path, say: Callable[[str], None] = lambda line: None
+) -> Root:
     """Check an experiment and pack it for a cluster.
 
     Relative paths of the experiment are packed with it. Absolute ones, and names that are no files here, are left for
@@ -28,6 +32,7 @@ def pack_job(experiment: Path, overrides: Sequence[str], archive: Path) -> Root:
         experiment: the file. It is at the top of the archive under its own name, overrides and paths filled in.
         overrides: as of ``load_config``.
         archive: ZIP file to write; the same files give the same bytes.
+        say: hears, a line each, what goes along of the user's own, and what is left here.
 
     Returns:
         The experiment.
@@ -40,6 +45,7 @@ def pack_job(experiment: Path, overrides: Sequence[str], archive: Path) -> Root:
     for override in overrides:
         apply_override(written, override)
     files: dict[str, Path] = {}
+    left: list[Path] = []
     for number, (key, path, required) in enumerate(named_paths(config)):
         *parents, last = key
         section = written
@@ -53,14 +59,20 @@ def pack_job(experiment: Path, overrides: Sequence[str], archive: Path) -> Root:
         if not path.exists():
             raise PatterningError(f"{experiment}: {name}: {path} is not there; correct it")
         section[last] = f"inputs/{number}/{path.name}"
-        found = {section[last]: path} if path.is_file() else _folder(path, section[last])
+        found = {section[last]: path}
+        if path.is_dir():
+            sent, others = files_to_send(key, path)
+            found = {f"{section[last]}/{file.relative_to(path).as_posix()}": file for file in sent}
+            left += others
         if (size := _size(found)) > LARGEST_UPLOAD:
             raise PatterningError(
                 f"{experiment}: {name}: {path} has {size >> 20} MB, more than the {LARGEST_UPLOAD >> 20} MB that are "
                 "uploaded; put it on storage that all nodes share, and give its absolute path there"
             )
         files |= found
-    files |= own_modules(experiment, config) | python_package(Path(patterning_dist.__file__).parent)
+    files |= own_modules(experiment, config)
+    _list(files, left, say)
+    files |= python_package(Path(patterning_dist.__file__).parent)
     if (size := _size(files)) > LARGEST_UPLOAD:
         raise PatterningError(
             f"{experiment}: the files and modules that it names have {size >> 20} MB, more than the "
@@ -92,8 +104,18 @@ def named_paths(config: Root) -> Iterator[tuple[Key, Path, bool]]:
             yield ("data", "tokenizer"), Path(config.data.tokenizer), False
 
 
-def _folder(folder: Path, name: str) -> dict[str, Path]:
-    return {f"{name}/{p.relative_to(folder).as_posix()}": p for p in folder.rglob("*") if p.is_file()}
+def _list(files: dict[str, Path], left: Sequence[Path], say: Callable[[str], None]) -> None:
+    say(f"goes to the cluster, besides this package and the experiment: {len(files)} files, {_size(files):,} bytes")
+    for name, file in sorted(files.items())[:_LISTED]:
+        say(f"  {name}: {file}")
+    if len(files) > _LISTED:
+        say(f"  and {len(files) - _LISTED} more of these folders")
+    if left:
+        more = f" and {len(left) - _LISTED} more" if len(left) > _LISTED else ""
+        say(
+            f"stays here (hidden, a secret by its name, a link that leads outside, or not read): "
+            f"{', '.join(map(str, left[:_LISTED]))}{more}"
+        )
 
 
 def _size(files: dict[str, Path]) -> int:

@@ -13,6 +13,7 @@ from typing import Any
 from patterning_dist.config import Root
 from patterning_dist.config.section import Section
 from patterning_dist.errors import PatterningError
+from patterning_dist.runtime.jobs.inputs import visible_files
 
 Key = tuple[str | int, ...]
 # Keys whose values are functions or classes, or names of something else.
@@ -63,9 +64,9 @@ def own_modules(experiment: Path, config: Root) -> dict[str, Path]:
 
 
 def python_package(folder: Path) -> dict[str, Path]:
-    """All files of a package, but for what is hidden or compiled: name from the package's own folder on -> file."""
-    names = {p.relative_to(folder.parent).as_posix(): p for p in folder.rglob("*") if p.is_file()}
-    return {name: file for name, file in names.items() if "/." not in name and "__pycache__" not in name}
+    """All files of a package that may be sent and are not compiled: name from the package's own folder on -> file."""
+    names = {file.relative_to(folder.parent).as_posix(): file for file in visible_files(folder)[0]}
+    return {name: file for name, file in names.items() if "__pycache__" not in name}
 
 
 def leaves(value: Any, key: Key = ()) -> Iterator[tuple[Key, Any]]:

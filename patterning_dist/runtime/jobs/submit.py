@@ -53,7 +53,7 @@ def submit_run(experiment: Path, overrides: Sequence[str], run_dir: str | None, 
         experiment, run_dir = experiment / "config.yaml", run_dir or str(experiment)
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "job.zip"
-        config = pack_job(experiment, overrides, archive)
+        config = pack_job(experiment, overrides, archive, _say)
         run_dir = _durable(experiment, config, run_dir)
         client = connect(address)
         job = _running_or_new(client, address, experiment, config, run_dir, archive)
