@@ -19,8 +19,9 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.experiments.experiment import Experiment
 from patterning_dist.functions import load_function
 from patterning_dist.progress import Progress
-from patterning_dist.runtime.environment import ray_session
+from patterning_dist.runtime.environment import ray_session, resolve_device
 from patterning_dist.runtime.metrics import Metrics
+from patterning_dist.runtime.resources import refuse_too_large
 from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import RunDirectory, in_words, read_manifest, stage_fingerprint
 
@@ -78,9 +79,12 @@ def run_stages(config: Root, stages: list[str] | None, directory: Path | str) ->
             progress = resources.enter_context(Progress(keep=run.keep_state))
             for remark in remarks:
                 progress.say(remark)
-            if any(every[stage].on_ray and not run.is_done(stage, fingerprints[stage]) for stage in wanted):
+            left = [stage for stage in wanted if every[stage].on_ray and not run.is_done(stage, fingerprints[stage])]
+            if left:
                 # One Ray for all stages of this call: starting it takes seconds.
                 resources.enter_context(ray_session(config.sampling.threads_per_worker))
+                if isinstance(config, Config):
+                    refuse_too_large(config, resolve_device(config.device), left)
             for stage in wanted:
                 if run.is_done(stage, fingerprints[stage]):
                     progress.say(f"{stage}: done before, inputs unchanged")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 import json
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import get_args
 
@@ -126,13 +126,22 @@ def _observables(config: Config) -> Iterator[str]:
             "give it the split overall"
         )
     domains = held_out_domains(config.data)
-    for index, observable in enumerate(sampling.observables):
+    if domains is not None and not domains:
+        for index, observable in enumerate(sampling.observables):
+            if observable.kind == "split_loss":
+                yield f"sampling.observables.{index}.split: there is no held-out data; add data.held_out"
+    yield from domain_faults(config, domains)
+
+
+def domain_faults(config: Config, domains: Collection[str] | None) -> Iterator[str]:
+    """Splits of domains that are not among these; None or empty: they are not known."""
+    for index, observable in enumerate(config.sampling.observables):
         split = observable.split if observable.kind == "split_loss" else ""
-        key = f"sampling.observables.{index}.split"
-        if split and domains is not None and not domains:
-            yield f"{key}: there is no held-out data; add data.held_out"
-        elif split.startswith("domain:") and domains and split.removeprefix("domain:") not in domains:
-            yield f"{key}: no held-out data has the domain of '{split}'; the domains are {listed(sorted(domains))}"
+        if split.startswith("domain:") and domains and split.removeprefix("domain:") not in domains:
+            yield (
+                f"sampling.observables.{index}.split: no held-out data has the domain of '{split}'; the domains are "
+                f"{listed(sorted(domains))}"
+            )
 
 
 def _training(config: Config) -> Iterator[str]:

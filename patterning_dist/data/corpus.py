@@ -63,6 +63,22 @@ def read_documents(sources: Iterable[Source], max_characters_per_domain: int | N
         )
 
 
+def domains_of(sources: Iterable[Source]) -> set[str] | None:
+    """Domains of the documents; None where rows say theirs, which are known once all is read."""
+    found: set[str] = set()
+    for source in sources:
+        files = [source.path] if source.path.is_file() else corpus_files(source.path)
+        if source.domain is None and any(kind_of(file) not in PLAIN_SUFFIXES for file in files):
+            return None
+        found |= {source.domain or _default_domain(file, source.path) for file in files}
+    return found
+
+
+def _default_domain(file: Path, path: Path) -> str:
+    inside = file.relative_to(path)
+    return inside.parts[0] if len(inside.parts) > 1 else stem_of(file)
+
+
 def _read_source(source: Source) -> Iterator[Document]:
     path = Path(source.path)
     if not path.exists():
@@ -77,8 +93,7 @@ def _read_source(source: Source) -> Iterator[Document]:
     if not files:
         raise PatterningError(f"corpus {path}: no readable files in this folder; expected one of {expected}")
     for file in files:
-        inside = file.relative_to(path)
-        yield from _read_file(file, source, inside.parts[0] if len(inside.parts) > 1 else stem_of(file))
+        yield from _read_file(file, source, _default_domain(file, path))
 
 
 def corpus_files(folder: Path) -> list[Path]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -22,13 +23,14 @@ from patterning_dist.config import (
     TextConfig,
     TokensConfig,
 )
+from patterning_dist.config.checks import domain_faults
 from patterning_dist.config.controls import (
     ControlConfig,
     HeldOutControlConfig,
     PermutedControlConfig,
     SplitControlConfig,
 )
-from patterning_dist.data.corpus import Source, read_documents
+from patterning_dist.data.corpus import Source, domains_of, read_documents
 from patterning_dist.data.sequences import SequenceTable
 from patterning_dist.data.tokenizer import text_tokenizer
 from patterning_dist.data.tokens import TokenDataset
@@ -86,6 +88,7 @@ def preflight(config: Config, directory: Path) -> list[str]:
             if not source.path.exists():
                 raise PatterningError(f"data.sources.{index}.path: {source.path} is not there; correct it")
             next(read_documents([Source(source.path, source.domain, source.text_column)]))  # that it can be read
+        refuse_domains(config, domains_of(Source(source.path, source.domain) for source in config.data.sources))
         skeleton = open_skeleton(config)
         if isinstance(config.model, AttentionOnlyConfig):
             _check_memory(skeleton)
@@ -124,6 +127,12 @@ def preflight(config: Config, directory: Path) -> list[str]:
     for control in config.solve.controls if config.solve is not None else []:
         _check_control(task, control)
     return remarks
+
+
+def refuse_domains(config: Config, domains: Collection[str] | None) -> None:
+    """Raises PatterningError for splits of domains that the text does not have; None: they are not known yet."""
+    if faults := list(domain_faults(config, domains)):
+        raise PatterningError("\n".join(faults))
 
 
 def _check_memory(skeleton: nn.Module) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -135,3 +135,18 @@ def training_resources(config: Config, device: str, num_ranks: int) -> Resources
     threads = config.training.threads_per_worker
     keys = {"num_workers of training or retrain": num_ranks, "training.threads_per_worker": threads}
     return Resources("a training", threads, int(device == "cuda"), num_ranks, keys)
+
+
+def refuse_too_large(config: Config, device: str, stages: Collection[str]) -> None:
+    """Look whether the cluster has room for one worker of every stage, before the first begins.
+
+    Raises:
+        PatterningError: as ``Resources.at_once``.
+    """
+    needs = {"sample": sampling_resources(config.sampling, device, config.sampling.ranks_per_chain)}
+    for stage, section in (("train", config.training), ("retrain", config.retrain)):
+        if section is not None:
+            needs[stage] = training_resources(config, device, section.num_workers)
+    for stage, need in needs.items():
+        if stage in stages:
+            need.at_once(1, None)

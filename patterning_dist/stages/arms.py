@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow.parquet as pq
 
 from patterning_dist.config import ArmConfig, Config, SplitLossConfig
 from patterning_dist.report.reading import column
@@ -16,6 +14,7 @@ from patterning_dist.report.record import HEAD_COLUMN
 from patterning_dist.report.transitions import first_passing
 from patterning_dist.response.contrast import GROUP, OVERALL, crossed_contrast, part_names
 from patterning_dist.response.paired import mean_interval
+from patterning_dist.storage.files import read_parquet, read_result
 from patterning_dist.training.job import HELD_OUT_TABLE
 
 # Columns of a training's table that are no metrics.
@@ -67,12 +66,12 @@ def read_arms(config: Config, directory: Path) -> list[Arm]:
 
 def _read_arm(settings: ArmConfig, folder: Path) -> Arm:
     folders = [folder / f"seed-{seed}" for seed in settings.seeds or []]
-    reports = [json.loads((f / "evaluation.json").read_text(encoding="utf-8")) for f in folders]
-    tables = [pq.read_table(f / "metrics.parquet") for f in folders]
+    reports = [read_result(f / "evaluation.json") for f in folders]
+    tables = [read_parquet(f / "metrics.parquet", ["step"])[0] for f in folders]
     names = [c for c in tables[0].column_names if c not in _NO_METRICS and not HEAD_COLUMN.fullmatch(c)]
     scored = "prefix_matching" in names
     losses = {name: np.array([r["observables"][name] for r in reports]) for name in reports[0]["observables"]}
-    influences = [pq.read_table(f / HELD_OUT_TABLE) for f in folders]
+    influences = [read_parquet(f / HELD_OUT_TABLE, ())[0] for f in folders]
     return Arm(
         settings,
         {name: np.array([report[name] for report in reports]) for name in names},

@@ -12,7 +12,6 @@ response (n_beta / n) chi s h predicts, without a retraining; likewise the LLC a
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -42,7 +41,7 @@ from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.stages.sample import open_subjects
 from patterning_dist.stages.scores import plain_rows
-from patterning_dist.storage.files import read_parquet, write_json
+from patterning_dist.storage.files import read_parquet, read_result, write_json
 from patterning_dist.storage.run import RunDirectory
 
 STAGE = "check"
@@ -60,7 +59,7 @@ def check(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
     assert config.check is not None and config.solve is not None
     device = resolve_device(config.device)
     opener = open_subjects(config, run.location, device)
-    solution = json.loads((run.path / "weights" / "solution.json").read_text())
+    solution = read_result(run.path / "weights" / "solution.json")
     base = solution["subject"]
     table = f"weights/{config.check.weights}.parquet"
     names = {strength: f"check/{base}@{strength:+g}" for strength in (0.0, *config.check.strengths)}
@@ -162,7 +161,7 @@ def _linear(config: Config, run: RunDirectory, subjects: Subjects, base: str) ->
         name: Linear(value, errors[k], widths[k], plain.per_chain[:, k])
         for k, (name, value) in enumerate(zip(rows, plain.value.tolist(), strict=True))
     }
-    solution = json.loads((run.path / "weights" / "solution.json").read_text())
+    solution = read_result(run.path / "weights" / "solution.json")
     for name, entry in solution["arms"][config.check.weights]["predicted_response"].items():
         value, error, low, high = (
             float(x) for x in np.array([entry["value"], entry["standard_error"], *entry["interval"]], float)

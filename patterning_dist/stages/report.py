@@ -5,7 +5,6 @@ No model is opened: what an arm came to stands in its evaluation.json.
 
 from __future__ import annotations
 
-import json
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from patterning_dist.stages.effects import add_ratios, head_ablations, oracle_sh
 from patterning_dist.stages.frontier import frontier
 from patterning_dist.stages.headline import VALIDATION, headline
 from patterning_dist.stages.rounds import later_rounds
-from patterning_dist.storage.files import write_json
+from patterning_dist.storage.files import read_result, write_json
 from patterning_dist.storage.run import RunDirectory
 
 _LONG = ("histogram", "conjugate_gradients", "fingerprint", "table_sha256")  # of a solution, and not for a summary
@@ -50,7 +49,7 @@ def _print_headline(summary: dict[str, Any], progress: Progress) -> None:
 
 def _read(path: Path, asked_for: object) -> dict[str, Any]:
     """A JSON file of a stage; empty where the stage is not asked for."""
-    return {} if asked_for is None else json.loads(path.read_text(encoding="utf-8"))
+    return {} if asked_for is None else read_result(path)
 
 
 def _summarise(config: Config, run: RunDirectory) -> dict[str, Any]:
@@ -119,12 +118,12 @@ def _diagnostics(folder: Path, checked: dict[str, Any], rounds: dict[str, dict[s
 
     Other strengths and rounds than these may have left folders when they were asked for.
     """
-    found = json.loads((folder / "response" / "diagnostics.json").read_text(encoding="utf-8"))
+    found = read_result(folder / "response" / "diagnostics.json")
     of_check = (
         [f"check/{checked['subject']}@{strength}" for strength in ("+0", *checked["strengths"])] if checked else []
     )
     sampled = (entry["subject"] for entry in rounds.values() if entry["replicates"]["of"] == "chains")
     for subject in (*of_check, *sampled):
         file = folder / "sampling" / subject / "diagnostics.json"
-        found["subjects"][subject] = json.loads(file.read_text(encoding="utf-8"))["diagnostics"]
+        found["subjects"][subject] = read_result(file)["diagnostics"]
     return found

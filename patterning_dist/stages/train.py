@@ -5,23 +5,31 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-from patterning_dist.config import BASELINE, Config
+from patterning_dist.config import BASELINE, Config, TextConfig
 from patterning_dist.config.window import arm_steps
 from patterning_dist.errors import PatterningError
+from patterning_dist.measure.preflight import refuse_domains
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.training.checkpoints import delete_checkpoints
 from patterning_dist.runtime.training.jobs import run_jobs
 from patterning_dist.stages.online import join_rounds, weigh_again
 from patterning_dist.stages.rounds import Round, rounds_of
-from patterning_dist.storage.files import atomic_path
+from patterning_dist.storage.files import atomic_path, read_object
 from patterning_dist.storage.run import RunDirectory, in_words
 from patterning_dist.tasks.open import open_task
 from patterning_dist.training.job import TrainingJob, grouped, job_files
 
 
 def train(config: Config, run: RunDirectory, progress: Progress) -> list[Path]:
-    """Train the baseline and anneal it to the checkpoint w*; returns the files written."""
+    """Train the baseline and anneal it to the checkpoint w*; returns the files written.
+
+    Raises:
+        PatterningError: a split is of a domain that the data do not have, or what ``run_jobs`` raises.
+    """
     run.location.fetch("data")
+    if isinstance(config.data, TextConfig):  # whose rows may have said their domains
+        read = read_object(run.path / "data" / "corpus.json").get("validation", {})
+        refuse_domains(config, read.get("sequences_per_domain"))
     return run_unfinished(config, run, progress, "training the baseline", [baseline_job(config, run.path)], 1)
 
 

@@ -84,6 +84,23 @@ def read_object(path: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def read_result(path: Path) -> dict[str, Any]:
+    """The object that a stage wrote as JSON.
+
+    Raises:
+        PatterningError: the file is gone or damaged.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(found, dict):
+            raise ValueError("holds no object")
+    except (OSError, ValueError, RecursionError) as error:
+        raise PatterningError(
+            f"{path}: cannot be read ({first_line(error)}); delete it, and `patterning run` writes it again"
+        ) from None
+    return found
+
+
 def write_npz(path: Path, arrays: Mapping[str, numpy.ndarray]) -> None:
     import numpy
 

@@ -64,14 +64,24 @@ def read_manifest(location: str | Path) -> dict[str, Any]:
         known = isinstance(entry, dict) and isinstance(entry.get("status"), str)
         if not known or not isinstance(entry.get("seconds", 0.0), int | float):
             raise PatterningError(f"{Location.at(location)}/manifest.json: stages.{name} is no stage; {remedy}")
+        # They are deleted where they are damaged: nothing else of this machine may be.
+        for key, kind in (("outputs", int), ("sha256", str), ("sha256_before", str)):
+            files = entry.get(key, {})
+            if not isinstance(files, dict) or not all(_is_below(f) and isinstance(v, kind) for f, v in files.items()):
+                file = f"{Location.at(location)}/manifest.json"
+                raise PatterningError(f"{file}: stages.{name}.{key} does not list files of the run; {remedy}")
     return manifest
+
+
+def _is_below(name: str) -> bool:
+    """Whether it names a file below the run directory, by no way out of it."""
+    return not name.startswith("/") and "\0" not in name and ".." not in name.split("/") and name not in ("", ".")
 
 
 def recorded_outputs(manifest: Mapping[str, Any], stage: str) -> tuple[dict[str, int], dict[str, str]]:
     """Sizes [bytes] and SHA-256 of the outputs of a finished stage, by name; earlier versions kept no SHA-256."""
     entry = manifest.get("stages", {}).get(stage, {})
-    sizes, digests = (entry.get(key) for key in ("outputs", "sha256"))
-    return sizes if isinstance(sizes, dict) else {}, digests if isinstance(digests, dict) else {}
+    return entry.get("outputs", {}), entry.get("sha256", {})
 
 
 def refuse_changed(
@@ -256,7 +266,7 @@ class RunDirectory:
         entry = self.manifest.get("stages", {}).get(stage, {})
         if entry.get("status") != "finished" or entry.get("fingerprint") != fingerprint:
             return False
-        return isinstance(entry.get("outputs"), dict) and not self.changed_outputs(stage)
+        return "outputs" in entry and not self.changed_outputs(stage)
 
     def changed_outputs(self, stage: str) -> list[str]:
         """Names of the outputs of a finished stage that are gone, or are no longer what it wrote.

@@ -6,11 +6,14 @@ from pathlib import Path
 
 import pytest
 import yaml
+from tiny_run import copy_run, quiet, tiny_config
 from typer.testing import CliRunner
 
 from patterning_dist.cli import app
 from patterning_dist.config import load_config
 from patterning_dist.errors import PatterningError
+from patterning_dist.measure.preflight import preflight
+from patterning_dist.stages.train import train
 
 
 @pytest.mark.parametrize(
@@ -57,3 +60,18 @@ def test_a_model_larger_than_the_machine_is_refused(tmp_path: Path) -> None:
     result = CliRunner().invoke(app, ["config", "check", str(tmp_path / "x.yaml")])
     assert result.exit_code == 2
     assert "model: its weights and masks take 2" in result.output and "lower d_model, d_head" in result.output
+
+
+def test_a_domain_that_the_text_does_not_have_is_known_before_anything_is_trained(
+    tiny_run: Path, tmp_path: Path
+) -> None:
+    wanted = "sampling.observables=[{kind: split_loss, name: x, split: 'domain:nowhere'}]"
+    config = tiny_config(tiny_run, wanted, "solve.targets={x: -1}")
+    message = (
+        r"sampling\.observables\.0\.split: no held-out data has the domain of 'domain:nowhere'; the domains are "
+        "fables, logs, recipes"
+    )
+    with pytest.raises(PatterningError, match=message):
+        preflight(config, tmp_path)
+    with pytest.raises(PatterningError, match=message):  # of rows that say theirs, once they are read
+        train(config, copy_run(tiny_run, tmp_path / "run"), quiet())

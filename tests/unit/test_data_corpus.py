@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from patterning_dist.data.corpus import Document, Source, read_documents
+from patterning_dist.data.corpus import Document, Source, domains_of, read_documents
 from patterning_dist.errors import PatterningError
 
 
@@ -28,6 +28,12 @@ def test_folder_is_read_in_sorted_order_with_domains_from_subfolders(tmp_path: P
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text(text)
     documents = read(Source(tmp_path))
+    assert domains_of([Source(tmp_path)]) == {document.domain for document in documents}
+    assert domains_of([Source(tmp_path, "c"), Source(tmp_path / "a.rst")]) == {"a", "c"}
+    (tmp_path / "b/three.jsonl").touch()
+    assert domains_of([Source(tmp_path)]) is None, "rows may say others"
+    assert domains_of([Source(tmp_path, "c")]) == {"c"}
+    (tmp_path / "b/three.jsonl").unlink()
     assert [(document.domain, document.text) for document in documents] == [
         ("a", "0"),
         ("b", "1"),

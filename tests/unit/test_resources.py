@@ -6,12 +6,13 @@ import os
 from pathlib import Path
 
 import pytest
+from tiny_run import tiny_config
 
 from patterning_dist.config import SamplingConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.runtime import resources
 from patterning_dist.runtime.environment import usable_cores
-from patterning_dist.runtime.resources import Node, Resources, sampling_resources
+from patterning_dist.runtime.resources import Node, Resources, refuse_too_large, sampling_resources
 
 
 def cluster(*cpus: float, gpus: float = 0, free: float = 0) -> list[Node]:
@@ -94,6 +95,18 @@ def test_a_refusal_names_nodes_and_keys(
     with pytest.raises(PatterningError) as caught:
         need.at_once(1, None)
     assert str(caught.value) == text
+
+
+def test_what_a_later_stage_has_no_room_for_is_known_before_the_first(
+    monkeypatch: pytest.MonkeyPatch, tiny_run: Path
+) -> None:
+    monkeypatch.setattr(resources, "nodes", lambda: cluster(2))
+    config = tiny_config(tiny_run, "retrain.num_workers=4")
+    with pytest.raises(PatterningError, match=r"a training needs 4 times 1 CPU.*lower num_workers of training"):
+        refuse_too_large(config, "cpu", ["train", "sample", "retrain"])
+    refuse_too_large(config, "cpu", ["train", "sample"])  # the others are done, or not asked for
+    with pytest.raises(PatterningError, match=r"a worker needs 3 CPU on one node.*lower sampling\.threads_per_worker"):
+        refuse_too_large(tiny_config(tiny_run, "sampling.threads_per_worker=3"), "cpu", ["sample"])
 
 
 def test_who_waits_is_shown_what_is_free() -> None:

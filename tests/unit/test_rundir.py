@@ -279,3 +279,63 @@ def test_spoilt_manifest_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "manifest.json").write_text("{")
     with pytest.raises(PatterningError, match=r"manifest\.json: cannot be read .*delete it"):
         read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["../precious", "/precious", "a/../../precious", "", "a\0b"])
+@pytest.mark.parametrize("key", ["outputs", "sha256", "sha256_before"])
+def test_a_manifest_that_lists_what_is_not_of_the_run_is_refused(tmp_path: Path, key: str, name: str) -> None:
+    """Damaged outputs are deleted before their stage runs again: files beside the run may not be among them."""
+    (tmp_path / "precious").write_text("precious")
+    run = RunDirectory(tmp_path / "run")
+    value = 3 if key == "outputs" else "0" * 64
+    entry = {"status": "finished", "fingerprint": "f", "outputs": {}, key: {name: value}}
+    write_json(run.path / "manifest.json", {"stages": {"train": entry}})
+    with (
+        pytest.raises(PatterningError, match=rf"manifest\.json: stages\.train\.{key} does not list files of the run"),
+        run.stage("train", "f"),
+    ):
+        raise AssertionError("begun")
+    assert (tmp_path / "precious").read_text() == "precious"
+
+
+def test_an_output_with_another_bit_is_not_believed(tmp_path: Path) -> None:
+    """Whatever its size and time; and what stage made of the damaged bits is not kept in place of the old ones."""
+    run = RunDirectory(tmp_path)
+
+    def finish(stage: str, content: str, later: tuple[str, ...] = ()) -> None:
+        with run.stage(stage, "f", later) as outputs:
+            assert not (tmp_path / stage / "damaged").exists()
+            write_text(tmp_path / stage / "a", content)
+            write_text(tmp_path / stage / "deep" / "b", "b")
+            outputs.append(tmp_path / stage)
+
+    for stage in ("first", "second"):
+        finish(stage, "one")
+    assert run.manifest["stages"]["first"]["outputs"] == {"first/a": 3, "first/deep/b": 1}
+    file = tmp_path / "first" / "a"
+    stat = file.stat()
+    file.write_text("onf")
+    os.utime(file, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    again = run = RunDirectory(tmp_path)
+    assert again.changed_outputs("first") == ["first/a"] and not again.is_done("first", "f")
+    with pytest.raises(ValueError), again.stage("first", "f", ("second",)):
+        assert not file.exists()
+        raise ValueError("on the way")
+    assert again.is_done("second", "f")
+    finish("first", "one", ("second",))
+    assert again.is_done("first", "f") and again.is_done("second", "f")
+    file.write_text("onf")
+    with pytest.raises(KeyboardInterrupt), again.stage("first", "f", ("second",)):
+        raise KeyboardInterrupt
+    finish("first", "two", ("second",))
+    assert again.is_done("first", "f") and not again.is_done("second", "f"), "it is of the old bits"
+
+
+def test_another_version_is_said(tmp_path: Path) -> None:
+    run = RunDirectory(tmp_path)
+    assert run.changed_versions() == []
+    run.store_config("seed: 1\n")
+    assert run.changed_versions() == []
+    run.update_manifest(versions=run.manifest["versions"] | {"torch": "1.0", "xarray": "0.1"})
+    assert [line.partition(" ")[0] for line in run.changed_versions()] == ["torch"]
+    assert run.changed_versions()[0].endswith(" (was 1.0)")
