@@ -254,6 +254,8 @@ class RunDirectory:
         try:
             self.location.confirm()
         except PatterningError:
+            return
+        if not self.path.is_dir():
             return  # taken away under the run: it must not come back half
         path = self.path / _STATE
         write_json(path, {"time": _now(), "process": f"pid {os.getpid()} on {socket.gethostname()}", **state})

@@ -127,7 +127,8 @@ def page(rng: random.Random, folder: Path) -> list[str]:
 def state(rng: random.Random, folder: Path) -> list[str]:
     """What a driver says of a run."""
     run = RunDirectory(folder / "run")
-    run.update_manifest(stages={"train": {"status": "finished", "seconds": 3.0}, "sample": {"status": "started"}})
+    finished = {"status": "finished", "seconds": 3.0, "outputs": {"a/b": 3}, "sha256": {"a/b": "0" * 64}}
+    run.update_manifest(stages={"train": finished, "sample": {"status": "started", "sha256_before": {}}})
     lines = {f"head {n % 3} chain {n}": Line(n, 40, 0.1 * n) for n in range(9)}
     run.keep_state(Live("sample", "sampling", 3, 40, 2.0, 1.0, lines, {"head 0": {"rhat": 1.2}}).as_json())
     mutate_file(rng, folder / rng.choice(("run/manifest.json", "run/live.json")))
