@@ -36,7 +36,7 @@ from patterning_dist.response.solver import solve_for_effective_sample_share
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.stages.export import Format, check_target, effective_share, weights_of, write_weighted
 from patterning_dist.storage.files import file_sha256, write_json, write_npz
-from patterning_dist.storage.run import RunDirectory
+from patterning_dist.storage.run import RunDirectory, refuse_changed
 from patterning_dist.tasks.open import open_task
 from patterning_dist.tasks.task import Task
 
@@ -122,6 +122,7 @@ def score(
     checkpoint = (config.solve and config.solve.checkpoint) or config.checkpoints[0]
     run.location.fetch("data", "weights", "retrain", checkpoint)
     table, arm = weights_of(config, run.path, name)
+    refuse_changed(run.location, run.manifest, "data", checkpoint, table.relative_to(run.path).as_posix())
     task = open_task(config, run.path, "cpu")
     with tempfile.TemporaryDirectory() as scratch, Progress() as progress:
         samples, corpus = _read(config, run.path, data, Path(scratch))
