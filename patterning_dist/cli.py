@@ -13,7 +13,7 @@ import typer
 from patterning_dist.config import Root, config_schema, load_config
 from patterning_dist.config.kinds import DEFAULT
 from patterning_dist.errors import PatterningError
-from patterning_dist.preemption import EXIT_CODE, Preempted, preemptible
+from patterning_dist.preemption import Preempted, preemptible
 from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import read_manifest
 from patterning_dist.storage.store import path_or_url
@@ -80,9 +80,9 @@ def _reported() -> Iterator[None]:
     except PatterningError as error:
         typer.secho(f"error: {error}", fg="red", err=True)
         raise typer.Exit(2) from None
-    except Preempted:
-        typer.secho("stopped by SIGTERM; run the same command to resume", err=True)
-        raise typer.Exit(EXIT_CODE) from None
+    except Preempted as notice:
+        typer.secho(f"stopped by {notice.signal.name}; run the same command to resume", err=True)
+        raise typer.Exit(notice.exit_code) from None
     except KeyboardInterrupt:
         typer.secho("interrupted; run the same command to resume", err=True)
         raise typer.Exit(130) from None

@@ -134,7 +134,10 @@ def _start(num_threads: int) -> None:
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     address = os.environ.get("RAY_ADDRESS")
+    is_main = threading.current_thread() is threading.main_thread()
     on_sigterm = signal.getsignal(signal.SIGTERM)
+    # When a terminal closes all its processes get this. Those of Ray are still needed to save: they inherit the mask.
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})
     try:
         ray.init(
             address=address or "local",  # never a stranger's cluster that happens to run on this machine
@@ -150,8 +153,10 @@ def _start(num_threads: int) -> None:
         raise PatterningError(
             f"{what} ({reason}); `patterning doctor` looks for the cause; run the same command again to resume"
         ) from error
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put one of its own there, which knows no checkpoints
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        if is_main:
+            signal.signal(signal.SIGTERM, on_sigterm)  # Ray has put one of its own there, which knows no checkpoints
 
 
 def users_error(error: BaseException) -> PatterningError | None:
