@@ -23,7 +23,7 @@ import ray
 import torch
 from ray.cluster_utils import Cluster
 from shared_ray import start_cluster
-from tiny_run import copy_run, finish_inputs, tiny_config
+from tiny_run import copy_run, edge, finish_inputs, tiny_config
 
 from patterning_dist.aggregation.files import read_chains, read_gradients, read_records, read_traces
 from patterning_dist.config import Config, dump_config
@@ -193,11 +193,6 @@ class HoldingStorage(LocalStorage):
             return
         (self.root / f"held-{place}").write_text(str(os.getpid()))
         time.sleep(_PATIENCE)
-
-
-def edge(model: torch.nn.Module) -> torch.Tensor:
-    """An observable: a weight that is zero in the checkpoint."""
-    return model.unembedding[0, 0][None]
 
 
 def deadly_edge(model: torch.nn.Module) -> torch.Tensor:

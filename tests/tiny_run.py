@@ -7,6 +7,7 @@ import os
 import random
 import shutil
 import signal
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -144,6 +145,20 @@ def undefined_on_one_side(model: torch.nn.Module) -> torch.Tensor:
     """An observable that is NaN wherever one weight, zero in the checkpoint, lies above a threshold."""
     weight = model.unembedding[0, 0]
     return torch.where(weight > 0.15, torch.nan, weight)[None]
+
+
+def edge(model: torch.nn.Module) -> torch.Tensor:
+    """An observable: a weight that is zero in the checkpoint."""
+    return model.unembedding[0, 0][None]
+
+
+def raise_or_hang_at_the_edge(model: torch.nn.Module) -> torch.Tensor:
+    """The same, where it lies between two thresholds."""
+    if edge(model) > 0.15:
+        raise ValueError("too far")
+    while edge(model) < -0.09:
+        time.sleep(1)
+    return edge(model)
 
 
 def kill_the_worker(model: torch.nn.Module) -> torch.Tensor:

@@ -22,6 +22,7 @@ LAYOUT_KEYS = (
     "aggregator_shards",
     "snapshot_seconds",
     "max_chain_failures",
+    "progress_timeout",
 )
 # A number once the file has been read: `window` is of the retrainings, another section (config/window.py).
 Localization = Annotated[
@@ -228,6 +229,13 @@ class SamplingConfig(Section):
     )
     max_chain_failures: int = Field(
         5, ge=0, description="workers that a chain may lose without getting further, before it is left out [workers]"
+    )
+    progress_timeout: float = Field(
+        300,
+        gt=0,
+        description="of a chain, training, task, aggregator shard or board without progress, after which its process "
+        "is killed and replaced; four times the longest pause so far where that is more, and three times as much for "
+        "what is being loaded [s]",
     )
     workers: int | None = Field(None, ge=1, description="chain actors at once [actors]; default: CPU count")
     threads_per_worker: int = Field(1, ge=1, description="CPU threads of one actor [threads]")

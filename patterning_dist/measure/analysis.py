@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from patterning_dist.aggregation.files import read_controlled
 from patterning_dist.aggregation.ledger import Ledger, LedgerPlan, Part
+from patterning_dist.heartbeat import beat
 from patterning_dist.response.diagnostics import split_rhat
 from patterning_dist.response.llc import free_energy_response, llc_response
 from patterning_dist.response.reliability import split_half_sums
@@ -105,7 +106,9 @@ class Analysis:
         }
         measured = susceptibility(part.chains, baseline=self.baseline, full=self._full(part), **common)
         rows = dict(zip(self.observables, _rows(measured), strict=True))
+        beat()
         for name in self.llc:
+            beat()
             # Component losses are the first rows.
             (rows[name],) = _rows(llc_response(part.chains, 0, self.inverse_temperature, **common))
         for name in self.free_energy:
@@ -117,11 +120,13 @@ class Analysis:
             found = susceptibility(controlled, **common)
             rows |= zip(self.controlled, _rows(found), strict=True)
             per_chain = np.concatenate([per_chain, found.chi_per_chain], axis=1)
+        beat()
         rhat = split_rhat(part.chains)
         counts = {"num_chains": len(part.chains), "num_draws": part.chains[0].num_recorded}
         metadata = dict(self.metadata) | {"baseline": measured.baseline} | counts
         reliability, files = [], []
         for table in self.tables:
+            beat()
             first, last = max(table.start, part.columns.start), min(table.stop, part.columns.stop)
             here = slice(first - part.columns.start, max(last, first) - part.columns.start)
             reliability.append(split_half_sums(per_chain[:, :, here]))

@@ -11,7 +11,7 @@ from types import MappingProxyType
 from typing import Any
 
 import numpy as np
-from torch import nn
+from torch import Tensor, nn
 
 from patterning_dist.aggregation.files import CONTROLLED, GRADIENTS, POSITIONS
 from patterning_dist.config.checkpoints import INITIALISATION
@@ -26,6 +26,7 @@ from patterning_dist.config.sampling import (
 from patterning_dist.data.sampler import permutation
 from patterning_dist.errors import PatterningError
 from patterning_dist.functions import load_function
+from patterning_dist.heartbeat import inside
 from patterning_dist.measure.weighted import Plain, Weighted, WeightedLayers, weighted_losses
 from patterning_dist.models.components import model_components, select_component
 from patterning_dist.sampling.chain import Chain, ChainSettings
@@ -237,7 +238,7 @@ class Subjects:
             probe,
             held_out=held_out,
             coefficients=None if self.held_out is None else self.held_out.coefficients,
-            functions=tuple(load_function(o.path) for o in self.sampling.observables if isinstance(o, FunctionConfig)),
+            functions=tuple(_observable(o) for o in self.sampling.observables if isinstance(o, FunctionConfig)),
             num_component_losses=sum(isinstance(o, ComponentLossConfig) for o in self.sampling.observables),
             layered=layered,
             cache_bytes=self.sampling.cache_bytes,
@@ -328,6 +329,17 @@ class Subjects:
         if not changes:
             statistics |= {s.name: load_function(s.path, "statistic")(target) for s in self.sampling.statistics}
         return Chain(target, settings, number, population=population, statistics=statistics)
+
+
+def _observable(config: FunctionConfig) -> Callable[[nn.Module], Tensor]:
+    """A function of the user's that says by its name where it hangs or raises."""
+    function = load_function(config.path)
+
+    def observable(model: nn.Module) -> Tensor:
+        with inside(f"observable {', '.join(config.names)} ({config.path})"):
+            return function(model)
+
+    return observable
 
 
 @dataclass(frozen=True)

@@ -17,14 +17,20 @@ _NOTE_EVERY = 0.5  # seconds
 class _Board(Actor):
     def __init__(self) -> None:
         self._notes: dict[str, dict[str, Any]] = {}
+        self._beats: dict[str, dict[str, tuple[int, str]]] = {}
 
     def note(self, key: str, **fields: Any) -> None:
         """Replace the note of ``key``: done, total, loss, healthy."""
         self._notes[key] = fields
 
-    def read(self) -> dict[str, dict[str, Any]]:
-        """All notes."""
-        return self._notes
+    def beat(self, name: str, process: str, beats: int, where: str) -> None:
+        """A process of what goes by a name has made progress, see ``runtime/watch.py``."""
+        self._beats.setdefault(name, {})[process] = (beats, where)
+
+    def read(self, names: list[str]) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, tuple[int, str]]]]:
+        """All notes, and the beats of those who go by these names, by process; those of others are forgotten."""
+        self._beats = {name: self._beats[name] for name in names if name in self._beats}
+        return self._notes, self._beats
 
 
 # One that dies is made again, and fills with the notes to come.

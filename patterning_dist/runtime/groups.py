@@ -25,7 +25,7 @@ from patterning_dist.runtime.actor import Actor, ActorHandle
 from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.runtime.resources import Resources, nodes
 from patterning_dist.runtime.spares import SPARES
-from patterning_dist.runtime.workforce import WorkerLost, Workforce, loss_reason
+from patterning_dist.runtime.workforce import TaskFailed, WorkerLost, Workforce, loss_of
 from patterning_dist.sampling.ranks import Ranks
 
 PLACEMENT_TIMEOUT = 300.0  # seconds until the resources of a group must have become free
@@ -141,6 +141,7 @@ class RankGroup(Actor, ABC):
         """Results of one call a rank, in their order; the first failure is the end of the group."""
         waiting = list(calls)
         while waiting:
+            # For as long as it takes: the driver kills a group that makes no progress.
             done, waiting = ray.wait(waiting)
             if (error := _error(done[0])) is None:
                 continue
@@ -160,10 +161,9 @@ class RankGroup(Actor, ABC):
         if isinstance(error, PatterningError):
             raise PatterningError(str(getattr(error, "cause", error))) from None  # in Ray's wrapper
         if died or isinstance(error, WorkerLost):
-            reason, what = loss_reason(error), "died" if died else "failed"
-            raise WorkerLost(
-                f"rank {rank} of {self.name}{node} {what} {when}, and the group with it ({reason})"
-            ) from None
+            (reason, fault), what = loss_of(error), "died" if died else "failed"
+            text = f"rank {rank} of {self.name}{node} {what} {when}, and the group with it ({reason})"
+            raise (WorkerLost(text) if fault is None else TaskFailed(fault, text)) from None
         raise RuntimeError(f"rank {rank} of {self.name}{node} failed {when}, and the group with it") from error
 
 

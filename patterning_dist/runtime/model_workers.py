@@ -17,6 +17,7 @@ from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.runtime.resources import Resources, sampling_resources
 from patterning_dist.runtime.spares import SPARES
 from patterning_dist.runtime.training.worker import TrainingProcess
+from patterning_dist.runtime.watch import Pulse
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.ranks import Ranks
 
@@ -41,10 +42,11 @@ class ModelWorker(TrainingProcess):
         self.config = config
         self.be_alone()
 
-    def chain(self, task: ChainTask, shards: list[ActorHandle], board: ActorHandle) -> Outcome | None:
+    def chain(self, task: ChainTask, shards: list[ActorHandle], pulse: Pulse) -> Outcome | None:
         """See ``run_chain``."""
         assert self.study is not None
-        return run_chain(self.study, self.ranks, task, shards, board)
+        with pulse.sent():
+            return run_chain(self.study, self.ranks, task, shards, pulse.board)
 
 
 def _clear(worker: Any, num_threads: int) -> None:

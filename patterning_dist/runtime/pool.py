@@ -19,6 +19,7 @@ from patterning_dist.runtime.chains.attempt import MakeStudy
 from patterning_dist.runtime.chains.groups import chain_workers
 from patterning_dist.runtime.environment import ray_session
 from patterning_dist.runtime.tasks import Result, Task, digest, run_tasks
+from patterning_dist.runtime.watch import Pulse, with_pulse
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.layered import Prepared
 from patterning_dist.sampling.posterior import Posterior
@@ -97,10 +98,12 @@ def pool_tasks(
             return resources.enter_context(chain_workers(opener, sampling, device, num_shards, progress))
 
         def task(call: Call) -> Task:
-            def start(worker: ActorHandle, board: ActorHandle) -> Any:
+            def start(worker: ActorHandle, pulse: Pulse) -> Any:
                 if grouped:
-                    return worker.everywhere.remote(f"in {call.name}", call.function, *call.arguments)
-                return worker.__ray_call__.remote(call.function, *call.arguments)
+                    return worker.everywhere.remote(
+                        f"in {call.name}", with_pulse, pulse, call.function, *call.arguments
+                    )
+                return worker.__ray_call__.remote(with_pulse, pulse, call.function, *call.arguments)
 
             follows = [inputs(call.subject), device, sampling.ranks_per_chain, call.what]
             file = call.file or f"scores/{call.subject}/{call.name}.npz"
@@ -108,7 +111,8 @@ def pool_tasks(
 
         def run_calls(label: str, calls: Sequence[Call]) -> Sequence[Result]:
             tasks = [task(call) for call in calls]
-            return run_tasks(tasks, run, lambda number: workers(), progress, label, what=f"tasks of {label}")
+            what, timeout = f"tasks of {label}", sampling.progress_timeout
+            return run_tasks(tasks, run, lambda number: workers(), progress, label, what=what, timeout=timeout)
 
         yield run_calls
 

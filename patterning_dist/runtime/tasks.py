@@ -22,12 +22,13 @@ from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.boards import progress_board
+from patterning_dist.runtime.watch import Pulse, Watch
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.storage.files import write_npz
 from patterning_dist.storage.run import RunDirectory
 
 Result = dict[str, Any]  # of a durable task: arrays, and values that JSON has
-Start = Callable[[ActorHandle, ActorHandle], ray.ObjectRef]
+Start = Callable[[ActorHandle, Pulse], ray.ObjectRef]
 
 
 @dataclass(frozen=True)
@@ -35,10 +36,10 @@ class Task:
     """A task with a durable result.
 
     Attributes:
-        key: of its notes on the progress board.
+        key: of its notes on the progress board; its name for the user.
         file: of the result, relative to the run directory; .npz.
         fingerprint: of all that the result follows from: a file with another one is written again.
-        start: (worker, progress board) -> reference to the result; idempotent, for a lost task is tried again.
+        start: (worker, pulse) -> reference to the result; idempotent, for a lost task is tried again.
     """
 
     key: str
@@ -55,6 +56,7 @@ def run_tasks(
     label: str,
     *,
     what: str,
+    timeout: float,
     steps: int = 1,
 ) -> Sequence[Result]:
     """Run the tasks that have no stored result, side by side, and store each result as it comes.
@@ -66,6 +68,7 @@ def run_tasks(
         progress: shows what is done.
         label: of the bar.
         what: the tasks are, for messages.
+        timeout: ``sampling.progress_timeout`` [s].
         steps: of progress that each task makes; one that notes none makes all at its end.
 
     Returns:
@@ -81,7 +84,7 @@ def run_tasks(
     if not missing:
         return stored
     workers = start_workers(len(missing))
-    board = progress_board()
+    watch = Watch(progress_board(), timeout, progress.say)
     progress.start(label, len(missing) * steps)
 
     def poll(results: list[Result | None]) -> None:
@@ -93,16 +96,12 @@ def run_tasks(
                 is_done[index], results[place] = True, {}
         if new:
             run.publish(*new)
-        notes = ray.get(board.read.remote())
-        for key, note in sorted(notes.items()):
+        for key, note in sorted(watch.notes.items()):
             progress.update_line(key, **note)
-        done = [steps if is_done[i] else notes.get(tasks[i].key, {"done": 0})["done"] for i in missing]
+        done = [steps if is_done[i] else watch.notes.get(tasks[i].key, {"done": 0})["done"] for i in missing]
         progress.update(sum(done))
 
-    def call(task: Task) -> Callable[[ActorHandle], ray.ObjectRef]:
-        return lambda worker: task.start(worker, board)
-
-    workers.run([call(tasks[index]) for index in missing], poll)
+    workers.run([(tasks[index].key, tasks[index].start) for index in missing], poll, watch)
     return stored
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from patterning_dist.data.sampler import distinct_minibatch, permutation
+from patterning_dist.heartbeat import inside
 from patterning_dist.models.components import Vector
 from patterning_dist.sampling.lanczos import SpectrumEnds, spectrum_ends
 from patterning_dist.sampling.noise import Noise
@@ -131,11 +132,13 @@ class Chain:
         settings = self.settings
         while self.num_draws < settings.num_draws:
             wanted = settings.burn_in + self.num_draws * settings.steps_between_draws
-            while self.state.step < wanted:
-                self._step()
-            draw = self._draw()
-            for statistic in self.statistics.values():
-                statistic.update(draw, self.target)
+            with inside(f"draw {self.num_draws}"):
+                while self.state.step < wanted:
+                    self._step()
+                draw = self._draw()
+                for name, statistic in self.statistics.items():
+                    with inside(f"statistic {name}"):
+                        statistic.update(draw, self.target)
             yield draw
 
     def temperatures(self) -> Temperatures:

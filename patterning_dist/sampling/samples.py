@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from patterning_dist.heartbeat import beat
 from patterning_dist.sampling.ranks import Ranks
 
 Batch = Any  # a tensor whose first axis is the sample, or a tuple, list or mapping of such
@@ -77,6 +78,7 @@ def micro_batches(ids: np.ndarray, ranks: Ranks, size: int) -> Iterator[tuple[np
     mine, longest = ids[start:stop], -(-len(ids) // ranks.size)
     for first in range(0, longest, size):
         part = mine[first : first + size]
+        beat()
         yield (part, True) if len(part) else (ids[:1], False)
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from patterning_dist.errors import PatterningError
+from patterning_dist.heartbeat import beat
 from patterning_dist.models.components import Component, Vector, num_bytes
 from patterning_dist.sampling.layered import Layered, Prepared, State
 from patterning_dist.sampling.noise import Extent
@@ -293,6 +294,7 @@ class Target:
             yield batch, state, len(part) if counts else 0
 
     def _batch_losses(self, batch: Batch, state: State | None) -> Tensor:
+        beat()
         with self._autocast():
             if self.layered is not None and state is not None:
                 return self.layered.above(state, batch).float()

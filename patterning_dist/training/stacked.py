@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from patterning_dist.data.sampler import weighted_minibatch
+from patterning_dist.heartbeat import beat
 from patterning_dist.sampling.samples import Batch, Samples
 from patterning_dist.training.stack import Mapped, Networks, Stack, TorchEngine, stack_networks, stacked_batch
 
@@ -95,6 +96,7 @@ class StackedTraining:
         return {name: tensor.detach().cpu().clone() for name, tensor in self.parameters.items()}
 
     def _one_step(self, cumulative: np.ndarray) -> None:
+        beat()
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * schedule(self.step, settings.warmup_steps, settings.num_steps)

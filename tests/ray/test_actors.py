@@ -16,8 +16,10 @@ from patterning_dist.aggregation.files import read_chains, read_gradients, read_
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import susceptibility
+from patterning_dist.runtime.boards import progress_board
 from patterning_dist.runtime.environment import prepare_process
 from patterning_dist.runtime.resources import Resources
+from patterning_dist.runtime.watch import Watch
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.chain import ChainFailure
 from patterning_dist.stages.sample import sample
@@ -141,6 +143,29 @@ def test_a_chain_that_fails_is_left_out_and_reported(tiny_run, tmp_path, as_in_a
     assert_same_chains(found, healthy)
 
 
+@pytest.mark.slow
+def test_an_observable_that_raises_or_hangs_fails_its_chain_alone(tiny_run, tmp_path, as_in_a_worker):
+    """Chain 1 raises at draw 9, chain 4 hangs at draw 1, each time that it is tried; once more is enough."""
+    either = "sampling.observables.0={kind: function, names: [edge], path: 'tiny_run:%s'}"
+    overrides = ("sampling.components=[{name: everything}]", "sampling.num_chains=5", "sampling.progress_timeout=10")
+    healthy, _, _ = sample_by_hand(tiny_config(tiny_run, *overrides, either % "edge"), tiny_run)["everything"]
+    run = copy_run(tiny_run, tmp_path / "run")
+    sample(tiny_config(tiny_run, *overrides, either % "raise_or_hang_at_the_edge"), run, quiet())
+    found, excluded = read_chains(run.path / "sampling" / "everything")
+    assert_same_chains(found, [chain for chain in healthy if chain.chain in (0, 2, 3)])
+    place = r"observable edge \(tiny_run:raise_or_hang_at_the_edge\)"
+    assert excluded.keys() == {1, 4}
+    raised = rf"draw 9, {place}: ValueError: too far \(tiny_run\.py:\d+\); the same twice"
+    assert re.fullmatch(raised, excluded[1])
+    hung = rf"no progress for \d+ s, 1 of 12 done, in draw 1, {place}; sampling\.progress_timeout is 10 s; the same"
+    assert re.fullmatch(rf"{hung} twice", excluded[4])
+    events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
+    lost = [event["chain"] for event in events if event["kind"] == "chain_lost" and event["chain"] in excluded]
+    assert sorted(lost) == [1, 1, 4, 4]
+    said = [event["text"] for event in events if event["kind"] == "stalled"]
+    assert any(re.match(rf"everything chain 4 has shown nothing for \d+ s: 1 of 12 .* {place}", text) for text in said)
+
+
 def test_too_few_healthy_chains_are_an_error(tiny_run, tmp_path):
     config = tiny_config(
         tiny_run,
@@ -191,4 +216,5 @@ def test_a_worker_that_cannot_be_started_is_an_error_and_not_a_wait():
         Workforce(start, 1, Resources("a worker", 1), quiet()) as workers,
         pytest.raises(PatterningError, match=r"^a worker cannot be started: ImportError: no module named nowhere$"),
     ):
-        workers.run([lambda worker: worker.open.remote()], lambda results: None)
+        watch = Watch(progress_board(), 300, print)
+        workers.run([("task", lambda worker, pulse: worker.open.remote())], lambda results: None, watch)

@@ -209,23 +209,24 @@ def test_a_group_is_a_worker_and_its_losses_are_told(tmp_path):
     from patterning_dist.runtime.chains.groups import ChainGroup
     from patterning_dist.runtime.chains.pushes import ChainTask
     from patterning_dist.runtime.model_workers import ModelWorker
-    from patterning_dist.runtime.workforce import WorkerLost
+    from patterning_dist.runtime.watch import Pulse
+    from patterning_dist.runtime.workforce import TaskFailed, WorkerLost
 
     storage = LocalStorage(tmp_path)
-    shard, board = make_shard(storage), progress_board()
+    shard, pulse = make_shard(storage), Pulse(progress_board(), "task")
 
     def chain(worker, subject, number):
         task = ChainTask(
             "test", subject, number, Incarnation(1, 1), False, ledger_plan(SUBJECTS[subject]), storage, 4, 60.0
         )
         # Without someone who watches the ranks, those that are left would wait for ten minutes.
-        return ray.get(worker.chain.remote(task, [shard], board), timeout=300)
+        return ray.get(worker.chain.remote(task, [shard], pulse), timeout=300)
 
     def chains(worker, subject):
         """Records, without the seconds, and what the shard has of the chains."""
         for number in range(SUBJECTS[subject]):
             assert chain(worker, subject, number).ending is Ending.CLOSED
-        records, _, part = ray.get(shard.finish.remote(subject, lambda part: part), timeout=100)
+        records, _, part = ray.get(shard.finish.remote(subject, lambda part: part, pulse), timeout=100)
         return [(r.chain, r.healthy, r.reason, r.draws, r.steps) for r in records], part.chains
 
     worker = ModelWorker.options(num_cpus=1).remote("cpu")
@@ -251,10 +252,11 @@ def test_a_group_is_a_worker_and_its_losses_are_told(tmp_path):
     assert str(caught.value.cause) == "model.path: there is no such folder"
 
     # Every time the ranks restart.
-    what = r"rank 1 of chain group 0 on node .* failed in group/raising chain 0"
-    with pytest.raises(RuntimeError, match=what) as caught:
+    what = r"rank 1 of chain group 0 on node \S+ failed in group/raising chain 0, and the group with it "
+    with pytest.raises(TaskFailed) as caught:
         chain(group, "group/raising", 0)
-    assert "a bug of the user's own" in str(caught.value)
+    assert re.match(what, str(caught.value.cause))
+    assert "a bug of the user's own" in caught.value.cause.cause_text
     with pytest.raises(WorkerLost) as caught:
         chain(group, "group/killed", 0)
     text = str(caught.value.cause)
@@ -324,8 +326,12 @@ def assert_all_is_given_back():
 @pytest.mark.slow
 @pytest.mark.usefixtures("local_ray")
 def test_what_a_refused_task_had_is_given_back_while_the_refusal_is_still_held():
+    from patterning_dist.runtime.boards import progress_board
+    from patterning_dist.runtime.watch import Watch
+
     with pytest.raises(PatterningError) as caught, groups(GroupStudy) as workers:
-        workers.run([lambda group: group.everywhere.remote("in a test", refuse)], lambda results: None)
+        call = ("task", lambda group, pulse: group.everywhere.remote("in a test", refuse))
+        workers.run([call], lambda results: None, Watch(progress_board(), 300, print))
     assert_all_is_given_back()
     assert "there is no such folder" in str(caught.value)  # until here its frames keep the handle of the group
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import json
+import re
 import signal
 import threading
 import time
@@ -170,15 +171,16 @@ def training_workers():
     return found
 
 
-def kill_once(file, killed):
-    """Kill the training worker (SIGKILL) soon after ``file`` has appeared."""
+def kill_once(file, killed, sent=signal.SIGKILL):
+    """Kill (or stop) the training worker soon after ``file`` has appeared."""
     deadline = time.monotonic() + 120
     while time.monotonic() < deadline:
         if file.exists():
             time.sleep(0.1)
             for process in training_workers():
-                process.send_signal(signal.SIGKILL)
-                process.wait(10)
+                process.send_signal(sent)
+                if sent == signal.SIGKILL:
+                    process.wait(10)
                 killed.append("done" if (file.parent / "evaluation.json").exists() else "in the middle")
             return
         time.sleep(0.02)
@@ -200,6 +202,30 @@ def test_a_killed_worker_is_replaced_and_the_result_is_the_undisturbed_one(one_r
     assert (first.folder / "evaluation.json").stat().st_mtime < (
         disturbed.folder / "initial.safetensors"
     ).stat().st_mtime
+
+
+def test_a_stopped_worker_is_found_and_replaced_and_the_result_is_the_undisturbed_one(one_rank, run):
+    """SIGSTOP leaves a process that nobody else is told of."""
+    config = tiny_config(run.path, "retrain.max_failures=3", "sampling.progress_timeout=10")
+    disturbed = make_job(run, "stopped", weights="uneven", num_steps=400, evaluate_every=200)
+    stopped = []
+    stopper = threading.Thread(
+        target=kill_once, args=(disturbed.folder / "initial.safetensors", stopped, signal.SIGSTOP)
+    )
+    stopper.start()
+    (result,) = train_all(config, run, [disturbed])
+    stopper.join()
+    assert stopped == ["in the middle"]
+    assert all(torch.equal(result[name], w) for name, w in one_rank["long"][1].items())
+    events = [json.loads(line) for line in (run.path / "events.jsonl").read_text().splitlines()]
+    said = [e["text"] for e in events if e["kind"] == "stalled"]
+    assert any(
+        re.fullmatch(r"stopped has shown nothing for \d+ s: (\d+ of 400 done|nothing done yet)", text) for text in said
+    )
+    restarted = [e["text"] for e in events if e["kind"] == "job_restarted" and e["job"] == "stopped"]
+    assert re.match(
+        r"stopped: a worker died \(no progress for \d+ s, (\d+ of 400 done|nothing done yet); ", restarted[0]
+    )
 
 
 def test_a_stack_is_the_trainings_of_its_seeds_and_resumes_with_the_same_bits(one_rank, run):

@@ -6,6 +6,7 @@ something leaves a process has a number: a call of an actor, and a file that is 
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,7 +15,7 @@ import numpy as np
 import pytest
 import ray
 
-from patterning_dist.runtime import boards, model_workers, resources, workforce
+from patterning_dist.runtime import boards, model_workers, resources, watch, workforce
 from patterning_dist.runtime.chains import aggregator, attempt, pushes, run
 from patterning_dist.runtime.resources import Node
 
@@ -46,7 +47,7 @@ def kinds(moment: Moment) -> tuple[str, ...]:
     if (who, whom) == ("ModelWorker", "AggregatorShard"):
         either = ("caller before", "caller after", "callee before", "callee after", "answer lost", "late")
         return *either, "driver", "stop"
-    if whom == "AggregatorShard" and what != "stop":
+    if whom == "AggregatorShard" and what not in ("stop", "ping"):
         return "callee before", "callee after", "driver"
     return ("callee before", "driver") if whom == "ModelWorker" else ()
 
@@ -176,8 +177,11 @@ class World:
 
     def install(self, patch: pytest.MonkeyPatch) -> None:
         """For as long as the patch lasts, all that this process asks of Ray happens here."""
-        for module in (aggregator, attempt, boards, pushes, run, workforce):
+        for module in (aggregator, attempt, boards, pushes, run, watch, workforce):
             patch.setattr(module, "time", self.clock)
+        patch.setattr(watch.Pulse, "sent", lambda pulse: contextlib.nullcontext())
+        for module in (watch, workforce):
+            patch.setattr(module, "has_process", lambda actor: True)
         patch.setattr(run, "AggregatorShard", ActorClass(self, aggregator.AggregatorShard))
         patch.setattr(model_workers, "ModelWorker", ActorClass(self, model_workers.ModelWorker))
         patch.setattr(run, "progress_board", ActorClass(self, boards.ProgressBoard).remote)

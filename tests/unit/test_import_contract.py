@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[2]
 PACKAGE = "patterning_dist"
 # Upwards; rooms of one level do not import each other.
 LEVELS = (
-    ("__init__", "errors", "live"),
+    ("__init__", "errors", "heartbeat", "live"),
     ("response", "storage", "progress", "preemption"),
     ("functions",),
     ("config", "data", "aggregation", "report"),

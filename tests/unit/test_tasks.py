@@ -54,7 +54,7 @@ def assert_is_result(found: dict[str, Any]) -> None:
 def test_what_is_stored_is_found_without_workers(tmp_path: Path, shown: Progress) -> None:
     run = RunDirectory(tmp_path)
     _write(tmp_path / task().file, RESULT, "a")
-    (found,) = run_tasks([task()], run, never, shown, "scoring", what="parts")
+    (found,) = run_tasks([task()], run, never, shown, "scoring", what="parts", timeout=300)
     assert_is_result(found)
     assert said(shown) == "1 of 1 parts were done before\n"
 
@@ -63,7 +63,7 @@ def test_results_are_read_when_they_are_asked_for(tmp_path: Path, shown: Progres
     tasks = [Task(f"part {n}", f"scores/part-{n}.npz", "a", never) for n in range(3)]
     for each in tasks:
         _write(tmp_path / each.file, RESULT, "a")
-    found = run_tasks(tasks, RunDirectory(tmp_path), never, shown, "scoring", what="parts")
+    found = run_tasks(tasks, RunDirectory(tmp_path), never, shown, "scoring", what="parts", timeout=300)
     assert len(found) == 3
     assert found[0] is not found[0]  # nothing is kept
     for result in (*found, *found[1:], found[-1]):

@@ -18,12 +18,14 @@ from patterning_dist.aggregation.protocol import Answer, PushId
 from patterning_dist.errors import PatterningError
 from patterning_dist.runtime.actor import Actor, ActorHandle
 from patterning_dist.runtime.metrics import Metrics
+from patterning_dist.runtime.watch import Pulse
 from patterning_dist.storage.store import Storage
 
 # Snapshots take at most this share of a shard's time, however long one takes.
 _SNAPSHOT_SHARE = 0.05
 RESTART_TIMEOUT = 300.0  # seconds until a shard that died must answer again
 ANSWER_TIMEOUT = 600.0  # seconds for any one answer of a shard
+_MEANWHILE_EVERY = 1.0  # seconds
 
 
 @ray.remote(num_cpus=0, max_restarts=-1)  # one call at a time, by Ray's default
@@ -80,7 +82,12 @@ class AggregatorShard(Actor):
         """See ``Ledger.close``."""
         return self._ledgers[subject].close(push, last, record)._replace(stop=self._stop)
 
-    def finish(self, subject: str, analysis: Callable[[Part], Any] | None) -> tuple[list[ChainRecord | None], Any, Any]:
+    def ping(self) -> None:
+        """Answered when all calls before it are."""
+
+    def finish(
+        self, subject: str, analysis: Callable[[Part], Any] | None, pulse: Pulse
+    ) -> tuple[list[ChainRecord | None], Any, Any]:
         """Records of a subject, traces of its chains (of the first shard), and what ``analysis`` makes of this part.
 
         The analysis is not begun while a chain is missing: its record is None then, and it is to be run again.
@@ -90,7 +97,8 @@ class AggregatorShard(Actor):
         if None in records:
             return records, [], None
         traces = [ledger.traces(chain) for chain in range(len(records))] if self._shard == 0 else []
-        return records, traces, analysis and analysis(ledger.part())
+        with pulse.sent():
+            return records, traces, analysis and analysis(ledger.part())
 
     def losses(self, subject: str) -> list[np.ndarray]:
         """Mean losses of the draws of every chain so far [draw]; empty on all shards but the first."""
@@ -123,8 +131,24 @@ class AggregatorShard(Actor):
         self._metrics.set("patterning_snapshot_bytes", num_bytes)
 
 
-def answer_of(shards: list[ActorHandle], number: int, method: str, *arguments: Any) -> Any:
-    """The answer of one shard to a call of a method, asked again when its process dies.
+def awaited(answer: ray.ObjectRef, meanwhile: Callable[[], object]) -> Any:
+    """An answer of a shard; ``meanwhile`` is called about once a second until it is there.
+
+    Raises:
+        GetTimeoutError, RayActorError: of Ray.
+    """
+    give_up_at = time.monotonic() + ANSWER_TIMEOUT
+    while not ray.wait([answer], timeout=_MEANWHILE_EVERY)[0]:
+        meanwhile()
+        if time.monotonic() > give_up_at:
+            break
+    return ray.get(answer, timeout=_MEANWHILE_EVERY)
+
+
+def answer_of(
+    shards: list[ActorHandle], number: int, method: str, *arguments: Any, meanwhile: Callable[[], object]
+) -> Any:
+    """The answer of one shard to a call of a method, asked again when its process dies; see ``awaited``.
 
     Raises:
         PatterningError: it does not come back in time.
@@ -132,7 +156,7 @@ def answer_of(shards: list[ActorHandle], number: int, method: str, *arguments: A
     deadline = time.monotonic() + RESTART_TIMEOUT
     while True:
         try:
-            return ray.get(getattr(shards[number], method).remote(*arguments), timeout=ANSWER_TIMEOUT)
+            return awaited(getattr(shards[number], method).remote(*arguments), meanwhile)
         except ray.exceptions.GetTimeoutError:
             raise PatterningError(
                 f"aggregator shard {number} of {len(shards)} gave no answer within {ANSWER_TIMEOUT:g} s; look at the "
@@ -144,4 +168,5 @@ def answer_of(shards: list[ActorHandle], number: int, method: str, *arguments: A
                     f"aggregator shard {number} of {len(shards)} died and did not come back within "
                     f"{RESTART_TIMEOUT:g} s ({str(error).splitlines()[0]}); run the same command again to resume"
                 ) from error
+            meanwhile()
             time.sleep(0.5)

@@ -6,20 +6,27 @@ Rank 0 talks to the aggregator and decides; the other ranks of a chain group do 
 from __future__ import annotations
 
 import enum
+import re
 import time
+import traceback
 from collections.abc import Callable, Generator
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple, Protocol
 
 import numpy as np
+import ray
 import torch
 
 from patterning_dist.aggregation.files import rank_part
 from patterning_dist.aggregation.ledger import ChainRecord
 from patterning_dist.aggregation.protocol import START, Verdict, block_digest
+from patterning_dist.errors import PatterningError, first_line
+from patterning_dist.heartbeat import raised_in
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.boards import Notes
 from patterning_dist.runtime.chains.pushes import WINDOW, Block, ChainTask, ShardClient
+from patterning_dist.runtime.workforce import TaskFailed
 from patterning_dist.sampling.chain import Chain, ChainFailure
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.sampling.temperature import Temperatures
@@ -79,12 +86,30 @@ def run_chain(
 
     Returns:
         How it ended; None on all ranks but the first.
+
+    Raises:
+        PatterningError: what the user can put right.
+        TaskFailed: anything else that model, data, observables or statistics raised, with its place.
     """
     attempt = _Attempt(study, ranks, task, board)
-    if ranks.rank > 0:
-        attempt.follow()
-        return None
-    return attempt.lead(ShardClient(task, shards))
+    try:
+        if ranks.rank > 0:
+            attempt.follow()
+            return None
+        return attempt.lead(ShardClient(task, shards))
+    except (PatterningError, ray.exceptions.RayError):
+        raise
+    except Exception as error:
+        raise TaskFailed(_words(error)) from error
+
+
+def _words(error: Exception) -> str:
+    """What was raised, at which draw, and by which line outside of installed packages."""
+    frames = traceback.extract_tb(error.__traceback__)
+    own = [frame for frame in frames if "site-packages" not in frame.filename] or frames
+    place = f"{Path(own[-1].filename).name}:{own[-1].lineno}"
+    words = re.sub("0x[0-9a-f]+", "0x...", first_line(error))  # an address is another one every time
+    return f"{raised_in(error) or 'at the checkpoint'}: {type(error).__name__}: {words} ({place})"
 
 
 class _Attempt:

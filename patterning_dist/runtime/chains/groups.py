@@ -18,6 +18,7 @@ from patterning_dist.runtime.environment import RANK_ENVIRONMENT, prepare_proces
 from patterning_dist.runtime.groups import PLACEMENT_TIMEOUT, GroupRank, RankGroup, rank_groups
 from patterning_dist.runtime.model_workers import study_workers
 from patterning_dist.runtime.resources import sampling_resources
+from patterning_dist.runtime.watch import Pulse
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.ranks import Ranks
 
@@ -39,9 +40,10 @@ class ChainRank(GroupRank):
         self.study = make_study(self.device, self.ranks)
         return node
 
-    def chain(self, task: ChainTask, shards: list[ActorHandle], board: ActorHandle) -> Outcome | None:
+    def chain(self, task: ChainTask, shards: list[ActorHandle], pulse: Pulse) -> Outcome | None:
         """Take part in a chain; rank 0 returns how it ended, see ``run_chain``."""
-        return run_chain(self.study, self.ranks, task, shards, board)
+        with pulse.sent():
+            return run_chain(self.study, self.ranks, task, shards, pulse.board)
 
 
 @ray.remote(num_cpus=0)
@@ -78,10 +80,10 @@ class ChainGroup(RankGroup):
         """See ``RankGroup``."""
         return rank.open_study.remote(self.make_study, host, port)
 
-    def chain(self, task: ChainTask, shards: list[ActorHandle], board: ActorHandle) -> Outcome:
+    def chain(self, task: ChainTask, shards: list[ActorHandle], pulse: Pulse) -> Outcome:
         """Run one chain on all ranks; raises as ``everywhere``."""
         self.start()
-        return self._together(f"in {task.key}", [rank.chain.remote(task, shards, board) for rank in self.ranks])[0]
+        return self._together(f"in {task.key}", [rank.chain.remote(task, shards, pulse) for rank in self.ranks])[0]
 
 
 def chain_workers(

@@ -12,8 +12,9 @@ import ray
 
 from patterning_dist.aggregation.ledger import ChainRecord, LedgerPlan
 from patterning_dist.aggregation.protocol import Answer, Incarnation, PushId, Sender, Verdict
+from patterning_dist.heartbeat import beat
 from patterning_dist.runtime.actor import ActorHandle
-from patterning_dist.runtime.chains.aggregator import ANSWER_TIMEOUT, answer_of
+from patterning_dist.runtime.chains.aggregator import answer_of, awaited
 from patterning_dist.runtime.metrics import Metrics
 from patterning_dist.storage.store import Storage
 
@@ -90,7 +91,9 @@ class ShardClient:
         worst, records = Verdict.APPLIED, []
         for number, columns in enumerate(self._columns):
             center = None if center_losses is None else np.append(center_losses[columns], center_mean)
-            answer, record = answer_of(self.shards, number, "open", self.task.subject, self._push(), center, restart)
+            answer, record = answer_of(
+                self.shards, number, "open", self.task.subject, self._push(), center, restart, meanwhile=beat
+            )
             worst = self._heard(number, answer, worst)
             records.append(record)
         return worst, records
@@ -120,7 +123,7 @@ class ShardClient:
             sent, refs = self._in_flight.popleft()
             for number, ref in enumerate(refs):
                 try:
-                    answer = ray.get(ref, timeout=ANSWER_TIMEOUT)
+                    answer = awaited(ref, meanwhile=beat)  # it is the shard that is slow
                 except (ray.exceptions.RayActorError, ray.exceptions.GetTimeoutError):
                     worst = max(worst, Verdict.GAP, key=_SEVERITY.index)
                     continue
@@ -135,7 +138,9 @@ class ShardClient:
         """Note on all shards how the chain ended, durably."""
         worst = Verdict.APPLIED
         for number in range(len(self.shards)):
-            answer = answer_of(self.shards, number, "close", self.task.subject, self._push(), last, record)
+            answer = answer_of(
+                self.shards, number, "close", self.task.subject, self._push(), last, record, meanwhile=beat
+            )
             worst = self._heard(number, answer, worst)
         return worst
 

@@ -7,6 +7,7 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -26,7 +27,8 @@ from patterning_dist.runtime.chains.groups import chain_workers
 from patterning_dist.runtime.chains.pushes import ChainTask
 from patterning_dist.runtime.environment import ray_session
 from patterning_dist.runtime.metrics import Metrics
-from patterning_dist.runtime.workforce import Workforce
+from patterning_dist.runtime.watch import Pulse, Watch
+from patterning_dist.runtime.workforce import Loss, Workforce
 from patterning_dist.storage.store import Storage
 
 # Of the notice of half a minute that a preempted machine is given: first for chains to reach the end of a block, then
@@ -129,13 +131,16 @@ class _Run:
     ) -> None:
         self.name, self.sampling, self.storage, self.subjects, self.events = name, sampling, storage, subjects, events
         self.progress, self.shards, self.board = progress, shards, progress_board()
+        self.watch = Watch(self.board, sampling.progress_timeout, self._say_stalled)
+        for number, shard in enumerate(shards):
+            self.watch.guard(_shard_name(number), shard, "and goes on from its snapshots")
         self.tasks = [(subject, n) for subject, plan in subjects.items() for n in range(plan.ledger.num_chains)]
         self.driver = _count_start(storage, any(storage.names(f"sampling/{subject}/shard-0") for subject in subjects))
         self.attempts = [0] * len(self.tasks)
         self.restart: set[int] = set()
         self.failures = [0] * len(self.tasks)  # since the chain last got further than before
         self.furthest = [-1] * len(self.tasks)
-        self.notes: dict[str, dict[str, Any]] = {}
+        self.faults: dict[int, str] = {}  # of a chain, what the last attempt raised or where it hung
         self.finishing: dict[str, list[ray.ObjectRef]] = {}
         self.finish_by: dict[str, float] = {}
         self.finished: set[str] = set()
@@ -145,8 +150,8 @@ class _Run:
         self.progress.start(
             "sampling the posterior", sum(self.subjects[subject].ledger.num_draws for subject, _ in self.tasks)
         )
-        calls = [lambda worker, index=index: self._call(worker, index) for index in range(len(self.tasks))]
-        workers.run(calls, self._poll, self._lost)
+        calls = [(self._key(index), partial(self._call, index)) for index in range(len(self.tasks))]
+        workers.run(calls, self._poll, self.watch, self._lost)
 
     def stop(self, workers: Workforce) -> None:
         """Let chains write checkpoints and shards snapshots, within the notice that a preempted machine has."""
@@ -157,7 +162,11 @@ class _Run:
             last = [shard.stop.remote() for shard in self.shards]
             ray.wait(last, num_returns=len(last), timeout=_LAST_SNAPSHOTS)
 
-    def _call(self, worker: ActorHandle, index: int) -> ray.ObjectRef:
+    def _say_stalled(self, text: str) -> None:
+        self.events.event("stalled", text=text)
+        self.progress.say(text)
+
+    def _call(self, index: int, worker: ActorHandle, pulse: Pulse) -> ray.ObjectRef:
         subject, number = self.tasks[index]
         self.attempts[index] += 1
         task = ChainTask(
@@ -172,19 +181,18 @@ class _Run:
             snapshot_seconds=self.sampling.snapshot_seconds,
         )
         self.restart.discard(index)
-        return worker.chain.remote(task, self.shards, self.board)
+        return worker.chain.remote(task, self.shards, pulse)
 
     def _poll(self, outcomes: list[Outcome | None]) -> bool:
         """Look after everything once; whether there is something left to wait for besides the chains."""
-        self.notes = ray.get(self.board.read.remote())
-        for key, note in sorted(self.notes.items()):
+        for key, note in sorted(self.watch.notes.items()):
             self.progress.update_line(key, **note)
         for index, outcome in enumerate(outcomes):
             if outcome is not None and outcome.ending is not Ending.CLOSED:
                 reason = f"attempt {self.attempts[index]} ended: {outcome.ending}"
                 if outcome.ending is Ending.CONFLICT:
                     self.restart.add(index)
-                outcomes[index] = self._lost(index, reason)
+                outcomes[index] = self._lost(index, Loss(reason))
         self.progress.update(sum(self._done(index, outcome) for index, outcome in enumerate(outcomes)))
         self._refuse_hopeless(outcomes)
         self._measure_rhat()
@@ -200,36 +208,43 @@ class _Run:
         """Draws of a chain, for the progress display."""
         if outcome is not None:
             return self.subjects[self.tasks[index][0]].ledger.num_draws
-        return self.notes.get(self._key(index), {"done": 0})["done"]
+        return self.watch.notes.get(self._key(index), {"done": 0})["done"]
 
     def _key(self, index: int) -> str:
         subject, number = self.tasks[index]
         return f"{subject} chain {number}"
 
-    def _lost(self, index: int, reason: str) -> Outcome | None:
-        """A chain lost its worker: it is tried again, unless that happens too often without its getting further."""
-        subject, number = self.tasks[index]
+    def _lost(self, index: int, loss: Loss) -> Outcome | None:
+        """A chain lost its worker: it is tried again, unless that happens too often without its getting further.
+
+        What it raised twice, or where it hung twice, would come again: once more is enough.
+        """
+        (subject, number), (reason, fault) = self.tasks[index], loss
         done = self._done(index, None)
         self.failures[index] = 1 if done > self.furthest[index] else self.failures[index] + 1
         self.furthest[index] = max(done, self.furthest[index])
         self.metrics.add("patterning_chain_restarts", 1, subject=subject, chain=number)
         self.events.event("chain_lost", subject=subject, chain=number, draws=done, reason=reason)
-        if self.failures[index] <= self.sampling.max_chain_failures:
+        again = fault is not None and self.faults.get(index) == fault
+        self.faults[index] = fault or ""
+        if self.failures[index] <= self.sampling.max_chain_failures and not again:
             return None
-        record = ChainRecord(
-            number, False, f"lost {self.failures[index]} times without getting beyond draw {done}; last: {reason}"
-        )
+        lost = f"lost {self.failures[index]} times without getting beyond draw {done}; last: {reason}"
+        record = ChainRecord(number, False, f"{reason}; the same twice" if again else lost)
         incarnation = Incarnation(self.driver, self.attempts[index] + 1)
         push = PushId(self.subjects[subject].ledger.run, number, incarnation, 0)
         for shard in range(len(self.shards)):
-            answer_of(self.shards, shard, "close", subject, push, START, record)
+            answer_of(self.shards, shard, "close", subject, push, START, record, meanwhile=self.watch.look)
         return Outcome(Ending.CLOSED, record)
 
     def _finish(self, subject: str, mine: list[int], outcomes: list[Outcome | None]) -> None:
         """Have the shards analyse a subject; a chain that one of them turns out not to have is run again."""
         if subject not in self.finishing:
             self.finishing[subject] = [
-                shard.finish.remote(subject, self.subjects[subject].analysis) for shard in self.shards
+                shard.finish.remote(
+                    subject, self.subjects[subject].analysis, self.watch.pulse(_shard_name(shard_number))
+                )
+                for shard_number, shard in enumerate(self.shards)
             ]
             self.finish_by.setdefault(subject, time.monotonic() + RESTART_TIMEOUT)
         _, waiting = ray.wait(self.finishing[subject], num_returns=len(self.shards), timeout=0)
@@ -280,7 +295,7 @@ class _Run:
 
     def _say_damaged(self) -> None:
         for shard in range(len(self.shards)):
-            for message in answer_of(self.shards, shard, "damaged"):
+            for message in answer_of(self.shards, shard, "damaged", meanwhile=self.watch.look):
                 self.events.event("damaged", message=message)
                 self.progress.say(message)
 
@@ -294,6 +309,10 @@ class _Run:
                     f"component {subject}: {len(failed)} of {len(mine)} chains failed, so fewer than "
                     f"sampling.min_chains = {needed} can be healthy; chain {failed[0].chain}: {failed[0].reason}"
                 )
+
+
+def _shard_name(number: int) -> str:
+    return f"aggregator shard {number}"
 
 
 def _count_start(storage: Storage, has_snapshots: bool) -> int:

@@ -21,6 +21,7 @@ from patterning_dist.runtime.chains.attempt import ChainStudy, MakeStudy
 from patterning_dist.runtime.chains.groups import chain_workers
 from patterning_dist.runtime.environment import ray_session
 from patterning_dist.runtime.tasks import Result, Task, run_tasks
+from patterning_dist.runtime.watch import Pulse, with_pulse
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.chain import ChainFailure
 from patterning_dist.sampling.lanczos import SpectrumEnds
@@ -113,8 +114,16 @@ class Trials:
             Task(key, f"calibration/trials/{file}.npz", self.fingerprint, partial(self._start, key, call))
             for key, file, call in tasks
         ]
-        label = f"calibrating ({what})"
-        return run_tasks(durable, self.run_directory, self._start_workers, self.progress, label, what=what, steps=steps)
+        return run_tasks(
+            durable,
+            self.run_directory,
+            self._start_workers,
+            self.progress,
+            f"calibrating ({what})",
+            what=what,
+            timeout=self.sampling.progress_timeout,
+            steps=steps,
+        )
 
     def _start_workers(self, number: int) -> Workforce:
         if self._workers is None:
@@ -124,9 +133,9 @@ class Trials:
             self._workers = self._resources.enter_context(workers)
         return self._workers
 
-    def _start(self, key: str, call: tuple[Any, ...], worker: ActorHandle, board: ActorHandle) -> ray.ObjectRef:
+    def _start(self, key: str, call: tuple[Any, ...], worker: ActorHandle, pulse: Pulse) -> ray.ObjectRef:
         assert self._workers is not None
-        arguments = (*call, self._workers.number, board)
+        arguments = (with_pulse, pulse, *call, self._workers.number, pulse.board)
         if self.sampling.ranks_per_chain > 1:
             return worker.everywhere.remote(f"in {key}", *arguments)
         return worker.__ray_call__.remote(*arguments)

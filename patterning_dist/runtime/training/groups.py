@@ -15,6 +15,7 @@ from patterning_dist.runtime.groups import PLACEMENT_TIMEOUT, RankGroup, rank_gr
 from patterning_dist.runtime.model_workers import model_workers
 from patterning_dist.runtime.resources import training_resources
 from patterning_dist.runtime.training.worker import TrainingProcess
+from patterning_dist.runtime.watch import Pulse
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.storage.mirror import Location
@@ -52,10 +53,10 @@ class TrainingGroup(RankGroup):
         actor = TrainingRank.options(runtime_env={"env_vars": RANK_ENVIRONMENT}, **options)
         return actor.remote(ranks, self.device, self.config)
 
-    def train(self, location: Location, jobs: JobGroup, control: ActorHandle) -> bool:
+    def train(self, location: Location, jobs: JobGroup, pulse: Pulse) -> bool:
         """Train jobs on all ranks; raises as ``everywhere``."""
         self.start()
-        calls = [rank.train.remote(location, jobs, control) for rank in self.ranks]
+        calls = [rank.train.remote(location, jobs, pulse) for rank in self.ranks]
         return self._together(f"in {jobs.lead.name}", calls)[0]
 
 

@@ -17,6 +17,8 @@ from patterning_dist.runtime.boards import job_control
 from patterning_dist.runtime.environment import ray_session, resolve_device
 from patterning_dist.runtime.training.checkpoints import newest_step
 from patterning_dist.runtime.training.groups import training_workers
+from patterning_dist.runtime.watch import Watch
+from patterning_dist.runtime.workforce import Call, Loss
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.training.job import JobGroup, TrainingJob, grouped
 
@@ -53,18 +55,23 @@ def run_jobs(
         with training_workers(config, device, num_ranks, len(groups), concurrent, progress) as workers:
             progress.start(label, sum(job.total_steps for job in jobs))
 
+            def stalled(text: str) -> None:
+                run.event("train", "stalled", text=text)
+                progress.say(text)
+
+            watch = Watch(control, config.sampling.progress_timeout, stalled)
+
             def poll(results: object) -> None:
-                notes = ray.get(control.read.remote())
-                for key, note in sorted(notes.items()):
+                for key, note in sorted(watch.notes.items()):
                     progress.update_line(key, **note)
-                progress.update(sum(note["done"] for note in notes.values()))
+                progress.update(sum(note["done"] for note in watch.notes.values()))
                 _pass_on(control, heard, run, progress)
 
-            def train(group: JobGroup) -> Callable[[ActorHandle], ray.ObjectRef]:
-                return lambda worker: worker.train.remote(run.location, group, control)
+            def train(group: JobGroup) -> Call:
+                return group.lead.name, lambda worker, pulse: worker.train.remote(run.location, group, pulse)
 
             try:
-                workers.run([train(group) for group in groups], poll, _restarts(config, run, groups, progress))
+                workers.run([train(group) for group in groups], poll, watch, _restarts(config, run, groups, progress))
             except BaseException:
                 with contextlib.suppress(RayError, PatterningError):  # the error on its way out says more
                     ray.get(control.stop.remote(), timeout=_SECONDS_TO_ASK)
@@ -75,20 +82,27 @@ def run_jobs(
 
 def _restarts(
     config: Config, run: RunDirectory, groups: Sequence[JobGroup], progress: Progress
-) -> Callable[[int, str], bool | None]:
+) -> Callable[[int, Loss], bool | None]:
     """What is done about a training whose worker died.
 
     Only restarts without progress count against ``retrain.max_failures``: machines that die every day do not end a
-    training of weeks, and one that dies at the same step again and again does.
+    training of weeks, and one that dies at the same step again and again does. What raises the same error twice from
+    the same step on is not tried a third time.
     """
-    reached, failures = Counter[int](), Counter[int]()
+    reached, failures, faults = Counter[int](), Counter[int](), dict[int, tuple[int, str | None]]()
 
-    def restart(index: int, reason: str) -> bool | None:
-        group, job = groups[index], groups[index].lead
+    def restart(index: int, loss: Loss) -> bool | None:
+        group, job, reason = groups[index], groups[index].lead, loss.reason
         run.location.fetch(*group.needs(run.path))
         if group.is_finished(config):
             return True
         step = newest_step(run.storage, run.path, job, group.fingerprint(config))
+        if loss.fault is not None and faults.get(index) == (step, loss.fault):
+            raise PatterningError(
+                f"{job.name}: failed twice in the same way after step {step} of {job.total_steps} ({reason}); finished "
+                "trainings are kept: mend the cause, and run the same command to go on from there"
+            )
+        faults[index] = (step, loss.fault)
         failures[index] = 1 if step > reached[index] else failures[index] + 1
         reached[index] = step
         if failures[index] > config.max_training_failures:
@@ -110,7 +124,10 @@ def _pass_on(control: ActorHandle, heard: set[str], run: RunDirectory, progress:
 
     Nothing is lost. What was written when Ctrl-C came, and not yet marked as heard, is written twice.
     """
-    messages = ray.get(control.messages.remote(heard))
+    try:
+        messages = ray.get(control.messages.remote(heard), timeout=_SECONDS_TO_ASK)
+    except ray.exceptions.GetTimeoutError:
+        return  # asked again; what has been heard is forgotten once, however often it is said
     heard.clear()
     for name, (kind, text, fields) in messages.items():
         run.event("train", kind, text=text, **fields)

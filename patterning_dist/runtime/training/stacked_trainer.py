@@ -9,6 +9,7 @@ from torch.optim import SGD, Adam, AdamW, Optimizer
 
 from patterning_dist.config import Config, TrainingConfig
 from patterning_dist.errors import PatterningError, first_line
+from patterning_dist.heartbeat import beat
 from patterning_dist.runtime.training.trainer import Member, starting_model
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.tasks.optimizers import PerHeadMuon, learning_rate_factor, set_learning_rate_factor
@@ -55,6 +56,7 @@ class StackedTrainer:
         job = self.members[0].job
         factor = learning_rate_factor(number, job.num_steps, self.training.warmup_steps, job.anneal_steps)
         set_learning_rate_factor(self.optimizer, job.rate_factor * factor)
+        beat()
         ids, weights, expected_weights = zip(*(member.batches(number) for member in self.members), strict=True)
         losses = self.engine(stacked_batch(self.task.train, np.stack(ids), self.device))
         rho = torch.from_numpy(np.stack(weights)).to(self.device)

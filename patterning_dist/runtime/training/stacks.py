@@ -15,6 +15,7 @@ from patterning_dist.runtime.environment import ray_session
 from patterning_dist.runtime.model_workers import study_workers
 from patterning_dist.runtime.tasks import Task, run_tasks
 from patterning_dist.runtime.training.stack_worker import StackRecipe, StackTask, Trained, open_stacks, train_stack
+from patterning_dist.runtime.watch import Pulse, with_pulse
 from patterning_dist.runtime.workforce import Workforce
 from patterning_dist.storage.run import RunDirectory
 
@@ -54,8 +55,8 @@ def train_stacks(
             opener = partial(open_stacks, recipe, run.location)
             return resources.enter_context(study_workers(opener, sampling, device, number, progress))
 
-        def train(stack: StackTask, worker: ActorHandle, board: ActorHandle) -> ray.ObjectRef:
-            return worker.__ray_call__.remote(train_stack, recipe, stack, board)
+        def train(stack: StackTask, worker: ActorHandle, pulse: Pulse) -> ray.ObjectRef:
+            return worker.__ray_call__.remote(with_pulse, pulse, train_stack, recipe, stack, pulse.board)
 
         tasks = [
             Task(
@@ -66,6 +67,14 @@ def train_stacks(
             )
             for stack in stacks
         ]
-        label, what = "training networks (steps)", "stacks of networks"
-        found = run_tasks(tasks, run, start_workers, progress, label, what=what, steps=recipe.settings.num_steps)
+        found = run_tasks(
+            tasks,
+            run,
+            start_workers,
+            progress,
+            "training networks (steps)",
+            what="stacks of networks",
+            timeout=sampling.progress_timeout,
+            steps=recipe.settings.num_steps,
+        )
     return [Trained.of(result) for result in found]

@@ -11,6 +11,7 @@ from torch import nn
 
 from patterning_dist.config import Config
 from patterning_dist.config.deepspeed import deepspeed_config
+from patterning_dist.heartbeat import beat
 from patterning_dist.response.contrast import GROUP, influence
 from patterning_dist.runtime.training.engine import initialize, model_in_pieces
 from patterning_dist.sampling.ranks import Ranks
@@ -100,6 +101,7 @@ class Trainer(Member):
         for part, part_weights in zip(
             np.array_split(ids[mine], micro_batches), np.array_split(weights[mine], micro_batches), strict=True
         ):
+            beat()
             losses, rho = self.losses(part), torch.from_numpy(part_weights).to(self.device)
             loss = weighted_loss(losses, rho, expected_weight, self.ranks.size)
             # The engine divides by the number of micro-batches; the loss is already a share of the whole batch.

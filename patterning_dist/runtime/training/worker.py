@@ -9,6 +9,7 @@ import torch
 
 from patterning_dist.config import Config
 from patterning_dist.errors import PatterningError, first_line
+from patterning_dist.heartbeat import beat
 from patterning_dist.runtime.actor import ActorHandle
 from patterning_dist.runtime.groups import EngineRank
 from patterning_dist.runtime.metrics import Metrics
@@ -16,7 +17,8 @@ from patterning_dist.runtime.training.checkpoints import Preempted, State, Train
 from patterning_dist.runtime.training.recorder import Recorder
 from patterning_dist.runtime.training.stacked_trainer import StackedTrainer
 from patterning_dist.runtime.training.trainer import Trainer
-from patterning_dist.runtime.workforce import WorkerLost
+from patterning_dist.runtime.watch import Pulse
+from patterning_dist.runtime.workforce import TaskFailed
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.storage.mirror import Location
 from patterning_dist.tasks.open import open_task
@@ -34,19 +36,25 @@ class TrainingProcess(EngineRank):
         super().__init__(ranks, device, num_threads, timeout=1800.0)
         self.task: Task | None = None
 
-    def train(self, location: Location, jobs: JobGroup, control: ActorHandle) -> bool:
+    def train(self, location: Location, jobs: JobGroup, pulse: Pulse) -> bool:
         """Train jobs, a stack of them at once, from their last checkpoint on; what is finished is kept.
 
         When the driver asks to stop, the training is saved.
 
         Raises:
             PatterningError: what the user can put right.
-            WorkerLost: anything else that the training raised; it is tried again.
+            TaskFailed: anything else that the training raised; it is tried again.
         """
+        with pulse.sent():
+            return self._train(location, jobs, pulse.board)
+
+    def _train(self, location: Location, jobs: JobGroup, control: ActorHandle) -> bool:
         try:
             location.fetch(*jobs.needs(location.path))
             if not jobs.is_finished(self.config):
+                beat()
                 self.task = self.task or open_task(self.config, location.path, self.device)
+                beat()
                 trainer = open_trainer(self.config, self.task, jobs, self.ranks, self.device)
                 with sigterm_saves():
                     _train(self.config, location, trainer, control)
@@ -55,7 +63,7 @@ class TrainingProcess(EngineRank):
         except PatterningError:
             raise
         except Exception as error:
-            raise WorkerLost(f"{type(error).__name__}: {first_line(error)}") from error
+            raise TaskFailed(f"{type(error).__name__}: {first_line(error)}") from error
         return True
 
 
