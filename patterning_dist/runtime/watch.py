@@ -85,7 +85,8 @@ class _Silence:
         if sign == self.sign:
             self.seconds += passed
             return
-        self.longest = max(self.longest, self.seconds)
+        if self.num_signs > 1:  # before that something was loaded
+            self.longest = max(self.longest, self.seconds)
         self.sign, self.seconds, self.is_said = sign, 0.0, False
         self.num_signs += 1
 
@@ -118,7 +119,7 @@ class Watch:
         self._names: dict[str, str] = {}  # task -> name of its beats
         self._silences: dict[str, _Silence] = {}  # by task
         self._guarded: list[_Guarded] = []
-        self._board = _Guarded(board, "the progress board", "it is made again")
+        self._board = _Guarded(board, "the progress board", "and made again")
 
     def begin(self, task: str) -> Pulse:
         """A task is about to be given to a worker; what the one before sends from now on is not its own."""

@@ -207,6 +207,7 @@ class Workforce:
                 reason, where = stalled
                 # Where the same happens again at the same place, the task hangs and not its machine.
                 self._condemned[reference] = Loss(reason, f"no progress in {where}" if where else None)
+                self._progress.say(f"{names[index]}: {reason}; its worker is killed, and replaced")
                 ray.kill(worker)
 
     def _check_opening(self, timeout: float) -> None:

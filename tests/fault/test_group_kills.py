@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+
 import failures
 import pytest
 from failures import actors, beside, events, kill, middle
@@ -57,6 +60,20 @@ def test_a_rank(cluster, study, whole, tmp_path):
         assert event["reason"].startswith("rank ")
         assert "of chain group 0 on node" in event["reason"]
     assert max(event["draws"] for event in lost) > 0
+    failures.assert_same(failures.results(run), whole, TOLERANCE)
+
+
+def test_a_rank_that_is_stopped(cluster, study, whole, tmp_path):
+    """The other rank waits for it, and neither makes progress: the group is ended, the stopped process with it."""
+    run = RunDirectory(tmp_path / "run")
+    hasty = study.model_copy(update={"sampling": study.sampling.model_copy(update={"progress_timeout": 10.0})})
+    with beside(run_stages, hasty, ["sample"], run.path) as until:
+        until("progress", lambda: middle(run) and len(actors(cluster, "ChainRank")) == 2)
+        stopped = actors(cluster, "ChainRank")[1]
+        os.kill(stopped, signal.SIGSTOP)
+        until("the loss", lambda: events(run, "chain_lost"))
+        until("its end", lambda: not os.path.exists(f"/proc/{stopped}"))
+    assert events(run, "chain_lost")[0]["reason"].startswith("no progress for ")
     failures.assert_same(failures.results(run), whole, TOLERANCE)
 
 

@@ -146,7 +146,7 @@ def test_nobody_is_blamed_for_the_silence_of_the_board_or_of_the_driver(scene: S
     assert scene.said == ["the progress board has shown nothing for 10 s: no answer"]
     scene.pass_by(3)
     assert scene.board.num_killed == 1 and not scene.board.is_stopped
-    assert scene.said[1:] == ["the progress board: no answer for 40 s; it is killed, it is made again"]
+    assert scene.said[1:] == ["the progress board: no answer for 40 s; it is killed, and made again"]
     scene.pass_by(30)
     assert scene.watch.stalled("chain 3") is None
     scene.pass_by(10)
