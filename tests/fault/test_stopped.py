@@ -46,7 +46,7 @@ def test_a_worker_a_shard_and_the_board(cluster, undisturbed, tiny_run, tmp_path
     for name in ("the progress board", "aggregator shard", f"{lost['subject']} chain {lost['chain']}"):
         assert any(text.startswith(name) and "has shown nothing for" in text for text in said), said
     for name, remedy in (
-        ("the progress board", "it is made again"),
+        ("the progress board", "and made again"),
         ("aggregator shard", "goes on from its snapshots"),
     ):
         assert any(text.startswith(name) and remedy in text for text in said), said
