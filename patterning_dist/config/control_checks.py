@@ -13,6 +13,7 @@ from patterning_dist.config.controls import (
     InfluenceControlConfig,
     LossContrastControlConfig,
     MassKey,
+    MinimumNormControlConfig,
     PermutedControlConfig,
     SplitControlConfig,
 )
@@ -68,6 +69,8 @@ def check(config: Config) -> Iterator[str]:
                         f"solve.controls: solve.keep_mass makes the arm permuted within each {control.within} already; "
                         f"remove {control.name}"
                     )
+            case MinimumNormControlConfig():
+                yield from _swaps(config, control)
             case SplitControlConfig():
                 yield from _splits(config, control.split, _SPLITS)
                 if solve.keep_mass == "domain" and control.split.startswith("domain:"):
@@ -112,6 +115,20 @@ def _first_moment(control: FirstMomentControlConfig, solve: SolveConfig) -> Iter
         yield (
             f"solve.controls: {control.name} has the draws of plus itself, solve.draws: {solve.draws}; choose the "
             "other kind, or remove it"
+        )
+
+
+def _swaps(config: Config, control: MinimumNormControlConfig) -> Iterator[str]:
+    """Labels that samples do not have, or that cannot be swapped."""
+    if config.data is not None and not isinstance(config.data, PairsConfig):
+        yield (
+            f"solve.controls: {control.name} swaps the labels of pairs where weights fall below 0, and data.kind "
+            f"'{config.data.kind}' has none; remove it"
+        )
+    if config.retrain is not None and config.retrain.engine == "stacked":
+        yield (
+            f"solve.controls: {control.name} swaps labels, and networks of a stack share their samples; remove it, or "
+            "set retrain.engine to deepspeed"
         )
 
 

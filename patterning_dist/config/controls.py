@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Literal
 
 from pydantic import Field
@@ -69,6 +70,25 @@ class PermutedControlConfig(Section):
     within: MassKey = Field(description="what they share: predicted token, domain or class; the mass of each stays")
 
 
+class MinimumNormControlConfig(Section):
+    kind: Literal["minimum_norm"] = Field(
+        description="scores of plus without bounds, rho = 1 + alpha chi^+ dmu (2601.13548): what falls below 0 is a "
+        "pair with its labels swapped, of the weight -rho (2609.00699)"
+    )
+    name: WeightsName
+
+
+class ScoresControlConfig(Section):
+    kind: Literal["scores"] = Field(
+        description="scores of your own: what has more of them weighs more, whatever the sign of the target"
+    )
+    name: WeightsName
+    path: Path = Field(
+        description="Parquet table with the sample's number (sequence_id or sample_id), with position of single losses "
+        "and `score`, a row for each"
+    )
+
+
 class SplitControlConfig(Section):
     kind: Literal["split"] = Field(description="the losses that a split names, without any posterior (an oracle)")
     name: WeightsName
@@ -83,7 +103,9 @@ ControlConfig = Annotated[
     | GradientControlConfig
     | InfluenceControlConfig
     | LossContrastControlConfig
+    | MinimumNormControlConfig
     | PermutedControlConfig
+    | ScoresControlConfig
     | SplitControlConfig,
     Field(discriminator="kind"),
 ]

@@ -11,7 +11,7 @@ import numpy as np
 
 from patterning_dist.data.text_rows import RowTokenizer, mask_name, real_tokens
 from patterning_dist.data.token_blocks import check_vocabulary
-from patterning_dist.data.token_rows import Rows, find_rows, unused_columns
+from patterning_dist.data.token_rows import DOCUMENT, Rows, find_rows, unused_columns
 from patterning_dist.errors import PatterningError
 
 if TYPE_CHECKING:
@@ -25,6 +25,8 @@ class SequenceTable:
 
     Attributes:
         domains: object [sample]; the row's ``domain`` where there is such a column, else the stem of the file.
+        documents: int64 [sample]; the row's ``document``; in files without that column every row is one; None where no
+            file has it.
         labels: int64 [sample]; None without a column of classes.
         lengths: name of a sequence -> its tokens that are not pads [sample].
         origins: object [sample, 2]; file and number of the row.
@@ -60,9 +62,9 @@ class SequenceTable:
         self._arguments = path, context_length, dict(columns), prompt, label, pad, tokenizer
         self.path, self.context_length, self.columns = path, context_length, dict(columns)
         lists = [*columns.values(), *([prompt] if prompt else [])]
-        others = [*(mask_name(column) for column in lists), *([label] if label else [])]
+        others = [*(mask_name(column) for column in lists), *([label] if label else []), DOCUMENT]
         parts: list[tuple[dict[str, tuple[np.ndarray, np.ndarray]], np.ndarray]] = []
-        domains, labels, origins = [], [], []
+        domains, documents, labels, origins = [], list[np.ndarray | None](), [], []
         encode, unused = RowTokenizer(tokenizer), dict[str, None]()
         for rows in find_rows(path, lambda *_: lists, others):
             if rows.own is not None:
@@ -70,6 +72,7 @@ class SequenceTable:
             sequences, fits = self._lay_out(rows, encode, prompt, pad)
             parts.append((sequences, fits))
             domains.append(rows.domain_names()[fits])
+            documents.append(None if (named := rows.documents()) is None else named[fits])
             origins.append(rows.origins(np.flatnonzero(fits)))
             unused |= dict.fromkeys(rows.unused)
             if label:
@@ -86,6 +89,7 @@ class SequenceTable:
         self._tokens = {name: np.concatenate([p[name][0][fits] for p, fits in parts]) for name in columns}
         self.lengths = {name: np.concatenate([p[name][1][fits] for p, fits in parts]) for name in columns}
         self.domains: np.ndarray = np.concatenate(domains)
+        self.documents = _numbered(documents, [len(part) for part in domains])
         self.labels = np.concatenate(labels) if label else None
 
     def _lay_out(
@@ -159,7 +163,7 @@ class SequenceTable:
 
     @cached_property
     def sha256(self) -> str:
-        """Hash of sequences, classes and domains, the same from whatever files they came."""
+        """Hash of sequences, classes, documents and domains, the same from whatever files they came."""
         digest = hashlib.sha256(f"{self.context_length}\n".encode())
         for name, tokens in self._tokens.items():
             digest.update(name.encode())
@@ -167,8 +171,22 @@ class SequenceTable:
             digest.update(np.ascontiguousarray(self.lengths[name], dtype="<i8").data)
         if self.labels is not None:
             digest.update(np.ascontiguousarray(self.labels, dtype="<i8").data)
+        if self.documents is not None:
+            digest.update(self.documents.astype("<i8").data)
         digest.update("\0".join(self.domains).encode())
         return digest.hexdigest()
+
+
+def _numbered(parts: list[np.ndarray | None], sizes: list[int]) -> np.ndarray | None:
+    """Numbers of documents, of parts that name them and parts of ``sizes`` in which every sample is one."""
+    if all(part is None for part in parts):
+        return None
+    ends = np.cumsum(sizes)
+    names = [
+        np.char.add("\0", np.arange(end - size, end).astype(str)) if part is None else part.astype(str)
+        for part, size, end in zip(parts, sizes, ends, strict=True)
+    ]
+    return np.unique(np.concatenate(names), return_inverse=True)[1]
 
 
 def _classes(rows: Rows, label: str) -> np.ndarray:

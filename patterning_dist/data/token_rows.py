@@ -17,6 +17,7 @@ from patterning_dist.data.row_files import READABLE, Choose, Columns, checked, f
 from patterning_dist.errors import PatterningError, first_line
 from patterning_dist.storage.files import METADATA_KEY, parquet_file, read_parquet, require_columns, token_dtype
 
+DOCUMENT = "document"  # column that says what a row is a part of
 _SHARD = re.compile(r"-\d+-of-\d+$")  # train-00000-of-00004.parquet
 
 
@@ -55,6 +56,17 @@ class Rows:
                 domains.is_null().to_numpy(zero_copy_only=False), "domain is null; name it or remove the column"
             )
         return np.array([str(domain) for domain in domains.to_pylist()], dtype=object)
+
+    def documents(self) -> np.ndarray | None:
+        """[row]: numbers or names of the ``document`` column; None without one.
+
+        Raises:
+            PatterningError: a document is null.
+        """
+        if DOCUMENT not in self.columns:
+            return None
+        self.refuse_nulls(DOCUMENT, "name it or remove the column")
+        return self.columns[DOCUMENT].to_numpy(zero_copy_only=False)
 
     def origins(self, rows: np.ndarray) -> np.ndarray:
         """object [row, 2]: file and number in it."""
@@ -182,7 +194,7 @@ def _is_token_table(path: Path) -> bool:
 
 def _token_table_rows(path: Path) -> Iterator[Rows]:
     """Rows that ``tokens.write_token_table`` wrote."""
-    table, header = read_parquet(path, ["sequence_id", "domain", "document", "tokens"])
+    table, header = read_parquet(path, ["sequence_id", "domain", DOCUMENT, "tokens"])
     if missing := {"context_length", "vocabulary_size"} - header.keys():
         raise PatterningError(f"{path}: no {min(missing)!r} in the schema metadata; expected a token table")
     length, kind = header["context_length"], table.schema.field("tokens").type
@@ -200,7 +212,7 @@ def _token_table_rows(path: Path) -> Iterator[Rows]:
             number, len(cells) * length, [None, cells.buffers()[1]], offset=cells.offset * length
         )
         lists = pa.LargeListArray.from_arrays(np.arange(len(cells) + 1) * length, values)
-        columns = {"tokens": lists, "domain": batch["domain"], "document": batch["document"]}
+        columns = {"tokens": lists, "domain": batch["domain"], DOCUMENT: batch[DOCUMENT]}
         yield Rows(path, first, columns, own=header)
         first += len(batch)
 

@@ -18,7 +18,7 @@ import pyarrow as pa
 
 from patterning_dist.data.text_rows import RowTokenizer, known_columns
 from patterning_dist.data.token_blocks import MASKS, Blocks, check_vocabulary, cut
-from patterning_dist.data.token_rows import Rows, find_rows, is_list, unused_columns
+from patterning_dist.data.token_rows import DOCUMENT, Rows, find_rows, is_list, unused_columns
 from patterning_dist.errors import PatterningError
 from patterning_dist.storage.files import token_dtype, write_parquet
 
@@ -70,7 +70,6 @@ def write_token_table(
     write_parquet(path, table, metadata, compression="none")
 
 
-_DOCUMENT = "document"
 _PIECE = 2**20  # tokens of a corpus end to end that are cut at once
 
 
@@ -127,7 +126,7 @@ class TokenDataset:
         unused: dict[str, None] = {}
         self.num_dropped = num_tokens = num_rows = 0
         names = [column or "input_ids"]
-        for rows in find_rows(self._name, lambda _, there: known_columns(there, column, prompt), (*MASKS, _DOCUMENT)):
+        for rows in find_rows(self._name, lambda _, there: known_columns(there, column, prompt), (*MASKS, DOCUMENT)):
             if rows.own is not None:
                 self.metadata, names = rows.own, ["tokens"]
             else:
@@ -144,9 +143,8 @@ class TokenDataset:
                 domains.append(piece.domain_names()[blocks.row])
                 documents.append(num_rows + blocks.row)
                 num_rows += len(piece)
-                if _DOCUMENT in piece.columns:
-                    piece.refuse_nulls(_DOCUMENT, "name it or remove the column")
-                    documents[-1] = piece.columns[_DOCUMENT].to_numpy(zero_copy_only=False)[blocks.row]
+                if (named := piece.documents()) is not None:
+                    documents[-1] = named[blocks.row]
                 self.num_dropped += len(piece) - len(np.unique(blocks.row))
                 num_tokens += blocks.num_tokens
         self.column = names[-1]

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from patterning_dist.errors import PatterningError
-from patterning_dist.storage.files import ROWS, read_parquet, write_parquet_parts
+from patterning_dist.storage.files import ROWS, parquet_file, read_parquet, write_parquet_parts
 
 
 def write_sample_weights(
@@ -21,37 +21,51 @@ def write_sample_weights(
     weight: np.ndarray,
     metadata: Mapping[str, Any],
     key: str = "sequence_id",
+    swapped: np.ndarray | None = None,
 ) -> None:
     """Write a row a loss, or a row a sample when `position` is None (the weight holds for all its losses).
 
     `position`: 1 .. num_positions, for tokens the index of the predicted one; `weight` >= 0, without unit, 1 = as in
-    the data; `key`: what a sample is called (`Task.key`). Raises PatterningError for what `SampleWeights.load` would
-    refuse.
+    the data; `key`: what a sample is called (`Task.key`); `swapped`: bool, samples whose labels are swapped, None: of
+    none. Raises PatterningError for what `SampleWeights.load` would refuse.
     """
     sample_id, weight = np.asarray(sample_id, dtype=np.int64), np.asarray(weight, dtype=np.float32)
     position = None if position is None else np.asarray(position)
     _check(Path(path), key, sample_id, position, weight)
+    if swapped is not None and position is not None:
+        raise PatterningError(f"{path}: labels are swapped of whole samples; expected no positions")
 
     def rows(here: slice) -> pa.Table:
         positions = {} if position is None else {"position": pa.array(position[here].astype(np.int16))}
-        return pa.table({key: pa.array(sample_id[here]), **positions, "weight": pa.array(weight[here])})
+        swaps = {} if swapped is None else {"swapped": pa.array(np.asarray(swapped, bool)[here])}
+        return pa.table({key: pa.array(sample_id[here]), **positions, "weight": pa.array(weight[here]), **swaps})
 
     parts = (rows(slice(start, start + ROWS)) for start in range(0, max(len(weight), 1), ROWS))
     write_parquet_parts(path, parts, metadata, compression="zstd")
 
 
+def swaps_labels(path: Path) -> bool:
+    """Whether a table has weights of samples whose labels are swapped."""
+    with parquet_file(path) as file:
+        return "swapped" in file.schema_arrow.names
+
+
 @dataclass(frozen=True)
 class JoinedWeights:
-    """`weights` float32 [sample] or [sample, position]; losses without a row weigh 1 and count as missing."""
+    """`weights` float32 [sample] or [sample, position]; losses without a row weigh 1 and count as missing.
+
+    `swapped` bool [sample]; None where no label is.
+    """
 
     weights: np.ndarray
     num_missing: int
     num_joined: int
+    swapped: np.ndarray | None = None
 
 
 @dataclass(frozen=True)
 class SampleWeights:
-    """The rows of a weight table; `position` is None for weights of whole samples."""
+    """The rows of a weight table; `position` is None for weights of whole samples, `swapped` where no labels are."""
 
     path: Path
     key: str
@@ -59,23 +73,30 @@ class SampleWeights:
     position: np.ndarray | None
     weight: np.ndarray
     metadata: dict[str, Any]
+    swapped: np.ndarray | None = None
 
     @classmethod
     def load(cls, path: Path, key: str = "sequence_id") -> SampleWeights:
         """Raises PatterningError, naming file and row (from 0), for a negative or non-finite weight, an id or
-        position below its first value, a null, and a key given twice."""
+        position below its first value, a null, a key given twice, and swapped labels of single positions."""
         path = Path(path)
         table, metadata = read_parquet(path, [key, "weight"])
         sample_id = _numbers(path, table, key, np.int64)
         position = _numbers(path, table, "position", np.int64) if "position" in table.column_names else None
         weight = _numbers(path, table, "weight", np.float32)
         _check(path, key, sample_id, position, weight)
-        return cls(path, key, sample_id, position, weight, metadata)
+        return cls(path, key, sample_id, position, weight, metadata, _swapped(path, table, position))
 
     def scaled(self, strength: float) -> SampleWeights:
-        """rho = 1 + strength * h, where the table has 1 + h. Raises PatterningError for a row that falls below 0."""
+        """rho = 1 + strength * h, where the table has 1 + h. Raises PatterningError for a row that falls below 0.
+
+        A sample whose labels are swapped has the weight 1 + h below 0: where 1 + strength * h is above, they are not.
+        """
         if strength == 1:  # the bits of the table
             return self
+        if self.swapped is not None:
+            signed = 1 + strength * (np.where(self.swapped, -1.0, 1.0) * self.weight - 1)
+            return replace(self, weight=np.abs(signed).astype(np.float32), swapped=signed < 0)
         weight = (1 + strength * (self.weight.astype(np.float64) - 1)).astype(np.float32)
         expected = f"expected 0 or more: lower the strength, which is {strength:g}, or solve for weights nearer to 1"
         _refuse(self.path, "1 + strength * (weight - 1)", weight, weight < 0, expected)
@@ -112,7 +133,24 @@ class SampleWeights:
             weights, joined = np.where(counted, weights, np.float32(0)), joined & counted
         num_joined = int(joined.sum())
         num_counted = joined.size if counted is None else int(counted.sum())
-        return JoinedWeights(weights, num_counted - num_joined, num_joined)
+        swapped = None
+        if self.swapped is not None and self.swapped.any():
+            swapped = np.zeros(num_samples, bool)
+            swapped[self.sample_id] = self.swapped
+        return JoinedWeights(weights, num_counted - num_joined, num_joined, swapped)
+
+
+def _swapped(path: Path, table: pa.Table, position: np.ndarray | None) -> np.ndarray | None:
+    """bool [row] of the column ``swapped``; None without one."""
+    if "swapped" not in table.column_names:
+        return None
+    column = table.column("swapped")
+    if not pa.types.is_boolean(column.type) or column.null_count:
+        kind = "nulls" if column.null_count else str(column.type)
+        raise PatterningError(f"{path}: column 'swapped' holds {kind}; expected true or false: whether labels are")
+    if position is not None:
+        raise PatterningError(f"{path}: labels are swapped of whole samples; remove the column position, or swapped")
+    return column.to_numpy()
 
 
 def _numbers(path: Path, table: pa.Table, name: str, dtype: type) -> np.ndarray:

@@ -8,6 +8,7 @@ from typing import Any
 from patterning_dist.config import Config, HuggingFaceConfig, TableConfig, TextConfig, ValidationConfig
 from patterning_dist.config.checkpoints import expand_globs
 from patterning_dist.config.checks import check
+from patterning_dist.config.controls import ScoresControlConfig
 from patterning_dist.config.load import find_local, find_path
 from patterning_dist.config.window import window_remarks, with_localizations
 from patterning_dist.data.bergson import SUBSETS
@@ -43,6 +44,12 @@ class Loop:
         for section, key in (("training", "deepspeed"), ("sampling", "probe"), ("retrain", "deepspeed")):
             if (found := getattr(config, section)) is not None:
                 update[section] = found.model_copy(update={key: find_path(getattr(found, key), folder)})
+        if config.solve is not None:
+            controls = [
+                c.model_copy(update={"path": find_path(c.path, folder)}) if isinstance(c, ScoresControlConfig) else c
+                for c in config.solve.controls
+            ]
+            update["solve"] = config.solve.model_copy(update={"controls": controls})
         if config.retrain is not None:
             arms = [
                 arm
@@ -96,6 +103,10 @@ class Loop:
         if config.solve is not None and (kept := config.solve.num_kept_draws):
             positions = [config.solve.checkpoint, config.solve.component, kept]  # that stage sample keeps
             found["sampling"] = found.get("sampling", {}) | {"positions": positions}
+        if config.solve is not None:
+            given = [c for c in config.solve.controls if isinstance(c, ScoresControlConfig) and c.path.exists()]
+            if given:  # what is missing, the stage says
+                found["solve"] = {c.name: file_sha256(c.path) for c in given}
         if config.retrain is not None:
             tables = {arm.name: arm.weights for arm in config.retrain.arm_list if isinstance(arm.weights, Path)}
             weights = {name: file_sha256(table) for name, table in tables.items() if table.exists()}

@@ -271,9 +271,10 @@ class Subjects:
     def _weighted(self, subject: Subject) -> Weighted:
         """The training samples with the weights of a subject."""
         assert subject.weights is not None
-        train = self.task.train
-        rho = self.task.read_weights(self.directory / subject.weights, subject.strength)
-        return Weighted(train, rho, self.task.counted(train, np.arange(len(train))))
+        train, table = self.task.train, self.directory / subject.weights
+        rho = self.task.read_weights(table, subject.strength)
+        samples = self.task.weighted_samples(table, subject.strength)
+        return Weighted(samples, rho, self.task.counted(train, np.arange(len(train))))
 
     def _recorded(self, subject: Subject) -> Samples:
         """The probe as it is without h, so that chains of all strengths record the same losses."""

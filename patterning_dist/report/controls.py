@@ -17,7 +17,9 @@ _WORDS = {
     "influence": "influence on the held-out loss {split}: alignment of each loss's gradient over {subject} with the "
     "damped inverse Hessian of that of the split, at the checkpoint, without draws: it is told the split",
     "loss_contrast": "how much larger each loss is at {checkpoint} than at the checkpoint that is sampled",
+    "minimum_norm": "scores of plus without bounds; labels are swapped where weights would be below 0",
     "permuted": "the weights of plus, dealt to other losses of the same {within}",
+    "scores": "scores of {path}, which were made elsewhere",
     "split": "the losses that the split {split} names, without any posterior: an oracle",
 }
 _DRAWS = {"antithetic": "Gaussian draws around the checkpoint, without chains", "chains": "draws of the chains"}

@@ -29,7 +29,7 @@ class Arm:
         settings: of the experiment, start and seeds filled in.
         metrics: at the last step [seed].
         observables: split losses of ``sampling``, and their parts, at the last step [seed].
-        influences: of held-out samples on them [seed, sample].
+        influences: of held-out samples on them, and on metrics that are means over these samples [seed, sample].
         groups: documents of these samples [sample].
         transitions: first steps with an induction head, one a seed; None where heads are not scored.
         last_steps: of the trainings, one a seed.
@@ -76,7 +76,7 @@ def _read_arm(settings: ArmConfig, folder: Path) -> Arm:
         settings,
         {name: np.array([report[name] for report in reports]) for name in names},
         losses,
-        {name: np.stack([column(table, name) for table in influences]) for name in losses},
+        {n: np.stack([column(t, n) for t in influences]) for n in influences[0].column_names if n != GROUP},
         column(influences[0], GROUP) if losses else np.zeros(0),
         [first_passing(table) for table in tables] if scored else None,
         [int(column(table, "step")[-1]) for table in tables],
@@ -157,10 +157,12 @@ def compare(arm: Arm, other: Arm, kind: Literal["metrics", "observables"]) -> di
     seeds, (first, second) = shared_seeds(arm, other)
     ours, theirs = getattr(arm, kind), getattr(other, kind)
     changes = {name: ours[name][first] - theirs[name][second] for name in ours if seeds and name in theirs}
-    if kind == "metrics":
-        return {name: entry(values) for name, values in changes.items()}
-    moved = {name: arm.influences[name][first] - other.influences[name][second] for name in changes}
-    return {name: _crossed_entry(values, moved[name], arm.groups) for name, values in changes.items()}
+    both = arm.influences.keys() & other.influences.keys()
+    moved = {name: arm.influences[name][first] - other.influences[name][second] for name in changes if name in both}
+    return {
+        name: _crossed_entry(values, moved[name], arm.groups) if name in moved else entry(values)
+        for name, values in changes.items()
+    }
 
 
 def _crossed_entry(values: np.ndarray, influences: np.ndarray, groups: np.ndarray) -> dict[str, Any]:

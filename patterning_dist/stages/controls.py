@@ -1,12 +1,13 @@
 """Weights to compare with, at the effective share of plus: of other scores, or those of plus dealt out again.
 
-Ablation and first moments take the sign of the target, a free energy's. Gradient, influence, loss contrast and split
-know no target: they weigh up what they name.
+Ablation and first moments take the sign of the target, a free energy's. Gradient, influence, loss contrast, split and
+scores of the user's own know no target: they weigh up what they name.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -20,7 +21,9 @@ from patterning_dist.config.controls import (
     GradientControlConfig,
     InfluenceControlConfig,
     LossContrastControlConfig,
+    MinimumNormControlConfig,
     PermutedControlConfig,
+    ScoresControlConfig,
     SplitControlConfig,
 )
 from patterning_dist.errors import PatterningError
@@ -33,13 +36,19 @@ from patterning_dist.runtime.pool import RunCalls
 from patterning_dist.stages.levels import units_of
 from patterning_dist.stages.masses import dealt, kept_groups, mass_groups
 from patterning_dist.stages.moments import ablation_scores, moment_scores
-from patterning_dist.stages.scores import Pool
+from patterning_dist.stages.scores import Pool, Scores
+from patterning_dist.storage.files import read_parquet
 from patterning_dist.tasks.splits import split_terms
 from patterning_dist.tasks.task import Task
 
+_NO_BOUND = 1e6  # of weights: none is ever there
+
 
 class Control(NamedTuple):
-    """Weights of a control [entry], the solution that they are of (None: dealt), and what solution.json says of it."""
+    """Weights of a control [entry], the solution that they are of (None: dealt), and what solution.json says of it.
+
+    Weights below 0 are of samples whose labels are swapped.
+    """
 
     weights: np.ndarray
     solution: WeightSolution | None
@@ -55,11 +64,14 @@ def with_contrasts(config: Config, opener: OpenSubjects, subject: str) -> OpenSu
     return replace(opener, by_name=opener.by_name | there)
 
 
-def control_weights(pool: Pool, plus: np.ndarray, share: float, progress: Progress) -> dict[str, Control]:
+def control_weights(
+    pool: Pool, scores: Scores | None, plus: np.ndarray, share: float, progress: Progress
+) -> dict[str, Control]:
     """Weights of every control by its name, by the solver, within the bounds and with the kept masses of the others.
 
     Args:
         pool: of the experiment, its opener ``with_contrasts``.
+        scores: of plus, for the control that is of them.
         plus: its weights [entry].
         share: its effective share.
         progress: shows passes over the pool.
@@ -84,6 +96,12 @@ def control_weights(pool: Pool, plus: np.ndarray, share: float, progress: Progre
                 deal = dealt if units is None else units.dealt
                 found[control.name] = Control(deal(plus, groups, pool.config.seed), None, report)
                 continue
+            if isinstance(control, MinimumNormControlConfig):
+                assert scores is not None
+                solution = _unbounded(pool, scores, kept, share)
+                below = {"num_swapped": int((solution.weights < 0).sum())}
+                found[control.name] = Control(solution.weights, solution, report | below)
+                continue
             row, details = _scores(run_calls, pool, control)
             row = row if units is None else units.means(row)
             groups = np.zeros(len(row), int) if kept is None else kept
@@ -102,6 +120,26 @@ def control_weights(pool: Pool, plus: np.ndarray, share: float, progress: Progre
             )
             found[control.name] = Control(solution.weights, solution, report | details)
     return found
+
+
+def _unbounded(pool: Pool, scores: Scores, kept: np.ndarray | None, share: float) -> WeightSolution:
+    """h = alpha chi^+ dmu of the targets, whatever the sign of 1 + h."""
+    settings = pool.config.solve
+    assert settings is not None
+    return solve_for_effective_sample_share(
+        scores.chi,
+        [settings.targets.get(name, 0.0) for name in scores.observables],
+        share,
+        inverse_temperature=pool.inverse_temperature,
+        weight_min=-_NO_BOUND,
+        weight_max=_NO_BOUND,
+        method=settings.method,
+        ridge=settings.ridge,
+        rank=settings.rank,
+        mode=settings.mode,
+        observables=scores.observables,
+        groups=kept,
+    )
 
 
 def _scores(run_calls: RunCalls, pool: Pool, control: ControlConfig) -> tuple[np.ndarray, dict[str, Any]]:
@@ -126,6 +164,8 @@ def _scores(run_calls: RunCalls, pool: Pool, control: ControlConfig) -> tuple[np
             return row, {"conjugate_gradients": solve}
         case LossContrastControlConfig():
             return contrast_scores(run_calls, pool, control.checkpoint), {}
+        case ScoresControlConfig():
+            return given_scores(control.path, pool.index, pool.subjects.task.key), {}
         case SplitControlConfig():
             return split_scores(pool.subjects.task, pool.index, control.split), {}
     raise AssertionError(control.kind)
@@ -143,6 +183,44 @@ def contrast_scores(run_calls: RunCalls, pool: Pool, checkpoint: str) -> np.ndar
 def _place(checkpoint: str) -> str:
     """Name of the subject that is looked at there and not sampled."""
     return f"contrast/{checkpoint}"
+
+
+def given_scores(path: Path, index: dict[str, np.ndarray], key: str) -> np.ndarray:
+    """Column ``score`` of a table for every entry [entry].
+
+    Args:
+        path: of the table; with a column ``position`` scores are of single losses, else of all of a sample.
+        index: sample and, where samples have several losses, position of every entry.
+        key: column of the sample's number.
+
+    Raises:
+        PatterningError: the table cannot be read, gives a score twice or one that is not finite, or lacks one.
+    """
+    table, _ = read_parquet(path, [key, "score"])
+    if "position" in table.column_names and "position" not in index:
+        raise PatterningError(f"{path}: has a column 'position', and a sample has one loss here; remove the column")
+    names = [name for name in (key, "position") if name in table.column_names]
+    score = table["score"].to_numpy().astype(float)
+    if (bad := ~np.isfinite(score)).any():
+        raise PatterningError(f"{path} row {bad.argmax()}: score is {score[bad.argmax()]}; expected a finite number")
+    given, of_entry = (_numbers([columns[name] for name in names]) for columns in (table, index))
+    order = np.argsort(given, kind="stable")
+    if (again := given[order][1:] == given[order][:-1]).any():
+        row = order[1:][again].min()
+        raise PatterningError(f"{path} row {row}: {', '.join(names)} was given before; expected one row for each")
+    place = np.minimum(np.searchsorted(given[order], of_entry), len(given) - 1)
+    if (missing := given[order][place] != of_entry).any():
+        where = ", ".join(f"{name} {index[name][missing.argmax()]}" for name in names)
+        raise PatterningError(f"{path}: no score of {where}; give one for every training loss")
+    return score[order][place]
+
+
+def _numbers(columns: list[Any]) -> np.ndarray:
+    """One number for a sample, or for a sample and a position below 2^16."""
+    found = np.zeros(len(columns[0]), np.int64)
+    for column in columns:
+        found = (found << 16) + np.asarray(column, np.int64)
+    return found
 
 
 def split_scores(task: Task, index: dict[str, np.ndarray], split: str) -> np.ndarray:

@@ -79,9 +79,8 @@ def _solve_arms(pool: Pool, scores: Scores, rises: dict[str, float], progress: P
     plus = solutions["plus"]
     solutions["permuted"] = (dealt if units is None else units.dealt)(plus, kept_groups(pool), config.seed)
     report["arms"]["permuted"] = _dealt_entry(solutions["permuted"], config.solve.weight_max)
-    for name, control in control_weights(
-        pool, plus, report["arms"]["plus"]["effective_sample_share"], progress
-    ).items():
+    share = report["arms"]["plus"]["effective_sample_share"]
+    for name, control in control_weights(pool, scores, plus, share, progress).items():
         solutions[name] = control.weights
         if control.solution is None:
             of_weights = _dealt_entry(control.weights, config.solve.weight_max)
@@ -143,10 +142,11 @@ def described(pool: Pool, scores: Scores) -> dict[str, Any]:
 
 
 def write_weights(pool: Pool, path: Path, arm: str, weights: np.ndarray) -> None:
-    """A table of the weights of the pool's entries [entry]."""
+    """A table of the weights of the pool's entries [entry]; below 0 labels are swapped."""
     index, key = pool.index, pool.subjects.task.key
     metadata = {"arm": arm, "subject": pool.subject}
-    write_sample_weights(path, index[key], index.get("position"), weights, metadata, key)
+    swapped = weights < 0 if (weights < 0).any() else None
+    write_sample_weights(path, index[key], index.get("position"), np.abs(weights), metadata, key, swapped)
 
 
 def _write_pool(pool: Pool, scores: Scores, units: Units | None) -> Path:

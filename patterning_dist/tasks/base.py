@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from patterning_dist.config import TrainingConfig
-from patterning_dist.data.weights import SampleWeights
+from patterning_dist.data.weights import SampleWeights, swaps_labels
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import Component
 from patterning_dist.sampling.layered import Layered
@@ -67,6 +67,24 @@ class PlainTask:
         counted = self.counted(self.train, np.arange(len(self.train)))
         table = SampleWeights.load(path, self.key).scaled(strength)
         return table.join(len(self.train), self.num_positions, counted).weights
+
+    def weighted_samples(self: Task, path: Path, strength: float) -> Samples:
+        """The training samples, with the labels swapped that a table of ``SampleWeights`` swaps."""
+        if not swaps_labels(path):
+            return self.train
+        swapped = SampleWeights.load(path, self.key).scaled(strength).join(len(self.train), self.num_positions).swapped
+        return self.train if swapped is None else self.swap(path, swapped)
+
+    def swap(self, path: Path, swapped: np.ndarray) -> Samples:
+        """Refused: there are no two labels."""
+        raise PatterningError(
+            f"{path}: swaps labels, and samples here have no two to be swapped, as chosen and rejected of a pair are; "
+            "remove the column swapped"
+        )
+
+    def outcomes(self, model: nn.Module, ids: Mapping[str, np.ndarray], ranks: Ranks) -> dict[str, np.ndarray]:
+        """Nothing is known of single samples but their losses."""
+        return {}
 
     def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
         """AdamW."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from torch.nn.functional import cross_entropy, softplus
 from patterning_dist.data.sequences import SequenceTable
 from patterning_dist.errors import PatterningError
 from patterning_dist.sampling.ranks import Ranks
-from patterning_dist.sampling.samples import Batch, Joined, Part, all_losses
+from patterning_dist.sampling.samples import Batch, Joined, Part, Samples, all_losses
 from patterning_dist.tasks.base import CheckpointTask
 from patterning_dist.tasks.held_out import held_out_ids
 from patterning_dist.tasks.huggingface import HuggingFace
@@ -56,6 +57,11 @@ class SequenceTask(CheckpointTask, ABC):
         """float32 [sample, class] of sequences [sample, position], of which ``mask`` says what is no pad."""
         return self.model.scores(model, tokens.where(mask, self.pad), mask.long()).float()
 
+    def index(self, samples: SequenceTable, ids: np.ndarray) -> dict[str, np.ndarray]:
+        """sample_id and domain, and document and label where they are known."""
+        known = {"document": samples.documents, "label": samples.labels}
+        return super().index(samples, ids) | {key: v[ids] for key, v in known.items() if v is not None}
+
     @abstractmethod
     def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Losses, and whether the model is right, both [sample]."""
@@ -89,13 +95,9 @@ class SequenceTask(CheckpointTask, ABC):
         return model
 
     @cached_property
-    def _evaluated(self) -> tuple[Joined, np.ndarray, np.ndarray]:
-        """Held-out samples that metrics are taken on, and the set and the domain of each."""
-        seed, num = self._evaluation
-        chosen = held_out_ids(self, seed, num, "realised")
-        parts = [Part(self.held_out[name], ids) for name, ids in chosen.items()]
-        sets = np.concatenate([np.full(len(ids), name, object) for name, ids in chosen.items()])
-        return Joined(parts), sets, np.concatenate([self.held_out[name].domains[ids] for name, ids in chosen.items()])
+    def _evaluated(self) -> dict[str, np.ndarray]:
+        """Held-out samples that metrics are taken on, set by set."""
+        return held_out_ids(self, *self._evaluation, "realised")
 
     @property
     def metrics(self) -> Mapping[str, Metric]:
@@ -109,37 +111,44 @@ class SequenceTask(CheckpointTask, ABC):
         }
         for name in self.held_out:
             found[f"{name}_loss"] = Metric(f"loss on {name}", "nats", f"mean loss of the held-out set {name}")
-        for name in sorted(set(self._evaluated[2])):
+        for name in _domains(self, self._evaluated):
             found[f"accuracy_{name}"] = Metric(f"accuracy on {name}", "share", f"share of the domain {name} {right}")
         return found
 
     def evaluate(self, model: nn.Module, ranks: Ranks) -> dict[str, float]:
         """See ``metrics``."""
-        if not self.held_out:
+        found = self.outcomes(model, self._evaluated, ranks)
+        return {name: float(values.mean(where=~np.isnan(values))) for name, values in found.items()}
+
+    def outcomes(self, model: nn.Module, ids: Mapping[str, np.ndarray], ranks: Ranks) -> dict[str, np.ndarray]:
+        """What every sample adds to ``metrics``, which are means of it."""
+        if not ids:
             return {}
-        samples, sets, domains = self._evaluated
+        samples = Joined([Part(self.held_out[name], chosen) for name, chosen in ids.items()])
 
         def both(batch: Batch) -> Tensor:
             return torch.stack([part.float() for part in self.judge(model, batch)], dim=1)
 
-        losses, correct = all_losses(both, samples, ranks, EVALUATION_BATCH, self.device).T
+        losses, correct = all_losses(both, samples, ranks, EVALUATION_BATCH, self.device).numpy().T
+        sets = np.concatenate([np.full(len(chosen), name, object) for name, chosen in ids.items()])
+        domains = np.concatenate([self.held_out[name].domains[chosen] for name, chosen in ids.items()])
         return {
-            "validation_loss": losses.mean().item(),
-            "accuracy": correct.mean().item(),
-            **{f"{name}_loss": losses[sets == name].mean().item() for name in self.held_out},
-            **{f"accuracy_{name}": correct[domains == name].mean().item() for name in sorted(set(domains))},
+            "validation_loss": losses,
+            "accuracy": correct,
+            **{f"{name}_loss": np.where(sets == name, losses, np.nan) for name in ids},
+            **{f"accuracy_{name}": np.where(domains == name, correct, np.nan) for name in _domains(self, ids)},
         }
+
+
+def _domains(task: SequenceTask, ids: Mapping[str, np.ndarray]) -> list[str]:
+    """Of held-out samples, set -> ids."""
+    return sorted({str(domain) for name, chosen in ids.items() for domain in task.held_out[name].domains[chosen]})
 
 
 class ClassificationTask(SequenceTask):
     """l = -log p(class | sequence)."""
 
     correct = "the right class has the highest score"
-
-    def index(self, samples: SequenceTable, ids: np.ndarray) -> dict[str, np.ndarray]:
-        """sample_id, domain and label."""
-        assert samples.labels is not None
-        return super().index(samples, ids) | {"label": samples.labels[ids]}
 
     def judge(self, model: nn.Module, batch: Batch) -> tuple[Tensor, Tensor]:
         """Cross-entropy, and whether the class is the likeliest."""
@@ -158,3 +167,23 @@ class PreferenceTask(SequenceTask):
         mask = torch.cat([batch["chosen_mask"], batch["rejected_mask"]])
         chosen, rejected = self.scores(model, tokens, mask).squeeze(1).chunk(2)
         return softplus(rejected - chosen), chosen > rejected
+
+    def swap(self, path: Path, swapped: np.ndarray) -> Samples:
+        """What was rejected is chosen: l = -log sigmoid(r(rejected) - r(chosen))."""
+        return SwappedPairs(self.train, swapped)
+
+
+class SwappedPairs:
+    """Pairs in some of which, bool [sample], the chosen and the rejected sequence have changed places."""
+
+    def __init__(self, pairs: Samples, swapped: np.ndarray) -> None:
+        self.pairs, self.swapped = pairs, torch.from_numpy(swapped)
+
+    def __len__(self) -> int:
+        return len(self.pairs)
+
+    def __getitem__(self, ids: Any) -> Batch:
+        batch, swapped = self.pairs[ids], self.swapped[torch.as_tensor(ids)][:, None]
+        both = {"chosen": "rejected", "chosen_mask": "rejected_mask"}
+        changed = {a: batch[b].where(swapped, batch[a]) for a, b in (both | {b: a for a, b in both.items()}).items()}
+        return batch | changed

@@ -152,6 +152,22 @@ class Task(Protocol):
         """
         ...
 
+    def weighted_samples(self, path: Path, strength: float) -> Samples:
+        """The training samples as a table of weights has them: with labels swapped where it says so.
+
+        Raises:
+            PatterningError: the table is not for these samples, or there are no labels to be swapped.
+        """
+        ...
+
+    def swap(self, path: Path, swapped: np.ndarray) -> Samples:
+        """The training samples with the labels of some swapped, bool [sample].
+
+        Raises:
+            PatterningError: naming ``path``, where they have no two labels.
+        """
+        ...
+
     def optimizer(self, model: nn.Module, settings: TrainingConfig) -> Optimizer:
         """The optimizer that ``settings`` ask for, over groups of the model's parameters.
 
@@ -162,6 +178,18 @@ class Task(Protocol):
 
     def evaluate(self, model: nn.Module, ranks: Ranks) -> dict[str, float]:
         """Every metric of a model (or of the engine around it); all ranks call it, each does its share."""
+        ...
+
+    def outcomes(self, model: nn.Module, ids: Mapping[str, np.ndarray], ranks: Ranks) -> dict[str, np.ndarray]:
+        """Metrics that are means over held-out samples: name -> values [sample], NaN where one takes no part.
+
+        Their intervals then cover the samples as well. All ranks call it, each does its share.
+
+        Args:
+            model: or the engine around it.
+            ids: of held-out samples, set by set; the values are in their order.
+            ranks: that share the work.
+        """
         ...
 
     def describe(self, folder: Path) -> None:

@@ -9,6 +9,7 @@ from patterning_dist.config import TrainingConfig
 from patterning_dist.data.sampler import epoch_batch, weighted_minibatch
 from patterning_dist.data.weights import SampleWeights
 from patterning_dist.errors import PatterningError
+from patterning_dist.sampling.samples import Samples
 from patterning_dist.tasks.task import Task
 from patterning_dist.training.job import TrainingJob
 
@@ -37,6 +38,7 @@ class WeightedBatches:
         self.weights: np.ndarray | None = None
         self.mean_weight = 1.0  # of all losses that count
         self.num_missing = self.num_joined = 0
+        self.swapped: Samples | None = None  # the training samples where the table swaps labels
         if job.weights is not None:
             self._join(SampleWeights.load(job.weights, task.key).scaled(job.strength))
         if job.weighting == "draw":
@@ -60,6 +62,10 @@ class WeightedBatches:
             return ids, weights, mean_weight * weights.size
         # A batch in which nothing counts has loss 0.
         return ids, np.where(counted, weights, np.float32(0)), mean_weight * max(int(counted.sum()), 1)
+
+    def samples(self, step: int) -> Samples:
+        """Those that the ids of a step are of: with swapped labels in steps that are weighted, if the table has any."""
+        return self.task.train if self.swapped is None or step >= self.job.weighted_steps else self.swapped
 
     def _ids(self, step: int) -> np.ndarray:
         job, training = self.job, self.training
@@ -88,6 +94,8 @@ class WeightedBatches:
         if not joined.weights.any():
             raise PatterningError(f"{table.path}: all weights are 0, so there is nothing to train on; raise some")
         self.weights, self.num_missing, self.num_joined = joined.weights, joined.num_missing, joined.num_joined
+        if joined.swapped is not None:
+            self.swapped = task.swap(table.path, joined.swapped)
 
 
 def weighted_loss(losses: Tensor, weights: Tensor, expected_weight: float, num_ranks: int) -> Tensor:

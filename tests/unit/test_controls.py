@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from types import SimpleNamespace
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from safetensors.torch import save_model
@@ -15,16 +18,18 @@ from torch import nn
 from torch.utils.data import TensorDataset
 
 from patterning_dist.config import Config
+from patterning_dist.data.weights import SampleWeights
 from patterning_dist.errors import PatterningError
 from patterning_dist.measure.preflight import preflight
 from patterning_dist.response.reliability import split_half_reliability
 from patterning_dist.response.solver import solve_for_effective_sample_share
 from patterning_dist.sampling.statistics import flatten
 from patterning_dist.stages import moments
-from patterning_dist.stages.controls import contrast_scores, control_weights, with_contrasts
+from patterning_dist.stages.controls import contrast_scores, control_weights, given_scores, with_contrasts
 from patterning_dist.stages.masses import mass_groups
 from patterning_dist.stages.moments import first_moment_scores
 from patterning_dist.stages.sample import open_subjects
+from patterning_dist.stages.solve import write_weights
 from patterning_dist.storage.run import RunDirectory
 from patterning_dist.storage.snapshots import Snapshots, pack
 from patterning_dist.tasks.held_out import held_out_ids
@@ -97,7 +102,7 @@ def trained() -> nn.Module:
 
 
 def weights_of(pool: InProcess, plus: np.ndarray | None = None):
-    return control_weights(pool, np.ones(258) if plus is None else plus, SHARE, quiet())
+    return control_weights(pool, None, np.ones(258) if plus is None else plus, SHARE, quiet())
 
 
 def solved(pool: InProcess, row: np.ndarray) -> np.ndarray:
@@ -240,7 +245,7 @@ def test_permuted_weights_are_those_of_plus_group_by_group(tiny_run: Path, tmp_p
     pool = pool_of(tiny_config(run.path, f"solve.controls=[{controls}]"), run, "everything")
     number = len(pool.index["position"])
     plus = np.random.default_rng(0).gamma(2.0, size=number)
-    found = control_weights(pool, plus, SHARE, quiet())
+    found = control_weights(pool, None, plus, SHARE, quiet())
     assert list(found) == ["within_token", "within_domain"]
     for key in ("token", "domain"):
         control, groups = found[f"within_{key}"], mass_groups(pool.subjects.task, pool.index, key)
@@ -267,7 +272,7 @@ def test_controls_keep_the_masses_that_plus_keeps(tiny_run: Path, tmp_path: Path
     )
     groups = {name: mass_groups(pool.subjects.task, pool.index, name) for name in (key, other)}
     plus = np.random.default_rng(0).gamma(2.0, size=len(groups[key]))
-    found = control_weights(pool, plus, 0.9, quiet())
+    found = control_weights(pool, None, plus, 0.9, quiet())
     change = found["oracle"].weights - 1
     assert found["oracle"].solution.effective_sample_share == pytest.approx(0.9, abs=1e-3)
     assert np.abs(np.bincount(groups[key], change)).max() < 1e-8 * len(change)
@@ -286,7 +291,7 @@ def test_scores_of_groups_alone_are_refused_where_groups_keep_their_mass(tiny_ru
     solve = config.solve.model_copy(update={"keep_mass": "domain"})  # as where the file does not say what is what
     pool = pool_of(config.model_copy(update={"solve": solve}), run, "everything")
     with pytest.raises(PatterningError, match="fables tell no training losses of the same domain apart"):
-        control_weights(pool, np.ones(len(pool.index["position"])), SHARE, quiet())
+        control_weights(pool, None, np.ones(len(pool.index["position"])), SHARE, quiet())
 
 
 def test_a_gradient_needs_no_observable_of_its_split(tiny_run: Path, tmp_path: Path) -> None:
@@ -295,7 +300,7 @@ def test_a_gradient_needs_no_observable_of_its_split(tiny_run: Path, tmp_path: P
     controls = "[{kind: gradient, name: aligned, split: induction}]"
     pool = pool_of(tiny_config(run.path, f"solve.controls={controls}"), run, "layer.0.head.1")
     assert "induction" not in [o.split for o in pool.config.sampling.observables if o.kind == "split_loss"]
-    found = control_weights(pool, np.ones(len(pool.index["position"])), SHARE, quiet())["aligned"]
+    found = control_weights(pool, None, np.ones(len(pool.index["position"])), SHARE, quiet())["aligned"]
     subjects = pool.opener("cpu", pool.subjects.ranks)
     target, held_out = subjects.target("layer.0.head.1"), subjects.split_loss("induction")
     [towards] = target.sum_gradients(target.prepare(held_out.samples), held_out.coefficients)
@@ -307,3 +312,49 @@ def test_a_gradient_needs_no_observable_of_its_split(tiny_run: Path, tmp_path: P
     assert found.solution.effective_sample_share == pytest.approx(SHARE, abs=1e-3)
     inside = (found.weights[:number] > 0) & (found.weights[:number] < 4)
     assert np.corrcoef(by_hand[inside], found.weights[:number][inside])[0, 1] > 0.999
+
+
+def test_scores_of_the_users_own_are_followed_up_at_the_share_of_plus(tmp_path: Path) -> None:
+    score, order = np.random.default_rng(4).normal(size=258), np.random.default_rng(5).permutation(258)
+    file = tmp_path / "scores.parquet"
+    pool = lines(tmp_path, {"kind": "scores", "name": "mine", "path": str(file)})
+    pq.write_table(pa.table({"sample_id": order, "score": score[order]}), file)
+    found = weights_of(pool)["mine"]
+    np.testing.assert_allclose(found.weights, solved(pool, score), atol=1e-9)
+    assert found.solution.effective_sample_share == pytest.approx(SHARE)
+    for changed, message in (
+        ({"sample_id": [*order[1:], order[1]]}, r"row 257: sample_id was given before; expected one row for each"),
+        ({"sample_id": [*order[1:], 258]}, rf"no score of sample_id {order[0]}; give one for every training loss"),
+        ({"score": [np.nan, *score[1:]]}, r"row 0: score is nan; expected a finite number"),
+        ({"position": np.ones(258, int)}, r"has a column 'position', and a sample has one loss here"),
+    ):
+        pq.write_table(pa.table({"sample_id": order, "score": score} | changed), file)
+        with pytest.raises(PatterningError, match=r"scores\.parquet:? " + message):
+            weights_of(pool)
+
+
+def test_scores_of_single_losses_or_of_all_of_a_sample() -> None:
+    index = {"sequence_id": np.array([0, 0, 3, 3]), "position": np.array([1, 2, 1, 2])}
+    with TemporaryDirectory() as folder:
+        file = Path(folder) / "s.parquet"
+        pq.write_table(pa.table({"sequence_id": [3, 0], "score": [1, 2]}), file)
+        assert given_scores(file, index, "sequence_id").tolist() == [2, 2, 1, 1]
+        columns = {"sequence_id": [0, 3, 3, 0], "position": [2, 1, 2, 1], "score": [5.0, 6.0, 7.0, 8.0]}
+        pq.write_table(pa.table(columns), file)
+        assert given_scores(file, index, "sequence_id").tolist() == [8, 5, 6, 7]
+
+
+def test_minimum_norm_weights_have_no_bounds_and_say_how_many_are_below_zero(tmp_path: Path) -> None:
+    """rho = 1 + alpha chi^+ dmu: along centred chi, of the share of plus, on whatever side of 0."""
+    pool = lines(tmp_path, {"kind": "minimum_norm", "name": "unbounded"})
+    chi = np.random.default_rng(6).normal(size=(1, 258)) ** 3
+    scores = SimpleNamespace(chi=[chi.astype(np.float32)], observables=["energy"])
+    found = control_weights(pool, scores, np.ones(258), 0.5, quiet())["unbounded"]
+    h = -(chi - chi.mean())[0]  # the target is -1
+    np.testing.assert_allclose(found.weights, 1 + h / np.sqrt(np.square(h).mean()), atol=1e-5)
+    number = int((found.weights < 0).sum())
+    assert number > 0 and found.report["num_swapped"] == number and found.weights.max() > 4
+    write_weights(pool, tmp_path / "w.parquet", "unbounded", found.weights)
+    joined = SampleWeights.load(tmp_path / "w.parquet", "sample_id").join(258, None)
+    np.testing.assert_array_equal(joined.swapped, found.weights < 0)
+    np.testing.assert_allclose(joined.weights, np.abs(found.weights), rtol=1e-6)

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from patterning_dist.data.weights import SampleWeights, write_sample_weights
+from patterning_dist.data.weights import SampleWeights, swaps_labels, write_sample_weights
 from patterning_dist.errors import PatterningError
 
 
@@ -136,3 +136,37 @@ def test_the_strength_stretches_weights_about_one(tmp_path: Path) -> None:
     assert table.scaled(1.0) is table
     with pytest.raises(PatterningError, match=r"w\.parquet row 0: 1 \+ strength .* is -0\.5; .*lower the strength"):
         table.scaled(3.0)
+
+
+def test_swapped_labels_are_weights_below_zero_at_every_strength(tmp_path: Path) -> None:
+    path = tmp_path / "w.parquet"
+    write_sample_weights(
+        path, np.arange(3), None, np.array([0.5, 1.0, 2.5]), {}, swapped=np.array([True, False, False])
+    )
+    assert swaps_labels(path)
+    table = SampleWeights.load(path)
+    joined = table.join(4, None)
+    assert joined.weights.tolist() == [0.5, 1.0, 2.5, 1.0]
+    assert joined.swapped is not None and joined.swapped.tolist() == [True, False, False, False]
+    # 1 + s (w - 1) of w = -0.5, 1, 2.5
+    double, half = table.scaled(2.0).join(3, None), table.scaled(0.5).join(3, None)
+    assert double.weights.tolist() == [2.0, 1.0, 4.0] and double.swapped is not None and double.swapped[0]
+    assert half.weights.tolist() == [0.25, 1.0, 1.75] and half.swapped is None
+    write_sample_weights(path, np.arange(3), None, np.ones(3), {})
+    assert not swaps_labels(path) and SampleWeights.load(path).join(3, None).swapped is None
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"swapped": [1, 0]}, "column 'swapped' holds int64; expected true or false"),
+        ({"swapped": [True, None]}, "column 'swapped' holds nulls; expected true or false"),
+        ({"swapped": [True, False], "position": [1, 2]}, "labels are swapped of whole samples; remove the column"),
+    ],
+)
+def test_what_says_nothing_of_labels_is_refused(tmp_path: Path, columns: dict, message: str) -> None:
+    pq.write_table(pa.table({"sequence_id": [0, 1], "weight": [1.0, 1.0]} | columns), tmp_path / "w.parquet")
+    with pytest.raises(PatterningError, match=r"w\.parquet: " + message):
+        SampleWeights.load(tmp_path / "w.parquet")
+    with pytest.raises(PatterningError, match="labels are swapped of whole samples; expected no positions"):
+        write_sample_weights(tmp_path / "v.parquet", np.ones(1), np.ones(1), np.ones(1), {}, swapped=np.ones(1, bool))

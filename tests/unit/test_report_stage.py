@@ -29,13 +29,15 @@ def write_arm(folder: Path, seeds: dict[int, float], scores: list[float] | None 
         here.mkdir(parents=True)
         columns: dict[str, Any] = {"step": [0, 5], "train_loss": [9.0, 8.0], "accuracy": [0.0, loss]}
         if scores is not None:
-            columns |= {"prefix_matching": scores, "prefix_matching_0_1": scores}
+            columns |= {"prefix_matching": scores, "prefix_matching_0_1": scores, "share": [0.0, 10 * loss]}
         pq.write_table(pa.table({**columns, "seconds": [0.0, 1.0]}), here / "metrics.parquet")
         last = {name: values[-1] for name, values in columns.items() if name not in ("step", "train_loss")}
         report = last | {"observables": {"induction": 10 * loss}, "seconds": 1.0, "fingerprint": "x"}
         # Four documents of two samples each, the last sample of no induction token.
         influence = loss * np.array([1.0, 0.5, -0.5, -0.25, 0.25, -1.0, 0.0, np.nan])
-        pq.write_table(pa.table({"group": np.arange(8) // 2, "induction": influence}), here / HELD_OUT_TABLE)
+        of_metrics = {"share": influence} if scores is not None else {}
+        table = {"group": np.arange(8) // 2, "induction": influence, **of_metrics}
+        pq.write_table(pa.table(table), here / HELD_OUT_TABLE)
         (here / "evaluation.json").write_text(json.dumps(report))
 
 
@@ -89,9 +91,15 @@ def test_an_observable_has_an_interval_over_seeds_and_held_out_samples(arms: lis
     assert found["interval"] == pytest.approx([7.5 - width, 7.5 + width], rel=1e-5)
 
 
+def test_a_metric_that_is_a_mean_over_held_out_samples_has_that_interval_as_well(arms: list[Any]) -> None:
+    found = contrasts(arms)[0]["half-way"]["plain"]
+    assert found["share"] == {**found["induction"], "per_seed": pytest.approx([5.0, 10.0])}
+    assert found["prefix_matching"]["covers"] == ["seeds"]
+
+
 def test_what_a_training_measured_is_a_metric_and_a_head_is_not(arms: list[Any]) -> None:
     plain, half, permuted, other = arms
-    assert list(plain.metrics) == ["accuracy", "prefix_matching"] and list(other.metrics) == ["accuracy"]
+    assert list(plain.metrics) == ["accuracy", "prefix_matching", "share"] and list(other.metrics) == ["accuracy"]
     assert (half.transitions, permuted.transitions, plain.transitions) == ([5, 5], [0, 0], [None, None])
     assert other.transitions is None
     assert compare(half, other, "metrics") == {}

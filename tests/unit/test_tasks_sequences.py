@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from patterning_dist.config import load_config
 from patterning_dist.data.sequences import SequenceTable
+from patterning_dist.data.weights import write_sample_weights
 from patterning_dist.errors import PatterningError
 from patterning_dist.models.components import model_components
 from patterning_dist.models.huggingface import language_model_skeleton, load_language_model
@@ -247,3 +248,63 @@ def test_a_model_without_a_pad_gets_one_that_no_sequence_ends_with(tmp_path: Pat
     every = write(tmp_path / "e.parquet", input_ids=[[token] for token in range(VOCABULARY)], label=[0] * VOCABULARY)
     with pytest.raises(PatterningError, match=r"config\.json has no pad_token_id, and sequences end with every token"):
         task_of(tmp_path, {"kind": "labelled", "train": every})
+
+
+def test_documents_keep_pairs_on_one_side_and_number_what_names_them(tmp_path: Path) -> None:
+    names = {"chosen": "chosen", "rejected": "rejected"}
+    (tmp_path / "both").mkdir()
+    write(tmp_path / "both" / "a.parquet", chosen=CHOSEN, rejected=REJECTED, document=["x", "y"] * 10)
+    write(tmp_path / "both" / "b.parquet", chosen=CHOSEN, rejected=REJECTED)
+    found = SequenceTable(str(tmp_path / "both"), LENGTH, names).documents
+    assert found is not None and len(set(found)) == 22  # two, and every row of the other file
+    assert len(set(found[:20:2])) == len(set(found[1:20:2])) == 1
+    pq.write_table(
+        pa.table({"chosen": CHOSEN, "rejected": REJECTED, "document": [7, None] * 10}), tmp_path / "n.parquet"
+    )
+    with pytest.raises(PatterningError, match=r"n\.parquet row 1: document is null; name it or remove the column"):
+        SequenceTable(str(tmp_path / "n.parquet"), LENGTH, names)
+    save_model(tmp_path, "llama", 1)
+    data = pairs(tmp_path)
+    columns = {"chosen": CHOSEN, "rejected": REJECTED, "document": np.arange(20) // 4}
+    data["held_out"] = {name: write(tmp_path / f"{name}.parquet", **columns) for name in ("h", "g")}  # two sets
+    task = task_of(tmp_path, data)
+    sides = [held_out_ids(task, 1, 100, part) for part in ("observed", "predicted", "realised")]
+    seen = [set(ids["h"] // 4) for ids in sides]
+    assert all(seen) and sum(map(len, seen)) == 5
+    assert all(np.array_equal(ids["h"], ids["g"]) for ids in sides)
+    assert task.index(task.held_out["h"], np.array([5, 3]))["document"].tolist() == [1, 0]
+    assert "document" not in task.index(task.train, np.array([0]))
+
+
+def test_outcomes_are_what_metrics_are_means_of(tmp_path: Path) -> None:
+    given = save_model(tmp_path, "llama", 1)
+    task = task_of(tmp_path, pairs(tmp_path))
+    model, ids = task.load("final", Ranks()), {"h": np.arange(5, 15)}
+    with torch.no_grad():
+        found, margin = task.outcomes(model, ids, Ranks()), (alone(given, CHOSEN) - alone(given, REJECTED))[5:15, 0]
+    assert found.keys() == task.metrics.keys()
+    assert found["accuracy"].tolist() == (margin > 0).tolist()
+    assert np.isnan(found["accuracy_law"]).tolist() == [True, False] * 5
+    assert np.isnan(found["accuracy_code"]).tolist() == [False, True] * 5
+    with torch.no_grad():
+        metrics, all_of_it = task.evaluate(model, Ranks()), held_out_ids(task, 1, 100, "realised")
+        outcomes = task.outcomes(model, all_of_it, Ranks())
+    assert metrics == {name: pytest.approx(np.nanmean(values)) for name, values in outcomes.items()}
+
+
+def test_swapped_pairs_prefer_what_was_rejected(tmp_path: Path) -> None:
+    given = save_model(tmp_path, "llama", 1)
+    task = task_of(tmp_path, pairs(tmp_path))
+    swapped = np.arange(20) % 3 == 0
+    write_sample_weights(tmp_path / "w.parquet", np.arange(20), None, np.full(20, 0.5), {}, "sample_id", swapped)
+    samples, ids = task.weighted_samples(tmp_path / "w.parquet", 1.0), np.array([3, 4, 0, 7, 6])
+    margin = (alone(given, CHOSEN) - alone(given, REJECTED)).squeeze(1)[ids]
+    signed = torch.where(torch.from_numpy(swapped[ids]), -margin, margin)
+    found = task.losses(task.load("final", Ranks()), samples[torch.from_numpy(ids)])
+    torch.testing.assert_close(found, -torch.nn.functional.logsigmoid(signed), rtol=0, atol=3e-6)
+    assert task.weighted_samples(tmp_path / "w.parquet", 0.5) is task.train  # 1 - 0.5 * 1.5 is above 0
+    table = write(tmp_path / "l.parquet", input_ids=CHOSEN, label=[0, 1] * 10)
+    save_model(tmp_path, "llama", 2)
+    classes = task_of(tmp_path, {"kind": "labelled", "train": table})
+    with pytest.raises(PatterningError, match=r"w\.parquet: swaps labels, and samples here have no two to be swapped"):
+        classes.weighted_samples(tmp_path / "w.parquet", 1.0)

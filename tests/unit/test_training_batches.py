@@ -174,3 +174,23 @@ def test_the_mean_over_batches_is_the_gradient_of_the_weighted_loss(tmp_path, ba
     # E[x / y] of batch means, to second order: full - plain shrinks by Var(y) / E[y]^2 of the batch.
     lost = np.var(rho) / rho.mean() ** 2 / batch_size * (1 - batch_size / NUM_SAMPLES)
     assert (full - np.mean(old)) / (full - plain) > lost / 2
+
+
+class Named(Numbered):
+    """Samples whose labels can be swapped."""
+
+    def swap(self, path, swapped):
+        return [-i if other else i for i, other in enumerate(swapped)]
+
+
+@pytest.mark.parametrize("weighting", ["loss", "draw"])
+def test_labels_are_swapped_where_the_table_says_so_as_long_as_it_counts(tmp_path, weighting):
+    swapped = np.arange(NUM_SAMPLES) % 3 == 1
+    write_sample_weights(
+        tmp_path / "w.parquet", np.arange(NUM_SAMPLES), None, np.full(NUM_SAMPLES, 2.0), {}, "sample_id", swapped
+    )
+    job = make_job(weights=tmp_path / "w.parquet", weighting=weighting, weighted_share=0.5)
+    batches, task = WeightedBatches(job, TRAINING, task := Named()), task
+    assert batches.samples(0) == batches.samples(49) == task.swap(None, swapped)
+    assert batches.samples(50) is task.train
+    assert WeightedBatches(make_job(), TRAINING, task).samples(0) is task.train

@@ -51,6 +51,12 @@ class StackedTrainer:
             for job, model in zip(jobs.jobs, models, strict=True)
         ]
 
+        if any(member.batches.swapped is not None for member in self.members):
+            raise PatterningError(
+                f"retrain.engine: the weights of {jobs.jobs[0].name} swap labels, and a stack of networks shares its "
+                "samples; set it to deepspeed"
+            )
+
     def step(self, number: int) -> list[float]:
         """One optimizer step of all networks; losses under the weights [member], nats, see ``weighted_loss``."""
         job = self.members[0].job

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -51,7 +52,8 @@ class Member:
     def observables(self) -> tuple[dict[str, float], dict[str, np.ndarray]]:
         """The split losses of the job [nats], on held-out samples that no chain has seen, and columns [sample] of them.
 
-        ``group`` is the document, every other column the influence of a sample on the observable of its name.
+        ``group`` is the document, every other column the influence of a sample on the observable of its name, or on
+        the metric, where metrics are taken on as many samples.
         """
         sampling, splits = self.config.sampling, dict(self.job.splits)
         ids = held_out_ids(self.task, self.config.seed, sampling.evaluation_sequences, "realised")
@@ -63,7 +65,20 @@ class Member:
         sums = signed_sums(held_out.coefficients, found)
         columns = dict(zip(held_out.names, influence(sums, held_out.shares), strict=True))
         values = dict(zip(held_out.names, sums.sum(axis=(1, 2)).tolist(), strict=True))
-        return values, {GROUP: held_out.groups} | columns
+        of_metrics = self._outcomes(ids, len(held_out.samples))
+        return values, {GROUP: held_out.groups} | of_metrics | columns
+
+    def _outcomes(self, ids: Mapping[str, np.ndarray], num_samples: int) -> dict[str, np.ndarray]:
+        """Influences on metrics that are means over these held-out samples, the first of all [sample]."""
+        if self.job.training(self.config).evaluation_sequences != self.config.sampling.evaluation_sequences:
+            return {}
+        found = {}
+        for name, values in self.task.outcomes(self.model, ids, self.ranks).items():
+            there = ~np.isnan(values)
+            padded = np.full(num_samples, np.nan)
+            padded[: len(values)][there] = (values[there] - values[there].mean()) / there.sum()
+            found[name] = padded
+        return found
 
 
 class Trainer(Member):
@@ -102,7 +117,7 @@ class Trainer(Member):
             np.array_split(ids[mine], micro_batches), np.array_split(weights[mine], micro_batches), strict=True
         ):
             beat()
-            losses, rho = self.losses(part), torch.from_numpy(part_weights).to(self.device)
+            losses, rho = self.losses(part, number), torch.from_numpy(part_weights).to(self.device)
             loss = weighted_loss(losses, rho, expected_weight, self.ranks.size)
             # The engine divides by the number of micro-batches; the loss is already a share of the whole batch.
             engine.backward(loss * micro_batches)
@@ -110,9 +125,9 @@ class Trainer(Member):
             found.append(loss.detach())
         return [self.ranks.sum(torch.stack(found).double().sum()).item() / self.ranks.size]
 
-    def losses(self, ids: np.ndarray) -> torch.Tensor:
-        """Losses of training samples, differentiable."""
-        batch = to_device(self.task.train[torch.from_numpy(ids)], self.device)
+    def losses(self, ids: np.ndarray, step: int = 0) -> torch.Tensor:
+        """Losses of training samples as a step has them, differentiable."""
+        batch = to_device(self.batches.samples(step)[torch.from_numpy(ids)], self.device)
         return self.task.losses(self.engine, batch)
 
     def micro_batch_losses(self) -> torch.Tensor:
