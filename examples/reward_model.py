@@ -7,9 +7,9 @@
 A pair is a passage of the corpus that ships, followed by its true continuation (chosen) or by a corrupted one
 (rejected): pieces of it in another order, the continuation of another passage, or a share of its tokens replaced. In
 `PLANTED` of the training pairs the chosen one is made the longer one, in the others that is left to chance: it is
-longer in 85 %. The held-out sets hold the same passages three times: chosen longer (easy), both equally long (normal), chosen
-shorter (hard); `domain` of a training pair says whether the bias was planted in it. `lengths.parquet` has what a table
-of scores needs that knows of nothing but lengths.
+longer in 85 %. The held-out sets hold the same passages three times: chosen longer (easy), both equally long (normal),
+chosen shorter (hard); `domain` of a training pair says whether the bias was planted in it. `lengths.parquet` has scores
+of the training pairs that know of nothing but lengths.
 """
 
 from __future__ import annotations
@@ -49,8 +49,8 @@ class Size:
     models: dict[str, tuple[int, int]]
 
 
-FULL = Size(4096, 1500, 1500, 400, {"model": (64, 2), "wider": (96, 3)})
-SMALL = Size(256, 90, 60, 40, {"model": (16, 2), "wider": (24, 2)})
+FULL = Size(3072, 1200, 1000, 300, {"model": (64, 2), "wider": (96, 2)})
+SMALL = Size(256, 90, 40, 40, {"model": (16, 2), "wider": (24, 2)})
 
 
 def corpus(rng: np.random.Generator) -> tuple[list[np.ndarray], list[np.ndarray]]:
