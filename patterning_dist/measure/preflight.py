@@ -27,7 +27,9 @@ from patterning_dist.config.checks import domain_faults
 from patterning_dist.config.controls import (
     ControlConfig,
     HeldOutControlConfig,
+    MinimumNormControlConfig,
     PermutedControlConfig,
+    ScoresControlConfig,
     SplitControlConfig,
 )
 from patterning_dist.data.corpus import Source, domains_of, read_documents
@@ -192,8 +194,12 @@ def _check_checkpointing(config: Config, skeleton: nn.Module) -> None:
 
 
 def _check_control(task: Task, control: ControlConfig) -> None:
-    """That the task has the split, token, domain or label which a control names."""
+    """That there is the split, token, domain, label or file which a control names, and labels where it swaps them."""
     one = np.arange(1)
+    if isinstance(control, ScoresControlConfig) and not control.path.exists():
+        raise PatterningError(f"solve.controls: {control.path}, the scores of {control.name}, is not there; correct it")
+    if isinstance(control, MinimumNormControlConfig):
+        task.swap(f"solve.controls: {control.name}", np.zeros(len(task.train), bool))
     if isinstance(control, SplitControlConfig):
         if not control.split.startswith("domain:") and split_terms(task, control.split, task.train, one) is None:
             raise PatterningError(f"solve.controls: this task has no split {control.split!r}; choose another")

@@ -73,13 +73,13 @@ class PlainTask:
         if not swaps_labels(path):
             return self.train
         swapped = SampleWeights.load(path, self.key).scaled(strength).join(len(self.train), self.num_positions).swapped
-        return self.train if swapped is None else self.swap(path, swapped)
+        return self.train if swapped is None else self.swap(str(path), swapped)
 
-    def swap(self, path: Path, swapped: np.ndarray) -> Samples:
+    def swap(self, where: str, swapped: np.ndarray) -> Samples:
         """Refused: there are no two labels."""
         raise PatterningError(
-            f"{path}: swaps labels, and samples here have no two to be swapped, as chosen and rejected of a pair are; "
-            "remove the column swapped"
+            f"{where} swaps labels, and samples here have no two to be swapped, as chosen and rejected of a pair are; "
+            "remove what swaps them"
         )
 
     def outcomes(self, model: nn.Module, ids: Mapping[str, np.ndarray], ranks: Ranks) -> dict[str, np.ndarray]:

@@ -5,7 +5,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -168,7 +167,7 @@ class PreferenceTask(SequenceTask):
         chosen, rejected = self.scores(model, tokens, mask).squeeze(1).chunk(2)
         return softplus(rejected - chosen), chosen > rejected
 
-    def swap(self, path: Path, swapped: np.ndarray) -> Samples:
+    def swap(self, where: str, swapped: np.ndarray) -> Samples:
         """What was rejected is chosen: l = -log sigmoid(r(rejected) - r(chosen))."""
         return SwappedPairs(self.train, swapped)
 

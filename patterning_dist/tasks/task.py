@@ -160,11 +160,11 @@ class Task(Protocol):
         """
         ...
 
-    def swap(self, path: Path, swapped: np.ndarray) -> Samples:
+    def swap(self, where: str, swapped: np.ndarray) -> Samples:
         """The training samples with the labels of some swapped, bool [sample].
 
         Raises:
-            PatterningError: naming ``path``, where they have no two labels.
+            PatterningError: naming ``where`` it was asked for: they have no two labels.
         """
         ...
 

@@ -95,7 +95,7 @@ class WeightedBatches:
             raise PatterningError(f"{table.path}: all weights are 0, so there is nothing to train on; raise some")
         self.weights, self.num_missing, self.num_joined = joined.weights, joined.num_missing, joined.num_joined
         if joined.swapped is not None:
-            self.swapped = task.swap(table.path, joined.swapped)
+            self.swapped = task.swap(str(table.path), joined.swapped)
 
 
 def weighted_loss(losses: Tensor, weights: Tensor, expected_weight: float, num_ranks: int) -> Tensor:

@@ -369,6 +369,11 @@ ENERGY = SOLVE.replace("plain, targets: {prose: -1}", "first_moment, targets: {f
             "{kind: permuted, name: c, within: token}",
             "solve.keep_mass makes the arm permuted within each token already; remove c",
         ),
+        (
+            SOLVE,
+            "{kind: minimum_norm, name: c}",
+            "c swaps the labels of pairs where weights fall below 0, and data.kind 'tokens' has none; remove it",
+        ),
         (SOLVE, "{kind: split, name: plus, split: rest}", "'plus' is the name of other weights too; rename it"),
         (SOLVE, "{kind: permutation, name: c}", "solve.controls.0.kind: expected one of 'ablation', 'first_moment',"),
     ],

@@ -49,6 +49,8 @@ def chains(*controls: dict, draws: str = "antithetic") -> SimpleNamespace:
         ({"kind": "loss_contrast", "checkpoint": "early"}, 4 * NUM_SAMPLES, 6),
         ({"kind": "permuted", "within": "token"}, 0, 0),
         ({"kind": "split", "split": "rest"}, 0, 0),
+        ({"kind": "scores", "path": "mine.parquet"}, 0, 0),
+        ({"kind": "minimum_norm"}, 0, 0),
     ],
 )
 def test_a_control_costs_its_passes(control: dict, passes: int, tasks: int) -> None:

@@ -306,5 +306,5 @@ def test_swapped_pairs_prefer_what_was_rejected(tmp_path: Path) -> None:
     table = write(tmp_path / "l.parquet", input_ids=CHOSEN, label=[0, 1] * 10)
     save_model(tmp_path, "llama", 2)
     classes = task_of(tmp_path, {"kind": "labelled", "train": table})
-    with pytest.raises(PatterningError, match=r"w\.parquet: swaps labels, and samples here have no two to be swapped"):
+    with pytest.raises(PatterningError, match=r"w\.parquet swaps labels, and samples here have no two to be swapped"):
         classes.weighted_samples(tmp_path / "w.parquet", 1.0)

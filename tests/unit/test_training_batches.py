@@ -179,7 +179,7 @@ def test_the_mean_over_batches_is_the_gradient_of_the_weighted_loss(tmp_path, ba
 class Named(Numbered):
     """Samples whose labels can be swapped."""
 
-    def swap(self, path, swapped):
+    def swap(self, where, swapped):
         return [-i if other else i for i, other in enumerate(swapped)]
 
 
