@@ -13,6 +13,7 @@ import torch
 import torch.distributed as dist
 import yaml
 from safetensors.torch import load_file, save_file
+from swapped_pairs import swapped_pairs
 from tiny_run import SETTINGS
 
 from patterning_dist.config import HuggingFaceConfig, load_config
@@ -146,6 +147,21 @@ def test_arms_are_trainings_by_hand(alone, run):
             torch.testing.assert_close(parameters[name], value, rtol=1e-5, atol=1e-6, msg=f"{job.name} {name}")
     base, *others = (parameters["0.weight"] for parameters in found.values())
     assert all((base - other).abs().max() > 1e-4 for other in others)
+
+
+def test_a_training_under_swapped_labels_is_that_of_exchanged_pairs_while_it_is_weighted(alone, tmp_path):
+    found = []
+    for exchanged in (False, True):
+        config, run = swapped_pairs(tmp_path / str(exchanged), exchanged)
+        (job,) = arm_jobs(config, run)
+        trainer = Trainer(config, open_task(config, run.path, "cpu"), job, Ranks(), "cpu")
+        found.append([])
+        for step in range(job.num_steps):
+            trainer.step(step)
+            found[-1].append(torch.cat([p.detach().flatten().clone() for p in trainer.engine.module.parameters()]))
+    (_, ours, _, ends), (_, theirs, _, other_ends) = found
+    torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
+    assert (ends - other_ends).abs().max() > 1e-4  # the second half is plain, on the data as they are
 
 
 @pytest.mark.parametrize("accumulation", [1, 2])
