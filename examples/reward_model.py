@@ -1,7 +1,7 @@
 """A reward model with a length bias, for `configs/reward-model.yaml` to weigh away: pairs, and models trained on them.
 
-    python examples/reward_model.py              some three minutes; writes runs/preference-pairs
-    python examples/reward_model.py --small      seconds; writes runs/preference-pairs-small
+    python examples/reward_model.py              writes runs/preference-pairs
+    python examples/reward_model.py --small      little of everything; writes runs/preference-pairs-small
     patterning run configs/reward-model.yaml
 
 A pair is a passage of the corpus that ships, followed by its true continuation (chosen) or by a corrupted one
