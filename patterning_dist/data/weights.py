@@ -50,6 +50,14 @@ def swaps_labels(path: Path) -> bool:
         return "swapped" in file.schema_arrow.names
 
 
+def refuse_swaps(path: Path) -> None:
+    """Raises PatterningError for a table that only trainings and chains of this package can follow."""
+    if swaps_labels(path):
+        raise PatterningError(
+            f"{path}: swaps labels where weights would be below 0, and here weights alone are taken; take another"
+        )
+
+
 @dataclass(frozen=True)
 class JoinedWeights:
     """`weights` float32 [sample] or [sample, position]; losses without a row weigh 1 and count as missing.

@@ -19,7 +19,7 @@ from patterning_dist.data.export import ROWS_AT_ONCE, Weighted, copies_of, sourc
 from patterning_dist.data.megatron import write_megatron
 from patterning_dist.data.sequences import SequenceTable
 from patterning_dist.data.tokens import TokenDataset
-from patterning_dist.data.weights import swaps_labels
+from patterning_dist.data.weights import refuse_swaps
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
 from patterning_dist.storage.files import (
@@ -65,10 +65,7 @@ def export(
             f"{config.name}: its samples are those of a task of its own, which no trainer knows; {table} has their "
             f"numbers ({task.key}) and weights"
         )
-    if swaps_labels(table):
-        raise PatterningError(
-            f"{table}: swaps labels where weights would be below 0, which no trainer's weights do; retrain it here"
-        )
+    refuse_swaps(table)
     is_prepared = (run.path / "data/corpus.json").exists()
     if is_prepared and not (run.path / "data/sources.parquet").exists():
         raise PatterningError(

@@ -28,7 +28,7 @@ from patterning_dist.data.sampler import permutation
 from patterning_dist.data.sequences import SequenceTable
 from patterning_dist.data.tokenizer import SEPARATOR, text_tokenizer
 from patterning_dist.data.tokens import TokenDataset
-from patterning_dist.data.weights import SampleWeights
+from patterning_dist.data.weights import SampleWeights, refuse_swaps
 from patterning_dist.errors import PatterningError
 from patterning_dist.progress import Progress
 from patterning_dist.response.ridge import Products, Ridge, choose_ridge, grouped_correlation
@@ -171,6 +171,7 @@ def _fitted(
         with np.load(folder / "scorer.npz") as arrays:
             ridge = Ridge(arrays["coefficients"], float(arrays["intercept"]), stored["report"]["penalty"])
         return Scorer(ridge, stored["by_sample"], stored["share"], stored["weight_max"], stored["report"])
+    refuse_swaps(table)
     by_sample = SampleWeights.load(table, task.key).position is None
     scorer = _fit(task, model, task.read_weights(table, strength), by_sample, progress)
     write_npz(

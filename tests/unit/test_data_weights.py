@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from patterning_dist.data.weights import SampleWeights, swaps_labels, write_sample_weights
+from patterning_dist.data.weights import SampleWeights, refuse_swaps, swaps_labels, write_sample_weights
 from patterning_dist.errors import PatterningError
 
 
@@ -144,6 +144,8 @@ def test_swapped_labels_are_weights_below_zero_at_every_strength(tmp_path: Path)
         path, np.arange(3), None, np.array([0.5, 1.0, 2.5]), {}, swapped=np.array([True, False, False])
     )
     assert swaps_labels(path)
+    with pytest.raises(PatterningError, match=r"w\.parquet: swaps labels .* and here weights alone are taken"):
+        refuse_swaps(path)
     table = SampleWeights.load(path)
     joined = table.join(4, None)
     assert joined.weights.tolist() == [0.5, 1.0, 2.5, 1.0]
@@ -153,6 +155,7 @@ def test_swapped_labels_are_weights_below_zero_at_every_strength(tmp_path: Path)
     assert double.weights.tolist() == [2.0, 1.0, 4.0] and double.swapped is not None and double.swapped[0]
     assert half.weights.tolist() == [0.25, 1.0, 1.75] and half.swapped is None
     write_sample_weights(path, np.arange(3), None, np.ones(3), {})
+    refuse_swaps(path)
     assert not swaps_labels(path) and SampleWeights.load(path).join(3, None).swapped is None
 
 
