@@ -312,7 +312,7 @@ def test_what_trainings_say_is_recorded_once_though_an_interruption_comes_betwee
             patch.setattr(progress, "say", interrupt)
         if interrupted == "before anything is read":
             get = ray.get
-            patch.setattr(ray, "get", lambda reference: interrupt(get(reference)))
+            patch.setattr(ray, "get", lambda reference, timeout=None: interrupt(get(reference)))
         with pytest.raises(KeyboardInterrupt):
             _pass_on(control, heard, run, progress)
     monkeypatch.setattr(run, "event", lambda stage, kind, text, number: recorded.append(number))
