@@ -14,8 +14,8 @@ from golden.digest import deviation, digest
 FOLDER = Path(__file__).parent
 TOLERANCE = 1e-4  # of the root mean square of an array: `test_golden` says why
 # What is a difference of nearly equal float32 losses: central differences over the pool, and gaps. With AVX2 instead of
-# AVX-512 most move by up to 6e-4 and those of an arm of llama by 3.8e-3, which is 2e-6 nats of losses near 3.6; all else
-# moves by less than 1e-4.
+# AVX-512 most move by up to 6e-4 and those of an arm of llama by 3.8e-3, which is 2e-6 nats of losses near 3.6; all
+# else moves by less than 1e-4.
 OF_DIFFERENCES = 5e-3
 Compare = Callable[[str, dict[str, np.ndarray]], None]
 
