@@ -12,7 +12,6 @@ from patterning_dist.config.controls import ScoresControlConfig
 from patterning_dist.config.load import find_local, find_path
 from patterning_dist.config.window import window_remarks, with_localizations
 from patterning_dist.data.bergson import SUBSETS
-from patterning_dist.data.corpus import corpus_files
 from patterning_dist.errors import PatterningError
 from patterning_dist.experiments.experiment import Stage
 from patterning_dist.storage.files import file_sha256
@@ -139,6 +138,8 @@ def _given(validation: ValidationConfig) -> dict[str, Any]:
 
 def _corpus(data: TextConfig, stored: dict[str, Any] | None) -> dict[str, Any]:
     """Paths and hash of the text. Where it is gone, a run that was made from these very paths stands as it is."""
+    from patterning_dist.data.corpus import corpus_files  # reads tables: a refusal of the file need not wait for that
+
     paths = [str(source.path) for source in data.sources]
     missing = [(i, source.path) for i, source in enumerate(data.sources) if not source.path.exists()]
     if missing:
