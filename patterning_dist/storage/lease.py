@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 import uuid
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from patterning_dist.errors import PatterningError
@@ -34,7 +35,7 @@ def in_use(location: str, holder: str) -> PatterningError:
     )
 
 
-class Exclusive:
+class Exclusive(ABC):
     """The right of one driver to a run: `take`, `confirm` before anything durable is written, `release`.
 
     A thread looks after it meanwhile. Where it is lost, the thread interrupts the main one.
@@ -46,34 +47,34 @@ class Exclusive:
         self._thread = threading.Thread(target=self._keep, name="lease", daemon=True)
         self._is_main = threading.current_thread() is threading.main_thread()
 
+    @abstractmethod
     def take(self) -> None:
         """Have it, and start the thread.
 
         Raises:
             PatterningError: another driver has it.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def confirm(self) -> None:
         """Look whether it is still this driver's.
 
         Raises:
             PatterningError: it is not, or that cannot be found out.
         """
-        raise NotImplementedError
 
+    @abstractmethod
     def release(self) -> None:
         """Let others have it."""
-        raise NotImplementedError
 
     def refuse_if_lost(self) -> None:
         """Raises PatterningError if it has been found to be lost."""
         if self._lost is not None:
             raise PatterningError(self._lost)
 
+    @abstractmethod
     def _beat(self) -> float:
         """Seconds between two looks."""
-        raise NotImplementedError
 
     def _look(self) -> None:
         """What the thread does at every beat."""
