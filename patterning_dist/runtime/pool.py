@@ -107,7 +107,7 @@ def pool_tasks(
 
             follows = [inputs(call.subject), device, sampling.ranks_per_chain, call.what]
             file = call.file or f"scores/{call.subject}/{call.name}.npz"
-            return Task(call.name, file, digest({}, {"inputs": follows}), start)
+            return Task(f"{call.subject}/{call.name}", file, digest({}, {"inputs": follows}), start)
 
         def run_calls(label: str, calls: Sequence[Call]) -> Sequence[Result]:
             tasks = [task(call) for call in calls]

@@ -106,6 +106,7 @@ class Workforce:
         Raises:
             PatterningError: no worker found room in time or could be started, or a task has lost too many.
         """
+        assert len({name for name, _ in calls}) == len(calls), "notes and beats of a task go by its name"
         results: list[Any] = [None] * len(calls)
         waiting, losses, busy = deque(range(len(calls))), Counter[int](), False
 

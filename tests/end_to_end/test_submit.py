@@ -174,7 +174,9 @@ def story(folder: Path) -> Iterator[Story]:
 def test_a_lost_cluster_is_said_and_what_to_do(story: Story) -> None:
     code, log, said = story.lost
     assert code == 2 and "prepare: " in log
-    submitted, error = said.splitlines()
+    listed, *contents, submitted, error = said.splitlines()
+    assert listed.startswith("goes to the cluster, besides this package and the experiment: 82 files, ")
+    assert len(contents) == 41 and contents[-1] == "  and 42 more of these folders"
     assert submitted.startswith("patterning-tiny-") and f"-1 is submitted to {story.address}" in submitted
     assert error.startswith(f"error: {story.address}: the cluster is lost, or out of reach (")
     assert error.endswith("when there is one again, the same command goes on from the run directory")
@@ -197,8 +199,10 @@ def test_a_second_submission_attaches_and_misses_nothing(story: Story) -> None:
     (_, log, said), (_, other_log, other_said) = story.resumed
     assert log == other_log, "the connection that was taken up again and again shows every line once"
     assert log.count("Running entrypoint for job") == 1
-    how = sorted(text.splitlines()[0].split(" ", 1)[1] for text in (said, other_said))
+    how = sorted(line.split(" ", 1)[1] for line in (said + other_said).splitlines() if line.startswith("patterning-"))
     assert how == [
+        "is done",
+        "is done",
         f"is running already at {story.run}: attached to it",
         f"is submitted to {story.address}; it keeps its run in {story.run}",
     ]
@@ -220,7 +224,7 @@ def test_what_is_done_is_not_done_again(story: Story) -> None:
     sent = submit(story.folder, story.address, *arguments)
     log, said = sent.communicate(timeout=120)
     assert (sent.returncode, log) == (0, "")
-    job = said.split()[0]
+    job = said.splitlines()[-1].split()[0]
     assert job.endswith("-2")
     followed = submit(story.folder, story.address, *arguments[:2])
     log, _ = followed.communicate(timeout=120)

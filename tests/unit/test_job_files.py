@@ -57,7 +57,7 @@ def write(folder: Path, changes: dict[str, Any]) -> None:
 
 def pack(folder: Path, *overrides: str) -> tuple[Config, dict[str, bytes]]:
     archive = folder / "job.zip"
-    config = pack_job(Path("configs/tiny.yaml"), overrides, archive)
+    config, _ = pack_job(Path("configs/tiny.yaml"), overrides, archive)
     with zipfile.ZipFile(archive) as packed:
         return config, {name: packed.read(name) for name in packed.namelist()}
 
@@ -103,8 +103,7 @@ def test_of_a_folder_that_is_named_only_what_is_read_goes_along(folder: Path, tm
         (folder / place / "all").symlink_to(outside)
         (folder / place / "up").symlink_to("..")
     (folder / "corpus/again.txt").symlink_to("fables/00.txt")
-    said: list[str] = []
-    pack_job(Path("configs/tiny.yaml"), [], folder / "job.zip", said.append)
+    _, said = pack_job(Path("configs/tiny.yaml"), [], folder / "job.zip")
     with zipfile.ZipFile(folder / "job.zip") as packed:
         files = {name: packed.read(name) for name in packed.namelist()}
     assert [name for name in files if name.startswith("inputs/")] == [

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -19,9 +19,7 @@ LARGEST_UPLOAD = 50 << 20  # bytes; Ray keeps uploads in the memory of the head 
 _LISTED = 40  # files by name
 
 
-def pack_job(
-    experiment: Path, overrides: Sequence[str], archive: Path, say: Callable[[str], None] = lambda line: None
-) -> Root:
+def pack_job(experiment: Path, overrides: Sequence[str], archive: Path) -> tuple[Root, list[str]]:
     """Check an experiment and pack it for a cluster.
 
     Relative paths of the experiment are packed with it. Absolute ones, and names that are no files here, are left for
@@ -32,10 +30,9 @@ def pack_job(
         experiment: the file. It is at the top of the archive under its own name, overrides and paths filled in.
         overrides: as of ``load_config``.
         archive: ZIP file to write; the same files give the same bytes.
-        say: hears, a line each, what goes along of the user's own, and what is left here.
 
     Returns:
-        The experiment.
+        The experiment, and lines that say what goes along of the user's own, and what is left here.
 
     Raises:
         PatterningError: a fault in the experiment, a file or module that is missing, or more than ``LARGEST_UPLOAD``.
@@ -71,7 +68,7 @@ def pack_job(
             )
         files |= found
     files |= own_modules(experiment, config)
-    _list(files, left, say)
+    contents = _contents(files, left)
     files |= python_package(Path(patterning_dist.__file__).parent)
     if (size := _size(files)) > LARGEST_UPLOAD:
         raise PatterningError(
@@ -85,7 +82,7 @@ def pack_job(
         packed.writestr(zipfile.ZipInfo(experiment.name), text)
         for name, file in sorted(files.items()):
             packed.writestr(zipfile.ZipInfo(name), file.read_bytes(), zipfile.ZIP_DEFLATED)
-    return config
+    return config, contents
 
 
 def named_paths(config: Root) -> Iterator[tuple[Key, Path, bool]]:
@@ -104,18 +101,19 @@ def named_paths(config: Root) -> Iterator[tuple[Key, Path, bool]]:
             yield ("data", "tokenizer"), Path(config.data.tokenizer), False
 
 
-def _list(files: dict[str, Path], left: Sequence[Path], say: Callable[[str], None]) -> None:
-    say(f"goes to the cluster, besides this package and the experiment: {len(files)} files, {_size(files):,} bytes")
-    for name, file in sorted(files.items())[:_LISTED]:
-        say(f"  {name}: {file}")
+def _contents(files: dict[str, Path], left: Sequence[Path]) -> list[str]:
+    size = f"{len(files)} files, {_size(files):,} bytes"
+    lines = [f"goes to the cluster, besides this package and the experiment: {size}"]
+    lines += [f"  {name}: {file}" for name, file in sorted(files.items())[:_LISTED]]
     if len(files) > _LISTED:
-        say(f"  and {len(files) - _LISTED} more of these folders")
+        lines.append(f"  and {len(files) - _LISTED} more of these folders")
     if left:
         more = f" and {len(left) - _LISTED} more" if len(left) > _LISTED else ""
-        say(
+        lines.append(
             f"stays here (hidden, a secret by its name, a link that leads outside, or not read): "
             f"{', '.join(map(str, left[:_LISTED]))}{more}"
         )
+    return lines
 
 
 def _size(files: dict[str, Path]) -> int:

@@ -53,10 +53,10 @@ def submit_run(experiment: Path, overrides: Sequence[str], run_dir: str | None, 
         experiment, run_dir = experiment / "config.yaml", run_dir or str(experiment)
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "job.zip"
-        config = pack_job(experiment, overrides, archive, _say)
+        config, contents = pack_job(experiment, overrides, archive)
         run_dir = _durable(experiment, config, run_dir)
         client = connect(address)
-        job = _running_or_new(client, address, experiment, config, run_dir, archive)
+        job = _running_or_new(client, address, experiment, config, run_dir, archive, contents)
     if not follow:
         return 0
     try:
@@ -84,8 +84,9 @@ def _running_or_new(
     config: Root,
     run_dir: str,
     archive: Path,
+    contents: Sequence[str],
 ) -> str:
-    """The job that is at this run directory already, or else a new one."""
+    """The job that is at this run directory already, or else a new one, whose contents are said first."""
     run = f"patterning-{config.name}-{hashlib.sha256(run_dir.encode()).hexdigest()[:8]}"
     entrypoint = shlex.join(["python", "-m", "patterning_dist", "run", experiment.name, "--run-dir", run_dir])
     digest = hashlib.sha256(archive.read_bytes()).hexdigest()
@@ -107,6 +108,8 @@ def _running_or_new(
                     )
                 return job
         number = max(attempts, default=0) + 1
+        if refusal is None:
+            _say("\n".join(contents))
         try:
             job = client.submit_job(
                 entrypoint=entrypoint,
