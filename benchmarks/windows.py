@@ -27,7 +27,8 @@ from torch.utils.data import TensorDataset
 
 from patterning_dist.config import PredictConfig, SamplingConfig, TrainingConfig
 from patterning_dist.data.sampler import epoch_batch
-from patterning_dist.measure.subjects import Subject, Subjects
+from patterning_dist.measure.subject import Subject
+from patterning_dist.measure.subjects import Subjects
 from patterning_dist.stages.windows import predicted_change
 from patterning_dist.tasks.base import PlainTask
 from patterning_dist.tasks.held_out import held_out_ids, held_out_splits

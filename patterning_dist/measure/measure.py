@@ -10,11 +10,12 @@ from typing import Any
 from patterning_dist.measure.analysis import SIGN, UNITS
 from patterning_dist.measure.datatree import response_tree, write_tree
 from patterning_dist.measure.modes import write_modes
+from patterning_dist.measure.opening import OpenSubjects
 from patterning_dist.measure.plans import SCALE, entry_index, row_names, subject_plans, subject_settings
 from patterning_dist.measure.results import SubjectResponse, read_response
 from patterning_dist.measure.sets import SubjectPlan, is_current, is_done, sample_subjects, subject_outputs
 from patterning_dist.measure.step_sizes import extrapolate_steps
-from patterning_dist.measure.subjects import OpenSubjects, Subjects
+from patterning_dist.measure.subjects import Subjects
 from patterning_dist.progress import Progress
 from patterning_dist.response.susceptibility import Baseline
 from patterning_dist.sampling.ranks import Ranks

@@ -38,7 +38,8 @@ from patterning_dist.data.tokenizer import text_tokenizer
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
 from patterning_dist.functions import find_own_code, load_function
-from patterning_dist.measure.subjects import Subject, Subjects, expand_components
+from patterning_dist.measure.subject import Subject, expand_components
+from patterning_dist.measure.subjects import Subjects
 from patterning_dist.models.components import select_component
 from patterning_dist.models.huggingface import model_location, open_saved_model
 from patterning_dist.models.passes import check_length

@@ -11,7 +11,8 @@ import pyarrow as pa
 
 from patterning_dist.measure.diagnostics import estimate
 from patterning_dist.measure.results import SubjectResponse, samples_table_name, table_name
-from patterning_dist.measure.subjects import HALF_STEP, Subjects
+from patterning_dist.measure.subject import HALF_STEP
+from patterning_dist.measure.subjects import Subjects
 from patterning_dist.response.llc import trace_mean
 from patterning_dist.response.step_extrapolation import step_extrapolated
 from patterning_dist.storage.files import read_parquet, write_parquet

@@ -1,10 +1,9 @@
-"""Subjects: what chains are run around, a checkpoint, a component of it and the weights of its training samples."""
+"""The subjects of an experiment in one process: their models, targets, samples and chains."""
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import MappingProxyType
@@ -16,19 +15,17 @@ from torch import Tensor, nn
 from patterning_dist.aggregation.files import CONTROLLED, GRADIENTS, POSITIONS
 from patterning_dist.config.checkpoints import INITIALISATION
 from patterning_dist.config.sampling import (
-    ComponentConfig,
     ComponentLossConfig,
     FunctionConfig,
-    PosteriorQuantityConfig,
     SamplingConfig,
     SplitLossConfig,
 )
 from patterning_dist.data.sampler import permutation
-from patterning_dist.errors import PatterningError
 from patterning_dist.functions import load_function
 from patterning_dist.heartbeat import inside
+from patterning_dist.measure.subject import Subject
 from patterning_dist.measure.weighted import Plain, Weighted, WeightedLayers, weighted_losses
-from patterning_dist.models.components import model_components, select_component
+from patterning_dist.models.components import select_component
 from patterning_dist.sampling.chain import Chain, ChainSettings
 from patterning_dist.sampling.controlled import Control, Controlled
 from patterning_dist.sampling.posterior import Posterior
@@ -39,36 +36,11 @@ from patterning_dist.sampling.shard import checkpoint_layers, shard_model
 from patterning_dist.sampling.statistics import PositionMeans, Positions, Statistic
 from patterning_dist.sampling.target import Target
 from patterning_dist.sampling.traces import TraceRecorder, trace_store
-from patterning_dist.storage.mirror import Location
 from patterning_dist.tasks.held_out import HeldOut, HeldOutPart, held_out_ids, held_out_splits
 from patterning_dist.tasks.task import Task
 
 # Streams of the counter-based sampler, apart from those of chains (small numbers).
 _PROBE_STREAM, _HESSIAN_STREAM = 0x70726F6265, 0x68657373
-HALF_STEP = "~half-step"  # after the name of the subject that is sampled once more so
-
-
-@dataclass(frozen=True)
-class Subject:
-    """A set of chains.
-
-    Attributes:
-        checkpoint: that they are around.
-        component: of it that moves.
-        stream: what noise and minibatches are addressed by; subjects that share it are coupled.
-        weights: table of rho, relative to the run directory; None: every sample weighs 1.
-        strength: s in rho = 1 + s h, where the table has 1 + h.
-        seed: None: that of the run.
-        half_step: at half the step size, with twice the steps.
-    """
-
-    checkpoint: str
-    component: str
-    stream: str
-    weights: str | None = None
-    strength: float = 1.0
-    seed: int | None = None
-    half_step: bool = False
 
 
 @dataclass(frozen=True)
@@ -341,73 +313,3 @@ def _observable(config: FunctionConfig) -> Callable[[nn.Module], Tensor]:
             return function(model)
 
     return observable
-
-
-@dataclass(frozen=True)
-class OpenSubjects:
-    """How to open ``Subjects`` in a worker, wherever the run is kept; goes to other processes.
-
-    Attributes:
-        open_task: (run directory, device) -> task.
-        location: of the run.
-        files: names there that tasks and chains read.
-        sampling, seed, by_name, gradients_of, positions_of, thin, part: see ``Subjects``.
-    """
-
-    open_task: Callable[[Path, str], Task]
-    location: Location
-    files: tuple[str, ...]
-    sampling: SamplingConfig
-    seed: int
-    by_name: dict[str, Subject]
-    gradients_of: frozenset[str] = frozenset()
-    positions_of: dict[str, int] = field(default_factory=dict)
-    thin: int | None = None
-    part: HeldOutPart = "observed"
-
-    def weighted(self, by_name: dict[str, Subject], *files: str, **changes: Any) -> OpenSubjects:
-        """Subjects under weights, whose tables and checkpoints ``files`` name; ``changes`` replace other fields.
-
-        Rows of LLC and free energy are left out: they are responses of the plain posterior.
-        """
-        measured = [o for o in self.sampling.observables if not isinstance(o, PosteriorQuantityConfig)]
-        sampling = self.sampling.model_copy(update={"observables": measured})
-        return replace(self, by_name=by_name, files=(*self.files, *files), sampling=sampling, thin=None, **changes)
-
-    def __call__(self, device: str, ranks: Ranks) -> Subjects:
-        """In the process that is to hold them."""
-        directory = self.location.fetch(*self.files)
-        return Subjects(
-            self.open_task(directory, device),
-            self.sampling,
-            self.seed,
-            directory,
-            self.by_name,
-            gradients_of=self.gradients_of,
-            positions_of=self.positions_of,
-            thin=self.thin,
-            part=self.part,
-            device=device,
-            ranks=ranks,
-        )
-
-
-def expand_components(sampling: SamplingConfig, model: nn.Module) -> SamplingConfig:
-    """The section with globs of component names (``layer.*.head.*``) replaced by what they stand for in a model.
-
-    Patterns that match no component are patterns of parameter names, one component each.
-
-    Raises:
-        PatterningError: a component that the model does not have, or one that is listed twice.
-    """
-    known, found = model_components(model), {}
-    for entry in sampling.components:
-        names = [name for name in known if "[" not in entry.name and fnmatch.fnmatchcase(name, entry.name)]
-        for name in names if any(c in entry.name for c in "*?") and names else [entry.name]:
-            if name in found:
-                raise PatterningError(f"sampling.components: '{name}' is listed twice, by {entry.name}; remove one")
-            if name not in known:
-                select_component(model, name)
-            found[name] = entry.model_copy(update={"name": name})
-    components: list[ComponentConfig] = list(found.values())
-    return sampling.model_copy(update={"components": components})

@@ -19,7 +19,8 @@ from patterning_dist.data.sampler import permutation
 from patterning_dist.errors import PatterningError
 from patterning_dist.measure.measure import measure
 from patterning_dist.measure.sets import inputs_of
-from patterning_dist.measure.subjects import Subject, Subjects
+from patterning_dist.measure.subject import Subject
+from patterning_dist.measure.subjects import Subjects
 from patterning_dist.progress import Progress
 from patterning_dist.response.contrast import OVERALL
 from patterning_dist.runtime.attribution import Passes, covariance_scores, direction_scores

@@ -6,8 +6,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from patterning_dist.config import ComponentConfig, Config
+from patterning_dist.measure.opening import OpenSubjects
 from patterning_dist.measure.plans import subject_plans
-from patterning_dist.measure.subjects import OpenSubjects, Subjects
+from patterning_dist.measure.subjects import Subjects
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.stages.sample import open_subjects, subject_name

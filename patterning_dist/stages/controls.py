@@ -27,7 +27,7 @@ from patterning_dist.config.controls import (
     SplitControlConfig,
 )
 from patterning_dist.errors import PatterningError
-from patterning_dist.measure.subjects import OpenSubjects
+from patterning_dist.measure.opening import OpenSubjects
 from patterning_dist.progress import Progress
 from patterning_dist.response.reliability import split_half_reliability
 from patterning_dist.response.solver import WeightSolution, solve_for_effective_sample_share

@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from patterning_dist.config import Config
 from patterning_dist.measure.measure import measure
 from patterning_dist.measure.plans import subject_plans
-from patterning_dist.measure.subjects import Subject
+from patterning_dist.measure.subject import Subject
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.sampling.ranks import Ranks

@@ -14,8 +14,9 @@ from rich.text import Text
 from patterning_dist.config import BASELINE, Config, TextConfig
 from patterning_dist.errors import PatterningError
 from patterning_dist.measure.measure import measure, write_summaries
+from patterning_dist.measure.opening import OpenSubjects
 from patterning_dist.measure.results import SubjectResponse
-from patterning_dist.measure.subjects import HALF_STEP, OpenSubjects, Subject, expand_components
+from patterning_dist.measure.subject import HALF_STEP, Subject, expand_components
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.storage.mirror import Location

@@ -20,9 +20,10 @@ from patterning_dist.data.induction import token_features
 from patterning_dist.data.sampler import permutation
 from patterning_dist.data.tokens import TokenDataset
 from patterning_dist.errors import PatterningError
+from patterning_dist.measure.opening import OpenSubjects
 from patterning_dist.measure.results import samples_table_name, table_name
 from patterning_dist.measure.sets import inputs_of
-from patterning_dist.measure.subjects import OpenSubjects, Subjects
+from patterning_dist.measure.subjects import Subjects
 from patterning_dist.progress import Progress
 from patterning_dist.response.columns import Shard
 from patterning_dist.response.extrapolate import Extrapolation, extrapolate

@@ -17,7 +17,8 @@ from patterning_dist.config.checkpoints import FINAL
 from patterning_dist.config.deepspeed import read_deepspeed
 from patterning_dist.config.training import Arm
 from patterning_dist.config.window import arm_steps, arm_training, window_factors
-from patterning_dist.measure.subjects import Subject, Subjects
+from patterning_dist.measure.subject import Subject
+from patterning_dist.measure.subjects import Subjects
 from patterning_dist.models.adapter import read_adapter
 from patterning_dist.models.huggingface import model_location
 from patterning_dist.progress import Progress

@@ -13,7 +13,8 @@ from tiny_run import copy_run, quiet, subjects_of, tiny_config
 
 from patterning_dist.aggregation.files import read_positions
 from patterning_dist.errors import PatterningError
-from patterning_dist.measure.subjects import Subject, Subjects
+from patterning_dist.measure.subject import Subject
+from patterning_dist.measure.subjects import Subjects
 from patterning_dist.response.reliability import split_half_reliability
 from patterning_dist.response.solver import solve_for_effective_sample_share
 from patterning_dist.runtime.training.jobs import run_jobs

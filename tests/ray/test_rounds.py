@@ -15,7 +15,8 @@ from patterning_dist.aggregation.files import read_gradients
 from patterning_dist.config import Config
 from patterning_dist.driver import run_stages
 from patterning_dist.errors import PatterningError
-from patterning_dist.measure.subjects import Subject, Subjects
+from patterning_dist.measure.subject import Subject
+from patterning_dist.measure.subjects import Subjects
 from patterning_dist.response.solver import solve_for_effective_sample_share
 from patterning_dist.runtime.training.jobs import run_jobs
 from patterning_dist.stages import online, train

@@ -13,7 +13,7 @@ import yaml
 
 from patterning_dist.config import Config, config_schema, dump_config, load_config
 from patterning_dist.errors import PatterningError
-from patterning_dist.measure.subjects import expand_components
+from patterning_dist.measure.subject import expand_components
 from patterning_dist.response.solver import share_at_strength
 from patterning_dist.tasks.open import open_skeleton
 

@@ -15,7 +15,7 @@ from patterning_dist.config.checks import chains
 from patterning_dist.config.sampling import SamplingConfig
 from patterning_dist.measure.results import SubjectResponse, table_name
 from patterning_dist.measure.step_sizes import EXTRAPOLATED, extrapolate_steps
-from patterning_dist.measure.subjects import HALF_STEP, Subject
+from patterning_dist.measure.subject import HALF_STEP, Subject
 from patterning_dist.measure.warnings import _chains
 from patterning_dist.report.blocks import FLAG
 from patterning_dist.report.chains import _extrapolated

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from swapped_pairs import NUM, swapped_pairs
 
-from patterning_dist.measure.subjects import Subject
+from patterning_dist.measure.subject import Subject
 from patterning_dist.sampling.ranks import Ranks
 from patterning_dist.stages.sample import open_subjects
 from patterning_dist.stages.train import arm_jobs

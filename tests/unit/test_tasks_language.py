@@ -19,7 +19,8 @@ from patterning_dist.data.sampler import distinct_minibatch
 from patterning_dist.errors import PatterningError
 from patterning_dist.measure.plans import _indices
 from patterning_dist.measure.preflight import preflight
-from patterning_dist.measure.subjects import Subject, Subjects
+from patterning_dist.measure.subject import Subject
+from patterning_dist.measure.subjects import Subjects
 from patterning_dist.models.components import select_component
 from patterning_dist.models.losses import token_losses
 from patterning_dist.sampling.ranks import Ranks

@@ -18,7 +18,8 @@ from patterning_dist.config.data import FunctionDataConfig
 from patterning_dist.config.model import ModuleConfig
 from patterning_dist.config.response import DirectionConfig
 from patterning_dist.errors import PatterningError
-from patterning_dist.measure.subjects import Subject, Subjects
+from patterning_dist.measure.subject import Subject
+from patterning_dist.measure.subjects import Subjects
 from patterning_dist.measure.weighted import Weighted
 from patterning_dist.runtime.directions import Solved, _score, _solve
 from patterning_dist.storage.files import write_parquet

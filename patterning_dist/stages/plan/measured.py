@@ -6,7 +6,9 @@ from dataclasses import dataclass
 
 from patterning_dist.config import Config, DirectionConfig
 from patterning_dist.config.window import without_window
-from patterning_dist.measure.subjects import OpenSubjects, Subject, Subjects
+from patterning_dist.measure.opening import OpenSubjects
+from patterning_dist.measure.subject import Subject
+from patterning_dist.measure.subjects import Subjects
 from patterning_dist.response.cost import ChainCounts
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.runtime.probe.chains import probe_chains

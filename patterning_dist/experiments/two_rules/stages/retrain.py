@@ -10,7 +10,7 @@ from patterning_dist.experiments.two_rules.stages.references import EQUAL_COUNT,
 from patterning_dist.experiments.two_rules.stages.sample import sample_subjects, subject
 from patterning_dist.experiments.two_rules.stages.weighting import two_phases
 from patterning_dist.experiments.two_rules.strings import read_split
-from patterning_dist.measure.subjects import Subject
+from patterning_dist.measure.subject import Subject
 from patterning_dist.progress import Progress
 from patterning_dist.storage.files import read_parquet, write_json
 from patterning_dist.storage.run import RunDirectory

@@ -13,7 +13,8 @@ from patterning_dist.experiments.two_rules.stages.references import read_referen
 from patterning_dist.experiments.two_rules.stages.weighting import PLAIN
 from patterning_dist.experiments.two_rules.task import COMPONENT, BracketTask
 from patterning_dist.measure.measure import Measured, measure, write_summaries
-from patterning_dist.measure.subjects import OpenSubjects, Subject
+from patterning_dist.measure.opening import OpenSubjects
+from patterning_dist.measure.subject import Subject
 from patterning_dist.progress import Progress
 from patterning_dist.runtime.environment import resolve_device
 from patterning_dist.storage.run import RunDirectory
