@@ -1,8 +1,8 @@
 """One driver at a time where there is no lock: an object that its holder keeps changing.
 
-Whoever finds it watches by its own monotonic clock whether it changes; no two clocks are compared. A newcomer that
-takes it writes its own name and looks again one beat later: the last writer wins, the others are refused. A holder
-that finds another's name was thought dead, and stops.
+Whoever finds it watches by its own monotonic clock whether it changes; no two clocks are compared. Every change is made
+over the version that was seen last (``Cell``), so of those who would take it at once the store lets one. A holder that
+finds another's name was thought dead, and stops.
 """
 
 from __future__ import annotations
@@ -20,10 +20,12 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 from patterning_dist.errors import PatterningError
+from patterning_dist.storage.cell import Cell, Seen, open_cell
 from patterning_dist.storage.store import Storage
 
 NAME = ".lease"
 BEAT = 5.0  # between two changes [s]
+FREE = b"free"
 PATIENCE = 6  # beats without a change, after which the holder counts as dead
 
 
@@ -117,27 +119,32 @@ def held(exclusive: Exclusive) -> Iterator[None]:
 
 
 class Lease(Exclusive):
-    """The lease of a run in a store, an object that its holder keeps changing."""
+    """The lease of a run in a store, an object that its holder keeps changing.
 
-    def __init__(self, storage: Storage, location: str) -> None:
+    Args:
+        cell: the object.
+        location: of the run, for messages.
+    """
+
+    def __init__(self, cell: Cell, location: str) -> None:
         super().__init__()
-        self._storage, self._location = storage, location
+        self._cell, self._location = cell, location
         self._owner, self._beats = uuid.uuid4().hex, 0
+        self._seen: Seen | None = None
         self._one_at_a_time = threading.Lock()
 
     def take(self) -> None:
-        """Wait until the lease is free or its holder has been still for long; then write, wait a beat, look again.
+        """Wait until the lease is free or its holder has been still for long; then write over what was seen.
 
         Raises:
             PatterningError: it is held, or another took it at the same time.
         """
-        if (found := self._read()) is not None:
-            self._outwait(found)
-        self._write()
-        time.sleep(BEAT)
-        found = self._read()
-        if _field(found, "owner") != self._owner:
-            raise in_use(self._location, _holder(found))
+        found = self._cell.read()
+        if _is_held(found):
+            found = self._outwait(found)
+        self._seen = self._cell.write(self._content(), found)
+        if self._seen is None:
+            raise in_use(self._location, _holder(self._cell.read()))
         self._thread.start()
 
     def confirm(self) -> None:
@@ -148,30 +155,41 @@ class Lease(Exclusive):
         """
         with self._one_at_a_time:
             self.refuse_if_lost()
-            found = self._read()
-            if found is not None and _field(found, "owner") != self._owner:
-                self._lost = (
-                    f"{self._location}: another driver ({_holder(found)}) has taken this run over, because this one "
-                    f"was silent for {PATIENCE * BEAT:g} s; let that one go on"
-                )
-                self.refuse_if_lost()
+            self._refuse(self._cell.read())
 
     def release(self) -> None:
-        """Delete the lease, if it is still this driver's."""
+        """Let others have it, if it is still this driver's.
+
+        What says so stays there: after a deletion that comes late, two drivers could have the run.
+        """
         self._stop()
         # A store that cannot be reached now: the next driver waits until the lease counts as dead.
         with contextlib.suppress(PatterningError):
-            if _field(self._read(), "owner") == self._owner:
-                self._storage.delete(NAME)
+            self._cell.write(FREE, self._seen)
 
     def _beat(self) -> float:
         return BEAT
 
     def _look(self) -> None:
-        self.confirm()
-        self._write()
+        with self._one_at_a_time:
+            self.refuse_if_lost()
+            seen = self._cell.write(self._content(), self._seen)
+            if seen is None:
+                self._refuse(self._cell.read())
+            self._seen = seen
 
-    def _outwait(self, found: bytes) -> None:
+    def _refuse(self, found: Seen | None) -> None:
+        """Raises PatterningError if what was found is not this driver's."""
+        if found is None:
+            self._lost = f"{self._location}: was removed under the run that wrote there; run the same command again"
+        elif _field(found, "owner") != self._owner:
+            self._lost = (
+                f"{self._location}: another driver ({_holder(found)}) has taken this run over, because this one "
+                f"was silent for {PATIENCE * BEAT:g} s; let that one go on"
+            )
+        self.refuse_if_lost()
+
+    def _outwait(self, found: Seen | None) -> Seen | None:
         """Return when the lease is free or has not changed for PATIENCE beats; refuse as soon as it changes."""
         start, said = time.monotonic(), False
         while (waited := time.monotonic() - start) < PATIENCE * BEAT:
@@ -182,30 +200,34 @@ class Lease(Exclusive):
                     f"taken over in {PATIENCE * BEAT - waited:.0f} s unless it moves\n"
                 )
             time.sleep(BEAT / 2)
-            now = self._read()
-            if now is None:
-                return
+            now = self._cell.read()
+            if not _is_held(now):
+                return now
             if now != found:
                 raise in_use(self._location, _holder(now))
+        return found
 
-    def _write(self) -> None:
+    def _content(self) -> bytes:
         self._beats += 1
         content = {"owner": self._owner, "host": socket.gethostname(), "pid": os.getpid(), "beats": self._beats}
-        self._storage.write(NAME, json.dumps(content).encode())
-
-    def _read(self) -> bytes | None:
-        try:
-            return self._storage.read(NAME)
-        except FileNotFoundError:
-            return None
+        return json.dumps(content).encode()
 
 
-def _holder(content: bytes | None) -> str:
-    return f"pid {_field(content, 'pid')} on {_field(content, 'host')}"
+def lease_at(url: str, storage: Storage) -> Lease:
+    """The lease of the run at a URL."""
+    return Lease(open_cell(url, storage, NAME, settle=BEAT), str(storage))
 
 
-def _field(content: bytes | None, name: str) -> object:
+def _is_held(found: Seen | None) -> bool:
+    return found is not None and found.content != FREE
+
+
+def _holder(found: Seen | None) -> str:
+    return f"pid {_field(found, 'pid')} on {_field(found, 'host')}"
+
+
+def _field(found: Seen | None, name: str) -> object:
     try:
-        return json.loads(content or b"{}").get(name, "unknown")
+        return json.loads(found.content if found else b"{}").get(name, "unknown")
     except (ValueError, AttributeError):
         return "unknown"

@@ -30,7 +30,7 @@ from patterning_dist.storage.files import (
     write_json,
     write_text,
 )
-from patterning_dist.storage.lease import Lease, held
+from patterning_dist.storage.lease import Lease, held, lease_at
 from patterning_dist.storage.lock import FolderLock
 from patterning_dist.storage.mirror import Location, is_under
 
@@ -186,7 +186,7 @@ class RunDirectory:
             self.location = replace(self.location, holder=None)
             self.storage = self.location.storage
             return
-        self._lease = Lease(self.storage, str(self.location))
+        self._lease = lease_at(self.location.url, self.storage)
         with held(self._lease):
             self.location.forget_unpublished()
             self.location.fetch("manifest.json", "config.yaml", "events.jsonl")

@@ -23,8 +23,9 @@ from typer.testing import CliRunner
 import patterning_dist.storage.lease
 from patterning_dist.cli import app
 from patterning_dist.errors import PatterningError
+from patterning_dist.storage.cell import open_cell
 from patterning_dist.storage.files import write_text
-from patterning_dist.storage.lease import Lease
+from patterning_dist.storage.lease import FREE, NAME, lease_at
 from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import RunDirectory, read_manifest
 from patterning_dist.storage.store import open_storage
@@ -145,15 +146,15 @@ def test_a_killed_driver_is_followed_and_a_living_one_is_not(
         assert re.search(
             rf"held by another driver \(pid {driver.pid} on .*silent; taken over in", capsys.readouterr()[1]
         )
-    assert ".lease" not in open_storage(url).names("")
+    assert open_storage(url).read(NAME) == FREE
 
 
 def test_a_driver_that_was_thought_dead_stops(url: str, machine: Callable[[str], None]) -> None:
     storage = open_storage(url)
     with started_driver(url) as driver:
         # Between two beats: one that is held up halfway and then ends takes the lease back, and the other driver stops.
-        beat = storage.read(patterning_dist.storage.lease.NAME)
-        while storage.read(patterning_dist.storage.lease.NAME) == beat:
+        beat = storage.read(NAME)
+        while storage.read(NAME) == beat:
             time.sleep(0.01)
         driver.send_signal(signal.SIGSTOP)
         with RunDirectory(url).locked() as run:
@@ -168,10 +169,11 @@ def test_a_driver_that_was_thought_dead_stops(url: str, machine: Callable[[str],
 
 def test_one_of_those_that_start_at_once_has_the_run(url: str, machine: Callable[[str], None]) -> None:
     storage, start = open_storage(url), threading.Barrier(4)
+    place = re.escape(str(storage))
     won, refused = [], []
 
     def take() -> None:
-        lease = Lease(storage, "location")
+        lease = lease_at(url, storage)
         start.wait()
         try:
             lease.take()
@@ -186,18 +188,46 @@ def test_one_of_those_that_start_at_once_has_the_run(url: str, machine: Callable
     for driver in drivers:
         driver.join()
     assert (len(won), len(refused)) == (1, 3)
-    assert all("location: in use by another driver (pid " in error for error in refused)
+    assert all(re.match(rf"{place}: in use by another driver \(pid ", error) for error in refused)
     won[0].confirm()
     won[0].release()
 
 
-def test_the_last_writer_wins(url: str, machine: Callable[[str], None], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_store_lets_one_of_two_that_saw_the_same(server: str, tmp_path: Path) -> None:
+    """However late the other writes: there is no time within which both have it."""
+    url = server.format(tmp_path.name)
+    quick, slow = (open_cell(url, open_storage(url), NAME, settle=0) for _ in range(2))
+    assert quick.read() is slow.read() is None
+    first = quick.write(b"1", None)
+    assert slow.write(b"2", None) is None
+    seen = slow.read()
+    assert seen == first and seen.content == b"1"
+    second = quick.write(b"3", first)
+    assert slow.write(b"4", seen) is None, "changed since"
+    assert quick.read() == second and second.content == b"3"
+    open_storage(url).delete(NAME)
+    assert quick.write(b"5", second) is None, "removed since"
+    assert quick.read() is None
+
+
+def test_elsewhere_the_last_of_them_has_it(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two found no lease; the slow one of them writes when the quick one has written already."""
-    quick, slow = (Lease(open_storage(url), "location") for _ in range(2))
-    monkeypatch.setattr(patterning_dist.storage.lease.time, "sleep", lambda seconds: slow._write())
-    with pytest.raises(PatterningError, match="location: in use by another driver"):
-        quick.take()
-    slow.confirm()
+    url = f"file://{tmp_path}/far"
+    storage = open_storage(url)
+    quick, slow = (open_cell(url, storage, NAME, settle=0) for _ in range(2))
+    monkeypatch.setattr("patterning_dist.storage.cell.time.sleep", lambda seconds: storage.write(NAME, b"slow"))
+    assert quick.write(b"quick", None) is None
+    assert slow.write(b"slow", slow.read()) is not None
+
+
+def test_a_run_that_is_removed_at_its_url_stops(url: str, machine: Callable[[str], None]) -> None:
+    with (
+        pytest.raises(PatterningError, match=r"was removed under the run that wrote there; run the same command again"),
+        RunDirectory(url).locked() as run,
+    ):
+        for _ in range(50):  # this server, unlike a real one, may store a beat that it has looked at before
+            run.storage.delete(NAME)
+            time.sleep(BEAT)
 
 
 def test_worker_on_another_node_fetches_and_publishes(url: str, machine: Callable[[str], None], tmp_path: Path) -> None:
