@@ -14,6 +14,7 @@ from patterning_dist.config import Root, config_schema, load_config
 from patterning_dist.config.kinds import DEFAULT
 from patterning_dist.errors import PatterningError
 from patterning_dist.preemption import Preempted, preemptible
+from patterning_dist.runtime.local_token import guard_local_ray
 from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import read_manifest
 from patterning_dist.storage.store import path_or_url
@@ -90,6 +91,7 @@ def _reported() -> Iterator[None]:
 
 def _open(config: Path | str, overrides: Sequence[str] | None, run_dir: Path | str | None) -> tuple[Root, Path | str]:
     """The experiment and its run directory; a run directory is its own unless another is asked for."""
+    guard_local_ray()
     config, run_dir = _local(config, run_dir)
     if config.is_dir():
         if not (config / "config.yaml").is_file():
@@ -290,6 +292,8 @@ def doctor(
     ] = None,
 ) -> None:
     with _reported():
+        if address is None:
+            guard_local_ray()
         from patterning_dist.runtime.doctor import print_findings
 
         raise typer.Exit(print_findings(run_dir, address))

@@ -62,6 +62,7 @@ SECONDS = {
     "tests/unit/test_export.py": 20,
     "tests/unit/test_response_columns.py": 25,
     "tests/ray/test_stacks.py": 25,
+    "tests/ray/test_strangers.py": 60,
     "tests/end_to_end/test_own_model.py": 25,
     "tests/unit/test_anatomy.py": 25,
     "tests/unit/test_checkpoint_files.py": 20,
