@@ -6,10 +6,20 @@ import contextlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated
 
 import typer
 
+from patterning_dist.command_options import (
+    ConfigArgument,
+    CopiesOption,
+    CopiesSeedOption,
+    FormatOption,
+    RunDirOption,
+    SetOption,
+    ToOption,
+    WeightsArgument,
+)
 from patterning_dist.config import Root, config_schema, load_config
 from patterning_dist.config.kinds import DEFAULT
 from patterning_dist.errors import PatterningError
@@ -40,37 +50,6 @@ app = typer.Typer(
 )
 config_app = typer.Typer(help="The experiment file.", no_args_is_help=True, rich_markup_mode=None)
 app.add_typer(config_app, name="config")
-
-ConfigArgument = Annotated[
-    Path,
-    typer.Argument(metavar="CONFIG", help="Experiment file, or a run directory to take up again.", parser=path_or_url),
-]
-SetOption = Annotated[
-    list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Change one key: sampling.num_chains=8."),
-]
-RunDirOption = Annotated[
-    Path | None,
-    typer.Option(
-        "--run-dir",
-        metavar="DIR",
-        help="Where the run is kept: a folder, or a URL (s3://bucket/run).",
-        show_default=False,
-        parser=path_or_url,
-    ),
-]
-
-
-FormatOption = Annotated[
-    Literal["parquet", "jsonl", "megatron"],
-    typer.Option("--format", help="Parquet and JSON lines have weights, Megatron's .bin and .idx copies only."),
-]
-CopiesOption = Annotated[
-    float | None,
-    typer.Option(
-        "--copies", min=0.001, metavar="N", help="Repeat samples instead of weighing them, N times on average."
-    ),
-]
 
 
 @contextlib.contextmanager
@@ -182,13 +161,13 @@ def submit(
 )
 def export(
     config: ConfigArgument,
-    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="An arm, or a table in weights/: plus.")],
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where to; new or empty.")],
+    weights: WeightsArgument,
+    to: ToOption,
     overrides: SetOption = None,
     run_dir: RunDirOption = None,
     kind: FormatOption = "parquet",
     copies: CopiesOption = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the numbers of copies.")] = 0,
+    seed: CopiesSeedOption = 0,
 ) -> None:
     with _reported():
         loaded, directory = _open(config, overrides, run_dir)
@@ -202,14 +181,14 @@ def export(
 @app.command(help="Weigh a new corpus by what the weights of an arm have in common, and write it as `export` does.")
 def score(
     config: ConfigArgument,
-    weights: Annotated[str, typer.Argument(metavar="WEIGHTS", help="An arm, or a table in weights/: plus.")],
+    weights: WeightsArgument,
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Text, or a table like the run's training data.")],
-    to: Annotated[Path, typer.Option("--to", metavar="DIR", help="Where to; new or empty.")],
+    to: ToOption,
     overrides: SetOption = None,
     run_dir: RunDirOption = None,
     kind: FormatOption = "parquet",
     copies: CopiesOption = None,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Of the numbers of copies.")] = 0,
+    seed: CopiesSeedOption = 0,
 ) -> None:
     with _reported():
         loaded, directory = _open(config, overrides, run_dir)

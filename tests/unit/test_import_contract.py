@@ -29,7 +29,7 @@ LEVELS = (
     ("measure",),
     ("stages",),
     ("experiments",),
-    ("driver", "listing", "opened", "status"),
+    ("driver", "listing", "opened", "status", "command_options"),
     ("cli",),
     ("__main__",),
 )
