@@ -279,6 +279,23 @@ def watch(
         watch(run_dir)
 
 
+@app.command(help="Send what a run measures to an experiment tracker until the run ends; nothing is sent twice.")
+def track(
+    run_dir: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run directory, a folder or a URL.", parser=path_or_url)
+    ],
+    to: Annotated[Literal["tensorboard", "wandb", "trackio", "mlflow"], typer.Option("--to", help="The tracker.")],
+    project: Annotated[
+        str,
+        typer.Option("--project", metavar="NAME", help="Of the tracker; for TensorBoard a folder."),
+    ] = "patterning",
+) -> None:
+    with _reported():
+        from patterning_dist.trackers.follow import track as follow
+
+        follow(run_dir, to, project)
+
+
 @app.command(help="Check this machine and the Ray cluster: a line a check, ok or what to do.")
 def doctor(
     run_dir: Annotated[

@@ -30,6 +30,7 @@ LEVELS = (
     ("stages",),
     ("experiments",),
     ("driver", "listing", "opened", "status"),
+    ("trackers",),
     ("cli",),
     ("__main__",),
 )
