@@ -17,6 +17,7 @@ from patterning_dist.preemption import Preempted, preemptible
 from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import read_manifest
 from patterning_dist.storage.store import path_or_url
+from patterning_dist.trackers.tracker import TrackerName
 
 HELP = {
     "prepare": "Train the tokenizer and cut the corpus into sequences.",
@@ -284,7 +285,7 @@ def track(
     run_dir: Annotated[
         Path, typer.Argument(metavar="RUN", help="Run directory, a folder or a URL.", parser=path_or_url)
     ],
-    to: Annotated[Literal["tensorboard", "wandb", "trackio", "mlflow"], typer.Option("--to", help="The tracker.")],
+    to: Annotated[TrackerName, typer.Option("--to", help="The tracker.")],
     project: Annotated[
         str,
         typer.Option("--project", metavar="NAME", help="Of the tracker; for TensorBoard a folder."),

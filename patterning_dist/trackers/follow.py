@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Literal
 
 import yaml
 
@@ -29,20 +28,18 @@ from patterning_dist.trackers.reading import (
     training_files,
     training_points,
 )
-from patterning_dist.trackers.tracker import Point, Target, Tracker
+from patterning_dist.trackers.tracker import Point, Target, Tracker, TrackerName
 
-TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
-EVERY = 10.0  # between two looks at the files [s]
+_EVERY = 10.0  # between two looks at the files [s]
 
 
-def track(directory: Path | str, to: TrackerName, project: str, every: float = EVERY) -> None:
+def track(directory: Path | str, to: TrackerName, project: str) -> None:
     """Send what a run has to a tracker, and what it gets, until its driver has ended or is gone.
 
     Args:
         directory: run directory, a path or a URL.
         to: the tracker.
         project: see ``Target``.
-        every: between two looks [s].
 
     Raises:
         PatterningError: there is no run, the tracker is not installed, or refuses.
@@ -67,7 +64,7 @@ def track(directory: Path | str, to: TrackerName, project: str, every: float = E
                 if not status.at_work:
                     print(f"{target.name}: {number} new points; no driver is at work at the run", flush=True)
                     return
-                time.sleep(every)
+                time.sleep(_EVERY)
                 status = Status.read(directory)
 
 

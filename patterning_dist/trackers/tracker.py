@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+TrackerName = Literal["tensorboard", "wandb", "trackio", "mlflow"]
 SECONDS, TRAINING_STEP = "seconds", "training_step"
 
 
