@@ -34,7 +34,9 @@ _EVERY = 10.0  # between two looks at the files [s]
 
 
 def track(directory: Path | str, to: TrackerName, project: str) -> None:
-    """Send what a run has to a tracker, and what it gets, until its driver has ended or is gone.
+    """Send what a run has to a tracker, and where a driver is at work what it gets, until that has ended.
+
+    A driver that says nothing is waited for: it may be at a long step, or be started again where it was stopped.
 
     Args:
         directory: run directory, a path or a URL.
@@ -44,8 +46,8 @@ def track(directory: Path | str, to: TrackerName, project: str) -> None:
     Raises:
         PatterningError: there is no run, the tracker is not installed, or refuses.
     """
-    location, status = Location.at(directory), Status.read(directory)
-    number = 0
+    location, status, number = Location.at(directory), Status.read(directory), 0
+    is_followed = status.at_work
     while True:
         target = _target(location, project)
         sent = _Sent(location.storage, to, target)
@@ -61,8 +63,8 @@ def track(directory: Path | str, to: TrackerName, project: str) -> None:
                         tracker.send(new)
                     sent.add(new)
                     number += len(new)
-                if not status.at_work:
-                    print(f"{target.name}: {number} new points; no driver is at work at the run", flush=True)
+                if not is_followed or status.live is None or status.live.ended is not None:
+                    print(f"{target.name}: {number} new points", flush=True)
                     return
                 time.sleep(_EVERY)
                 status = Status.read(directory)
