@@ -11,7 +11,7 @@ import importlib
 import json
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 import yaml
@@ -98,16 +98,17 @@ class _Sent:
 
 def _points(location: Location, status: Status, tables: set[str]) -> Iterator[Point]:
     events = read_events(location)
-    began = {event["stage"]: seconds_of(event["time"]) for event in reversed(events) if event["kind"] == "started"}
-    first = seconds_of(events[0]["time"])
+    began = {event["stage"]: seconds_of(event) for event in reversed(events) if event["kind"] == "started"}
+    first = seconds_of(events[0])
     yield from subject_points(events)
     if status.live is not None and status.time is not None:
         yield from live_points(status.live, first, status.time.timestamp())
     for name in training_files(location):
         if name not in tables:
             stage = "train" if name.startswith("baseline/") else "retrain"
-            yield from training_points(name, location.storage.read(name), began.get(stage, first))
-            tables.add(name)
+            with suppress(FileNotFoundError):  # it is being made again
+                yield from training_points(name, location.storage.read(name), began.get(stage, first))
+                tables.add(name)
 
 
 def _target(location: Location, project: str) -> Target:
@@ -117,9 +118,13 @@ def _target(location: Location, project: str) -> Target:
         events = []
     if not events:
         raise PatterningError(f"{location}: nothing has been run there yet; start the run first")
-    config = yaml.safe_load(content)
+    try:
+        config = yaml.safe_load(content)
+        name = config["name"]
+    except (yaml.YAMLError, KeyError, TypeError) as error:
+        raise PatterningError(f"{location}/config.yaml: is no experiment ({first_line(error)}); mend it") from None
     identity = hashlib.sha256(events[0]["time"].encode() + content).hexdigest()[:8]
-    return Target(project, f"{config['name']}-{identity}", config)
+    return Target(project, f"{name}-{identity}", config)
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import math
@@ -10,6 +11,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime
 from typing import Any
 
+from patterning_dist.errors import PatterningError, first_line
 from patterning_dist.live import Line, Live
 from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.store import open_url
@@ -24,26 +26,22 @@ def read_events(location: Location) -> list[dict[str, Any]]:
     """Lines of events.jsonl, but for those that a driver was killed in."""
     events = []
     for line in location.storage.read("events.jsonl").splitlines():
-        try:
-            event = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(event, dict) and "time" in event:
-            events.append(event)
+        with contextlib.suppress(ValueError):
+            events.append(json.loads(line))
     return events
 
 
-def seconds_of(time: str) -> float:
-    """Of a time as files of a run have it [s since 1970]."""
-    return datetime.fromisoformat(time).timestamp()
+def seconds_of(event: Mapping[str, Any]) -> float:
+    """When it was [s since 1970]."""
+    return datetime.fromisoformat(event["time"]).timestamp()
 
 
 def subject_points(events: Sequence[Mapping[str, Any]]) -> Iterator[Point]:
     """What the chains of every subject came to, when they were done."""
     for event in events:
         if event["kind"] == "subject_finished":
-            time = seconds_of(event["time"])
-            step = round(time - seconds_of(events[0]["time"]))
+            time = seconds_of(event)
+            step = round(time - seconds_of(events[0]))
             for name in _MEASURED:
                 yield from _finite(name, event["subject"], SECONDS, step, event.get(name), time)
 
@@ -92,11 +90,19 @@ def training_points(name: str, content: bytes, began: float) -> Iterator[Point]:
         name: of its table in the run directory.
         content: of the table.
         began: its stage [s since 1970].
+
+    Raises:
+        PatterningError: it is damaged.
     """
+    import pyarrow
     import pyarrow.parquet as pq
 
     training = name.removeprefix("retrain/").removesuffix(f"/{_METRICS}")
-    for row in pq.read_table(io.BytesIO(content)).to_pylist():
+    try:
+        rows = pq.read_table(io.BytesIO(content)).to_pylist()
+    except (OSError, pyarrow.ArrowException) as error:
+        raise PatterningError(f"{name}: cannot be read ({first_line(error)}); run the run's command again") from None
+    for row in rows:
         step, time = int(row.pop("step")), began + row.pop("seconds", 0.0)
         for metric, value in row.items():
             yield from _finite(metric, training, TRAINING_STEP, step, value, time)

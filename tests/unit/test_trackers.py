@@ -187,4 +187,9 @@ def test_what_cannot_be_followed_is_refused_in_a_line(tmp_path: Path, sent: Seri
         (tmp_path / "tracked/trackio.json").write_text(spoilt)
         assert "tracked/trackio.json: cannot be read" in refused()
     shutil.rmtree(tmp_path / "tracked")
+    for file in ("baseline/metrics.parquet", "config.yaml"):
+        before = (tmp_path / file).read_bytes()
+        (tmp_path / file).write_bytes(before[:3])
+        assert file in refused()
+        (tmp_path / file).write_bytes(before)
     assert "6 new points" in track(tmp_path, "trackio")
