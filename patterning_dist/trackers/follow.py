@@ -102,7 +102,7 @@ def _points(location: Location, status: Status, tables: set[str]) -> Iterator[Po
     first = seconds_of(events[0])
     yield from subject_points(events)
     if status.live is not None and status.time is not None:
-        yield from live_points(status.live, first, status.time.timestamp())
+        yield from live_points(status.live, events, status.time.timestamp())
     for name in training_files(location):
         if name not in tables:
             stage = "train" if name.startswith("baseline/") else "retrain"

@@ -46,15 +46,16 @@ def subject_points(events: Sequence[Mapping[str, Any]]) -> Iterator[Point]:
                 yield from _finite(name, event["subject"], SECONDS, step, event.get(name), time)
 
 
-def live_points(live: Live, began: float, time: float) -> Iterator[Point]:
+def live_points(live: Live, events: Sequence[Mapping[str, Any]], time: float) -> Iterator[Point]:
     """What is under way: shares of stages, subjects and trainings that are done, losses, R-hat of the losses so far.
 
     Args:
         live: state of the run.
-        began: the run [s since 1970].
+        events: of the run, which say how many chains a subject has: those that wait are not in the state.
         time: of the state [s since 1970].
     """
-    step = round(time - began)
+    step = round(time - seconds_of(events[0]))
+    chains = {event["subject"]: event["chains"] for event in events if event["kind"] == "subject_started"}
     if live.total and live.stage:
         yield Point("progress", live.stage, SECONDS, step, live.done / live.total, time)
     units: dict[str, list[Line]] = {}
@@ -65,8 +66,8 @@ def live_points(live: Live, began: float, time: float) -> Iterator[Point]:
         if line.loss is not None:  # else it is a task, of which there may be thousands, or has not begun
             units.setdefault(chain["subject"] if chain else key, []).append(line)
     for unit, lines in units.items():
-        done = sum(line.done for line in lines) / max(sum(line.total for line in lines), 1)
-        yield Point("progress", unit, SECONDS, step, done, time)
+        total = lines[0].total * chains.get(unit, len(lines))
+        yield Point("progress", unit, SECONDS, step, sum(line.done for line in lines) / max(total, 1), time)
     for subject, values in live.measured.items():
         if "llc" not in values:  # the worst of all observables, once it is finished, is in its event
             yield from _finite("rhat_of_loss", subject, SECONDS, step, values.get("rhat"), time)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import trackio
+from trackio import init
 
 from patterning_dist.trackers.tracker import Point, Target, by_step
 
@@ -13,7 +13,7 @@ class Tracker:
     """A run, in which a step is a second or a training step."""
 
     def __init__(self, target: Target) -> None:
-        self._run = trackio.init(
+        self._run = init(
             project=target.project, name=target.name, config=dict(target.config), resume="allow", embed=False,
             auto_log_gpu=False, auto_log_cpu=False,  # of the machine that follows
         )  # fmt: skip

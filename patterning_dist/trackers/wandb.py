@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-import wandb
+from wandb import Settings, init  # by name: a folder wandb/ of its runs is a package too, and has none
 
 from patterning_dist.trackers.tracker import Point, Target, by_step
 
@@ -15,9 +15,9 @@ class Tracker:
 
     def __init__(self, target: Target) -> None:
         # Statistics and output of the machine that follows are none of the run's.
-        self._run = wandb.init(
+        self._run = init(
             project=target.project, id=target.name, name=target.name, config=dict(target.config), resume="allow",
-            settings=wandb.Settings(console="off", x_disable_stats=True),
+            settings=Settings(console="off", x_disable_stats=True),
         )  # fmt: skip
         self.where = self._run.url or f"wandb sync {Path(self._run.dir).parent}"
         self._defined: set[str] = set()

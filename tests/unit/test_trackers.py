@@ -34,6 +34,8 @@ def make_run(folder: Path) -> RunDirectory:
     run.event("train", "started")
     add_training(run, "baseline", [math.nan, 2.0])
     run.event("sample", "started")
+    for subject in ("layer.0.head.0", "layer.0.head.1"):
+        run.event("sample", "subject_started", subject=subject, chains=4)
     run.event("sample", "subject_finished", subject="layer.0.head.0", **FOUND)
     with open(folder / "events.jsonl", "a") as file:
         file.write('{"time": "2026-\n')  # a driver was killed here
@@ -58,7 +60,7 @@ def at_work(run: RunDirectory, ended: str | None = None) -> None:
 EXPECTED = {
     **{f"{name}/layer.0.head.0": [value] for name, value in FOUND.items()},
     "progress/sample": [0.25],
-    "progress/layer.0.head.1": [0.5],
+    "progress/layer.0.head.1": [0.25],  # two of its four chains have not begun
     "progress/plus seed 0": [0.35],
     "loss/plus seed 0": [2.5],
     "rhat_of_loss/layer.0.head.1": [1.25],
@@ -159,6 +161,7 @@ def test_what_a_tracker_refuses_is_sent_again(tmp_path: Path, monkeypatch: pytes
     assert result.exit_code == 2
     assert "trackio: the tracker refuses (OSError: no network); put that right and run the same" in result.output
     assert not (tmp_path / "tracked").exists()
+    import_again("trackio", monkeypatch)
     assert "6 new points" in track(tmp_path, "trackio")
 
 
