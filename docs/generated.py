@@ -155,7 +155,12 @@ def _leaves(path: str, command: Any) -> list[tuple[str, Any]]:
 
 def public_names() -> str:
     """What ``patterning_dist`` exports, from its docstrings."""
-    lines = ["# Python", "", "All of it is imported from `patterning_dist` itself.", ""]
+    lines = [
+        "# Python",
+        "",
+        "All of it is imported from `patterning_dist` itself. Examples take `np` and `torch` as imported.",
+        "",
+    ]
     for name in sorted(set(patterning_dist.__all__) - {"__version__"}):
         value = getattr(patterning_dist, name)
         defined = importlib.import_module(value.__module__)

@@ -28,6 +28,7 @@ from patterning_dist.runtime.local_token import guard_local_ray
 from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import read_manifest
 from patterning_dist.storage.store import path_or_url
+from patterning_dist.trackers.tracker import TrackerName
 
 HELP = {
     "prepare": "Train the tokenizer and cut the corpus into sequences.",
@@ -258,6 +259,23 @@ def watch(
         from patterning_dist.status import watch
 
         watch(run_dir)
+
+
+@app.command(help="Send what a run measures to an experiment tracker until the run ends; nothing is sent twice.")
+def track(
+    run_dir: Annotated[
+        Path, typer.Argument(metavar="RUN", help="Run directory, a folder or a URL.", parser=path_or_url)
+    ],
+    to: Annotated[TrackerName, typer.Option("--to", help="The tracker.")],
+    project: Annotated[
+        str,
+        typer.Option("--project", metavar="NAME", help="Of the tracker; for TensorBoard a folder."),
+    ] = "patterning",
+) -> None:
+    with _reported():
+        from patterning_dist.trackers.follow import track as follow
+
+        follow(run_dir, to, project)
 
 
 @app.command(help="Check this machine and the Ray cluster: a line a check, ok or what to do.")

@@ -28,6 +28,10 @@ def load_function(path: str, what: str = "observable function") -> Any:
 
     Raises:
         PatterningError: the path is malformed, the module cannot be imported or has no such function.
+
+    Examples:
+        >>> load_function("math:sqrt")(4.0)
+        2.0
     """
     module_name, _, function_name = path.partition(":")
     try:

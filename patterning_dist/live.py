@@ -144,7 +144,12 @@ def _numbers(keys: list[str]) -> list[str]:
 
 
 def measured_words(measured: Mapping[str, float | None]) -> str:
-    """What the chains of a subject say, in one line."""
+    """What the chains of a subject say, in one line.
+
+    Examples:
+        >>> measured_words({"llc": 3.0, "llc_error": 0.1, "rhat": 1.01})
+        'LLC 3 ± 0.1, R-hat 1.01'
+    """
     parts = []
     if "llc" in measured:
         parts.append(f"LLC {_known(measured['llc'], '.3g')} ± {_known(measured.get('llc_error'), '.2g')}")

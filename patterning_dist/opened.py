@@ -33,9 +33,11 @@ def open_run(location: Path | str) -> OpenedRun:
     Raises:
         PatterningError: there is no run.
 
-    Example:
-        >>> run = open_run("runs/quickstart")                                   # doctest: +SKIP
-        >>> run.susceptibilities.chi.sel(component="layer.1.head.0")            # doctest: +SKIP
+    Examples:
+        >>> from patterning_dist import open_run
+        >>> run = open_run("runs/quickstart")
+        >>> run.stages["solve"], float(run.weights["plus"].weight.mean())  # rho has mean 1
+        ('finished', 1.0)
     """
     manifest = read_manifest(location)
     if not manifest:

@@ -33,14 +33,14 @@ class Status:
         stages: name -> entry of the manifest.
         live: what the last driver was doing; None before its first word.
         process: that driver.
-        age: of its last word [s].
+        time: of its last word.
     """
 
     location: str
     stages: Mapping[str, Mapping[str, Any]]
     live: Live | None
     process: str
-    age: float
+    time: datetime | None
 
     @classmethod
     def read(cls, directory: Path | str) -> Status:
@@ -49,13 +49,18 @@ class Status:
         if not manifest:
             raise PatterningError(f"{directory}: no run there, there is no manifest.json; give a run directory")
         if not state:
-            return cls(str(directory), manifest.get("stages", {}), None, "", 0.0)
+            return cls(str(directory), manifest.get("stages", {}), None, "", None)
         try:
-            age = (datetime.now(UTC) - datetime.fromisoformat(state["time"])).total_seconds()
+            time = datetime.fromisoformat(state["time"]).astimezone(UTC)
             found = Live.of_json(state)
         except (KeyError, TypeError, ValueError) as error:
             raise PatterningError(f"{directory}/live.json: cannot be read ({first_line(error)}); delete it") from None
-        return cls(str(directory), manifest.get("stages", {}), found, str(state.get("process")), age)
+        return cls(str(directory), manifest.get("stages", {}), found, str(state.get("process")), time)
+
+    @property
+    def age(self) -> float:
+        """Of the driver's last word [s]."""
+        return 0.0 if self.time is None else (datetime.now(UTC) - self.time).total_seconds()
 
     @property
     def at_work(self) -> bool:

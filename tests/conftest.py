@@ -46,6 +46,8 @@ SECONDS = {
     "tests/unit/test_plan_without_gpus.py": 50,
     "tests/unit/test_plan_memory.py": 25,
     "tests/unit/test_footprint.py": 20,
+    "tests/unit/test_docstring_examples.py": 15,
+    "tests/unit/test_trackers.py": 15,
     "tests/end_to_end/test_calibrate.py": 45,
     "tests/end_to_end/test_given_text_and_adapter.py": 50,
     "tests/ray/test_predict.py": 140,

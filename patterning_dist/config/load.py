@@ -49,6 +49,11 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Any:
 
     Raises:
         PatterningError: one line ``file: key: expected, got`` for each fault.
+
+    Examples:
+        >>> from patterning_dist import load_config
+        >>> load_config("configs/quickstart.yaml", ["sampling.num_chains=8"]).sampling.num_chains
+        8
     """
     path = Path(path)
     try:

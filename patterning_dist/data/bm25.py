@@ -19,6 +19,12 @@ def bm25_entries(tokens: np.ndarray, counted: np.ndarray, queries: Iterable[np.n
         tokens: ids of the sequences that are scored [sample, position].
         counted: which of them are there, bool [sample, position].
         queries: ids of the tokens of each query [position].
+
+    Examples:
+        >>> tokens, counted = np.array([[1, 2], [3, 4]]), np.ones((2, 2), bool)
+        >>> (scores,) = bm25_entries(tokens, counted, queries=[np.array([1])])
+        >>> scores.sum(axis=1).round(2) + 0.0  # sequence 0 has the token, with idf log 2: it helps, so it is below 0
+        array([-0.69,  0.  ], dtype=float32)
     """
     num_tokens = 1 + int(tokens.max())
     keys = np.arange(len(tokens))[:, None] * num_tokens + tokens

@@ -121,6 +121,10 @@ def copies_of(weights: np.ndarray, mean: float, seed: int) -> np.ndarray:
         weights: mean 1 [sample].
         mean: copies of a sample of weight 1.
         seed: of u.
+
+    Examples:
+        >>> copies_of(np.array([0.5, 1.5]), mean=2, seed=0)  # expectations 1 and 3
+        array([1, 3])
     """
     running = np.cumsum(weights.astype(np.float64)) * mean + np.random.default_rng(seed).random()
     return np.diff(np.floor(running), prepend=0.0).astype(np.int64)

@@ -23,6 +23,10 @@ def induction_tokens(tokens: np.ndarray) -> np.ndarray:
     """bool [N, L-1]: True where tokens[q-1:q+1] == tokens[p-1:p+1] for some 1 <= q < p in the same block.
 
     `tokens`: [N, L] token ids. The earlier bigram may overlap the later one ("a a a").
+
+    Examples:
+        >>> induction_tokens(np.array([[5, 7, 9, 5, 7, 9]]))  # 7 and 9 came after the same token before
+        array([[False, False, False,  True,  True]])
     """
     bigrams = _bigrams(tokens)
     order = np.argsort(bigrams, axis=1, kind="stable")
@@ -39,6 +43,11 @@ def repeated_sequences(seed: int, num: int, context_length: int, vocabulary_size
     """int64 [num, context_length]: uniform random tokens, the second half repeating the first.
 
     Token 0, the document separator, is left out. An odd length ends with the half's first token once more.
+
+    Examples:
+        >>> first, second = repeated_sequences(seed=0, num=1, context_length=6, vocabulary_size=100).reshape(2, 3)
+        >>> (first == second).all()
+        np.True_
     """
     half = context_length // 2
     ids = 1 + minibatch(seed, _REPEATED_STREAM, 0, num * half, vocabulary_size - 1)

@@ -63,6 +63,11 @@ def epoch_batch(seed: int, step: int, batch_size: int, population: int) -> np.nd
 
     Epochs follow each other without a gap, so that a batch may hold the end of one and the start of the next.
     Raises ValueError for an empty population.
+
+    Examples:
+        >>> batches = [epoch_batch(seed=0, step=step, batch_size=3, population=6) for step in (0, 1)]
+        >>> np.sort(np.concatenate(batches))  # every sample once
+        array([0, 1, 2, 3, 4, 5])
     """
     if population < 1:
         raise ValueError(f"population is {population}; expected at least 1")
@@ -86,6 +91,10 @@ def weighted_minibatch(seed: int, stream: int, step: int, batch_size: int, cumul
         seed, stream, step: as in `minibatch`.
         batch_size: number of ids.
         cumulative: running sums of the weights [sample], float64.
+
+    Examples:
+        >>> weighted_minibatch(0, 0, step=7, batch_size=4, cumulative=np.cumsum([0.0, 0.0, 1.0]))
+        array([2, 2, 2, 2])
     """
     unit = (_raw(seed, stream, step, _MINIBATCH, batch_size) >> np.uint64(11)) * 2.0**-53
     return np.searchsorted(cumulative, unit * cumulative[-1], side="right").clip(max=len(cumulative) - 1)

@@ -29,6 +29,11 @@ def train_tokenizer(texts: Iterable[str], vocabulary_size: int) -> Tokenizer:
 
     Words of more than 256 characters (DNA, minified code) count as several here; they are encoded whole. Short texts
     may give fewer than `vocabulary_size` tokens. Raises PatterningError when it is out of range.
+
+    Examples:
+        >>> tokenizer = train_tokenizer(["so it is so it is"], vocabulary_size=260)
+        >>> tokenizer.get_vocab_size(), 0 in tokenizer.encode("<|endoftext|>").ids  # no text can end a document
+        (260, False)
     """
     if not MIN_VOCABULARY <= vocabulary_size <= MAX_VOCABULARY:
         raise PatterningError(

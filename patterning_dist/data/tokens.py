@@ -87,6 +87,13 @@ class TokenDataset:
         origins: object [block, 2]; file and number of the row.
         num_dropped: rows that have no token to predict.
         num_dropped_tokens: their tokens, and those behind the last whole block of rows that are cut.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> _ = Path("mine.jsonl").write_text('{"input_ids": [5, 6, 7, 8, 9]}')
+        >>> data = TokenDataset("mine.jsonl", context_length=2)  # in blocks of two, each of which predicts one
+        >>> len(data), data.num_dropped_tokens
+        (2, 1)
     """
 
     def __init__(

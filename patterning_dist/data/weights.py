@@ -28,6 +28,12 @@ def write_sample_weights(
     `position`: 1 .. num_positions, for tokens the index of the predicted one; `weight` >= 0, without unit, 1 = as in
     the data; `key`: what a sample is called (`Task.key`); `swapped`: bool, samples whose labels are swapped, None: of
     none. Raises PatterningError for what `SampleWeights.load` would refuse.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> write_sample_weights(Path("plus.parquet"), np.arange(3), None, np.array([1.5, 1.0, 0.5]), metadata={})
+        >>> SampleWeights.load(Path("plus.parquet")).scaled(0.5).weight  # half the step from 1
+        array([1.25, 1.  , 0.75], dtype=float32)
     """
     sample_id, weight = np.asarray(sample_id, dtype=np.int64), np.asarray(weight, dtype=np.float32)
     position = None if position is None else np.asarray(position)

@@ -164,6 +164,13 @@ def select_component(model: nn.Module, name: str) -> Component:
     Raises:
         PatterningError: no such component (the names that exist are listed), a slice that does not fit, parts that
             share some of their coordinates but not all, or nothing in it that is not frozen.
+
+    Examples:
+        >>> model = torch.nn.Sequential(torch.nn.Linear(2, 3))
+        >>> select_component(model, "0.weight").num_coordinates
+        6
+        >>> select_component(model, "0.weight[0:1]+0.bias").num_coordinates  # a row of the weight, and the bias
+        5
     """
     frozen, found = _frozen(model), _selected(model, name)
     free = tuple(piece for piece in found.pieces if piece.parameter not in frozen)

@@ -43,6 +43,11 @@ def token_losses(logits: Tensor, tokens: Tensor) -> Tensor:
 
     Returns:
         [batch, position] float32; column p is the loss of ``tokens[:, p + 1]``.
+
+    Examples:
+        >>> logits, tokens = torch.zeros(1, 2, 4), torch.tensor([[0, 1, 2]])
+        >>> token_losses(logits, tokens)  # log 4 nats: nothing is known of four tokens
+        tensor([[1.3863, 1.3863]])
     """
     return cross_entropy(logits.flatten(0, 1), tokens[:, 1:].reshape(-1)).view(tokens.shape[0], -1)
 

@@ -123,7 +123,13 @@ def degrees_of_freedom(inside: ArrayLike, between: ArrayLike, num_inside: float,
 
 
 def student_interval(value: ArrayLike, error: ArrayLike, degrees: ArrayLike, level: float) -> tuple[Floats, Floats]:
-    """value -+ t_{(1 + level) / 2, degrees} * error: Student's interval."""
+    """value -+ t_{(1 + level) / 2, degrees} * error: Student's interval.
+
+    Examples:
+        >>> low, high = student_interval(1.0, error=0.1, degrees=3, level=0.95)
+        >>> round(float(low), 2), round(float(high), 2)  # 1 -+ 3.18 * 0.1
+        (0.68, 1.32)
+    """
     width = stdtrit(degrees, (1 + level) / 2) * np.asarray(error)
     return np.asarray(value) - width, np.asarray(value) + width
 

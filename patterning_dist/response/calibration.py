@@ -144,6 +144,10 @@ def burn_in_of(mean_loss: ArrayLike) -> int:
 
     Args:
         mean_loss: [chain, draw] nats, from the checkpoint on.
+
+    Examples:
+        >>> burn_in_of([[0.0, 0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0]])
+        2
     """
     trace = np.asarray(mean_loss, np.float64).mean(axis=0)
     late = trace[len(trace) // 2 :]

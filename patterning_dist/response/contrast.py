@@ -43,7 +43,12 @@ def parts_of(observable: str, names: Iterable[str]) -> list[str]:
 
 
 def part_names(split: str) -> tuple[str, str]:
-    """What the two terms of a split that is a signed difference are called: A and B of ``A_minus_B``."""
+    """What the two terms of a split that is a signed difference are called: A and B of ``A_minus_B``.
+
+    Examples:
+        >>> part_names("induction_minus_rest")
+        ('induction', 'rest')
+    """
     first, minus, second = split.partition("_minus_")
     return (first, second) if minus else ("positive", "negative")
 

@@ -52,7 +52,12 @@ def coupled_mean(differences: Floats) -> TraceMean:
 
 
 def smallest_pair(strengths: Sequence[float]) -> float | None:
-    """The smallest s > 0 whose negative is there as well; None: there is no such pair."""
+    """The smallest s > 0 whose negative is there as well; None: there is no such pair.
+
+    Examples:
+        >>> smallest_pair([-0.5, 0.25, 0.5, 1.0])  # 0.25 has no negative
+        0.5
+    """
     return min((s for s in strengths if s > 0 and -s in strengths), default=None)
 
 
@@ -62,6 +67,11 @@ def symmetric_slope(above: Floats, below: Floats, strength: float) -> Floats:
     Args:
         above, below: traces at s and at -s; of phi itself, of L_rho times n_beta (the LLC), or F by ``integrated``.
         strength: s.
+
+    Examples:
+        >>> above, below = np.array([0.11]), np.array([-0.09])  # phi = s + s^2 at s = +-0.1
+        >>> symmetric_slope(above, below, 0.1).round(6)
+        array([1.])
     """
     return (above - below) / (2 * strength)
 
@@ -91,6 +101,11 @@ def integrated(slopes: Mapping[float, Floats], strength: float) -> Floats:
     Args:
         slopes: strength -> dF/ds of ``free_energy_slope``.
         strength: s.
+
+    Examples:
+        >>> slopes = {-1.0: np.array([-2.0]), 1.0: np.array([2.0])}  # dF/ds = 2 s
+        >>> integrated(slopes, 1.0).round(6)  # F = s^2
+        array([1.])
     """
     at, powers = np.array(list(slopes)), np.arange(len(slopes))
     # c with sum_j c_j p(s_j) = integral_0^s p for every polynomial p of the degree.

@@ -20,6 +20,15 @@ def observable_diagnostics(traces: Mapping[str, ArrayLike]) -> dict[str, dict[st
     `autocorrelation_time` [draws] is all draws over the effective ones of the mean, 1 + 2 sum of autocorrelations,
     which counts disagreement between chains too. R-hat is NaN with one chain; R-hat, ESS and autocorrelations are NaN
     for a constant trace. Raises PatterningError for a trace with fewer than 4 draws or an entry that is not finite.
+
+    Examples:
+        >>> phi = np.random.default_rng(0).normal(size=(4, 500))
+        >>> mixed = observable_diagnostics({"phi": phi})["phi"]
+        >>> apart = observable_diagnostics({"phi": phi + [[0], [0], [0], [3]]})["phi"]  # a chain that sits elsewhere
+        >>> round(mixed["rhat"], 2), apart["rhat"] > 1.1
+        (1.0, True)
+        >>> mixed["ess_bulk"] > 1500, apart["ess_bulk"] < 20  # effective draws, of 2000
+        (True, True)
     """
     result = {}
     for name, values in traces.items():
@@ -41,6 +50,10 @@ def rank_rhat(trace: NDArray[np.float64]) -> float:
     """Rank-normalised split R-hat, Vehtari et al. (2021), of [chain, draw] with 2 chains or more.
 
     Infinite for chains that stand still at different places.
+
+    Examples:
+        >>> rank_rhat(np.array([[0.0] * 8, [1.0] * 8]))
+        inf
     """
     with np.errstate(divide="ignore", invalid="ignore"):
         return float(array_stats.rhat(trace, method="rank"))
@@ -59,6 +72,15 @@ def split_rhat(chains: Sequence[CoMoments], of: Literal["loss", "phi"] = "loss")
     n draws in a half chain, B = n Var(means of the halves), W = mean variance inside the halves. Not
     rank-normalised: ranks would need the draws. NaN for a loss that does not vary. Odd chains: n is the mean
     length. With `of="phi"` that of each observable. [observable]
+
+    Examples:
+        >>> from patterning_dist import CoMoments, split_rhat
+        >>> chains = [CoMoments.empty(c, num_draws=8, num_observables=1, num_probes=2, num_batches=2) for c in (0, 1)]
+        >>> for chain in chains:
+        ...     wiggle = np.tile([[-0.1], [0.1]], (4, 1))
+        ...     chain.update(wiggle, wiggle + [chain.chain, 0.0])  # the first loss is 1 higher in chain 1
+        >>> split_rhat(chains).round(1)  # of the first loss the chains are at different places
+        array([5.1, 0.9])
     """
     halves = [half for moments in chains for half in moments.halves()]
     if min(half.count for half in halves) < 2:

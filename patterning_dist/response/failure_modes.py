@@ -81,6 +81,13 @@ def failure_modes(
 
     Raises:
         PatterningError: `losses` are no [chain, draw] of 4 draws or more, or not finite.
+
+    Examples:
+        >>> losses, settings = np.random.default_rng(0).normal(0.02, 0.01, (4, 400)), {"num_coordinates": 4}
+        >>> failure_modes(losses, inverse_temperature=100.0, **settings)  # LLC 100 * 0.02, half of 4
+        []
+        >>> failure_modes(losses - 0.03, inverse_temperature=100.0, **settings)[0].mode  # below the checkpoint's loss
+        'below_checkpoint'
     """
     findings = _diverged(excluded or {})
     if len(np.asarray(losses)) == 0:

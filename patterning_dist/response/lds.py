@@ -48,6 +48,11 @@ def removed_sums(scores: ArrayLike, removed: Sequence[NDArray[np.int64]]) -> Flo
     Args:
         scores: [query, sample].
         removed: ids that each subset leaves out.
+
+    Examples:
+        >>> removed_sums([[-1.0, 2.0, 0.5]], [np.array([0]), np.array([0, 1])])  # one query, two subsets
+        array([[-1.],
+               [ 1.]])
     """
     table = np.asarray(scores)
     return np.stack([table[:, ids].sum(axis=1, dtype=np.float64) for ids in removed])
@@ -66,6 +71,11 @@ def linear_datamodeling_score(predicted: ArrayLike, measured: ArrayLike, groups:
 
     Raises:
         ValueError: fewer than two subsets, or shapes that differ.
+
+    Examples:
+        >>> predicted, measured = [[1.0], [2.0], [3.0]], [[0.1], [0.3], [0.9]]  # three subsets, one query
+        >>> round(linear_datamodeling_score(predicted, measured, groups=[0]).value, 6)  # ranks count, not sizes
+        1.0
     """
     a, b = (rankdata(np.asarray(values, np.float64), axis=0) for values in (predicted, measured))
     if a.shape != b.shape or len(a) < 2:
@@ -96,6 +106,10 @@ def strongest(scores: ArrayLike, share: float) -> NDArray[np.int64]:
     Args:
         scores: of one query [entry].
         share: of the entries [1].
+
+    Examples:
+        >>> strongest([0.5, -2.0, -1.0, 0.0], share=0.5)  # what helps has scores below 0
+        array([1, 2])
     """
     row = np.asarray(scores)
     return np.sort(np.argsort(row, kind="stable")[: max(1, round(share * len(row)))])
@@ -106,6 +120,10 @@ def ceiling(agreement: float) -> float | None:
 
     The mean over all seeds has reliability 2 r / (1 + r) (Spearman-Brown), and correlates with its expectation by the
     root of that. None where the halves do not agree.
+
+    Examples:
+        >>> round(ceiling(0.5), 3)
+        0.816
     """
     return (2 * agreement / (1 + agreement)) ** 0.5 if agreement > 0 else None
 

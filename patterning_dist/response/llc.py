@@ -31,7 +31,14 @@ class TraceMean(NamedTuple):
     degrees_of_freedom: float
 
     def interval(self, level: float = 0.95) -> tuple[float, float]:
-        """value -+ t * standard error with Student's t, wider than 1.96 where chains are few or short."""
+        """value -+ t * standard error with Student's t, wider than 1.96 where chains are few or short.
+
+        Examples:
+            >>> from patterning_dist import trace_mean
+            >>> low, high = trace_mean([[1.0] * 10, [3.0] * 10]).interval()
+            >>> round(low, 1), round(high, 1)  # 2 -+ t, which of two chains is 12.7 and not 1.96
+            (-10.7, 14.7)
+        """
         low, high = student_interval(self.value, self.standard_error, self.degrees_of_freedom, level)
         return float(low), float(high)
 
@@ -44,6 +51,12 @@ def trace_mean(values: ArrayLike) -> TraceMean:
 
     Raises:
         PatterningError: fewer than 4 draws a chain, or values that are not finite.
+
+    Examples:
+        >>> from patterning_dist import trace_mean
+        >>> stuck = trace_mean([[1.0] * 10, [3.0] * 10])  # two chains that stay where they are
+        >>> stuck.value, stuck.standard_error  # the error is their disagreement, however many the draws
+        (2.0, 1.0)
     """
     trace = checked_trace("losses", np.asarray(values, np.float64))
     num_chains = len(trace)
@@ -64,6 +77,14 @@ def llc(losses: ArrayLike, inverse_temperature: float, burn_in: int = 0) -> Trac
     standard error is that of the sampling: w* is given, and L is the mean over the probe.
 
     Raises PatterningError for fewer than 4 draws a chain after burn-in and for losses that are not finite.
+
+    Examples:
+        >>> from patterning_dist import llc
+        >>> n_beta, rng = 100.0, np.random.default_rng(0)
+        >>> losses = rng.chisquare(6, size=(4, 2000)) / (2 * n_beta)  # of a regular minimum of 6 parameters
+        >>> found = llc(losses, n_beta)
+        >>> round(found.value, 1), round(found.standard_error, 2)  # half of the 6
+        (3.0, 0.02)
     """
     mean = trace_mean(np.asarray(losses, np.float64)[..., burn_in:])
     return TraceMean(
@@ -101,6 +122,15 @@ def llc_response(
 
     Raises:
         PatterningError: as in ``susceptibility``, or the row is not the mean of the probe losses with these weights.
+
+    Examples:
+        >>> from patterning_dist import CoMoments, llc_response
+        >>> n_beta, rng = 100.0, np.random.default_rng(0)
+        >>> chain = CoMoments.empty(chain=0, num_draws=20000, num_observables=1, num_probes=2)
+        >>> squares = np.sqrt(rng.gamma(0.25, size=(20000, 1)) / n_beta)  # w^2, of the posterior of L = w^4
+        >>> chain.update(squares**2, squares**2 + squares * [1, -1])  # L, and two samples that lean towards +-w^2
+        >>> (100 * llc_response([chain], 0, n_beta).chi).round(1)  # +-<w^2> / 2: of w^2 the LLC is higher
+        array([[ 1.7, -1.7]])
     """
     check_chains(chains, min_chains, excluded)
     weights = normalised(loss_weights, chains[0].mean_loss.shape[1])
@@ -145,6 +175,13 @@ def free_energy_response(
 
     Raises:
         PatterningError: as in ``susceptibility``, or `center_losses` are not finite or of another length.
+
+    Examples:
+        >>> from patterning_dist import CoMoments, free_energy_response
+        >>> chain = CoMoments.empty(chain=0, num_draws=160, num_observables=1, num_probes=2)
+        >>> chain.update(np.zeros((160, 1)), np.tile([[0.01, 0.0], [0.03, 0.0]], (80, 1)))
+        >>> free_energy_response([chain], center_losses=[1.0, 1.0]).chi.round(3)  # weight on sample 0 counts against w*
+        array([[ 0.01, -0.01]])
     """
     check_chains(chains, min_chains, excluded)
     num_probes = chains[0].mean_loss.shape[1]

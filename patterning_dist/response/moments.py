@@ -63,6 +63,13 @@ class CoMoments:
 
     Memory is O(batch * observable * probe) float64 whatever the number of draws. Feed deviations from the
     value at the centre w*, so that float32 inputs keep their precision (Chan, Golub & LeVeque 1983).
+
+    Examples:
+        >>> from patterning_dist import CoMoments
+        >>> chain = CoMoments.empty(chain=0, num_draws=4, num_observables=1, num_probes=2, num_batches=2)
+        >>> chain.update([[-1.0], [1.0], [-1.0], [1.0]], [[-0.5, 0.5], [0.5, -0.5], [-0.5, 0.5], [0.5, -0.5]])
+        >>> chain.total().comoment / chain.num_recorded  # Cov(phi, l_i): l_0 rises with phi, l_1 falls
+        array([[ 0.5, -0.5]])
     """
 
     chain: int
@@ -190,7 +197,15 @@ class CoMoments:
 
 
 def healthy_chains(chains: Sequence[CoMoments]) -> tuple[list[CoMoments], dict[int, str]]:
-    """Chains with all their planned draws and finite moments, and chain -> reason for the others."""
+    """Chains with all their planned draws and finite moments, and chain -> reason for the others.
+
+    Examples:
+        >>> from patterning_dist import CoMoments
+        >>> chain = CoMoments.empty(chain=3, num_draws=4, num_observables=1, num_probes=1, num_batches=2)
+        >>> chain.update(phi=[[0.0], [1.0]], losses=[[0.0], [1.0]])
+        >>> healthy_chains([chain])
+        ([], {3: '2 of 4 draws recorded'})
+    """
     healthy, excluded = [], {}
     for moments in chains:
         arrays = (moments.mean_phi, moments.mean_loss, moments.m2_phi, moments.m2_loss, moments.comoment)

@@ -10,7 +10,12 @@ from scipy.special import stdtrit
 
 
 def mean_interval(values: np.ndarray) -> list[float] | None:
-    """Of the mean over seeds [seed], Student t with seeds - 1 degrees of freedom; None with one seed."""
+    """Of the mean over seeds [seed], Student t with seeds - 1 degrees of freedom; None with one seed.
+
+    Examples:
+        >>> [round(end, 1) for end in mean_interval(np.array([1.0, 3.0]))]  # two seeds say little
+        [-10.7, 14.7]
+    """
     if len(values) < 2:
         return None
     width = _t(len(values)) * values.std(ddof=1) / np.sqrt(len(values))
@@ -31,6 +36,13 @@ def share_of_effect(effects: np.ndarray, reference: np.ndarray) -> tuple[float |
 
     Returns:
         The share and its interval; None and None where the interval of the reference holds 0, or there is none.
+
+    Examples:
+        >>> theta, interval = share_of_effect(np.array([0.9, 1.0, 1.1]), np.array([1.8, 2.0, 2.2]))
+        >>> round(theta, 3), [round(end, 3) for end in interval]  # one half, seed by seed
+        (0.5, [0.5, 0.5])
+        >>> share_of_effect(np.array([0.9, 1.0, 1.1]), np.array([-1.0, 0.1, 1.0]))  # of no effect there is no share
+        (None, None)
     """
     interval = mean_interval(reference)
     if interval is None or interval[0] <= 0 <= interval[1]:

@@ -33,6 +33,13 @@ def predicted_response_with_error(
     were solved from the same chains the value is optimistic: h leans on the noise of chi that happened to
     help, and the same noise is counted again in the prediction (h = chi^T ... adds the noise's square). Use
     `cross_fitted_response` then. The error is NaN with one chain. Raises PatterningError for unlike shapes.
+
+    Examples:
+        >>> from patterning_dist import predicted_response_with_error
+        >>> chi_per_chain = [[[-0.2, 0.0, 0.2]], [[-0.4, 0.0, 0.4]]]  # chain observable sample
+        >>> found = predicted_response_with_error(chi_per_chain, [1.25, 1.0, 0.75], inverse_temperature=3.0)
+        >>> found.value.round(3), found.standard_error.round(3)  # the chains say -0.1 and -0.2
+        (array([-0.15]), array([0.05]))
     """
     chi, rho = np.asarray(chi_per_chain, np.float64), np.asarray(weights, np.float64)
     if chi.ndim != 3 or rho.shape != chi.shape[2:]:
@@ -64,6 +71,13 @@ def cross_fitted_response(
     The error is the spread inside the halves, counted as if both ways were one measurement: where noise dominates they
     nearly are (both come down to chi_a . chi_b), and treating them as independent covers too little. Student t with
     chains - 2 degrees of freedom; NaN with two chains. PatterningError with fewer than 2.
+
+    Examples:
+        >>> from patterning_dist import cross_fitted_response, solve_weights
+        >>> chains = [[[-0.2, 0.0, 0.2]], [[0.0, -0.2, 0.2]]] * 2  # halves that agree on sample 2 alone
+        >>> solve = lambda chi: solve_weights(chi, [-0.1], inverse_temperature=3.0).weights
+        >>> cross_fitted_response(chains, solve, inverse_temperature=3.0).value.round(3)  # half of the -0.1 was noise
+        array([-0.05])
     """
     chi = np.asarray(chi_per_chain, np.float64)
     if chi.ndim != 3 or len(chi) < 2:

@@ -151,6 +151,15 @@ def solve_weights(
     chi centred in every group). Raises PatterningError for a strength out of reach (naming the largest), a target
     that linearly dependent `observables` contradict, bounds that do not enclose 1, entries that are not finite,
     and groups within which chi does not vary.
+
+    Examples:
+        >>> from patterning_dist import solve_weights
+        >>> chi = np.array([[-0.2, 0.0, 0.2]])  # of phi to three samples
+        >>> solution = solve_weights(chi, target=[-0.1], inverse_temperature=3.0)
+        >>> solution.weights.round(2)  # phi is to go down by 0.1: sample 0, with chi < 0, is weighted up
+        array([1.25, 1.  , 0.75])
+        >>> solution.predicted_response.round(3)
+        array([-0.1])
     """
     inverse = Inverse(method, ridge, rank, mode)
     posed = _pose(chi, target, inverse, inverse_temperature, weight_min, weight_max, observables, groups)
@@ -167,12 +176,24 @@ def largest_feasible_strength(chi: Chi, target: ArrayLike, **options: Any) -> fl
     strength.
 
     Reached by an actual h, and within 1e-7 (relative) of the linear programming bound.
+
+    Examples:
+        >>> from patterning_dist import largest_feasible_strength
+        >>> chi = np.array([[-0.2, 0.0, 0.2]])
+        >>> largest = largest_feasible_strength(chi, [-0.1], inverse_temperature=3.0)
+        >>> round(largest, 3)  # phi can go down by 6 * 0.1, with all weight on sample 0
+        6.0
     """
     return _pose_from_options(chi, target, options).largest.reached
 
 
 def share_at_strength(share: float, strength: float) -> float:
-    """Effective sample share of 1 + s h, 1 / (1 + s^2 (1 / share - 1)), where 1 + h of mean 1 has ``share``."""
+    """Effective sample share of 1 + s h, 1 / (1 + s^2 (1 / share - 1)), where 1 + h of mean 1 has ``share``.
+
+    Examples:
+        >>> share_at_strength(0.5, strength=0.5)  # a milder step leaves more samples to train on
+        0.8
+    """
     return 1 / (1 + strength**2 * (1 / share - 1))
 
 
@@ -183,6 +204,13 @@ def solve_for_effective_sample_share(chi: Chi, target: ArrayLike, share: float, 
     |h| grows with the strength, so the share falls from 1 to that of the largest feasible strength. Raises
     PatterningError for a share outside (0, 1) or below what the bounds (or the ridge) allow, naming the
     smallest.
+
+    Examples:
+        >>> from patterning_dist import solve_for_effective_sample_share
+        >>> chi = np.array([[-0.2, 0.0, 0.2]])
+        >>> solution = solve_for_effective_sample_share(chi, [-0.1], 0.8, inverse_temperature=3.0)
+        >>> solution.weights.round(2), round(solution.effective_sample_size, 2)  # as good as 0.8 * 3 samples
+        (array([1.61, 1.  , 0.39]), 2.4)
     """
     if not 0 < share < 1:
         raise PatterningError(f"effective sample share: got {share}, expected between 0 and 1 (1 is no intervention)")

@@ -58,6 +58,14 @@ def step_extrapolated(coarse: Answer, fine: Answer) -> StepExtrapolation[Answer]
 
     Raises:
         PatterningError: answers of unlike shapes or baselines.
+
+    Examples:
+        >>> from patterning_dist import step_extrapolated
+        >>> from patterning_dist.response.llc import TraceMean
+        >>> coarse, fine = TraceMean(5.4, 0.03, 50.0), TraceMean(5.2, 0.04, 50.0)  # LLCs with their errors
+        >>> found = step_extrapolated(coarse, fine)
+        >>> round(found.extrapolated.value, 3), round(found.extrapolated.standard_error, 3)  # eps made it 0.4 too large
+        (5.0, 0.085)
     """
     mine, other = ((np.shape(_value(one)), getattr(one, "baseline", None)) for one in (coarse, fine))
     if mine != other:

@@ -87,6 +87,12 @@ def kaplan_meier(runs: Runs) -> Curve:
 
     d_i events at t_i among n_i runs at risk (Kaplan & Meier, *JASA* 53, 1958; the interval: Kalbfleisch & Prentice,
     *The Statistical Analysis of Failure Time Data*, 1980, ch. 1.3). A run that is censored at t_i is at risk there.
+
+    Examples:
+        >>> runs = Runs(np.array([1.0, 2.0, 2.0, 3.0]), np.array([True, True, False, True]))  # one is censored at 2
+        >>> curve = kaplan_meier(runs)
+        >>> curve.share.round(2), curve.median  # 1 - 1/4, times 1 - 1/3, times 1 - 1
+        (array([0.75, 0.5 , 0.  ]), 2.0)
     """
     times = np.unique(runs.times[runs.happened])
     at_risk, events = _at_risk(runs, times)
@@ -104,6 +110,11 @@ def log_rank(first: Runs, second: Runs) -> LogRank:
 
     (Mantel, *Cancer Chemotherapy Reports* 50, 1966). chi^2 is the law for many events: with 3, 4 and 8 runs an
     arm, none of them censored, p < .05 has probability .10, .06 and .06 where the arms do not differ.
+
+    Examples:
+        >>> runs = Runs(np.array([1.0, 2.0, 3.0]), np.array([True, True, False]))
+        >>> log_rank(runs, runs)  # arms that do not differ
+        LogRank(chi2=0.0, p=1.0)
     """
     runs, events = _both(first, second)
     num_runs, num_events = runs.sum(axis=0), events.sum(axis=0)
@@ -122,6 +133,12 @@ def hazard_ratio(first: Runs, second: Runs) -> HazardRatio:
 
     (Cox, *JRSS B* 34, 1972; Efron, *JASA* 72, 1977). l is concave. The interval has every b with
     2 (max l - l(b)) below the 95 % point of chi^2 with one degree of freedom.
+
+    Examples:
+        >>> came = np.array([True, True])
+        >>> early, late = Runs(np.array([1.0, 2.0]), came), Runs(np.array([3.0, 4.0]), came)
+        >>> hazard_ratio(early, late).value, round(hazard_ratio(early, early).value, 6)  # above 1: comes sooner
+        (inf, 1.0)
     """
     runs, events = _both(first, second)
     num_events = events.sum(axis=0)

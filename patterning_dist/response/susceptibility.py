@@ -47,6 +47,16 @@ class Susceptibility:
         simulations of 2 to 8 chains with 16 to 100 independent draws a 95 % interval covers 97-98 % where draws are
         normal, 96-97 % where they are squares of normal ones and 89-94 % where they are log-normal, the least with two
         chains; of 7 autocorrelation times a chain, less.
+
+        Examples:
+            >>> from patterning_dist import CoMoments, susceptibility
+            >>> chains = [CoMoments.empty(chain, num_draws=400, num_observables=1, num_probes=2) for chain in range(4)]
+            >>> for chain in chains:
+            ...     phi, noise = np.random.default_rng(chain.chain).normal(size=(2, 400, 1))
+            ...     chain.update(phi, (phi + noise) * [0.3, -0.3])
+            >>> low, high = susceptibility(chains).interval()
+            >>> (low < [-0.3, 0.3]) & ([-0.3, 0.3] < high)  # what it is of infinitely many draws, -Cov(phi, l_i - L)
+            array([[ True,  True]])
         """
         return skewed_interval(
             self.chi, self.standard_error, self.degrees_of_freedom, self.skewness, self.num_batches, level
@@ -82,6 +92,14 @@ def susceptibility(
     Raises PatterningError with fewer than `min_chains` chains (naming `excluded`, chain -> reason), for
     chains of unlike shapes, fewer than two draws, and weights that are negative, all zero or of another
     length.
+
+    Examples:
+        >>> from patterning_dist import CoMoments, susceptibility
+        >>> chain = CoMoments.empty(chain=0, num_draws=160, num_observables=1, num_probes=2)
+        >>> phi = np.tile([[-1.0], [1.0]], (80, 1))  # variance 1
+        >>> chain.update(phi, phi * [0.3, -0.3])
+        >>> susceptibility([chain]).chi.round(3)  # the loss of sample 0 goes with phi: weighting it up lowers phi
+        array([[-0.3,  0.3]])
     """
     if baseline not in ("restricted", "full"):
         raise PatterningError(f"baseline: got {baseline!r}, expected 'restricted' or 'full'")

@@ -65,6 +65,14 @@ def conjugate_gradients(
         dot: inner product of two vectors, over all ranks that share them.
         max_iterations: bound on the number of products.
         tolerance: stop at |A x - b| <= tolerance * |b|.
+
+    Examples:
+        >>> A, dot = torch.tensor([2.0, 4.0]), lambda u, v: float(u["w"] @ v["w"])
+        >>> found = conjugate_gradients(
+        ...     lambda v: {"w": A * v["w"]}, {"w": torch.tensor([2.0, 4.0])}, dot, max_iterations=10, tolerance=1e-6
+        ... )
+        >>> found.vector["w"].round(decimals=4)
+        tensor([1., 1.])
     """
     x = {name: torch.zeros_like(b) for name, b in right_side.items()}
     residual = {name: b.clone() for name, b in right_side.items()}

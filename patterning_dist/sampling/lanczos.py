@@ -55,6 +55,12 @@ def ritz(alphas: list[float], betas: list[float]) -> tuple[Tensor, Tensor]:
     """Eigenvalues of T, ascending, and its eigenvectors as columns [step, eigenvalue], float64.
 
     An eigenvalue of A lies within |beta_m * last entry of the eigenvector| of each.
+
+    Examples:
+        >>> A, dot = torch.tensor([1.0, 3.0]), lambda u, v: float(u["w"] @ v["w"])
+        >>> _, alphas, betas = lanczos(lambda v: {"w": A * v["w"]}, {"w": torch.ones(2)}, dot, num_steps=2)
+        >>> ritz(alphas, betas)[0].round(decimals=4)  # two products know a matrix of two eigenvalues
+        tensor([1., 3.], dtype=torch.float64)
     """
     inner = torch.tensor(betas[:-1], dtype=torch.float64)
     matrix = torch.diag(torch.tensor(alphas, dtype=torch.float64)) + torch.diag(inner, 1) + torch.diag(inner, -1)

@@ -91,6 +91,12 @@ def standard_normal(
         piece: name of the piece; pieces of different names have unrelated numbers.
         start, stop: flat (row-major) element numbers within the whole piece, 0 <= start <= stop.
         device: where the numbers are wanted; it decides between the two routes above.
+
+    Examples:
+        >>> whole = standard_normal(seed=0, chain=1, step=2, piece="weight", start=0, stop=8)
+        >>> parts = [standard_normal(0, 1, 2, "weight", start, stop) for start, stop in ((0, 3), (3, 8))]
+        >>> torch.equal(torch.cat(parts), whole)  # however it is cut over ranks
+        True
     """
     if torch.device(device).type == "cpu":
         return _philox_normal(_key(seed, chain, piece), step, start, stop)

@@ -28,5 +28,11 @@ class Posterior:
             position: w.
             center: w*.
             gradient: grad L, full or minibatch, nats per unit of weight.
+
+        Examples:
+            >>> from patterning_dist import Posterior
+            >>> posterior, center = Posterior(inverse_temperature=100.0, localization=10.0), torch.tensor([0.0])
+            >>> posterior.negative_score(torch.tensor([0.5]), center, gradient=torch.tensor([0.02]))  # 2 + 10 * 0.5
+            tensor([7.])
         """
         return (position - center).mul_(self.localization).add_(gradient, alpha=self.inverse_temperature)

@@ -113,6 +113,16 @@ def sample_chains(
     Raises:
         PatterningError: no such component, losses of a wrong shape, a controlled observable that is not there or has no
             gradient, or no chain that came through.
+
+    Examples:
+        >>> from torch.utils.data import TensorDataset
+        >>> from patterning_dist import Posterior, sample_chains
+        >>> model, data = torch.nn.Linear(1, 1, bias=False), TensorDataset(torch.ones(64, 1))
+        >>> _ = torch.nn.init.zeros_(model.weight)  # w* = 0, where L = w^2 is least
+        >>> square, posterior = lambda model, batch: model(batch[0])[:, 0] ** 2, Posterior(100.0, 1.0)
+        >>> found = sample_chains(model, square, data, data, posterior=posterior, step_size=1e-3, num_draws=50)
+        >>> found.losses.shape, bool((found.losses >= 0).all())  # L(w) - L(w*) [chain, draw], for `llc`
+        ((4, 50), True)
     """
     model, functions = copy.deepcopy(model), observables or {}
     target = Target(

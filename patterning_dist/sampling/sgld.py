@@ -40,7 +40,14 @@ def step_(
     posterior: Posterior,
     step_size: float,
 ) -> State:
-    """One step of the equation above; see ``samplers`` for the arguments."""
+    """One step of the equation above; see ``samplers`` for the arguments.
+
+    Examples:
+        >>> state, zero = init({"w": torch.tensor([1.0])}), {"w": torch.tensor([0.0])}
+        >>> settings = {"center": zero, "posterior": Posterior(10.0, 0.0), "step_size": 0.01}
+        >>> step_(state, {"w": torch.tensor([2.0])}, zero, **settings).position["w"]  # 1 - 0.01 / 2 * 10 * 2
+        tensor([0.9000])
+    """
     for name, w in state.position.items():
         score = posterior.negative_score(w, center[name], gradient[name])
         w.copy_(w.add(score, alpha=-0.5 * step_size).add_(noise[name], alpha=math.sqrt(step_size)))

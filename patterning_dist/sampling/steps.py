@@ -46,6 +46,13 @@ def responses(
 
     Returns:
         k [step, value] and J [value].
+
+    Examples:
+        >>> k, _ = responses(np.array([0.0, 1e9]), Steps(factors=np.ones(3)))  # a flat direction and a stiff one
+        >>> k.round(3) + 0.0  # the flat one moves by minus the sum of all gradients, the stiff one has forgotten them
+        array([[-1.,  0.],
+               [-1.,  0.],
+               [-1.,  0.]])
     """
     x, b = np.asarray(values, float), steps.momentum
     position, momentum = np.full_like(x, of_position), np.full_like(x, of_momentum)

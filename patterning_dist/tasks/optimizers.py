@@ -29,6 +29,11 @@ def orthogonalize(matrices: Tensor) -> Tensor:
 
     Args:
         matrices: [batch, rows, columns] with rows <= columns.
+
+    Examples:
+        >>> values = torch.linalg.svdvals(orthogonalize(torch.diag(torch.tensor([3.0, 1.0]))[None]))
+        >>> bool(((0.6 < values) & (values < 1.3)).all())  # near 1, whatever they were
+        True
     """
     a, b, c = _COEFFICIENTS
     x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
@@ -150,6 +155,11 @@ def set_learning_rate_factor(optimizer: torch.optim.Optimizer, factor: float) ->
 
 
 def learning_rate_factor(step: int, num_steps: int, warmup_steps: int, anneal_steps: int) -> float:
-    """Linear warm-up, constant, then linear to zero over the last ``anneal_steps`` of ``num_steps + anneal_steps``."""
+    """Linear warm-up, constant, then linear to zero over the last ``anneal_steps`` of ``num_steps + anneal_steps``.
+
+    Examples:
+        >>> [round(learning_rate_factor(step, num_steps=4, warmup_steps=2, anneal_steps=2), 2) for step in range(6)]
+        [0.5, 1.0, 1.0, 1.0, 0.67, 0.33]
+    """
     rising = (step + 1) / warmup_steps if warmup_steps else 1.0
     return min(1.0, rising, (num_steps + anneal_steps - step) / (anneal_steps + 1))

@@ -114,5 +114,10 @@ def weighted_loss(losses: Tensor, weights: Tensor, expected_weight: float, num_r
         weights: rho_i of the same tokens.
         expected_weight: rho_mean m.
         num_ranks: data-parallel ranks.
+
+    Examples:
+        >>> losses, weights = torch.tensor([[1.0, 2.0]]), torch.tensor([[0.5, 1.5]])
+        >>> weighted_loss(losses, weights, expected_weight=2.0, num_ranks=1)  # (0.5 * 1 + 1.5 * 2) / 2
+        tensor(1.7500)
     """
     return (weights * losses).sum() * (num_ranks / expected_weight)

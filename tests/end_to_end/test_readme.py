@@ -118,3 +118,6 @@ def test_the_site_is_built_without_a_warning(tmp_path: Path) -> None:
     assert "patterning config schema" in text["command"]
     assert 'id="solve"' in text["configuration"] and "effective_sample_share" in text["configuration"]
     assert all(f'.{name}"' in text["python"] for name in patterning_dist.__all__ if name != "__version__")
+    assert text["python"].count('<span class="gp">') > len(
+        patterning_dist.__all__
+    )  # prompts of the docstrings' examples

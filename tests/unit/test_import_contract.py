@@ -30,6 +30,7 @@ LEVELS = (
     ("stages",),
     ("experiments",),
     ("driver", "listing", "opened", "status", "command_options"),
+    ("trackers",),
     ("cli",),
     ("__main__",),
 )
