@@ -13,6 +13,7 @@ from collections.abc import Callable
 from datetime import timedelta
 from typing import Any, NoReturn
 
+import psutil
 import ray
 import torch
 import torch.distributed as dist
@@ -49,6 +50,10 @@ class GroupRank(Actor):
 
     def join(self, host: str, port: int) -> str:
         """Become a member of the group; returns the address of the node."""
+        address = ray.util.get_node_ip_address()
+        # By default gloo listens where this host's own name leads to, which on many is loopback.
+        if (interface := interface_of(address)) is not None:
+            os.environ.setdefault("GLOO_SOCKET_IFNAME", interface)
         if self.ranks.rank > 0:
             self.store = dist.TCPStore(host, port, self.ranks.size, is_master=False, timeout=self.timeout)
         dist.init_process_group(
@@ -59,7 +64,13 @@ class GroupRank(Actor):
             world_size=self.ranks.size,
             timeout=self.timeout,
         )
-        return ray.util.get_node_ip_address()
+        return address
+
+
+def interface_of(address: str) -> str | None:
+    """The network interface that has an address; None: none of this host's."""
+    found = (name for name, own in psutil.net_if_addrs().items() if address in [each.address for each in own])
+    return next(found, None)
 
 
 class EngineRank(GroupRank):
