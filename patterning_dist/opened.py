@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from patterning_dist.errors import PatterningError
+from patterning_dist.report.plots import Plots
+from patterning_dist.report.reading import Run
 from patterning_dist.storage.files import FileHashes
 from patterning_dist.storage.mirror import Location
 from patterning_dist.storage.run import read_manifest, refuse_changed
@@ -163,6 +165,11 @@ class OpenedRun:
         """Every headline number with its interval: docs/reference/summary.md."""
         return self._json("summary.json", "report")
 
+    @cached_property
+    def plot(self) -> Plots:
+        """Figures of the run, with their numbers: docs/how_to/figures.md."""
+        return Plots(Run(self.path), self.name, self._fetch)
+
     @property
     def stages(self) -> dict[str, str]:
         """Stage -> finished, started, failed or interrupted."""
@@ -192,6 +199,11 @@ class OpenedRun:
 
     def _json(self, file: str, stage: str) -> dict[str, Any]:
         return json.loads(self._there(file, stage).read_text(encoding="utf-8"))
+
+    def _fetch(self, name: str, suffix: str) -> None:
+        """Have a file, or a folder, in the working copy; what stages have written there is whole."""
+        self._location.fetch(name)
+        refuse_changed(self._location, self.manifest, name, suffix=suffix, sha256=self._sha256)
 
     def _there(self, name: str, stage: str, suffix: str = "") -> Path:
         """A file or folder of a stage, whole; of a folder those files whose names end so."""

@@ -9,6 +9,7 @@ from typing import Any
 
 from patterning_dist.measure.analysis import SIGN, UNITS
 from patterning_dist.measure.datatree import response_tree, write_tree
+from patterning_dist.measure.groups import write_groups
 from patterning_dist.measure.modes import write_modes
 from patterning_dist.measure.opening import OpenSubjects
 from patterning_dist.measure.plans import SCALE, entry_index, row_names, subject_plans, subject_settings
@@ -34,11 +35,13 @@ class Measured:
         subjects: opened in this process.
         responses: of every subject, in order.
         files: written, under the run directory.
+        baseline: of ``susceptibility``.
     """
 
     subjects: Subjects
     responses: list[SubjectResponse]
     files: list[Path]
+    baseline: Baseline = "restricted"
 
     @property
     def diagnostics(self) -> dict[str, dict[str, Any]]:
@@ -79,11 +82,14 @@ def measure(
     diagnostics = sample_subjects(run, name, stage, opener, opener.sampling, device, plans, progress)
     rows = row_names(subjects)
     responses = [read_response(run, subject, rows, diagnostics[subject]) for subject in plans]
-    return Measured(subjects, responses, subject_outputs(run, plans, opener.sampling))
+    return Measured(subjects, responses, subject_outputs(run, plans, opener.sampling), baseline)
 
 
 def write_summaries(run: RunDirectory, name: str, measured: Measured, num_modes: int) -> list[Path]:
-    """Write what is made of all subjects together: diagnostics.json, modes over heads, the tree; returns the files."""
+    """Write what is made of all subjects together; returns the files.
+
+    Diagnostics, modes over heads, mean chi of groups of entries, the tree.
+    """
     subjects, responses = measured.subjects, measured.responses
     index, files, modes = entry_index(subjects), [], {}
     for checkpoint in dict.fromkeys(s.checkpoint for s in subjects.by_name.values()):
@@ -98,6 +104,7 @@ def write_summaries(run: RunDirectory, name: str, measured: Measured, num_modes:
         if len(heads) > 1:
             modes[checkpoint], written = write_modes(run, heads, subjects.observable_names[0], num_modes, index)
             files += written
+    files += write_groups(run, subjects, measured.diagnostics, index, measured.baseline)
     at_0, tables = extrapolate_steps(run, subjects, responses)
     described = {key: entry | at_0.get(key, {}) for key, entry in measured.diagnostics.items()}
     content = {"subjects": described, "modes": modes}

@@ -9,6 +9,7 @@ import numpy as np
 
 from patterning_dist.aggregation.ledger import LedgerPlan
 from patterning_dist.config.sampling import LAYOUT_KEYS, FunctionConfig, PosteriorQuantityConfig
+from patterning_dist.data.patterns import INDUCTION, token_patterns
 from patterning_dist.functions import code_fingerprint
 from patterning_dist.measure.analysis import SIGN, STANDARD_ERROR, UNITS, Analysis, TablePlan
 from patterning_dist.measure.results import samples_table_name, table_name
@@ -126,7 +127,7 @@ def subject_plans(
 
 
 def entry_index(subjects: Subjects) -> dict[str, np.ndarray]:
-    """What every probe entry is of: sample, position, and what the task knows of both [entry]."""
+    """What every probe entry is of: sample, position, what the task knows of both, and the token's pattern [entry]."""
     return _indices(subjects)[0]
 
 
@@ -144,6 +145,10 @@ def _indices(subjects: Subjects) -> list[dict[str, np.ndarray]]:
     columns = {name: np.repeat(column, task.num_positions).reshape(shape) for name, column in samples.items()}
     columns["position"] = np.tile(np.arange(1, task.num_positions + 1, dtype=np.int32), (shape[0], 1))
     columns |= task.entries(probe.source, probe.ids)
+    if (texts := task.token_texts()) is not None and "token" in columns:
+        columns["pattern"] = token_patterns(texts)[columns["token"]]
+        for _, mask in task.split(INDUCTION, probe.source, probe.ids) or []:
+            columns["pattern"][mask] = INDUCTION
     entries = {name: column[kept] for name, column in columns.items()}
     return [entries, samples | {"num_losses": kept.sum(axis=1, dtype=np.int32)}]
 

@@ -8,11 +8,10 @@ from typing import Any
 import numpy as np
 
 from patterning_dist.config import Config
+from patterning_dist.response.reliability import MOSTLY_SIGNAL
 
 # Fewer draws than these leave R-hat and the errors themselves uncertain (Vehtari et al., 2021: 100 a chain).
 MIN_EFFECTIVE_DRAWS = 100
-# Below this more than half of the variance of a row of chi is noise, also in the mean over both halves.
-MIN_RELIABILITY = 1 / 3
 
 
 def find_warnings(
@@ -69,7 +68,7 @@ def _modes(subjects: Mapping[str, Any], modes: Mapping[str, Any]) -> list[str]:
     """Singular vectors of noise look like any others: only the reliability of the rows tells."""
     rows = [subjects[subject]["observables"][modes["observable"]] for subject in modes["components"]]
     reliability = max((r["reliability"] for r in rows if r["reliability"] is not None), default=0.0)
-    if reliability >= MIN_RELIABILITY:
+    if reliability >= MOSTLY_SIGNAL:
         return []
     return [
         f"modes over heads: the split-half reliability of the heads' chi is {reliability:.2f} at best, so the modes "

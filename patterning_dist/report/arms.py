@@ -37,7 +37,7 @@ def arms(section: Section, run: Run, summary: Mapping[str, Any], metrics: Metric
         title = passed(metrics, steps) if scored else _ends(groups, metric, metrics)
         svg = curves(groups, metric, metrics.axis(metric), *((THRESHOLD, steps) if scored else ()))
         drawn += figure(title, svg, metrics.meaning(metric))
-    legend = [(arm, f"{arm} ({len(found)} seed{'s' * (len(found) != 1)})") for arm, found in groups.items()]
+    legend = [(arm_style(arm), f"{arm} ({len(found)} seed{'s' * (len(found) != 1)})") for arm, found in groups.items()]
     words = (
         "Thin lines are single seeds, thick lines their mean. Axes of losses leave out the first fifth of training, "
     )

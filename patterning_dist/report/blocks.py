@@ -22,7 +22,7 @@ class Figures:
     """Drawings side by side."""
 
     figures: list[Figure]
-    legend: list[tuple[str, str]] = field(default_factory=list)  # (arm or mark, words)
+    legend: list[tuple[str, str]] = field(default_factory=list)  # (style, words)
     folded: str = ""  # words of the fold they lie under; empty: in the open
     kind: Literal["figures"] = "figures"
 
@@ -45,6 +45,14 @@ class Note:
     text: str
     style: Literal["plain", "lead", "small", "code"] = "plain"
     kind: Literal["note"] = "note"
+
+
+@dataclass
+class Heading:
+    """What the blocks below it are of."""
+
+    text: str
+    kind: Literal["heading"] = "heading"
 
 
 @dataclass
@@ -98,10 +106,11 @@ class Passage:
     title: str
     pieces: list[Piece]
     scale: tuple[str, str, str]  # words at the lower end, the middle and the upper end of the shading
+    value_name: str
     kind: Literal["passage"] = "passage"
 
 
-Block = Figures | Table | Note | Cards | Lines | Passage
+Block = Figures | Table | Note | Heading | Cards | Lines | Passage
 FLAG = "⚑ "
 
 

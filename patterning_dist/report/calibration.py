@@ -10,8 +10,8 @@ from pathlib import Path
 
 from patterning_dist.report.blocks import FLAG, Cards, Note, Section, Table
 from patterning_dist.report.calibration_traces import traces_section
-from patterning_dist.report.page import write_page
 from patterning_dist.report.words import duration, listed, number
+from patterning_dist.report.writing import write_page
 from patterning_dist.response.calibration import Assessment, Setting, Trial
 from patterning_dist.response.llc import TraceMean
 from patterning_dist.response.run_length import MAX_BIAS, MIN_LLC_ERROR, Draws, RunPlan

@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
-
 from patterning_dist.report.blocks import FLAG, Figures, Note, Section, Table
-from patterning_dist.report.figures import figure, intervals, trace_lines
-from patterning_dist.report.reading import Run, column
+from patterning_dist.report.coefficients import coefficients
+from patterning_dist.report.reading import Run
+from patterning_dist.report.traces import Walk, rank_figures, trace_figures
 from patterning_dist.report.words import Metrics, estimate, listed, number
 
 LARGEST_RHAT, SMALLEST_ESS = 1.05, 100
@@ -42,8 +40,10 @@ def chains(
     for index, (name, path) in enumerate(list(traces.items())[:DRAWN_SUBJECTS]):
         table = run.table(path)
         if table is not None and table.num_rows:
-            folded = "" if index == 0 else f"Traces of {name}"
-            section.blocks.append(Figures(_traces(name, table, metrics), folded=folded))
+            walked = Walk.of(run, name, table)
+            pairs = zip(trace_figures(walked, metrics), rank_figures(walked), strict=True)
+            drawn = [figure for pair in pairs for figure in pair if figure is not None]
+            section.blocks.append(Figures(drawn, folded="" if index == 0 else f"Traces and ranks of {name}"))
     if len(traces) > DRAWN_SUBJECTS:
         words = f"The traces of {len(traces) - DRAWN_SUBJECTS} more subjects are not drawn; they lie in sampling/."
         section.blocks.append(Note(words, "small"))
@@ -86,11 +86,6 @@ def _coefficients(subjects: Mapping[str, Any]) -> list[Any]:
     found = {name: entry["llc"] for name, entry in subjects.items() if entry.get("llc")}
     if not found:
         return []
-    drawn = [
-        (name, "arm-base", "dot", value)
-        for name, value in list(found.items())[:DRAWN_SUBJECTS]
-        if value.get("value") is not None
-    ]
     rows = [
         [
             name,
@@ -103,17 +98,16 @@ def _coefficients(subjects: Mapping[str, Any]) -> list[Any]:
         ]
         for name, value in found.items()
     ]
-    svg = intervals(drawn, "local learning coefficient", "Local learning coefficients") if drawn else None
     headers = ["subject", "LLC [95 %]", "temperature [95 %]", "in stiff directions [95 %]", "LLC from steps [95 %]"]
     headers += ["free coordinates", "findings"]
-    note = (
-        "n_beta times the mean rise of the loss over the checkpoint, error over draws and chains. The temperature is 1 "
-        "for the posterior, in the stiffest directions alone as well (with sampling.lanczos_steps); LLC from steps is "
-        "what step size and minibatches make the LLC too large by, at most."
+    words = (
+        "The temperature is 1 for the posterior, in the stiffest directions alone as well (with "
+        "sampling.lanczos_steps); LLC from steps is what step size and minibatches make the LLC too large by, at most."
     )
     return [
-        Figures(figure("Local learning coefficient of every subject", svg, note)),
+        *coefficients(subjects).blocks,
         Table(headers, rows, "Local learning coefficients"),
+        Note(words, "small"),
     ]
 
 
@@ -132,19 +126,3 @@ def _extrapolated(subjects: Mapping[str, Any]) -> list[Any]:
     headers = ["subject", "answer", "at eps", "at eps / 2", "at 0", "difference", "eps off by, in standard errors"]
     title = "Extrapolated to step size 0 [95 %]; of chi the difference alone, root mean square without noise"
     return [Table(headers, rows, title)] if rows else []
-
-
-def _traces(name: str, table: pa.Table, metrics: Metrics) -> list[Any]:
-    chain, draw = column(table, "chain"), column(table, "draw")
-    drawn: list[Any] = []
-    for quantity in [c for c in table.column_names if c not in ("chain", "draw")]:
-        values, words = column(table, quantity), quantity.replace("_", " ")
-        unit = "nats" if quantity == "loss" else metrics.unit(quantity)
-        label = f"{words} − value at centre{f' ({unit})' if unit else ''}"
-        mine = (np.flatnonzero(chain == number_) for number_ in np.unique(chain))
-        ordered = [rows[np.argsort(draw[rows])] for rows in mine]
-        svg = trace_lines(
-            [(draw[r], values[r]) for r in ordered], "draw", label, f"Traces of {quantity}, subject {name}"
-        )
-        drawn += figure(f"{name}: {words}", svg)
-    return drawn

@@ -16,7 +16,7 @@ from patterning_dist.report.svg import Plot, factor_ticks, padded
 from patterning_dist.report.words import duration, estimate, number, times
 
 KNOWN_ARMS = ("base", "plus", "minus", "permuted")
-NUM_OTHERS = 4  # colours of other arms in style.css, one after another
+NUM_OTHERS = 4  # colours of other arms in figures.css, one after another
 TRACE_POINTS = 240  # of a line
 
 
@@ -77,9 +77,10 @@ def intervals(
 def trace_lines(
     chains: Sequence[tuple[np.ndarray, np.ndarray]], x_label: str, y_label: str, description: str, burn_in: int = 0
 ) -> Markup:
-    """Lines (x, y), one a chain, with a rule at zero; the burn-in is shaded."""
+    """Lines (x, y), one a chain, with a rule at zero; the burn-in, from 0 on, is shaded."""
     xs, ys = (np.concatenate(parts) for parts in zip(*chains, strict=True))
-    x_range = (float(xs.min()), float(max(xs.max(), xs.min() + 1)))
+    first = 0.0 if burn_in else float(xs.min())
+    x_range = (first, float(max(xs.max(), first + 1)))
     plot = Plot(x_range, padded(ys), x_label=x_label, y_label=y_label, left=58, height=195)
     if burn_in:
         plot.box((0, burn_in), plot.y_range, "neutral", 0.22, f"burn-in: {burn_in} steps")

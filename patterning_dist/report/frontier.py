@@ -37,7 +37,7 @@ def frontiers(found: Mapping[str, Any], contrasts: Contrasts, metrics: Metrics) 
                 plot = _plot(curves, effect, found["cost"], base, metrics)
                 drawn += figure(_title(curves, effect, metrics), plot, metrics.meaning(effect))
         names = in_order(rows, ARM_ORDER)
-        blocks.append(Figures(drawn, legend=[(row, row) for row in names]))
+        blocks.append(Figures(drawn, legend=[(arm_style(row), row) for row in names]))
     if blocks:
         words = (
             "Effect against cost, both differences from the plain arm over shared seeds (factors where the quantity "

@@ -7,16 +7,13 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-
 from patterning_dist.errors import PatterningError
 from patterning_dist.report import arms, chains, headline, record, susceptibilities, validation, weighting
-from patterning_dist.report.blocks import FLAG, Section
-from patterning_dist.report.figures import arm_style, own_colours
+from patterning_dist.report.blocks import Section
 from patterning_dist.report.reading import Run
 from patterning_dist.report.text import open_text
 from patterning_dist.report.words import Metrics
-from patterning_dist.storage.files import write_text
+from patterning_dist.report.writing import write_page
 
 
 def _guarded(run: Run, section: Section, build: Callable[..., None], *arguments: Any) -> Section:
@@ -83,30 +80,3 @@ def build_report(run_directory: Path) -> Path:
         sections=sections,
     )
     return path
-
-
-def write_page(
-    path: Path, *, kind: str, name: str, created: str, status: str, warnings: list[str], sections: list[Section]
-) -> None:
-    """Write one self-contained page.
-
-    Args:
-        path: of the file.
-        kind: of page, over the heading.
-        name: the heading.
-        created: when, and status: how far; both under it.
-        warnings: in a box at the top.
-        sections: the rest.
-    """
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.globals |= {"arm_style": arm_style, "FLAG": FLAG}
-    page = environment.get_template("template.html").render(
-        kind=kind, name=name, created=created, status=status, warnings=warnings, sections=sections
-    )
-    write_text(path, page.replace("</style>", f"{own_colours(page)}\n</style>", 1))

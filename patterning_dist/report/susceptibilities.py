@@ -3,17 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from patterning_dist.report.blocks import Figures, Note, Section, Table
+from patterning_dist.report.blocks import Block, Figures, Heading, Note, Section, Table
+from patterning_dist.report.colours import kinds_of
+from patterning_dist.report.drawing import Drawing
 from patterning_dist.report.figures import figure, scatter
+from patterning_dist.report.heat_map import GROUPS, heat_map
 from patterning_dist.report.modes import modes
+from patterning_dist.report.passages import passages
+from patterning_dist.report.probe import Probe
 from patterning_dist.report.reading import Run, column, schema_json
 from patterning_dist.report.svg import Plot, padded
-from patterning_dist.report.text import INDEX, TokenText, entries, shades, strongest, varied
+from patterning_dist.report.text import INDEX, TokenText, entries, shades, split_of, strongest, varied
+from patterning_dist.report.token_map import token_map
 from patterning_dist.report.words import number
 
 SHOWN_SUBJECTS, ENTRIES_A_SIDE, CANDIDATES = 6, 6, 200
@@ -41,7 +48,32 @@ def susceptibilities(
     probes = {name: table for name, path in tables.items() if (table := run.table(path)) is not None}
     first = next((table for table in probes.values() if table.num_rows), None)
     text = None if first is None else texts.get(split_of(first, texts) or "")
+    section.blocks += _figures(run, diagnostics, texts)
     section.blocks += [*_sizes(probes), *_strongest(probes, text), *modes(run, diagnostics, text)]
+
+
+def _figures(run: Run, diagnostics: Mapping[str, Any], texts: Mapping[str, TokenText]) -> list[Block]:
+    """Map of the entries, mean chi by groups, and passages; the first kind of groups in the open, others folded."""
+    blocks: list[Block] = []
+    probe, groups = Probe.of(run, diagnostics, texts), run.table(GROUPS)
+    if probe is not None:
+        kinds: list[str | None] = [*kinds_of(probe.index)]
+        for kind in kinds or [None]:
+            blocks += _titled(token_map(probe, colour=kind), folded=bool(blocks))
+    if groups is not None:
+        names = sorted(set(groups["kind"].to_pylist()), key=lambda name: name != "pattern")
+        for name in names:
+            blocks += _titled(heat_map(groups, kind=name), folded=name != names[0])
+    if probe is not None and probe.text is not None and "position" in probe.index:
+        blocks += _titled(passages(probe), folded=False)
+    return blocks
+
+
+def _titled(drawing: Drawing, folded: bool) -> list[Block]:
+    """The blocks of a drawing under its title, or what is drawn in it folded."""
+    if not folded:
+        return [Heading(drawing.title), *drawing.blocks]
+    return [replace(block, folded=drawing.title) for block in drawing.blocks if isinstance(block, Figures)]
 
 
 def _rows_of(table: pa.Table) -> list[str]:
@@ -79,16 +111,6 @@ def _strongest(probes: Mapping[str, pa.Table], text: TokenText | None) -> list[A
         more = f"Those of {len(probes) - SHOWN_SUBJECTS} more subjects are in the tables of response/."
         blocks.append(Note(more, "small"))
     return blocks
-
-
-def split_of(probe: pa.Table, texts: Mapping[str, TokenText]) -> str | None:
-    """The split whose blocks hold the probe's tokens at the places it names."""
-    if not {"sequence_id", "position", "token"} <= set(probe.column_names):
-        return None
-    rows = np.unique(np.linspace(0, probe.num_rows - 1, 20).astype(int))
-    columns = (column(probe, name)[rows].tolist() for name in ("sequence_id", "position", "token"))
-    places = list(zip(*columns, strict=True))
-    return next((split for split, text in texts.items() if all(text.has(*place) for place in places)), None)
 
 
 def _paired(

@@ -11,6 +11,9 @@ from markupsafe import Markup, escape
 
 from patterning_dist.report.words import number
 
+_LETTER = 6.6  # width of a letter
+_SLANT = 38  # degrees, of names of columns that are wider than these
+_SLANT_SINE = math.sin(math.radians(_SLANT))
 WIDTH = 440  # user units: near one CSS pixel in a column of the page, and still legible on a narrow screen
 
 
@@ -70,8 +73,11 @@ class Plot:
         x_ticks: Sequence[tuple[float, str]] | None = None,
         y_ticks: Sequence[tuple[float, str]] | None = None,
     ) -> None:
-        self.x_range, self.y_range, self.height = x_range, y_range, height
+        self.x_range, self.y_range = x_range, y_range
         self.left, self.right, self.top, self.bottom = left, WIDTH - right, 26 if y_label else 10, height - 38
+        longest = max(map(len, columns or [""])) * _LETTER
+        is_slanted = columns is not None and longest > (self.right - left) / len(columns)
+        self.height = height = height + (int(longest * _SLANT_SINE) if is_slanted else 0)
         self.parts: list[Markup] = []
         if columns is None:
             ticks = nice_ticks(*x_range, count=5)
@@ -80,7 +86,12 @@ class Plot:
                 self._text(self.x(value), self.bottom + 15, words, "tick-label", "middle")
         else:
             for index, words in enumerate(columns):
-                self._text(self.x(index + 0.5), self.bottom + 15, words, "tick-label", "middle")
+                x, y = self.x(index + 0.5), self.bottom + 15
+                if is_slanted:
+                    turn = f"rotate({-_SLANT} {x:.1f} {y:.1f})"
+                    self._add("text", "tick-label", words, x=x, y=y, text_anchor="end", transform=turn)
+                else:
+                    self._text(x, y, words, "tick-label", "middle")
         if rows is None:
             ticks = nice_ticks(*y_range, count=4)
             for value, words in y_ticks or zip(ticks, tick_words(ticks), strict=True):
@@ -132,6 +143,14 @@ class Plot:
             else:
                 pen = "M"
         self._add("path", f"curve {style}", d="".join(path))
+
+    def band(self, xs: np.ndarray, low: np.ndarray, high: np.ndarray, style: str) -> None:
+        """What lies between two lines; where either is not finite there is nothing."""
+        there = np.flatnonzero(np.isfinite(low) & np.isfinite(high))
+        for run in np.split(there, np.flatnonzero(np.diff(there) > 1) + 1) if there.size else ():
+            ends = [*((xs[k], high[k]) for k in run), *((xs[k], low[k]) for k in run[::-1])]
+            path = "L".join(f"{self.x(x):.1f} {self.y(y):.1f}" for x, y in ends)
+            self._add("path", f"band {style}", d=f"M{path}z")
 
     def dot(self, x: float, y: float, style: str, radius: float = 4, tip: str = "") -> None:
         """A filled point; `tip` is shown by the pointer."""

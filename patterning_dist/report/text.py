@@ -10,8 +10,7 @@ import pyarrow as pa
 from tokenizers import Tokenizer
 
 from patterning_dist.report.blocks import Line, Lines, Passage, Piece, Side, Table
-from patterning_dist.report.reading import Run
-from patterning_dist.report.words import number
+from patterning_dist.report.reading import Run, column
 from patterning_dist.storage.files import token_dtype
 
 TOKENS_BEFORE, TOKENS_AFTER = 12, 4
@@ -112,6 +111,16 @@ def open_text(run: Run) -> dict[str, TokenText]:
     return {split: TokenText(table, tokenizer) for split, table in tables.items() if table is not None}
 
 
+def split_of(probe: pa.Table, texts: Mapping[str, TokenText]) -> str | None:
+    """The split whose blocks hold the probe's tokens at the places it names."""
+    if not {"sequence_id", "position", "token"} <= set(probe.column_names):
+        return None
+    rows = np.unique(np.linspace(0, probe.num_rows - 1, 20).astype(int))
+    columns = (column(probe, name)[rows].tolist() for name in ("sequence_id", "position", "token"))
+    places = list(zip(*columns, strict=True))
+    return next((split for split, text in texts.items() if all(text.has(*place) for place in places)), None)
+
+
 def entries(
     title: str,
     value_name: str,
@@ -180,14 +189,25 @@ def varied(text: TokenText | None, index: Mapping[str, np.ndarray], order: np.nd
     return chosen
 
 
-def passage(text: TokenText, sequence_id: int, weights: dict[int, float], shading: Shading, title: str) -> Passage:
-    """A whole block with every token shaded by its weight; a token without one (the first) is blank."""
+def passage(
+    text: TokenText,
+    sequence_id: int,
+    piece: Callable[[int, str, str, bool], Piece],
+    title: str,
+    scale: tuple[str, str, str],
+    value_name: str,
+) -> Passage:
+    """A whole block, token by token.
+
+    Args:
+        piece: (position, text as shown, text with its spaces marked, whether a line ends there) -> what is shown.
+        title: over it.
+        scale: words at the lower end, the middle and the upper end of the shading.
+        value_name: what shades.
+    """
     pieces = []
     for position, token in enumerate(text.block(sequence_id)):
-        weight = weights.get(position, 1.0)
-        side, shade = shading(weight)
         shown = text.shown(int(token))
         words = shown.replace("\t", "⇥").replace("\n", "↵")
-        tip = f"{text.visible(int(token))} weight {number(weight)}" if position in weights else "not predicted"
-        pieces.append(Piece(words, side, shade, tip, breaks="\n" in shown))
-    return Passage(title, pieces, (number(shading.low), "1", number(shading.high)))
+        pieces.append(piece(position, words, text.visible(int(token)), "\n" in shown))
+    return Passage(title, pieces, scale, value_name)

@@ -72,7 +72,7 @@ def time_to_circuit(found: Mapping[str, Any]) -> list[Block]:
         "censored at their last step; hazard ratios above 1 mean that the arm forms the head earlier, and all 95 % "
         "intervals and the log-rank test cover seeds alone, by laws for many independent runs."
     )
-    drawn = Figures(figure(title, _curves(found, arms), meaning), legend=[(arm, arm) for arm in arms])
+    drawn = Figures(figure(title, _curves(found, arms), meaning), legend=[(arm_style(arm), arm) for arm in arms])
     return [drawn, _comparisons(found, arms), Note(words, "small")]
 
 

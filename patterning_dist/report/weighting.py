@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from patterning_dist.report.blocks import Figures, Note, Section, Table
+from patterning_dist.report.blocks import Figures, Note, Piece, Section, Table
 from patterning_dist.report.controls import controls_table
 from patterning_dist.report.figures import arm_style, figure, histogram
 from patterning_dist.report.reading import ARM_ORDER, Run, column, in_order
@@ -140,5 +141,16 @@ def _passages(
         chosen = {int(index["position"][row]): float(values[row]) for row in np.flatnonzero(inverse == block)}
         sequence_id = int(unique[block])
         title = f"{arm.capitalize()}: {words} (sequence {sequence_id}, {text.domain(sequence_id)})"
-        found.append(passage(text, sequence_id, chosen, shading, title))
+        ends = number(shading.low), "1", number(shading.high)
+        found.append(passage(text, sequence_id, partial(_piece, chosen, shading), title, ends, "weight"))
     return found
+
+
+def _piece(
+    weights: Mapping[int, float], shading: Shading, position: int, words: str, visible: str, breaks: bool
+) -> Piece:
+    """A token shaded by its weight; one without (the first) is blank."""
+    if position not in weights:
+        return Piece(words, tip="not predicted", breaks=breaks)
+    weight = weights[position]
+    return Piece(words, *shading(weight), f"{visible} weight {number(weight)}", breaks)

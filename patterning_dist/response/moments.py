@@ -160,6 +160,14 @@ class CoMoments:
         mean_loss, m2_loss, comoment = (x[..., which] for x in (self.mean_loss, self.m2_loss, self.comoment))
         return replace(self, mean_loss=mean_loss, m2_loss=m2_loss, comoment=comoment)
 
+    def averaged(self, shares: ArrayLike) -> CoMoments:
+        """The moments of means over probe columns; what they do not follow for, ``m2_loss``, is NaN.
+
+        shares: [probe mean], how much of a column is in every mean.
+        """
+        mean_loss, comoment = self.mean_loss @ np.asarray(shares), self.comoment @ np.asarray(shares)
+        return replace(self, mean_loss=mean_loss, m2_loss=np.full_like(mean_loss, np.nan), comoment=comoment)
+
     def _set(self, index: int, moments: Moments) -> None:
         self.count[index] = moments.count
         self.mean_phi[index], self.mean_loss[index] = moments.mean_phi, moments.mean_loss

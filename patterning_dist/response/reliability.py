@@ -12,6 +12,8 @@ from numpy.typing import ArrayLike, NDArray
 from patterning_dist.errors import PatterningError
 
 NUM_RANDOM_SPLITS = 50  # of more than 6 chains, where all splits would be hundreds
+# Below this more than half of the variance of a row of chi is noise, also in the mean over both halves.
+MOSTLY_SIGNAL = 1 / 3
 
 
 class Correlation(NamedTuple):

@@ -11,7 +11,7 @@ import pytest
 
 from patterning_dist.report import figures
 
-CSS = (Path(figures.__file__).parent / "style.css").read_text()
+CSS = (Path(figures.__file__).parent / "figures.css").read_text()
 # Machado, Oliveira, Fernandes 2009, severity 1: what linear RGB looks like without one kind of cones.
 SIGHT = {
     "full": np.eye(3),

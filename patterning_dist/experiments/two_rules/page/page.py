@@ -9,8 +9,9 @@ from typing import Any
 from patterning_dist.experiments.two_rules.page.arms import arms_section
 from patterning_dist.experiments.two_rules.page.solutions import check_section, llc_section, rounds_section
 from patterning_dist.report.blocks import Note, Section, Table
-from patterning_dist.report.page import when, write_page
+from patterning_dist.report.page import when
 from patterning_dist.report.words import duration, number
+from patterning_dist.report.writing import write_page
 
 
 def write_parentheses_page(path: Path, summary: Mapping[str, Any]) -> None:
