@@ -95,7 +95,7 @@ def ranks(walk: Walk) -> Drawing:
     """Rank plots of all quantities that move, Vehtari et al., Bayesian Analysis 16, 2021.
 
     All draws of all chains are ranked together; chains that sample one distribution have as many draws in every bin of
-    ranks. The band is where 95 % of bins of such chains are, for as many independent draws as there are effective ones.
+    ranks. The band is where 95 % of bins of such chains are, for as many independent draws as a chain has effective ones.
     """
     columns: dict[str, list] = {name: [] for name in ("quantity", "chain", "bin", "share", "low", "high")}
     for quantity in walk.traces:
@@ -126,8 +126,10 @@ def rank_shares(values: np.ndarray) -> tuple[np.ndarray, float] | None:
     ranks = values.ravel().argsort(kind="stable").argsort(kind="stable").reshape(values.shape)
     bins = ranks * num_bins // values.size
     counts = np.stack([np.bincount(row, minlength=num_bins) for row in bins])
+    # Of every chain by itself: where chains disagree, effective draws of all together would widen the band to hide it.
+    alone = [float(array_stats.ess(chain[None], method="mean")) for chain in values if np.ptp(chain)]
+    effective = min(float(np.mean(alone)), num_draws)
     # A bin holds its share of a chain's draws without replacement from those of all chains.
-    effective = min(float(array_stats.ess(values, method="bulk")), values.size) / num_chains
     variance = (1 - 1 / num_bins) * (1 - 1 / num_chains) * num_bins / effective
     return counts * num_bins / num_draws, 1.96 * float(np.sqrt(variance))
 
