@@ -14,6 +14,7 @@ from patterning_dist.report.reading import COMPONENT_ORDER, Run, column, in_orde
 from patterning_dist.report.svg import Plot
 from patterning_dist.report.text import INDEX, TokenText, entries, shades
 from patterning_dist.report.words import number
+from patterning_dist.response.reliability import MOSTLY_SIGNAL
 
 SHOWN_MODES, SHOWN_COLUMNS, ENTRIES_A_SIDE = 3, 8, 6
 
@@ -28,11 +29,26 @@ def modes(run: Run, diagnostics: Mapping[str, Any], text: TokenText | None) -> l
             continue
         found = (diagnostics.get("modes") or {}).get(folder or "baseline") or {}
         at = f" at {folder}" if folder else ""
+        if (best := _reliability(diagnostics, found)) is not None and best < MOSTLY_SIGNAL:
+            words = (
+                f"The modes over heads{at} are mostly noise and not drawn: the split-half reliability of the heads’ χ "
+            )
+            words += f"is {number(best, decimals=2)} at best, below {number(MOSTLY_SIGNAL, 2)}."
+            blocks.append(Note(words, "small"))
+            continue
         blocks += [Figures(_drawn(table, found.get("explained_variance"), at))]
         ends = run.table((path.parent / "mode-tokens.parquet").relative_to(run.directory).as_posix())
         blocks += [] if ends is None else _ends(ends, text, at)
     words = "There are no modes over heads: they take two attention heads or more that are sampled one by one."
     return blocks or [Note(words, "small")]
+
+
+def _reliability(diagnostics: Mapping[str, Any], found: Mapping[str, Any]) -> float | None:
+    """The best of the rows that the modes are of; None where none is known."""
+    subjects = diagnostics.get("subjects") or {}
+    rows = (subjects[name]["observables"].get(found.get("observable")) for name in found.get("components") or ())
+    known = [row["reliability"] for row in rows if row and row.get("reliability") is not None]
+    return max(known, default=None)
 
 
 def _drawn(table: pa.Table, explained: list[float] | None, at: str) -> list[Any]:

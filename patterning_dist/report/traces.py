@@ -95,7 +95,7 @@ def ranks(walk: Walk) -> Drawing:
     """Rank plots of all quantities that move, Vehtari et al., Bayesian Analysis 16, 2021.
 
     All draws of all chains are ranked together; chains that sample one distribution have as many draws in every bin of
-    ranks. The band is where 95 % of bins of such chains are, for as many independent draws as a chain has effective ones.
+    ranks. The band is where 95 % of bins of such chains are, of as many independent draws as are effective.
     """
     columns: dict[str, list] = {name: [] for name in ("quantity", "chain", "bin", "share", "low", "high")}
     for quantity in walk.traces:

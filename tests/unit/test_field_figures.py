@@ -310,3 +310,16 @@ def test_what_is_not_there_is_said(trained: Path, tmp_path: Path) -> None:
     (copy / "response/diagnostics.json").unlink()
     with pytest.raises(PatterningError, match=r"diagnostics\.json is not there: stage sample is not done"):
         plot.llc()
+
+
+def test_the_program_of_the_page_on_figures_runs(
+    trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    page = (Path(__file__).parents[2] / "docs/how_to/figures.md").read_text(encoding="utf-8")
+    (program,) = re.findall(r"^```python\n(.*?)^```", page, re.MULTILINE | re.DOTALL)
+    assert "runs/quickstart" in program
+    monkeypatch.chdir(tmp_path)
+    exec(compile(program.replace("runs/quickstart", str(trained)), "figures.md", "exec"), {})
+    assert {file.name for file in tmp_path.iterdir()} == {"map.svg", "map.csv", "heat.html"}
+    named = set(re.findall(r"^\| `(\w+)` \|", page, re.MULTILINE))
+    assert named == {name for name in vars(type(open_run(trained).plot)) if not name.startswith("_")}

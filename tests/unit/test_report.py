@@ -596,3 +596,14 @@ def test_controls_are_named_in_words(run):
     ):
         assert said in words.replace("&#x27;", "'"), said
     assert "Histogram of dealt weights" not in page(run)  # it is that of plus
+
+
+@pytest.mark.parametrize(("reliability", "is_drawn"), [(0.2, False), (0.5, True)])
+def test_modes_of_noise_are_called_noise(run, reliability, is_drawn):
+    diagnostics = json.loads((run / "response/diagnostics.json").read_text())
+    diagnostics["modes"]["baseline"]["observable"] = "rest_loss"
+    diagnostics["subjects"]["layer.1.head.0"]["observables"]["rest_loss"]["reliability"] = reliability
+    (run / "response/diagnostics.json").write_text(json.dumps(diagnostics))
+    html = section_of(page(run), "susceptibilities")
+    assert ("The first mode over heads carries" in html) == is_drawn
+    assert ("The modes over heads are mostly noise and not drawn" in html) != is_drawn
