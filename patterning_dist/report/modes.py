@@ -21,7 +21,7 @@ SHOWN_MODES, SHOWN_COLUMNS, ENTRIES_A_SIDE = 3, 8, 6
 
 def modes(run: Run, diagnostics: Mapping[str, Any], text: TokenText | None) -> list[Any]:
     """Modes of every checkpoint, with the entries at both ends of the first ones."""
-    root, blocks = run.directory / "response", []
+    root, blocks = run.directory / "response", list[Any]()
     for path in sorted(root.rglob("modes.parquet")):
         folder = path.parent.relative_to(root).as_posix().strip(".")
         table = run.table(path.relative_to(run.directory).as_posix())
