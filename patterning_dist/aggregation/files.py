@@ -80,9 +80,18 @@ def read_chains(folder: Path) -> tuple[list[CoMoments], dict[int, str]]:
         PatterningError: a file is missing or damaged.
     """
     records = read_records(folder)
-    claimed = [_joined(_shards(folder, r.chain)) for r in records if r.healthy]
+    claimed = [read_chain(folder, r.chain) for r in records if r.healthy]
     healthy, excluded = healthy_chains(claimed)
     return healthy, {r.chain: r.reason for r in records if not r.healthy} | excluded
+
+
+def read_chain(folder: Path, chain: int) -> CoMoments:
+    """Co-moments of one chain over the probe columns of all shards, as it left them.
+
+    Raises:
+        PatterningError: a file is missing or damaged.
+    """
+    return _joined(_shards(folder, chain))
 
 
 def read_gradients(storage: Storage, subject: str, chains: Sequence[int], rank: int = 0, size: int = 1) -> np.ndarray:

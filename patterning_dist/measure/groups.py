@@ -12,11 +12,11 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from patterning_dist.aggregation.files import read_chains
+from patterning_dist.aggregation.files import read_chain, read_records
 from patterning_dist.measure.analysis import SIGN, STANDARD_ERROR, UNITS
 from patterning_dist.measure.subjects import Subjects
 from patterning_dist.response.moments import CoMoments
-from patterning_dist.response.susceptibility import Baseline, Susceptibility, susceptibility
+from patterning_dist.response.susceptibility import Baseline, susceptibility
 from patterning_dist.storage.files import write_parquet
 from patterning_dist.storage.run import RunDirectory
 
@@ -44,21 +44,23 @@ def write_groups(
     groups = entry_groups(index)
     if not groups:
         return []
-    shares = np.stack([member / member.sum() for _, _, member in groups], axis=1)
+    shares = mean_shares([member for *_, member in groups])
+    weights = np.append(np.zeros(len(groups)), 1.0)
 
-    def chains_of(name: str) -> list[CoMoments]:
-        left_out = {entry["chain"] for entry in diagnostics[name]["excluded"]}
-        healthy = (m for m in read_chains(run.path / "sampling" / name)[0] if m.chain not in left_out)
-        return [moments.columns(slice(0, len(shares))) for moments in healthy]
+    def means_of(name: str) -> list[CoMoments]:  # of one chain after another: those of all are large
+        folder, left_out = run.path / "sampling" / name, {entry["chain"] for entry in diagnostics[name]["excluded"]}
+        kept = (record.chain for record in read_records(folder) if record.chain not in left_out)
+        return [read_chain(folder, chain).columns(slice(0, len(shares))).averaged(shares) for chain in kept]
 
     columns: dict[str, list[Any]] = {}
     for name, subject in subjects.by_name.items():
         if subject.half_step:
             continue
         folder, slash, _ = name.rpartition("/")
-        chains, whole = chains_of(name), f"{folder}{slash}everything"
-        full = None if baseline == "restricted" else chains if whole == name else chains_of(whole)
-        found = group_susceptibility(chains, shares, baseline, full)
+        means, whole = means_of(name), f"{folder}{slash}everything"
+        # Chains that are their own baseline are known by being the same objects.
+        full = None if baseline == "restricted" else means if whole == name else means_of(whole)
+        found = susceptibility(means, loss_weights=weights, baseline=baseline, full=full)
         low, high = found.interval()
         for row, observable in enumerate(subjects.observable_names):
             for column, (kind, group, member) in enumerate(groups):
@@ -93,20 +95,10 @@ def entry_groups(index: Mapping[str, np.ndarray]) -> list[tuple[str, str, np.nda
     return found
 
 
-def group_susceptibility(
-    chains: Sequence[CoMoments], shares: np.ndarray, baseline: Baseline, full: Sequence[CoMoments] | None = None
-) -> Susceptibility:
-    """chi of weighted means of probe losses, chi_g = -Cov(phi, sum_i s_ig l_i - L), L the mean of all.
+def mean_shares(members: Sequence[np.ndarray]) -> np.ndarray:
+    """What a loss is in the means over groups and, last, over all, which is L [entry, group + 1].
 
-    Args:
-        chains: healthy ones, of single losses alone.
-        shares: [entry, group], summing to 1 over entries.
-        baseline, full: of ``susceptibility``.
+    members: of every group, booleans [entry].
     """
-    num_entries, num_groups = shares.shape
-    with_mean = np.concatenate([shares, np.full((num_entries, 1), 1 / num_entries)], axis=1)
-    weights = np.append(np.zeros(num_groups), 1.0)
-    means = [moments.averaged(with_mean) for moments in chains]
-    # Chains that are their own baseline are known by being the same objects.
-    whole = means if full is chains else full and [moments.averaged(with_mean) for moments in full]
-    return susceptibility(means, loss_weights=weights, baseline=baseline, full=whole)
+    columns = [*members, np.ones_like(members[0])]
+    return np.stack([column / column.sum() for column in columns], axis=1)

@@ -30,10 +30,8 @@ def modes(run: Run, diagnostics: Mapping[str, Any], text: TokenText | None) -> l
         found = (diagnostics.get("modes") or {}).get(folder or "baseline") or {}
         at = f" at {folder}" if folder else ""
         if (best := _reliability(diagnostics, found)) is not None and best < MOSTLY_SIGNAL:
-            words = (
-                f"The modes over heads{at} are mostly noise and not drawn: the split-half reliability of the heads’ χ "
-            )
-            words += f"is {number(best, decimals=2)} at best, below {number(MOSTLY_SIGNAL, 2)}."
+            words = f"The modes over heads{at} are mostly noise and not drawn: χ of the heads has a split-half "
+            words += f"reliability of {number(best, decimals=2)} at best, below {number(MOSTLY_SIGNAL, 2)}."
             blocks.append(Note(words, "small"))
             continue
         blocks += [Figures(_drawn(table, found.get("explained_variance"), at))]

@@ -37,7 +37,7 @@ class Plots:
 
         Args:
             colour: ``pattern``, ``domain`` or ``label``; default: the first that the run has.
-            points: losses drawn at most.
+            points: drawn at most, in all panels together.
 
         Raises:
             PatterningError: nothing is measured, or there is no such column.

@@ -17,7 +17,7 @@ from patterning_dist.report.svg import Plot, padded
 from patterning_dist.report.words import number
 from patterning_dist.response.modes import susceptibility_modes
 
-POINTS, PANELS, SHOWN_LOADINGS = 1500, 6, 14
+POINTS, PANELS, SHOWN_LOADINGS = 2400, 6, 14
 _INDEX = ("sequence_id", "sample_id", "position", "token", "domain", "label", "pattern")
 
 
@@ -31,7 +31,7 @@ def token_map(probe: Probe, *, colour: str | None = None, points: int = POINTS) 
     Args:
         probe: of a run.
         colour: column of the probe that colours the points; default: the pattern of the token, else domain or label.
-        points: drawn at most, a fixed random choice of the entries; the axes are theirs.
+        points: drawn at most in all panels together, of a fixed random choice of entries; the axes are theirs.
 
     Raises:
         PatterningError: there is no such column.
@@ -44,12 +44,15 @@ def token_map(probe: Probe, *, colour: str | None = None, points: int = POINTS) 
     drawn = [checkpoint for checkpoint, rows in kept.items() if len(rows) > 1]
     if not drawn:
         return Drawing(title, [Note(_missing(probe, kept))], {})
-    rows, chosen = kept[drawn[0]], _chosen(probe.num_entries, points)
-    chi, errors = (np.stack(part) for part in zip(*map(probe.chi, rows), strict=True))
-    noise = np.sqrt(np.mean(errors**2, axis=1, keepdims=True))
-    modes = susceptibility_modes(chi[:, chosen] / noise)
-    axes = modes.left[:, :2]
     shown = [drawn[k] for k in np.unique(np.linspace(0, len(drawn) - 1, PANELS).astype(int))]
+    rows, chosen = kept[drawn[0]], _chosen(probe.num_entries, points // len(shown))
+    vectors, noise = np.empty((len(rows), len(chosen))), np.empty(len(rows))
+    for k, row in enumerate(rows):  # a row of the table at a time: all of them together may be large
+        chi, error = probe.chi(row)
+        noise[k] = np.sqrt(np.mean(error**2))
+        vectors[k] = chi[chosen] / noise[k]
+    modes = susceptibility_modes(vectors)
+    axes = modes.left[:, :2]
     places = {}
     for checkpoint in shown:
         scaled = np.zeros((len(rows), len(chosen)))
@@ -157,7 +160,10 @@ def _numbers(
     probe: Probe, chosen: np.ndarray, places: dict[str, np.ndarray], colours: Colours
 ) -> dict[str, np.ndarray]:
     """A row a point and checkpoint."""
-    repeated = {name: np.tile(probe.index[name][chosen], len(places)) for name in _INDEX if name in probe.index}
+    columns = {name: probe.index[name][chosen] for name in _INDEX if name in probe.index}
+    if probe.text is not None and "token" in columns:
+        columns["text"] = np.array([probe.text.shown(int(token)) for token in columns["token"]], dtype=object)
+    repeated = {name: np.tile(column, len(places)) for name, column in columns.items()}
     return {
         "checkpoint": np.repeat(list(places), len(chosen)),
         "entry": np.tile(chosen, len(places)),

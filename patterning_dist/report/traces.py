@@ -18,6 +18,7 @@ from patterning_dist.report.svg import Plot
 from patterning_dist.report.words import Metrics, number
 
 MAX_BINS, MIN_DRAWS_A_BIN = 20, 8
+SHOWN_CHAINS = 12  # more lines cannot be told apart
 
 
 @dataclass(frozen=True)
@@ -53,6 +54,18 @@ class Walk:
         """Sampler step of every draw; its number where the steps are not known."""
         return self.burn_in + np.arange(num_draws) * (self.steps_between_draws or 1)
 
+    @property
+    def shown(self) -> list[int]:
+        """Chains that are drawn, evenly chosen where there are many."""
+        chains = sorted(self.traces["loss"])
+        return [chains[k] for k in np.unique(np.linspace(0, len(chains) - 1, SHOWN_CHAINS).astype(int))]
+
+    @property
+    def chosen(self) -> str:
+        """What is said where some are not drawn."""
+        number_, shown = len(self.traces["loss"]), len(self.shown)
+        return "" if shown == number_ else f" {shown} of {number_} chains are drawn, evenly chosen."
+
     def whole(self, quantity: str) -> tuple[list[int], np.ndarray]:
         """Chains that have all their draws, and their values [chain, draw]."""
         most = max(map(len, self.traces[quantity].values()))
@@ -63,12 +76,13 @@ class Walk:
 def traces(walk: Walk, metrics: Metrics) -> Drawing:
     """A line a chain against the sampler step, with the burn-in shaded."""
     steps, chains, draws = [], [], []
-    for chain, values in walk.traces["loss"].items():
+    for chain in walk.shown:
+        values = walk.traces["loss"][chain]
         steps.append(walk.steps(len(values)))
         chains.append(np.full(len(values), chain))
         draws.append(np.arange(len(values)))
     numbers = {"chain": np.concatenate(chains), "draw": np.concatenate(draws), "step": np.concatenate(steps)}
-    numbers |= {name: np.concatenate(list(found.values())) for name, found in walk.traces.items()}
+    numbers |= {name: np.concatenate([found[c] for c in walk.shown]) for name, found in walk.traces.items()}
     return Drawing(f"Traces of {walk.subject}", [Figures(trace_figures(walk, metrics))], numbers)
 
 
@@ -80,14 +94,14 @@ def trace_figures(walk: Walk, metrics: Metrics) -> list[Figure]:
         unit = "nats" if quantity == "loss" else metrics.unit(quantity)
         label = f"{words} − value at centre{f' ({unit})' if unit else ''}"
         svg = trace_lines(
-            [(walk.steps(len(values)), values) for values in found.values()],
+            [(walk.steps(len(found[c])), found[c]) for c in walk.shown],
             "sampler step" if walk.steps_between_draws else "draw",
             label,
             f"Traces of {quantity}, subject {walk.subject}",
             walk.burn_in,
         )
         note = f"Shaded: {walk.burn_in} steps of burn-in, without draws." if walk.burn_in else ""
-        drawn.append(Figure(f"{walk.subject}: {words}", svg, note))
+        drawn.append(Figure(f"{walk.subject}: {words}", svg, (note + walk.chosen).strip()))
     return drawn
 
 
@@ -103,6 +117,8 @@ def ranks(walk: Walk) -> Drawing:
             continue
         shares, half_width = found
         for chain, row in zip(walk.whole(quantity)[0], shares, strict=True):
+            if chain not in walk.shown:
+                continue
             for number_, share in enumerate(row):
                 entry = (quantity, chain, number_, share, max(0.0, 1 - half_width), 1 + half_width)
                 for name, value in zip(columns, entry, strict=True):
@@ -148,7 +164,9 @@ def rank_figures(walk: Walk) -> list[Figure | None]:
         outside = float(np.mean(np.abs(shares - 1) > half_width))
         title = f"Ranks of {quantity.replace('_', ' ')}: R-hat {rhat}, {100 * outside:.0f} % of bins outside the band"
         note = "A line a chain. Chains that agree are even, and 5 % of their bins lie outside the band by chance."
-        drawn.append(Figure(title, _rank_plot(chains, shares, half_width, walk.subject, quantity), note))
+        kept = [k for k, chain in enumerate(chains) if chain in walk.shown]
+        svg = _rank_plot([chains[k] for k in kept], shares[kept], half_width, walk.subject, quantity)
+        drawn.append(Figure(title, svg, note + walk.chosen))
     return drawn
 
 

@@ -25,10 +25,13 @@ from patterning_dist.report.colours import Colours
 from patterning_dist.report.drawing import Drawing
 from patterning_dist.report.probe import Row, more_than_chance
 from patterning_dist.report.token_map import _noise_ceiling
-from patterning_dist.report.traces import rank_shares
+from patterning_dist.report.traces import Walk, rank_shares, ranks, traces
+from patterning_dist.report.words import Metrics
 
 sys.path.append(str(Path(__file__).parent))  # whatever the import mode of the tests
 measured_run = importlib.import_module("measured_run")
+_posterior = importlib.import_module("report_fixture_posterior")
+write_json, write_table = _posterior.write_json, _posterior.write_table
 COMPONENTS, OBSERVABLES = measured_run.COMPONENTS, measured_run.OBSERVABLES
 SVG = "{http://www.w3.org/2000/svg}"
 
@@ -84,7 +87,7 @@ def assert_drawn(numbers: np.ndarray, places: np.ndarray) -> None:
 def test_axes_are_the_principal_components_of_scikit_learn_with_the_largest_loading_positive(
     trained: Path, run: OpenedRun
 ) -> None:
-    table = run.plot.token_map(points=300).table
+    table = run.plot.token_map(points=600).table
     assert table["checkpoint"].unique().tolist() == ["step-100", "final"]
     entries = table[table.checkpoint == "final"]["entry"].to_numpy()
     assert len(set(entries)) == 300
@@ -96,7 +99,7 @@ def test_axes_are_the_principal_components_of_scikit_learn_with_the_largest_load
         points = vectors(trained, checkpoint, "step-100")[entries]
         np.testing.assert_allclose(found, (points - points.mean(axis=0)) @ axes, atol=1e-4)
     share = f"axis 1: {100 * reference.explained_variance_ratio_[0]:.0f} % of the variance"
-    assert share in run.plot.token_map(points=300)._repr_html_()
+    assert share in run.plot.token_map(points=600)._repr_html_()
 
 
 def test_the_map_says_what_is_noise_and_its_table_is_what_is_drawn(run: OpenedRun, tmp_path: Path) -> None:
@@ -125,9 +128,10 @@ def test_a_row_that_does_not_repeat_is_left_out_of_the_map_and_named(trained: Pa
 def test_points_of_the_map_tell_their_context(trained: Path, run: OpenedRun, tmp_path: Path) -> None:
     drawing = run.plot.token_map(colour="pattern")
     tips = [found.text for found in panels(drawing, tmp_path)[0].findall(f".//{SVG}circle/{SVG}title")]
-    index = chi_of(trained, "final/everything")
-    texts = run.plot._probe().text
-    for tip, (_, row) in zip(tips[:200:13], index.iloc[:200:13].iterrows(), strict=True):
+    index, texts = chi_of(trained, "final/everything"), run.plot._probe().text
+    entries = drawing.table["entry"].iloc[: len(tips)]
+    for entry, tip in list(zip(entries, tips, strict=True))[:200:13]:
+        row = index.iloc[entry]
         assert f"[{texts.visible(row['token'])}]" in tip and tip.endswith(f"· {row['pattern']}")
 
 
@@ -258,6 +262,38 @@ def test_rank_plots_are_even_where_chains_agree_and_not_where_one_is_elsewhere(r
     shares, half_width = rank_shares(apart)
     assert shares[3, -1] > 1 + half_width and shares[3, 0] < 1 - half_width
     assert rank_shares(np.ones((4, 200))) is None and rank_shares(apart[:1]) is None
+
+
+def test_of_many_chains_some_are_drawn_and_that_is_said() -> None:
+    rng = np.random.default_rng(0)
+    found = {"loss": {chain: rng.normal(size=100) for chain in range(40)}}
+    walk = Walk("many", found, burn_in=0, steps_between_draws=0)
+    assert len(walk.shown) == 12 and walk.shown[0] == 0 and walk.shown[-1] == 39
+    for drawing in (traces(walk, Metrics({})), ranks(walk)):
+        assert drawing.table["chain"].unique().tolist() == walk.shown
+        assert "12 of 40 chains are drawn" in drawing._repr_html_() and drawing._repr_html_().count("<path") == 12
+    everyone = rank_shares(walk.whole("loss")[1])[0]  # ranks are among all chains
+    np.testing.assert_allclose(ranks(walk).table["share"], everyone[walk.shown].ravel())
+
+
+def test_samples_without_positions_have_a_map_by_label(tmp_path: Path) -> None:
+    rng, labels = np.random.default_rng(0), np.repeat(["even", "odd"], 20)
+    columns = {"sample_id": np.arange(40), "label": labels, "center_loss": np.ones(40), "rhat": np.ones(40)}
+    for name in ("a", "b"):
+        columns |= {
+            f"chi_{name}": np.where(labels == "odd", 1.0, -1.0) + rng.normal(size=40),
+            f"se_{name}": np.ones(40),
+        }
+    write_table(tmp_path / "response/susceptibility-everything.parquet/part-00000.parquet", columns)
+    rows = {name: {"reliability": 0.8} for name in ("a", "b")}
+    write_json(tmp_path / "response/diagnostics.json", {"subjects": {"everything": {"observables": rows}}})
+    write_json(tmp_path / "manifest.json", {"stages": {}})
+    drawing = open_run(tmp_path).plot.token_map()
+    assert drawing.title == "Map of samples by susceptibility, coloured by label"
+    assert drawing.table["sample_id"].tolist() == list(range(40))
+    assert "<title>sample 3 · even</title>" in drawing._repr_html_()
+    # Two rows of one component share their draws: noise of one standard error each could all be one axis.
+    assert "axis 2" in drawing._repr_html_() and "which noise alone could give" in drawing._repr_html_()
 
 
 def test_more_than_eight_groups_share_the_last_colour() -> None:

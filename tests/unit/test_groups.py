@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from patterning_dist.data.patterns import token_patterns
-from patterning_dist.measure.groups import entry_groups, group_susceptibility
+from patterning_dist.measure.groups import entry_groups, mean_shares
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import susceptibility
 
@@ -33,25 +33,27 @@ def chains_of(seed: int, losses_of) -> list[CoMoments]:
 
 @pytest.mark.parametrize("baseline", ["restricted", "full", "itself"])
 def test_a_mean_over_a_group_has_the_error_of_chains_that_record_it(baseline: str) -> None:
-    shares = np.random.default_rng(3).dirichlet(np.ones(12), size=4).T
+    labels = np.array([0, 1, 1, 2, 2, 2, 0, 1, 2, 0, 0, 0])
+    shares = mean_shares([labels == group for group in range(3)])
 
-    def means(losses: np.ndarray) -> np.ndarray:
-        return np.concatenate([losses @ shares, losses.mean(axis=1, keepdims=True)], axis=1)
+    def group_means(losses: np.ndarray) -> np.ndarray:
+        found = [losses[:, labels == group].mean(axis=1) for group in range(3)]
+        return np.stack([*found, losses.mean(axis=1)], axis=1)
 
-    chains, recorded = chains_of(0, lambda losses: losses), chains_of(0, means)
-    full, full_recorded = chains_of(1, lambda losses: losses), chains_of(1, means)
+    chains, recorded = chains_of(0, lambda losses: losses), chains_of(0, group_means)
+    full, full_recorded = chains_of(1, lambda losses: losses), chains_of(1, group_means)
+    means, full_means = ([m.averaged(shares) for m in part] for part in (chains, full))
     if baseline == "itself":  # chains that are their own baseline
-        full, full_recorded = chains, recorded
-    kind = "restricted" if baseline == "restricted" else "full"
-    found = group_susceptibility(chains, shares, kind, None if kind == "restricted" else full)
-    weights = np.append(np.zeros(4), 1)
+        full, full_means, full_recorded = chains, means, recorded
+    kind, weights = "restricted" if baseline == "restricted" else "full", np.array([0, 0, 0, 1.0])
+    found = susceptibility(means, loss_weights=weights, baseline=kind, full=full_means)
     expected = susceptibility(recorded, loss_weights=weights, baseline=kind, full=full_recorded)
     for name in ("chi", "standard_error", "degrees_of_freedom", "skewness"):
-        np.testing.assert_allclose(getattr(found, name)[:, :4], getattr(expected, name)[:, :4], rtol=1e-9, atol=1e-12)
+        np.testing.assert_allclose(getattr(found, name)[:, :3], getattr(expected, name)[:, :3], rtol=1e-9, atol=1e-12)
     # The mean of chi is no news; its error is, which that of single losses does not tell.
     single = susceptibility(chains, baseline=kind, full=full)
-    np.testing.assert_allclose(found.chi[:, :4], single.chi @ shares, atol=1e-12)
-    assert not np.allclose(found.standard_error[:, :4], single.standard_error @ shares, rtol=0.05)
+    np.testing.assert_allclose(found.chi[:, :3], single.chi @ shares[:, :3], atol=1e-12)
+    assert not np.allclose(found.standard_error[:, :3], single.standard_error @ shares[:, :3], rtol=0.05)
 
 
 def test_the_table_has_the_means_of_the_tables_of_chi(tmp_path: Path) -> None:
