@@ -51,7 +51,8 @@ def heat_map(table: pa.Table, *, observable: str | None = None, kind: str | None
     strength = {c: max(abs(_errors(row)) for row in rows if row["component"] == c) for c in _components(rows)}
     kept = sorted(strength, key=lambda name: -strength[name])[:SHOWN_COMPONENTS]
     components = [name for name in strength if name in kept]
-    groups = list(dict.fromkeys(row["group"] for row in rows))
+    sizes = {row["group"]: row["num_entries"] for row in rows}
+    groups = sorted(sizes, key=lambda name: -sizes[name])
     shown = [checkpoints[k] for k in np.unique(np.linspace(0, len(checkpoints) - 1, PANELS).astype(int))]
     drawn = [row for row in rows if row["checkpoint"] in shown and row["component"] in kept]
     largest = max(abs(_errors(row)) for row in drawn)
@@ -110,7 +111,7 @@ def _panel(
         )
         plot.box((j + 0.02, j + 0.98), (i + 0.04, i + 0.96), style, shade, tip)
         if len(groups) <= 10:
-            words = number(value, decimals=1 if abs(value) < 9.95 else 0)
+            words = number(round(value, 1) + 0.0, decimals=1 if abs(value) < 9.95 else 0)  # no minus before a zero
             strong = is_clear and shade > 0.62
             plot.words(j + 0.5, i + 0.5, words, "cell strong" if strong else "cell", "middle")
     return plot.svg(description)

@@ -66,6 +66,9 @@ def _figures(run: Run, diagnostics: Mapping[str, Any], texts: Mapping[str, Token
             blocks += _titled(heat_map(groups, kind=name), folded=name != names[0])
     if probe is not None and probe.text is not None and "position" in probe.index:
         blocks += _titled(passages(probe), folded=False)
+    if blocks:
+        words = "Alone, as SVG, and with their numbers as CSV: patterning_dist.open_run(…).plot draws the figures."
+        blocks.append(Note(words, "small"))
     return blocks
 
 

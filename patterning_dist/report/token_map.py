@@ -46,26 +46,16 @@ def token_map(probe: Probe, *, colour: str | None = None, points: int = POINTS) 
         return Drawing(title, [Note(_missing(probe, kept))], {})
     shown = [drawn[k] for k in np.unique(np.linspace(0, len(drawn) - 1, PANELS).astype(int))]
     rows, chosen = kept[drawn[0]], _chosen(probe.num_entries, points // len(shown))
-    vectors, noise = np.empty((len(rows), len(chosen))), np.empty(len(rows))
-    for k, row in enumerate(rows):  # a row of the table at a time: all of them together may be large
-        chi, error = probe.chi(row)
-        noise[k] = np.sqrt(np.mean(error**2))
-        vectors[k] = chi[chosen] / noise[k]
-    modes = susceptibility_modes(vectors)
-    axes = modes.left[:, :2]
-    places = {}
+    vectors, noise = _vectors(probe, rows, chosen, np.ones(len(rows)))
+    axes = susceptibility_modes(vectors / noise[:, None]).left[:, :2]
+    places, labels = {}, {}
     for checkpoint in shown:
-        scaled = np.zeros((len(rows), len(chosen)))
-        for k, row in enumerate(replace(row, checkpoint=checkpoint) for row in rows):
-            scaled[k] = probe.chi(row)[0][chosen] / noise[k] if row in kept[checkpoint] else 0.0
-        places[checkpoint] = axes.T @ (scaled - scaled.mean(axis=1, keepdims=True))
-    ceiling = _noise_ceiling(rows, len(chosen))
-    variances = modes.singular_values**2 / len(chosen)
-    labels = [
-        f"axis {k + 1}: {100 * modes.explained_variance[k]:.0f} % of the variance"
-        + (", which noise alone could give" if variances[k] < ceiling else "")
-        for k in range(2)
-    ]
+        there = [replace(row, checkpoint=checkpoint) for row in rows]
+        here = np.array([row in kept[checkpoint] for row in there])
+        vectors, errors = _vectors(probe, there, chosen, noise)
+        vectors, errors = vectors * here[:, None], errors * here
+        places[checkpoint] = axes.T @ vectors
+        labels[checkpoint] = _labels(places[checkpoint], vectors, errors)
     ranges = [padded(np.concatenate([found[k] for found in places.values()])) for k in range(2)]
     tips = [f"{probe.context(int(k))} · {colours.groups[k]}" for k in chosen]
     styles = [colours.style(group) for group in colours.groups[chosen]]
@@ -73,7 +63,7 @@ def token_map(probe: Probe, *, colour: str | None = None, points: int = POINTS) 
     for checkpoint, place in places.items():
         caption = f"{checkpoint}: " if len(shown) > 1 else ""
         caption += _finding(colours, place[0], chosen, kind)
-        panels.append(Figure(caption, _panel(place, ranges, labels, styles, tips, checkpoint)))
+        panels.append(Figure(caption, _panel(place, ranges, labels[checkpoint], styles, tips, checkpoint)))
     panels.append(_loadings(axes, rows))
     words = _words(probe, rows, kept, shown, len(chosen))
     blocks: list[Block] = [Figures(panels, legend=colours.legend), Note(words, "small")]
@@ -85,15 +75,28 @@ def _chosen(size: int, points: int) -> np.ndarray:
     return np.sort(np.random.default_rng(0).choice(size, min(size, points), replace=False))
 
 
-def _noise_ceiling(rows: Sequence[Row], num_points: int) -> float:
-    """Variance that an axis of noise has at most, in squared standard errors.
+def _vectors(probe: Probe, rows: Sequence[Row], chosen: np.ndarray, unit: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Centred chi of the chosen entries [row, point], and its error [row], both in units of every row's own.
 
-    Rows of one component share their draws, so that their noise may all go one way; chains of different components are
-    independent. (1 + sqrt(p / n))^2 is what the largest of p sample variances of n points is too large by (Marchenko
-    & Pastur, 1967).
+    A row of the table at a time: all of them together may be large.
     """
-    together = max(sum(row.component == other.component for other in rows) for row in rows)
-    return together * (1 + np.sqrt(len(rows) / num_points)) ** 2
+    vectors, errors = np.empty((len(rows), len(chosen))), np.empty(len(rows))
+    for k, row in enumerate(rows):
+        chi, error = probe.chi(row)
+        vectors[k] = (chi[chosen] - chi[chosen].mean()) / unit[k]
+        errors[k] = np.sqrt(np.mean(error**2)) / unit[k]
+    return vectors, errors
+
+
+def _labels(place: np.ndarray, vectors: np.ndarray, errors: np.ndarray) -> list[str]:
+    """Share of the variance along either axis, and whether noise could give as much.
+
+    All rows follow the draws of few chains, and their noise may go few ways: the k-th of ordered variances that sum to
+    that of all rows is at most a k-th of it.
+    """
+    variances, total, noise = place.var(axis=1), vectors.var(axis=1).sum(), (errors**2).sum()
+    doubt = [", which noise alone could give" if variances[k] < noise / (k + 1) else "" for k in range(2)]
+    return [f"axis {k + 1}: {100 * variances[k] / total:.0f} % of the variance{doubt[k]}" for k in range(2)]
 
 
 def _finding(colours: Colours, place: np.ndarray, chosen: np.ndarray, kind: str | None) -> str:

@@ -23,8 +23,8 @@ from patterning_dist.opened import OpenedRun
 from patterning_dist.report import build_report
 from patterning_dist.report.colours import Colours
 from patterning_dist.report.drawing import Drawing
-from patterning_dist.report.probe import Row, more_than_chance
-from patterning_dist.report.token_map import _noise_ceiling
+from patterning_dist.report.probe import more_than_chance
+from patterning_dist.report.token_map import _labels
 from patterning_dist.report.traces import Walk, rank_shares, ranks, traces
 from patterning_dist.report.words import Metrics
 
@@ -155,12 +155,16 @@ def test_chance_gives_one_interval_in_twenty_and_hardly_more() -> None:
     assert sum(more_than_chance(int((rng.random(40) < 0.05).sum()), 40) for _ in range(1000)) <= 5
 
 
-def test_axes_of_noise_stay_below_the_ceiling_however_the_observables_of_a_component_go_together() -> None:
-    rng, rows = np.random.default_rng(1), [Row("c", component, name) for component in "abc" for name in "xy"]
-    for _ in range(20):
-        values = np.repeat(rng.normal(size=(3, 400)), 2, axis=0)  # both rows of a component have the same noise
-        largest = np.linalg.eigvalsh(np.cov(values, bias=True))[-1]
-        assert largest < 1.25 * _noise_ceiling(rows, 400) and largest > _noise_ceiling(rows[::2], 400)
+def test_an_axis_is_doubted_where_noise_that_all_rows_share_could_give_it() -> None:
+    rng = np.random.default_rng(1)
+    for shared in (0.0, 0.7, 1.0):  # of the noise of six rows, and nothing but noise
+        values = np.sqrt(1 - shared) * rng.normal(size=(6, 400)) + np.sqrt(shared) * rng.normal(size=400)
+        values -= values.mean(axis=1, keepdims=True)
+        axes = np.linalg.eigh(np.cov(values))[1][:, ::-1][:, :2]
+        errors = values.std(axis=1)
+        assert all("noise alone" in label for label in _labels(axes.T @ values, values, 1.001 * errors))
+        first, second = _labels(axes.T @ values, values, 0.3 * errors)  # the same values, known better
+        assert ("noise alone" in first, "noise alone" in second) == (False, shared == 1.0)
 
 
 def test_the_heat_map_shows_the_table_in_errors_and_no_colour_where_the_interval_has_zero(
