@@ -9,9 +9,13 @@ from pathlib import Path
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
+from tiny_run import subjects_of, tiny_config
 
-from patterning_dist.data.patterns import token_patterns
+from patterning_dist.data.induction import induction_tokens
+from patterning_dist.data.patterns import INDUCTION, PATTERNS, token_patterns
+from patterning_dist.data.tokenizer import token_texts
 from patterning_dist.measure.groups import entry_groups, mean_shares
+from patterning_dist.measure.plans import entry_index
 from patterning_dist.response.moments import CoMoments
 from patterning_dist.response.susceptibility import susceptibility
 
@@ -75,6 +79,17 @@ def test_groups_are_kinds_with_several_names_and_not_too_many() -> None:
         ("domain", "b", [False, True, False]),
     ]
     assert entry_groups({"domain": np.arange(41)}) == [] and len(entry_groups({"domain": np.arange(40)})) == 40
+
+
+def test_the_probe_has_the_pattern_of_every_token(tiny_run: Path) -> None:
+    subjects = subjects_of(tiny_config(tiny_run), tiny_run)
+    index, tokens = entry_index(subjects), subjects.task.train.tokens(subjects.probe.ids)
+    repeats = induction_tokens(tokens).ravel()
+    assert 0.05 < repeats.mean() < 0.95
+    np.testing.assert_array_equal(index["pattern"] == INDUCTION, repeats)
+    by_text = token_patterns(token_texts(tiny_run / "data/tokenizer.json"))[index["token"]]
+    np.testing.assert_array_equal(index["pattern"][~repeats], by_text[~repeats])
+    assert set(index["pattern"]) <= set(PATTERNS)
 
 
 @pytest.mark.parametrize(
