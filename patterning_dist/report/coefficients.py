@@ -81,7 +81,7 @@ def _over_training(
     label = "checkpoint, in the order of the training"
     plot = Plot((-0.3, last + 0.3), padded(values), x_label=label, y_label="LLC", height=300, x_ticks=ticks)
     if plot.y_range[0] < 0:
-        plot.rule(y=0.0, words="0")
+        plot.rule(y=0.0)
     steps = np.arange(len(checkpoints))
     for component, line in lines.items():
         ends = [interval_of(line[c]["llc"]) if c in line else None for c in checkpoints]

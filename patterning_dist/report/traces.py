@@ -176,7 +176,7 @@ def _rank_plot(chains: list[int], shares: np.ndarray, half_width: float, subject
     label = f"rank of the draw, in {num_bins} bins"
     ticks = [(0.0, "lowest"), (float(num_bins), "highest")]
     y_label = "draws in a bin, over the even share"
-    plot = Plot((0, num_bins), (0, top), x_label=label, y_label=y_label, left=58, height=195, x_ticks=ticks)
+    plot = Plot((0, num_bins), (0, top), x_label=label, y_label=y_label, left=58, right=26, height=195, x_ticks=ticks)
     plot.box((0, num_bins), (max(0.0, 1 - half_width), 1 + half_width), "neutral", 0.18, "where 95 % of even bins lie")
     plot.rule(y=1.0)
     edges = np.repeat(np.arange(num_bins + 1), 2)[1:-1]
