@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -23,7 +24,7 @@ from patterning_dist.report.text import INDEX, TokenText, entries, shades, split
 from patterning_dist.report.token_map import token_map
 from patterning_dist.report.words import number
 
-SHOWN_SUBJECTS, ENTRIES_A_SIDE, CANDIDATES = 6, 6, 200
+SHOWN_SUBJECTS, SHOWN_OBSERVABLES, ENTRIES_A_SIDE, CANDIDATES = 6, 4, 6, 200
 
 
 def susceptibilities(
@@ -53,7 +54,7 @@ def susceptibilities(
 
 
 def _figures(run: Run, diagnostics: Mapping[str, Any], texts: Mapping[str, TokenText]) -> list[Block]:
-    """Map of the entries, mean chi by groups, and passages; the first kind of groups in the open, others folded."""
+    """Map of the entries, mean chi by groups, and passages; the first of a sort in the open, others that show some."""
     blocks: list[Block] = []
     probe, groups = Probe.of(run, diagnostics, texts), run.table(GROUPS)
     if probe is not None:
@@ -62,8 +63,9 @@ def _figures(run: Run, diagnostics: Mapping[str, Any], texts: Mapping[str, Token
             blocks += _titled(token_map(probe, colour=kind), folded=bool(blocks))
     if groups is not None:
         names = sorted(set(groups["kind"].to_pylist()), key=lambda name: name != "pattern")
-        for name in names:
-            blocks += _titled(heat_map(groups, kind=name), folded=name != names[0])
+        observables = list(dict.fromkeys(groups["observable"].to_pylist()))[:SHOWN_OBSERVABLES]
+        for number_, (name, observable) in enumerate(itertools.product(names, observables)):
+            blocks += _titled(heat_map(groups, kind=name, observable=observable), folded=number_ > 0)
     if probe is not None and probe.text is not None and "position" in probe.index:
         blocks += _titled(passages(probe), folded=False)
     if blocks:
