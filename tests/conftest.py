@@ -46,6 +46,7 @@ SECONDS = {
     "tests/unit/test_plan_without_gpus.py": 50,
     "tests/unit/test_plan_memory.py": 25,
     "tests/unit/test_footprint.py": 20,
+    "tests/unit/test_field_figures.py": 20,
     "tests/unit/test_docstring_examples.py": 15,
     "tests/unit/test_trackers.py": 15,
     "tests/end_to_end/test_calibrate.py": 45,

@@ -23,6 +23,7 @@ pytestmark = pytest.mark.skipif(BROWSER is None, reason="no chromium on PATH; in
 
 sys.path.append(str(Path(__file__).parents[1] / "unit"))
 write_run = importlib.import_module("report_fixture").write_run
+write_measured = importlib.import_module("measured_run").write_measured
 
 # A browser window is at least 500 pixels wide, so the page is put in a frame and tells the page around it.
 MEASURE = """<script>addEventListener("load", () => {
@@ -57,6 +58,12 @@ def report(tmp_path_factory) -> Path:
     return build_report(write_run(tmp_path_factory.mktemp("runs") / "run"))
 
 
+@pytest.fixture(scope="module")
+def measured(tmp_path_factory) -> Path:
+    """Maps and heat maps are drawn of chi that repeats."""
+    return build_report(write_measured(tmp_path_factory.mktemp("runs") / "run", {"early": 0.5, "final": 1.0}))
+
+
 def test_the_console_stays_empty(report, tmp_path):
     document, log = browse(report, tmp_path)
     assert "<h1>induction-small</h1>" in document
@@ -64,8 +71,9 @@ def test_the_console_stays_empty(report, tmp_path):
 
 
 @pytest.mark.parametrize("width", [1280, 400, 320])
-def test_the_page_is_never_wider_than_its_window(report, tmp_path, width):
-    measured = report.read_text(encoding="utf-8").replace("</body>", MEASURE)
+@pytest.mark.parametrize("of", ["report", "measured"])
+def test_the_page_is_never_wider_than_its_window(request, tmp_path, of, width):
+    measured = request.getfixturevalue(of).read_text(encoding="utf-8").replace("</body>", MEASURE)
     around = tmp_path / "around.html"
     around.write_text(
         f'<body><iframe style="border:0;width:{width}px;height:900px" srcdoc="{html.escape(measured)}">'
