@@ -5,7 +5,7 @@ VENV := .venv
 # Written last, so that an interrupted installation is taken up again.
 STAMP := $(VENV)/.installed
 
-.PHONY: quickstart test test-all docs corpus
+.PHONY: quickstart test test-all test-hosts docs corpus
 
 quickstart: $(STAMP)
 	$(VENV)/bin/patterning run configs/quickstart.yaml
@@ -16,6 +16,10 @@ test: $(STAMP)
 
 test-all: $(STAMP)
 	$(VENV)/bin/python -m pytest -n 2 -m "extended or not extended"
+
+# Hosts made of network namespaces on this machine; needs root.
+test-hosts: $(STAMP)
+	$(VENV)/bin/python -m pytest tests/hosts -m extended
 
 # The pages in docs/, and those made from the package, as HTML in site/.
 docs: $(STAMP)
