@@ -30,6 +30,7 @@ from patterning_dist.runtime.workforce import TaskFailed, WorkerLost, Workforce,
 from patterning_dist.sampling.ranks import Ranks
 
 PLACEMENT_TIMEOUT = 300.0  # seconds until the resources of a group must have become free
+_NO_TIME = 0.01  # seconds
 _GRACE = 5.0  # seconds after the first failure, in which the rank that caused it may be found out
 
 
@@ -216,7 +217,7 @@ def rank_groups(
         ray.kill(group)
         remove_placement_group(groups.pop(group))
 
-    return Workforce(start_worker, number, need, progress, dismiss)
+    return Workforce(start_worker, number, need, progress, dismiss, has_room=lambda group: groups[group].wait(_NO_TIME))
 
 
 def _error(call: ray.ObjectRef) -> Exception | None:

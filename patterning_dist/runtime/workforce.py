@@ -63,6 +63,7 @@ class Workforce:
         progress: hears what is waited for.
         dismiss: ends a worker, or gives back what one that died leaves behind.
         keep: takes a worker in that is idle at the end; None: it ends.
+        has_room: whether a worker that is starting has what it needs, and only loads.
     """
 
     def __init__(
@@ -73,8 +74,9 @@ class Workforce:
         progress: Progress,
         dismiss: Callable[[ActorHandle], None] = ray.kill,
         keep: Callable[[ActorHandle], None] | None = None,
+        has_room: Callable[[ActorHandle], bool] = has_process,
     ) -> None:
-        self._dismiss, self._keep = dismiss, keep
+        self._dismiss, self._keep, self._has_room = dismiss, keep, has_room
         self._start_worker, self.number, self._need, self._progress = start_worker, number, need, progress
         self._starting: dict[ray.ObjectRef, ActorHandle] = {}
         self._idle: list[ActorHandle] = []
@@ -241,6 +243,9 @@ class Workforce:
         now = time.monotonic()
         waited = now - self._alone_since
         if waited < _SAID_AFTER:
+            return
+        if any(map(self._has_room, self._starting.values())):
+            self._alone_since = now
             return
         state = self._need.shortage(nodes())
         if waited > _ROOM_TIMEOUT:

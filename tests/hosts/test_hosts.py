@@ -160,6 +160,7 @@ def test_two_hosts_end_with_the_numbers_of_one(cluster: Cluster, local_ray: None
     output, _ = submitted.communicate(timeout=900)
     assert submitted.returncode == 0, output
     assert "are spread over nodes" in output
+    assert "waiting for a worker" not in output, "nobody else has the room"
     assert_same_numbers(cluster.read("whole"), reference(tmp_path))
 
 
