@@ -69,6 +69,7 @@ class Host:
         script += "; mount --bind /tmp/etc-hosts /etc/hosts; echo ready; exec sleep infinity"
         spaces = ["--net", "--mount", "--uts", "--pid", "--fork", "--mount-proc", "--kill-child"]
         self._init = subprocess.Popen(["unshare", *spaces, "sh", "-ec", script], stdout=subprocess.PIPE, text=True)
+        self._processes.append(self._init)
         assert self._init.stdout is not None and self._init.stdout.readline() == "ready\n"
         children = Path(f"/proc/{self._init.pid}/task/{self._init.pid}/children").read_text().split()
         self._spaces = ["nsenter", "-t", children[0], "--net", "--mount", "--uts", "--pid"]
@@ -120,8 +121,10 @@ class Host:
     def lose(self) -> None:
         """Everything of it at once, its folders as well."""
         self._init.send_signal(signal.SIGKILL)
-        for process in (self._init, *self._processes):
-            process.communicate()
+        while self._processes:
+            process = self._processes.pop()
+            if process.stdout is not None and not process.stdout.closed:
+                process.communicate()
         deadline = time.monotonic() + 10
         while Path(f"/sys/class/net/{self.cable}").exists() and time.monotonic() < deadline:
             time.sleep(0.1)  # the cable goes with the host's network
