@@ -129,6 +129,8 @@ def experiment(folder: Path, sources: str, **sampling: object) -> Path:
         sampling: keys to change.
     """
     content = gpt_neox(folder)
+    if sampling:  # a run of more draws: a check would be four times as long
+        del content["check"]
     content["sampling"] |= {"ranks_per_chain": 2, "snapshot_seconds": 1} | sampling
     content |= {"training": content["training"] | {"num_workers": 2}, "retrain": RETRAIN | {"num_workers": 2}}
     content["data"] |= {"sources": [{"path": sources}]}
