@@ -112,7 +112,7 @@ def test_other_weights_are_solved_for_without_scoring_again_but_for_what_is_dama
     damaged.write_bytes(content)
     _, stored = solve(sampled, directory, "solve.effective_sample_share=0.8")
     assert stored == {"pool-3.npz"}
-    assert "scores/everything/pool-3.npz is damaged: pool-3 is computed again" in capsys.readouterr().out
+    assert "scores/everything/pool-3.npz is damaged: everything/pool-3 is computed again" in capsys.readouterr().out
     with np.load(damaged) as now, np.load(undisturbed / "scores" / "everything" / "pool-3.npz") as before:
         np.testing.assert_array_equal(now["scores"], before["scores"])
 

@@ -194,9 +194,9 @@ class World:
             "is_initialized": lambda: True,
         }.items():
             patch.setattr(ray, name, function)
-        patch.setattr(
-            workforce.Workforce.__init__, "__defaults__", (_kill, None)
-        )  # it was ray.kill when it was defined
+        patch.setattr(  # they were ray.kill and has_process when it was defined
+            workforce.Workforce.__init__, "__defaults__", (_kill, None, lambda actor: True)
+        )
 
     def restart(self) -> None:
         """A new driver, on the same files."""
