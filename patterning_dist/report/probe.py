@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from scipy.special import bdtrc
+import scipy
 
 from patterning_dist.report.reading import Run, column
 from patterning_dist.report.text import TokenText, split_of
@@ -150,4 +150,4 @@ def _parts(subject: str) -> tuple[str, str]:
 
 def more_than_chance(num_found: int, num_looked_at: int) -> bool:
     """Whether so many 95 % intervals exclude 0 that chance alone, of independent ones, hardly does it."""
-    return num_found > 0 and float(bdtrc(num_found - 1, num_looked_at, _MISSED)) < CHANCE
+    return num_found > 0 and float(scipy.special.bdtrc(num_found - 1, num_looked_at, _MISSED)) < CHANCE

@@ -7,7 +7,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
-from arviz_stats.base import array_stats
 from markupsafe import Markup
 
 from patterning_dist.report.blocks import Figure, Figures
@@ -16,6 +15,7 @@ from patterning_dist.report.figures import trace_lines
 from patterning_dist.report.reading import Run, column, schema_json
 from patterning_dist.report.svg import Plot
 from patterning_dist.report.words import Metrics, number
+from patterning_dist.response.arviz import array_stats
 
 MAX_BINS, MIN_DRAWS_A_BIN = 20, 8
 SHOWN_CHAINS = 12  # more lines cannot be told apart
@@ -143,7 +143,7 @@ def rank_shares(values: np.ndarray) -> tuple[np.ndarray, float] | None:
     bins = ranks * num_bins // values.size
     counts = np.stack([np.bincount(row, minlength=num_bins) for row in bins])
     # Of every chain by itself: where chains disagree, effective draws of all together would widen the band to hide it.
-    alone = [float(array_stats.ess(chain[None], method="mean")) for chain in values if np.ptp(chain)]
+    alone = [float(array_stats().ess(chain[None], method="mean")) for chain in values if np.ptp(chain)]
     effective = min(float(np.mean(alone)), num_draws)
     # A bin holds its share of a chain's draws without replacement from those of all chains.
     variance = (1 - 1 / num_bins) * (1 - 1 / num_chains) * num_bins / effective
@@ -160,7 +160,7 @@ def rank_figures(walk: Walk) -> list[Figure | None]:
             drawn.append(None)
             continue
         shares, half_width = found
-        rhat = number(float(array_stats.rhat(values, method="rank")), decimals=3)
+        rhat = number(float(array_stats().rhat(values, method="rank")), decimals=3)
         outside = float(np.mean(np.abs(shares - 1) > half_width))
         title = f"Ranks of {quantity.replace('_', ' ')}: R-hat {rhat}, {100 * outside:.0f} % of bins outside the band"
         note = "A line a chain. Chains that agree are even, and 5 % of their bins lie outside the band by chance."

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
 
 from patterning_dist.response.moments import CoMoments, Floats, Moments
 
@@ -130,7 +130,7 @@ def student_interval(value: ArrayLike, error: ArrayLike, degrees: ArrayLike, lev
         >>> round(float(low), 2), round(float(high), 2)  # 1 -+ 3.18 * 0.1
         (0.68, 1.32)
     """
-    width = stdtrit(degrees, (1 + level) / 2) * np.asarray(error)
+    width = scipy.special.stdtrit(degrees, (1 + level) / 2) * np.asarray(error)
     return np.asarray(value) - width, np.asarray(value) + width
 
 
@@ -152,7 +152,7 @@ def skewed_interval(
     """
     low, high = student_interval(value, error, degrees, level)
     a = np.asarray(skewness) / np.sqrt(num_batches)
-    quantile = stdtrit(degrees, (1 + level) / 2)
+    quantile = scipy.special.stdtrit(degrees, (1 + level) / 2)
 
     def inverse(x: Floats) -> Floats:
         small = np.abs(a) < 1e-6

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import stdtrit
+import scipy
 
 OVERALL = "overall"  # the split of all held-out samples, and what it is called where no observable is of it
 GROUP = "group"  # column of the documents beside those of influences
@@ -124,7 +124,7 @@ def crossed_contrast(values: np.ndarray, influences: np.ndarray, groups: np.ndar
     samples_alone, sequences, num_groups = max(found)
     if seeds is None:
         return Crossed(value, None, sequences, None, None)
-    widths = (stdtrit(num - 1, 0.975) ** 2 for num in (num_seeds, num_groups))
+    widths = (scipy.special.stdtrit(num - 1, 0.975) ** 2 for num in (num_seeds, num_groups))
     squares = sum(t * part for t, part in zip(widths, (over_seeds, samples_alone), strict=True))
     return Crossed(value, seeds, sequences, float((over_seeds + samples_alone) ** 0.5), float(squares**0.5))
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import Literal
 
 import numpy as np
-from arviz_stats.base import array_stats
 from numpy.typing import ArrayLike, NDArray
 
 from patterning_dist.errors import PatterningError
+from patterning_dist.response.arviz import array_stats
 from patterning_dist.response.moments import CoMoments
 
 
@@ -38,10 +38,10 @@ def observable_diagnostics(traces: Mapping[str, ArrayLike]) -> dict[str, dict[st
             "mean": float(trace.mean()),
             "standard_deviation": float(trace.std(ddof=1)),
             "rhat": rank_rhat(trace) if varies and len(trace) > 1 else np.nan,
-            "ess_bulk": float(array_stats.ess(trace, method="bulk")) if varies else np.nan,
-            "mcse": float(array_stats.mcse(trace, method="mean")) if varies else 0.0,
+            "ess_bulk": float(array_stats().ess(trace, method="bulk")) if varies else np.nan,
+            "mcse": float(array_stats().mcse(trace, method="mean")) if varies else 0.0,
             "autocorrelation": _lag_one(trace) if varies else np.nan,
-            "autocorrelation_time": trace.size / float(array_stats.ess(trace, method="mean")) if varies else np.nan,
+            "autocorrelation_time": trace.size / float(array_stats().ess(trace, method="mean")) if varies else np.nan,
         }
     return result
 
@@ -56,12 +56,12 @@ def rank_rhat(trace: NDArray[np.float64]) -> float:
         inf
     """
     with np.errstate(divide="ignore", invalid="ignore"):
-        return float(array_stats.rhat(trace, method="rank"))
+        return float(array_stats().rhat(trace, method="rank"))
 
 
 def _lag_one(trace: NDArray[np.float64]) -> float:
     # Of the chains' summed autocovariances, so that a chain that stands still counts for nothing.
-    autocovariance = array_stats.autocov(trace, axis=1).sum(axis=0)
+    autocovariance = array_stats().autocov(trace, axis=1).sum(axis=0)
     return float(autocovariance[1] / autocovariance[0]) if autocovariance[0] > 0 else np.nan
 
 

@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from arviz_stats.base import array_stats
+import scipy
 from numpy.typing import ArrayLike
-from scipy.special import chdtri, stdtrit
 
+from patterning_dist.response.arviz import array_stats
 from patterning_dist.response.batch_means import degrees_of_freedom
 from patterning_dist.response.diagnostics import checked_trace, rank_rhat
 from patterning_dist.response.llc import TraceMean, llc, trace_mean
@@ -181,7 +181,7 @@ def _drift(trace: Floats, numbers: Sequence[int]) -> tuple[list[Finding], Floats
     rises = (trace - mean) @ time / (time @ time)
     residuals = trace - np.polynomial.polynomial.polyval(time, np.polynomial.polynomial.polyfit(time, trace.T, 2))
     moving = [chain[None] for chain in residuals if np.ptp(chain) > 0]
-    effective = [float(array_stats.ess(chain, method="mean")) for chain in moving]
+    effective = [float(array_stats().ess(chain, method="mean")) for chain in moving]
     inside = 12 * sum(c.var(ddof=1) / size for c, size in zip(moving, effective, strict=True)) / num_chains**2
     between = rises.var(ddof=1) / num_chains if num_chains > 1 else np.nan
     # With one or two degrees of freedom no drift of two chains would ever be seen.
@@ -190,7 +190,7 @@ def _drift(trace: Floats, numbers: Sequence[int]) -> tuple[list[Finding], Floats
     rise, level = rises.mean(), abs(trace.mean())
     # Below one standard deviation of the draws, a drift adds less than a twelfth to their variance.
     harmless = min(MIN_DRIFT * level, residuals.std())
-    if abs(rise) <= max(-stdtrit(degrees, CHANCE / 2) * error, harmless):
+    if abs(rise) <= max(-scipy.special.stdtrit(degrees, CHANCE / 2) * error, harmless):
         return [], trace
     mode, verb = ("still_rising", "rises") if rise > 0 else ("still_falling", "falls")
     text = (
@@ -221,7 +221,7 @@ def _disagreement(trace: Floats, numbers: Sequence[int], rhat: Mapping[str, floa
 def largest_rhat(num_chains: int, num_draws: int) -> float:
     """MAX_RHAT, or what independent draws exceed by chance: n (R^2 - 1) + 1 is F with (2 chains - 1, many) degrees."""
     degrees = 2 * num_chains - 1
-    chance = chdtri(degrees, CHANCE) / degrees
+    chance = scipy.special.chdtri(degrees, CHANCE) / degrees
     return max(MAX_RHAT, float(np.sqrt(1 + (chance - 1) / (num_draws // 2))))
 
 

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, ParamSpec, TypeVar
 
 import numpy as np
-from scipy.special import chdtri, ndtri
+import scipy
 
 from patterning_dist.response import llc as llcs
 from patterning_dist.response import solver
@@ -115,7 +115,7 @@ def _effective_draws(series: Floats, count: int, variance: float) -> float:
     """
     num_chains, num_batches = series.shape
     degrees = num_chains * (num_batches - 1)
-    spread = ((series - series.mean(axis=1, keepdims=True)) ** 2).sum() / chdtri(degrees, CHANCE)
+    spread = ((series - series.mean(axis=1, keepdims=True)) ** 2).sum() / scipy.special.chdtri(degrees, CHANCE)
     independent = variance * num_chains * num_batches / count
     return float(count * min(1.0, independent / spread)) if spread > 0 else float(count)
 
@@ -129,7 +129,7 @@ def _neighbours(series: Floats) -> tuple[float, float]:
         return 0.0, 1.0
     correlation = (away[:, 1:] * away[:, :-1]).sum() / squares
     # About means of their own independent numbers have -1 / B, with a variance of about 1 / B (Bartlett, 1946).
-    return float(correlation), float(-ndtri(CHANCE) / np.sqrt(num_chains * num_batches) - 1 / num_batches)
+    return float(correlation), float(-scipy.special.ndtri(CHANCE) / np.sqrt(num_chains * num_batches) - 1 / num_batches)
 
 
 def _few(name: str, draws: float) -> str:

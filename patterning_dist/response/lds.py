@@ -16,8 +16,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike, NDArray
-from scipy.stats import rankdata
 
 Floats = NDArray[np.float64]
 _RESAMPLES = 4000
@@ -77,7 +77,7 @@ def linear_datamodeling_score(predicted: ArrayLike, measured: ArrayLike, groups:
         >>> round(linear_datamodeling_score(predicted, measured, groups=[0]).value, 6)  # ranks count, not sizes
         1.0
     """
-    a, b = (rankdata(np.asarray(values, np.float64), axis=0) for values in (predicted, measured))
+    a, b = (scipy.stats.rankdata(np.asarray(values, np.float64), axis=0) for values in (predicted, measured))
     if a.shape != b.shape or len(a) < 2:
         raise ValueError(f"expected alike tables [subset, query] of two subsets or more, got {a.shape} and {b.shape}")
     rng = np.random.default_rng(0)

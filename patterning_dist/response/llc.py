@@ -7,10 +7,10 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-from arviz_stats.base import array_stats
 from numpy.typing import ArrayLike
 
 from patterning_dist.errors import PatterningError
+from patterning_dist.response.arviz import array_stats
 from patterning_dist.response.batch_means import (
     batch_mean,
     covariance_of_means,
@@ -61,11 +61,11 @@ def trace_mean(values: ArrayLike) -> TraceMean:
     trace = checked_trace("losses", np.asarray(values, np.float64))
     num_chains = len(trace)
     varying = [chain[None] for chain in trace if np.ptp(chain)]
-    inside = sum(float(array_stats.mcse(chain, method="mean")) ** 2 for chain in varying) / num_chains**2
+    inside = sum(float(array_stats().mcse(chain, method="mean")) ** 2 for chain in varying) / num_chains**2
     between = trace.mean(axis=1).var(ddof=1) / num_chains if num_chains > 1 else np.nan
     # The variance inside a chain sums autocovariances up to a lag of about 2 autocorrelation times tau. Such a sum over
     # T draws has a relative variance of about 8 tau / T (Sokal 1997), as a chi-square with T / (4 tau) degrees has.
-    effective = sum(float(array_stats.ess(chain, method="mean")) for chain in varying)
+    effective = sum(float(array_stats().ess(chain, method="mean")) for chain in varying)
     degrees = degrees_of_freedom(inside, between, max(effective / 4, 1.0), num_chains)
     return TraceMean(float(trace.mean()), float(np.sqrt(np.fmax(inside, between))), float(degrees))
 

@@ -6,7 +6,7 @@ Seeds are independent and their values normal, on the logarithmic scale where th
 from __future__ import annotations
 
 import numpy as np
-from scipy.special import stdtrit
+import scipy
 
 
 def mean_interval(values: np.ndarray) -> list[float] | None:
@@ -56,4 +56,4 @@ def share_of_effect(effects: np.ndarray, reference: np.ndarray) -> tuple[float |
 
 
 def _t(num_seeds: int) -> float:
-    return float(stdtrit(num_seeds - 1, 0.975))
+    return float(scipy.special.stdtrit(num_seeds - 1, 0.975))

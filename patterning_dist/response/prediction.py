@@ -6,8 +6,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
 
 from patterning_dist.errors import PatterningError
 from patterning_dist.response.moments import Floats
@@ -98,5 +98,5 @@ def cross_fitted_response(
 
 def _summary(per_chain: Floats, error: Floats, dof: int, level: float) -> PredictedResponse:
     value = per_chain.mean(axis=0)
-    width = stdtrit(dof, (1 + level) / 2) * error if dof else error
+    width = scipy.special.stdtrit(dof, (1 + level) / 2) * error if dof else error
     return PredictedResponse(value, error, np.stack([value - width, value + width], axis=-1), per_chain)

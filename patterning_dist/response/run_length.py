@@ -8,8 +8,8 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
+import scipy
 from numpy.typing import ArrayLike
-from scipy.special import stdtrit
 
 from patterning_dist.response.failure_modes import MAX_EXCESS
 
@@ -74,7 +74,7 @@ def signal(chi_per_chain: ArrayLike) -> Signal:
     if not without or not np.isfinite([ratio, *without]).all():
         return Signal(spread, ratio, 0.0, math.inf, median_ratio)
     error = math.sqrt((num_chains - 1) * np.var(np.log(without)))
-    width = float(stdtrit(num_chains - 1, 0.975)) * error
+    width = float(scipy.special.stdtrit(num_chains - 1, 0.975)) * error
     return Signal(spread, ratio, ratio * math.exp(-width), ratio * math.exp(width), median_ratio)
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
+import scipy
 
 from patterning_dist.response.bounded import RESIDUAL, Dual, Pass, minimise, steadied
 from patterning_dist.response.moments import Floats
@@ -72,6 +72,6 @@ def bracketed(problem: Dual, beta: Floats, size: float, upper: float, last: Floa
         return float(np.sqrt(found.square)) - size
 
     # Without bounds |h| is linear in the strength, so that its root is found in few steps.
-    strength = brentq(excess, 0.0, upper, xtol=1e-12 * upper, rtol=1e-10)
+    strength = scipy.optimize.brentq(excess, 0.0, upper, xtol=1e-12 * upper, rtol=1e-10)
     dual, found, steps = minimise(problem, strength * beta, last, identity)
     return Reached(strength, dual, found, num_iterations + steps)

@@ -9,8 +9,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 import numpy as np
-from scipy.optimize import brentq
-from scipy.special import chdtrc, chdtri, ndtri
+import scipy
 
 _LEVEL = 0.95
 _FAR = 50.0  # of log hazard ratios: beyond it a likelihood has reached its limit, e^-50 being below rounding
@@ -99,7 +98,7 @@ def kaplan_meier(runs: Runs) -> Curve:
     share = np.cumprod(1 - events / at_risk)
     greenwood = np.cumsum(events / (at_risk * np.maximum(at_risk - events, 1)))  # where no run is left it is not used
     log_share = np.log(np.where(at_risk > events, share, np.nan))
-    power = np.exp(ndtri(0.5 + _LEVEL / 2) * np.sqrt(greenwood) / np.abs(log_share))
+    power = np.exp(scipy.special.ndtri(0.5 + _LEVEL / 2) * np.sqrt(greenwood) / np.abs(log_share))
     return Curve(times, share, share**power, share ** (1 / power))
 
 
@@ -123,7 +122,7 @@ def log_rank(first: Runs, second: Runs) -> LogRank:
     if not variance.sum():
         return LogRank(None, None)
     chi2 = (events[0] - expected).sum() ** 2 / variance.sum()
-    return LogRank(float(chi2), float(chdtrc(1, chi2)))
+    return LogRank(float(chi2), float(scipy.special.chdtrc(1, chi2)))
 
 
 def hazard_ratio(first: Runs, second: Runs) -> HazardRatio:
@@ -157,11 +156,11 @@ def hazard_ratio(first: Runs, second: Runs) -> HazardRatio:
     def slope(b: float) -> float:
         return float(events[0].sum() - (ours / (ours + theirs * np.exp(-b))).sum())
 
-    best = _FAR if rising else -_FAR if falling else brentq(slope, -_FAR, _FAR)
-    level = likelihood(best) - chdtri(1, 1 - _LEVEL) / 2
+    best = _FAR if rising else -_FAR if falling else scipy.optimize.brentq(slope, -_FAR, _FAR)
+    level = likelihood(best) - scipy.special.chdtri(1, 1 - _LEVEL) / 2
 
     def end(far: float) -> float:
-        return float(np.exp(brentq(lambda b: likelihood(b) - level, best, far)))
+        return float(np.exp(scipy.optimize.brentq(lambda b: likelihood(b) - level, best, far)))
 
     if rising:
         return HazardRatio(np.inf, (end(-_FAR), np.inf))

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import numpy as np
-from arviz_stats.base import array_stats
+import scipy
 from numpy.typing import NDArray
-from scipy.special import chdtri
 
+from patterning_dist.response.arviz import array_stats
 from patterning_dist.response.diagnostics import observable_diagnostics
 from patterning_dist.response.failure_modes import CHANCE, MAX_RHAT, Finding, failure_modes
 
@@ -71,8 +71,8 @@ def _is_autocorrelation(finding: Finding, traces: Mapping[str, Floats]) -> bool:
     for key, rhat in finding.evidence.items():
         trace = traces[key.removeprefix("rhat_")]
         num_chains, num_draws = trace.shape
-        effective = np.mean([array_stats.ess(chain[None], method="mean") for chain in trace if np.ptp(chain)])
-        chance = chdtri(2 * num_chains - 1, CHANCE) / (2 * num_chains - 1)
+        effective = np.mean([array_stats().ess(chain[None], method="mean") for chain in trace if np.ptp(chain)])
+        chance = scipy.special.chdtri(2 * num_chains - 1, CHANCE) / (2 * num_chains - 1)
         if rhat > max(MAX_RHAT, np.sqrt(1 + (chance * num_draws / effective - 1) / (num_draws // 2))):
             return False
     return True

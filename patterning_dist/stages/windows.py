@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-from scipy.special import ndtri
+import scipy
 
 from patterning_dist.config import Config, HuggingFaceConfig
 from patterning_dist.config.checkpoints import FINAL
@@ -146,7 +146,7 @@ def _estimates(
     """Name -> a prediction with its 95 % interval, of errors that are added in squares; all arrays [name]."""
     # The samples of the result are others: their sampling error is as large again.
     total = np.sqrt(2 * sampling**2 + order**2 + (fine - coarse) ** 2 + (_MODEL_ERROR * fine) ** 2)
-    width = ndtri(0.975) * total
+    width = scipy.special.ndtri(0.975) * total
     return {
         name: {
             "value": fine[k],

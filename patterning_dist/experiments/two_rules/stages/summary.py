@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from scipy.stats import binomtest
+import scipy
 
 from patterning_dist.experiments.two_rules.config import ParenthesesConfig
 from patterning_dist.experiments.two_rules.stages.references import EQUAL_COUNT, NESTED, read_references
@@ -145,7 +145,7 @@ def mean_with_interval(values: np.ndarray) -> dict[str, Any]:
 def _share(rejected: np.ndarray, bound: float) -> dict[str, Any]:
     """Share of networks beyond a bound, with its exact interval."""
     hits = int((rejected < bound).sum() if bound < 0.5 else (rejected > bound).sum())
-    exact = binomtest(hits, len(rejected)).proportion_ci(0.95, method="exact")
+    exact = scipy.stats.binomtest(hits, len(rejected)).proportion_ci(0.95, method="exact")
     return {"value": hits / len(rejected), "interval": [float(exact.low), float(exact.high)]}
 
 
